@@ -1,0 +1,206 @@
+"""What a finished step is: a directory whose ``manifest.json`` says so.
+
+The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so the same holds on object stores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from upath import UPath
+
+from daskmeans import runtime
+from daskmeans.errors import DataError, NotFoundError, OutputError
+
+NAME = "manifest.json"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines a result: Python and the libraries that compute."""
+    names = ("daskmeans", "dask", "distributed", "numpy", "numba", "pandas", "pyarrow")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def identity(found: dict[str, Any]) -> str:
+    """Hash of what determines the output that a manifest describes; steps that read the output depend on it."""
+    parts = [found[key] for key in ("step", "settings", "inputs")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def remove(path: UPath) -> None:
+    """Remove `path` and all below it; nothing happens if it is not there."""
+    if path.exists():
+        path.fs.rm(path.path, recursive=True)
+
+
+class Step:
+    """An output directory while it is being made.
+
+    Attributes
+    ----------
+    path : UPath
+        The directory.
+    facts : dict
+        What the manifest will tell besides settings and inputs, such as row counts; JSON types only.
+    """
+
+    def __init__(self, path: UPath, head: dict[str, Any]) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {}
+        self._head = head
+        self._start = time.perf_counter()
+        self._client = runtime.current_client()
+        runtime.reset_peaks(self._client)
+
+    def write(self, finished: bool) -> None:
+        """Write the manifest as it stands."""
+        seconds = round(time.perf_counter() - self._start, 3)
+        tail = {"seconds": seconds, "peak_bytes": runtime.peaks(self._client), "finished": finished}
+        write_json(self.path / NAME, self._head | self.facts | tail)
+
+
+@contextlib.contextmanager
+def step(
+    out: UPath, name: str, settings: dict[str, Any], inputs: dict[str, Any], *, overwrite: bool = False
+) -> Iterator[Step]:
+    """Make `out` the output of step `name`; on any error remove it again.
+
+    Parameters
+    ----------
+    out : UPath
+        A directory that does not exist, is empty, holds an unfinished output of the same step, or (with `overwrite`) a finished one.
+    name : str
+        ``embed``, ``fit``, ``assign``, ``dedup``, ``apply``.
+    settings, inputs : dict
+        What determines the result; JSON types only.
+    overwrite : bool, default False
+        Replace a finished output of daskmeans. A directory of anything else is never touched.
+
+    Raises
+    ------
+    OutputError
+        `out` holds something that must not be overwritten.
+    """
+    claim(out, name, overwrite=overwrite)
+    head = {"step": name, "settings": settings, "inputs": inputs, "versions": versions()}
+    out.mkdir(parents=True, exist_ok=True)
+    made = Step(out, head)
+    made.write(finished=False)
+    try:
+        yield made
+    except BaseException:
+        remove(out)
+        raise
+    made.write(finished=True)
+
+
+def claim(out: UPath, name: str, *, overwrite: bool = False) -> None:
+    """Make sure that `out` may be written, and clear what an earlier run of the same step has left there."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(
+            "the output exists and is a file",
+            where=str(out),
+            expected="a directory to be made",
+            remedy="choose another --out",
+        )
+    if not any(out.iterdir()):
+        return
+    found = _read(out)
+    if found is None:
+        raise OutputError(
+            "the output directory holds files that daskmeans did not write",
+            where=str(out),
+            expected="a new or an empty directory",
+            remedy="choose another --out, or empty it yourself",
+        )
+    if found["finished"] and not overwrite:
+        raise OutputError(
+            f"the output exists already (step {found['step']!r}, finished)",
+            where=str(out),
+            expected="a new or an empty directory",
+            remedy="choose another --out, or add --overwrite to replace it",
+        )
+    if found["step"] != name:
+        raise OutputError(
+            f"the output directory belongs to another step ({found['step']!r})",
+            where=str(out),
+            expected=f"a new directory, or one of step {name!r}",
+            remedy="choose another --out",
+        )
+    remove(out)
+
+
+def read(path: UPath, *steps: str) -> dict[str, Any]:
+    """Manifest of the finished step in `path`, which must be one of `steps`.
+
+    Raises
+    ------
+    NotFoundError
+        `path` is not there, or is not an output of one of `steps`.
+    OutputError
+        It is unfinished: a run is still writing it, or was interrupted.
+    """
+    wanted = " or ".join(f"`daskmeans {step}`" for step in steps)
+    if not path.exists():
+        raise NotFoundError("no such path", where=str(path), expected=f"the output directory of {wanted}")
+    found = _read(path)
+    if found is None or found["step"] not in steps:
+        raise NotFoundError(
+            "this is not what it should be" if found is None else f"this is the output of `daskmeans {found['step']}`",
+            where=str(path),
+            expected=f"the output directory of {wanted}",
+        )
+    if not found["finished"]:
+        raise OutputError(
+            f"the output of `daskmeans {found['step']}` is unfinished",
+            where=str(path),
+            remedy="run the command that writes it again; it replaces what is there",
+        )
+    return found
+
+
+def peek(path: UPath) -> dict[str, Any] | None:
+    """Manifest in `path`, finished or not; None where there is none."""
+    return _read(path)
+
+
+def _read(path: UPath) -> dict[str, Any] | None:
+    file = path / NAME
+    if not file.exists():
+        return None
+    found = read_json(file)
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("finished"), bool)
+        or not isinstance(found.get("step"), str)
+    ):
+        raise DataError(
+            "the manifest is damaged", where=str(file), remedy="remove the directory and run the step again"
+        )
+    return found
+
+
+def read_json(path: UPath) -> Any:
+    """Content of the JSON file `path`."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(
+            f"not valid JSON ({error})", where=str(path), remedy="remove the directory and run the step again"
+        ) from None
+
+
+def write_json(path: UPath, value: Any) -> None:
+    """Write `value` to `path`, readable by people too; a reader sees the old content or the new, never half of it."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.fs.mv(aside.path, path.path)

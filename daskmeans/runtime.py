@@ -1,0 +1,268 @@
+"""Where tasks run: in this process, on a LocalCluster, or on a scheduler that is already there.
+
+The code above hands over :class:`dask.delayed.Delayed` tasks and never asks which of these it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import dask
+import distributed
+import psutil
+from dask.callbacks import Callback
+from dask.delayed import Delayed
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
+from threadpoolctl import ThreadpoolController
+
+from daskmeans import config, progress
+from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
+
+logger = logging.getLogger("daskmeans")
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Where a command runs; the fields are the flags of the command line."""
+
+    device: str = "auto"
+    n_workers: int | None = None
+    threads_per_worker: int | None = None
+    memory_limit: str = "auto"
+    scheduler: str | None = None
+    scheduler_file: str | None = None
+    dashboard_address: str = "127.0.0.1:8787"
+    local_directory: str | None = None
+    rmm_pool_size: str | None = None
+    device_memory_limit: str | None = None
+    enable_cudf_spill: bool = False
+    protocol: str | None = None
+
+
+def current_client(client: Client | None = None) -> Client | None:
+    """`client`, else the current client of this process, else None: work runs in this process.
+
+    Inside a task there is none: a task that waited for others on its own cluster could block it.
+    """
+    if client is not None:
+        return client
+    with contextlib.suppress(ValueError):
+        distributed.get_worker()
+        return None
+    with contextlib.suppress(ValueError):
+        return Client.current()
+    return None
+
+
+def n_threads(client: Client | None = None) -> int:
+    """Threads that run tasks at the same time: those of all workers, or the cores of this process."""
+    if client is None:
+        return CPU_COUNT
+    return max(1, sum(client.nthreads().values()))
+
+
+def memory_per_task(client: Client | None = None) -> int | None:
+    """Bytes that one task may use (the tightest worker's limit over its threads); None without a limit."""
+    if client is None:
+        return None
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return min((w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
+
+
+def memory_in_all(client: Client | None = None) -> int:
+    """Bytes that all workers may use together; without a client or a limit, what this machine has free."""
+    limits = [w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()] if client else [0]
+    return sum(limits) if all(limits) else int(psutil.virtual_memory().available)
+
+
+def reset_peaks(client: Client | None = None) -> None:
+    """Start measuring the peak memory of this process and of all workers anew, where the system can."""
+    _reset_peak()
+    if client is not None:
+        client.run(_reset_peak)
+
+
+def peaks(client: Client | None = None) -> dict[str, int]:
+    """Peak bytes since :func:`reset_peaks`: of this process, and of the worker that used most."""
+    return {"client": _peak(), "worker": max(client.run(_peak).values(), default=0) if client is not None else 0}
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:  # Linux only; see proc(5)
+        file.write("5")
+
+
+def _peak() -> int:
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    return int(psutil.Process().memory_info().rss)
+
+
+def compute(tasks: Sequence[Delayed], label: str = "", client: Client | None = None) -> list[Any]:
+    """Results of `tasks`, in their order, with a line of progress called `label` if it is not empty.
+
+    An error of one task cancels the others and is raised as it was.
+    """
+    client = current_client(client)
+    display = progress.line(label, len(tasks)) if label else contextlib.nullcontext()
+    with display as line:
+        if client is None:
+            return compute_here(tasks, line)
+        futures = client.compute(list(tasks))
+        try:
+            if line is not None:
+                for future in distributed.as_completed(futures):
+                    if future.status == "error":
+                        break
+                    line.advance()
+            return client.gather(futures)
+        except distributed.client.FutureCancelledError as error:
+            raise ClusterError(
+                "the scheduler was lost while tasks were running", remedy="run the command again"
+            ) from error
+        finally:
+            client.cancel(futures)
+
+
+def compute_here(tasks: Sequence[Delayed], line: progress.Line | None = None) -> list[Any]:
+    """Results of `tasks`, computed by threads of this process whether there is a client or not."""
+    keys = {task.key for task in tasks}
+
+    def done(key: Any, *_: Any) -> None:
+        if line is not None and key in keys:
+            line.advance()
+
+    # Tasks take the cores; a BLAS that brings threads of its own would take them a second time.
+    with Callback(posttask=done), _one_thread_each():
+        return list(dask.compute(*tasks, scheduler="threads", num_workers=CPU_COUNT))
+
+
+def _one_thread_each() -> contextlib.AbstractContextManager[Any]:
+    """Limit BLAS to one thread in the ``with`` block; finding the libraries takes long, so it is done once."""
+    return _libraries().limit(limits=1)
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def persist(tasks: Sequence[Delayed], client: Client | None = None) -> list[Delayed]:
+    """`tasks` computed and kept where they were computed; the result stands for them in further tasks."""
+    client = current_client(client)
+    if client is None:
+        with _one_thread_each():
+            return list(dask.persist(*tasks, scheduler="threads", num_workers=CPU_COUNT))
+    return list(client.persist(list(tasks)))
+
+
+def share(value: Any, client: Client | None = None) -> Any:
+    """`value` sent to every worker once; hand the result to tasks in its place."""
+    client = current_client(client)
+    return value if client is None else client.scatter([value], broadcast=True, hash=False)[0]
+
+
+def place(value: Any, client: Client | None = None) -> Any:
+    """`value` sent to some worker; hand the result to tasks in its place."""
+    client = current_client(client)
+    return value if client is None else client.scatter([value], hash=False)[0]
+
+
+def log_event(topic: str, message: dict[str, Any], client: Client | None = None) -> None:
+    """Log `message` under `topic` with the scheduler, where the dashboard and plug-ins find it."""
+    client = current_client(client)
+    logger.debug("%s %s", topic, message)
+    if client is not None:
+        client.log_event(topic, message)
+
+
+@contextlib.contextmanager
+def cluster(settings: ClusterSettings) -> Iterator[Client]:
+    """Client of the cluster that `settings` describe; one that was started here ends with the ``with`` block.
+
+    Raises
+    ------
+    ClusterError
+        No scheduler answers at the address.
+    UsageError
+        The settings contradict one another, or ask for a device that is not there.
+    """
+    if settings.device not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"unknown device {settings.device!r}", where="--device", expected="auto, cpu or gpu")
+    if settings.scheduler or settings.scheduler_file:
+        with _connect(settings) as client:
+            yield client
+    elif settings.device == "gpu":
+        with _gpu_cluster(settings) as local, Client(local) as client:
+            yield client
+    else:
+        with _cpu_cluster(settings) as local, Client(local) as client:
+            yield client
+
+
+def _connect(settings: ClusterSettings) -> Client:
+    address = settings.scheduler or settings.scheduler_file
+    timeout = config.get("connect-timeout")
+    try:
+        if settings.scheduler:
+            return Client(settings.scheduler, timeout=timeout)
+        return Client(scheduler_file=settings.scheduler_file, timeout=timeout)
+    except FileNotFoundError:
+        raise NotFoundError("no such file", where=f"--scheduler-file {address}") from None
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ClusterError(
+            f"no scheduler answered within {timeout} s ({type(error).__name__})",
+            where=f"--scheduler {address}",
+            expected="the address of a running dask scheduler, such as tcp://127.0.0.1:8786",
+            remedy="start one with `dask scheduler`, or leave the flag out to use this machine",
+        ) from None
+
+
+def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
+    """A LocalCluster on which kernel threads times worker threads is the number of cores."""
+    threads = settings.threads_per_worker or 1
+    workers = settings.n_workers or max(1, CPU_COUNT // threads)
+    kernel_threads = max(1, CPU_COUNT // (workers * threads))
+    pinned = {name: kernel_threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    # Workers take these variables over before they import numpy, which is when a BLAS reads them.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": pinned}):
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=settings.memory_limit,
+            dashboard_address=settings.dashboard_address,
+            local_directory=settings.local_directory,
+            silence_logs=logging.ERROR,
+        )
+
+
+def _gpu_cluster(settings: ClusterSettings) -> Any:
+    if find_spec("dask_cuda") is None:
+        raise MissingExtraError("dask_cuda", "gpu")
+    from dask_cuda import LocalCUDACluster
+
+    return LocalCUDACluster(
+        n_workers=settings.n_workers,
+        threads_per_worker=settings.threads_per_worker or 1,
+        memory_limit=settings.memory_limit,
+        device_memory_limit=settings.device_memory_limit or 0.8,
+        rmm_pool_size=settings.rmm_pool_size,
+        enable_cudf_spill=settings.enable_cudf_spill,
+        protocol=settings.protocol,
+        dashboard_address=settings.dashboard_address,
+        local_directory=settings.local_directory,
+    )
+
+
+def dashboard(client: Client) -> str:
+    """Where the dashboard of `client` is, or how to get one."""
+    if find_spec("bokeh") is None:
+        return 'not available; pip install "daskmeans[dashboard]"'
+    return str(client.dashboard_link)
