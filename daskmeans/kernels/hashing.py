@@ -1,0 +1,126 @@
+"""64-bit hashes of numbers, strings and vectors: the only source of randomness per row.
+
+A hash depends on the value and the seed alone, never on where the value lies, so a choice that follows from it is the same
+however the input was cut.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from daskmeans.kernels.jit import kernel
+
+
+@kernel
+def _mix(z):  # type: ignore[no-untyped-def]
+    """Finaliser of SplitMix64, a bijection (Steele, Lea & Flood, OOPSLA 2014)."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@kernel
+def hash_integers(values, seed):  # type: ignore[no-untyped-def]
+    """Hash of each element of a uint64 array; different numbers never collide under one seed.
+
+    Parameters
+    ----------
+    values : ndarray of uint64, shape (n,)
+    seed : int
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+    """
+    out = np.empty(values.shape[0], np.uint64)
+    start = _mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))
+    for i in range(values.shape[0]):
+        out[i] = _mix(values[i] + start)
+    return out
+
+
+@kernel
+def _hash_slices(data, offsets, seed):  # type: ignore[no-untyped-def]
+    out = np.empty(offsets.shape[0] - 1, np.uint64)
+    start = _mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))
+    for i in range(out.shape[0]):
+        begin, end = offsets[i], offsets[i + 1]
+        h = _mix(start + np.uint64(end - begin))
+        word = np.uint64(0)
+        held = 0
+        for j in range(begin, end):
+            word |= np.uint64(data[j]) << np.uint64(8 * held)
+            held += 1
+            if held == 8:
+                h = _mix(h ^ word) * np.uint64(0x9E3779B97F4A7C15)
+                word, held = np.uint64(0), 0
+        out[i] = _mix(h ^ word)
+    return out
+
+
+@kernel
+def _hash_words(words, seed):  # type: ignore[no-untyped-def]
+    out = np.empty(words.shape[0], np.uint64)
+    start = _mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))
+    for i in range(words.shape[0]):
+        h = start
+        for j in range(words.shape[1]):
+            h = _mix(h ^ np.uint64(words[i, j])) * np.uint64(0x9E3779B97F4A7C15)
+        out[i] = h
+    return out
+
+
+def hash_column(column: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarray:
+    """Hash of each value of a column of integers or strings without nulls.
+
+    Parameters
+    ----------
+    column : pyarrow.Array or pyarrow.ChunkedArray
+        Integers of any width, or (large) strings or binaries.
+    seed : int, default 0
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+
+    Examples
+    --------
+    >>> a = hash_column(pa.array(["a", "b", "a"]))
+    >>> bool(a[0] == a[2]), bool(a[0] == a[1])
+    (True, False)
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # older pyarrow returns chunks for an empty column
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_integer(column.type):
+        values = column.to_numpy(zero_copy_only=False)
+        return hash_integers(values.astype(np.int64 if values.dtype.kind == "i" else np.uint64).view(np.uint64), seed)
+    column = column.cast(pa.large_binary())
+    _, offsets, data = column.buffers()
+    if len(column) == 0:
+        return np.empty(0, np.uint64)
+    ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    raw = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    return _hash_slices(raw, ends, seed)
+
+
+def hash_rows(X: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Hash of the bits of each row of a float32 matrix; negative zero counts as zero.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d)
+    seed : int, default 0
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+    """
+    return _hash_words(np.ascontiguousarray(X + np.float32(0)).view(np.uint32), seed)
+
+
+def uniform(hashes: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1) from hashes, float64."""
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,20 @@
+"""One way to compile a kernel: without the GIL, cached on disk where that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` with numba.
+
+    No fast-math: the order of operations is part of a kernel's contract. Where no cache directory can be written, the
+    kernel is compiled anew in each process.
+    """
+    try:
+        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # numba: "no locator available"
+        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
