@@ -1,0 +1,1 @@
+"""Files to dask dataframes to matrices, and back; rows are checked here, once."""

@@ -1,0 +1,201 @@
+"""Which columns are read, and as what type they come out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from upath import UPath
+
+from daskmeans.errors import DataError, UsageError
+from daskmeans.vectors.matrix import is_list, vector_columns
+from daskmeans.vectors.slices import Survey
+
+TypeOf = Callable[[pa.DataType, str], pa.DataType]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Names of the columns that are read; either `embedding` or `text` is given."""
+
+    id: str
+    embedding: str | None
+    text: str | None
+    metadata: tuple[str, ...]
+
+    @property
+    def value(self) -> str:
+        """Name of the column of vectors or texts."""
+        return self.embedding or self.text or ""
+
+
+def choose(
+    schema: pa.Schema,
+    path: UPath,
+    id_field: str,
+    embedding_field: str | None,
+    text_field: str | None,
+    metadata: Iterable[str],
+) -> Fields:
+    """The columns to read of files such as `path`, whose `schema` must have them.
+
+    Raises
+    ------
+    UsageError
+        A column is missing or of a wrong type, or there are several columns of vectors and none was named.
+    """
+    names = tuple(dict.fromkeys(metadata))
+    _require(schema, path, id_field, "--id-field")
+    for name in names:
+        _require(schema, path, name, "--metadata-field")
+    if text_field is not None:
+        _require(schema, path, text_field, "--text-field")
+        embedding_field = None
+    elif embedding_field is not None:
+        _require(schema, path, embedding_field, "--embedding-field")
+        _element_type(schema.field(embedding_field).type, f"{path}, column {embedding_field!r}")
+    else:
+        embedding_field = _only_vectors(schema, path, names)
+    value = embedding_field or text_field
+    return Fields(id_field, embedding_field, text_field, tuple(name for name in names if name not in (id_field, value)))
+
+
+def output_schema(fields: Fields, surveys: Sequence[tuple[UPath, Survey]], dimension: int) -> pa.Schema:
+    """What comes out of all files of `surveys`, each of which has rows.
+
+    Raises
+    ------
+    UsageError
+        A column is missing in one of the files, or of a wrong type.
+    DataError
+        Two files contradict each other.
+    """
+    types = {fields.id: _agreed(fields.id, surveys, _id_type)}
+    if fields.embedding:
+        types[fields.embedding] = _vector_type(fields.embedding, surveys, dimension)
+    else:
+        types[fields.value] = _agreed(fields.value, surveys, _text_type)
+    types |= {name: _agreed(name, surveys, _metadata_type) for name in fields.metadata}
+    return pa.schema(types)
+
+
+def plain(type_: pa.DataType) -> pa.DataType:
+    """`type_` without dictionary, view or 64-bit offsets, so that every partition has the same."""
+    if pa.types.is_dictionary(type_):
+        return plain(type_.value_type)
+    if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        return pa.string()
+    if pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_):
+        return pa.binary()
+    return type_
+
+
+def _require(schema: pa.Schema, path: UPath, name: str, flag: str) -> None:
+    if name in schema.names:
+        return
+    near = difflib.get_close_matches(name, schema.names, 1)
+    remedy = f"did you mean {flag} {near[0]}?" if near else f"name another column with {flag}"
+    raise UsageError(f"there is no column {name!r}", where=str(path), expected=_columns(schema), remedy=remedy)
+
+
+def _columns(schema: pa.Schema) -> str:
+    return f"one of the columns {', '.join(schema.names)}"
+
+
+def _only_vectors(schema: pa.Schema, path: UPath, taken: Sequence[str]) -> str:
+    found = [name for name in vector_columns(schema) if name not in taken]
+    if not found:
+        raise UsageError(
+            "there is no column of vectors",
+            where=str(path),
+            expected=f"a list of floats; the columns are {', '.join(f'{f.name} ({f.type})' for f in schema)}",
+            remedy="name the column with --embedding-field, or make vectors of a text column with `daskmeans embed`",
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"there are {len(found)} columns of vectors: {', '.join(found)}",
+            where=str(path),
+            expected="one, or to be told which",
+            remedy=f"--embedding-field {found[0]}",
+        )
+    return found[0]
+
+
+def _agreed(name: str, surveys: Sequence[tuple[UPath, Survey]], type_of: TypeOf) -> pa.DataType:
+    """The type of column `name` that all files agree on; files that hold nulls only agree with any."""
+    first: tuple[UPath, pa.DataType] | None = None
+    for path, stored in _types(name, surveys):
+        type_ = type_of(stored, f"{path}, column {name!r}")
+        if first is None:
+            first = path, type_
+        elif type_ != first[1]:
+            _contradict(name, (first[0], str(first[1])), (path, str(type_)))
+    return first[1] if first else pa.string()
+
+
+def _types(name: str, surveys: Sequence[tuple[UPath, Survey]]) -> Iterator[tuple[UPath, pa.DataType]]:
+    for path, survey in surveys:
+        if name in survey.schema.names:
+            if not pa.types.is_null(type_ := survey.schema.field(name).type):
+                yield path, type_
+        elif survey.complete:
+            expected = _columns(survey.schema)
+            remedy = f"the other files, such as {surveys[0][0]}, have this column; write this one again"
+            raise UsageError(f"there is no column {name!r}", where=str(path), expected=expected, remedy=remedy)
+
+
+def _contradict(name: str, one: tuple[UPath, str], other: tuple[UPath, str]) -> None:
+    raise DataError(
+        f"column {name!r} is {one[1]} in {one[0]}, but {other[1]} here",
+        where=str(other[0]),
+        expected="the same in all files",
+        remedy="write one of the files again, or give them to separate runs",
+    )
+
+
+def _id_type(type_: pa.DataType, where: str) -> pa.DataType:
+    bare = plain(type_)
+    if pa.types.is_integer(bare):
+        return pa.int64()
+    if pa.types.is_string(bare):
+        return pa.string()
+    expected = "integers or strings"
+    raise UsageError(f"the id is {type_}", where=where, expected=expected, remedy="name another --id-field")
+
+
+def _text_type(type_: pa.DataType, where: str) -> pa.DataType:
+    if pa.types.is_string(plain(type_)):
+        return pa.string()
+    raise UsageError(f"the text is {type_}", where=where, expected="strings", remedy="name another --text-field")
+
+
+def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
+    return plain(type_)
+
+
+def _vector_type(name: str, surveys: Sequence[tuple[UPath, Survey]], dimension: int) -> pa.DataType:
+    """Fixed-size list of `dimension` elements of the widest type found; integers become float32."""
+    widest, first = pa.float16(), surveys[0][0]
+    for path, type_ in _types(name, surveys):
+        element = _element_type(type_, f"{path}, column {name!r}")
+        if pa.types.is_fixed_size_list(type_) and type_.list_size != dimension:
+            _contradict(name, (first, f"of dimension {dimension}"), (path, f"of dimension {type_.list_size}"))
+        widest = max(widest, element, key=lambda t: t.bit_width)
+    return pa.list_(widest, dimension)
+
+
+def _element_type(type_: pa.DataType, where: str) -> pa.DataType:
+    """Floating-point type of the elements of lists of type `type_`; float32 for integers."""
+    element = type_.value_type if is_list(type_) else pa.null()
+    if pa.types.is_floating(element):
+        return element
+    if pa.types.is_integer(element):
+        return pa.float32()
+    raise UsageError(
+        f"the column is {type_}",
+        where=where,
+        expected="a list, large list or fixed-size list of float16, float32 or float64",
+        remedy="name another column with --embedding-field",
+    )

@@ -1,0 +1,193 @@
+"""Ids that occur more than once.
+
+Hashes of all ids are compared first, range by range of the hash, where they lie; only the few rows whose hashes are
+equal are compared by their ids. So the answer is exact, and no process holds all ids.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from dask import delayed
+from distributed import Client
+
+from daskmeans import runtime
+from daskmeans.errors import DataError
+from daskmeans.kernels.hashing import hash_column
+from daskmeans.vectors.matrix import is_null
+from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.slices import Partition
+from daskmeans.vectors.source import Source
+from daskmeans.vectors.validate import SKIP
+
+# Rows whose hashes one task compares: 16 bytes each.
+ROWS_PER_RANGE = 8 * 2**20
+EXAMPLES = 3
+
+
+def find_duplicate_ids(source: Source, client: Client | None = None) -> pa.Table:
+    """All later occurrences of ids that an earlier row of the input has; null ids are no ids.
+
+    Returns
+    -------
+    pyarrow.Table
+        In the order of the input: ``partition`` and ``row`` (within the partition) of the later occurrence, ``id`` (as
+        string), ``first_partition`` and ``first_row`` of the first.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> from daskmeans.vectors.source import open_source
+    >>> lines = '{"id": "a", "v": [1.5]}\\n{"id": "b", "v": [1.5]}\\n{"id": "a", "v": [2.5]}\\n'
+    >>> _ = UPath("memory://doctest-ids/rows.jsonl").write_text(lines)
+    >>> find_duplicate_ids(open_source("memory://doctest-ids")).to_pylist()
+    [{'partition': 0, 'row': 2, 'id': 'a', 'first_partition': 0, 'first_row': 0}]
+    """
+    suspects = np.empty(0, np.int64) if source.format == "npy" else _suspects(source, client)
+    starts = np.cumsum([0, *(partition.rows for partition in source.partitions)])
+    ids = _ids_of(source, suspects, starts, client)
+    first, later = _repeated(ids)
+    partition, row = _places(suspects[later], starts)
+    first_partition, first_row = _places(suspects[first], starts)
+    return pa.table(
+        {
+            "partition": partition,
+            "row": row,
+            "id": ids.take(pa.array(later)).cast(pa.string()),
+            "first_partition": first_partition,
+            "first_row": first_row,
+        }
+    )
+
+
+def check_ids(source: Source, on_bad_row: str = "error", client: Client | None = None) -> Source:
+    """`source`, of whose rows no two with the same id come out.
+
+    Parameters
+    ----------
+    source : Source
+    on_bad_row : {"error", "skip"}, default "error"
+        Refuse an input with duplicate ids, or leave out all but the first row of each id.
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    Source
+        `source` itself if its ids are unique. Its ``rows`` still counts the rows that will be left out.
+
+    Raises
+    ------
+    DataError
+        An id occurs more than once; the message names up to three, each with two places.
+    """
+    found = find_duplicate_ids(source, client)
+    if not len(found):
+        return source
+    if on_bad_row == "error":
+        raise _error(source, found)
+    return replace(source, partitions=_leave_out(source, found), reader=replace(source.reader, on_bad_row="skip"))
+
+
+def _error(source: Source, found: pa.Table) -> DataError:
+    distinct = len(pc.unique(found.column("id")))
+    # Of each id the second occurrence, in the order of the input.
+    examples = list({row["id"]: row for row in found.slice(0, 1000).to_pylist()[::-1]}.values())[::-1][:EXAMPLES]
+    places = [
+        f"{row['id']!r} ({source.place(row['first_partition'], row['first_row'])}, and "
+        f"{source.place(row['partition'], row['row'])})"
+        for row in examples
+    ]
+    return DataError(
+        f"{distinct} ids occur more than once: " + "; ".join(places) + ("; ..." if distinct > len(places) else ""),
+        where=f"column {source.id_field!r}, rows counted from 0",
+        expected="ids that occur once in the whole input",
+        remedy=f"make the ids unique, name another --id-field, or {SKIP} (the first row of each id stays)",
+    )
+
+
+def _suspects(source: Source, client: Client | None) -> np.ndarray:
+    """Numbers of all rows whose id hashes like that of another row, ascending. int64."""
+    ranges = -(-source.rows // ROWS_PER_RANGE)
+    run = uuid.uuid4().hex[:8]
+    hashed: list[Any] = []
+    start = 0
+    for partition in source.partitions:
+        task = delayed(_hashes, pure=False, nout=ranges)
+        hashed.append(task(source.reader, partition, start, ranges, dask_key_name=f"id-hash-{run}-{partition.number}"))
+        start += partition.rows
+    compare = delayed(_equal_hashes, pure=False)
+    tasks = [compare([part[i] for part in hashed], dask_key_name=f"id-compare-{run}-{i}") for i in range(ranges)]
+    return np.sort(np.concatenate(runtime.compute(tasks, label="Checking ids", client=client)))
+
+
+def _hashes(reader: Reader, partition: Partition, start: int, ranges: int) -> list[np.ndarray]:
+    """Hash and number of each row of `partition` that has an id, divided by hash; `start` is the first number."""
+    ids = reader.ids(partition)
+    valid = np.flatnonzero(~is_null(ids))
+    hashes = np.empty((len(valid), 2), np.uint64)
+    hashes[:, 0] = hash_column(ids.drop_null())
+    hashes[:, 1] = valid + start
+    part = (hashes[:, 0] >> np.uint64(32)) * np.uint64(ranges) >> np.uint64(32)
+    return [hashes[part == i] for i in range(ranges)]
+
+
+def _equal_hashes(parts: list[np.ndarray]) -> np.ndarray:
+    """Numbers of the rows whose hash occurs more than once in `parts`."""
+    hashes, numbers = np.concatenate(parts).T
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    equal = ordered[1:] == ordered[:-1]
+    either = np.zeros(len(order), bool)
+    either[1:] |= equal
+    either[:-1] |= equal
+    return numbers[order[either]].astype(np.int64)
+
+
+def _ids_of(source: Source, numbers: np.ndarray, starts: np.ndarray, client: Client | None) -> pa.ChunkedArray:
+    """Ids of the rows with the given ascending `numbers`."""
+    run = uuid.uuid4().hex[:8]
+    take = delayed(_take, pure=False)
+    bounds = np.searchsorted(numbers, starts)
+    tasks = [
+        take(source.reader, partition, numbers[low:high] - start, dask_key_name=f"id-take-{run}-{partition.number}")
+        for partition, low, high, start in zip(source.partitions, bounds[:-1], bounds[1:], starts[:-1], strict=True)
+        if low < high
+    ]
+    columns = runtime.compute(tasks, client=client) if tasks else []
+    type_ = source.reader.schema.types[0]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type_)
+
+
+def _take(reader: Reader, partition: Partition, rows: np.ndarray) -> pa.ChunkedArray:
+    return reader.ids(partition).take(pa.array(rows))
+
+
+def _repeated(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """For each value that occurred before, ascending: where it was first, and where it is now."""
+    chunks = pc.dictionary_encode(ids).unify_dictionaries().chunks
+    numbers = np.concatenate([np.empty(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)])
+    _, firsts, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    first = firsts[inverse]
+    later = np.flatnonzero(first < np.arange(len(first)))
+    return first[later], later
+
+
+def _places(numbers: np.ndarray, starts: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """Partition, and row within it, of the rows with the given numbers."""
+    partitions = np.searchsorted(starts, numbers, side="right") - 1
+    return pa.array(partitions, pa.int32()), pa.array(numbers - starts[partitions], pa.int64())
+
+
+def _leave_out(source: Source, found: pa.Table) -> tuple[Partition, ...]:
+    """Partitions of `source` that leave out the rows in `found`."""
+    numbers, rows = found.column("partition").to_numpy(), found.column("row").to_numpy()
+    bounds = np.searchsorted(numbers, np.arange(source.n_partitions + 1))
+    return tuple(
+        replace(partition, left_out=rows[low:high]) if low < high else partition
+        for partition, low, high in zip(source.partitions, bounds[:-1], bounds[1:], strict=True)
+    )

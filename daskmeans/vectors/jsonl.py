@@ -1,0 +1,181 @@
+"""JSON lines, plain or compressed: byte ranges that end at line ends are units."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json as pj
+from upath import UPath
+
+from daskmeans.errors import DataError
+from daskmeans.vectors.files import reading
+from daskmeans.vectors.matrix import is_list
+from daskmeans.vectors.slices import Slice, Survey, Unit
+
+BLOCK_BYTES = 8 * 2**20
+HEAD_BYTES = 2**20
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+# Asks for lines with an object in each, whatever their fields: this one nobody has.
+ANY_OBJECT = pa.schema({"\0": pa.null()})
+
+Read = Callable[[int], bytes]
+
+
+def survey(path: UPath, rows: int | None) -> Survey:
+    """Schema of `path` from its first lines, and units of `rows` lines; without `rows`, only the first lines are read.
+
+    A compressed file is one unit.
+    """
+    with reading(path), opened(path) as read:
+        head = next((block for block in blocks(read, HEAD_BYTES) if len(line_starts(block))), b"")
+        if not head:
+            return Survey(pa.schema([]), ())
+        schema = _infer(head, path)
+        if rows is None:
+            return Survey(schema, (Unit(len(line_starts(head)), 0, len(head), divisible=False),), complete=False)
+    with reading(path), opened(path) as read:
+        units = _units(blocks(read, BLOCK_BYTES), 2**62 if _codec(path) else rows)
+    return Survey(schema, tuple(units), complete=False)
+
+
+def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows of `piece` in order, with the columns of `schema` in its types."""
+    row, end = piece.first, piece.first + piece.rows
+    with reading(piece.path), opened(piece.path, piece.start, piece.end) as read:
+        for block in blocks(read, BLOCK_BYTES):
+            table = parse_or_refuse(block, schema, piece.path, row)
+            row += len(table)
+            if len(table):
+                yield table
+    if row != end:
+        found = f"{end} rows were counted, {row} are there now"
+        raise DataError(found, where=str(piece.path), remedy="leave the input alone while it is read, and run again")
+
+
+def _codec(path: UPath) -> str | None:
+    return CODECS.get(path.suffix.lower())
+
+
+@contextlib.contextmanager
+def opened(path: UPath, start: int = 0, end: int = 0) -> Iterator[Read]:
+    """Reader of the text in `path`; of a plain file, of its bytes from `start` to `end` if `end` is given."""
+    with path.open("rb") as file:
+        if _codec(path):
+            with pa.CompressedInputStream(pa.PythonFile(file, "r"), _codec(path)) as stream:
+                yield stream.read
+        elif end:
+            file.seek(start)
+            yield lambda size: file.read(min(size, end - file.tell()))
+        else:
+            yield file.read
+
+
+def blocks(read: Read, size: int) -> Iterator[bytes]:
+    """Blocks of about `size` bytes that end where a line ends."""
+    held: list[bytes] = []
+    while data := read(size):
+        cut = data.rfind(b"\n") + 1
+        if cut:
+            yield b"".join([*held, data[:cut]])
+            held = []
+        held.append(data[cut:])
+    if any(held):
+        yield b"".join(held)
+
+
+def line_starts(block: bytes) -> np.ndarray:
+    """Where in `block` the lines begin that are not blank. Integers."""
+    view = np.frombuffer(block, np.uint8)
+    bounds = np.concatenate([[0], np.flatnonzero(view == ord("\n")) + 1, [len(block)]])
+    bounds = bounds[: len(bounds) - (bounds[-1] == bounds[-2])]
+    starts = bounds[:-1]
+    odd = np.flatnonzero(view[starts] != ord("{"))
+    blank = [i for i in odd if not block[bounds[i] : bounds[i + 1]].strip()]
+    return np.delete(starts, blank)
+
+
+def _units(blocks: Iterator[bytes], rows: int) -> list[Unit]:
+    """Units of `rows` lines each, and the rest."""
+    cuts, lines, offset = [], 0, 0
+    for block in blocks:
+        starts = line_starts(block)
+        cuts += (offset + starts[-lines % rows :: rows]).tolist()
+        lines += len(starts)
+        offset += len(block)
+    sizes = [min(rows, lines - i * rows) for i in range(len(cuts))]
+    ranges = itertools.pairwise([*cuts, offset])
+    return [Unit(size, start, end, divisible=False) for size, (start, end) in zip(sizes, ranges, strict=True)]
+
+
+def _infer(head: bytes, path: UPath) -> pa.Schema:
+    """Types of the fields in `head`; numbers in lists are single precision, what looks like a date stays a string."""
+    try:
+        found = _parse(head, None).schema
+    except ValueError:
+        parse_or_refuse(head, ANY_OBJECT, path, 0)
+        # Lines that are fine one by one contradict each other; the first says what a field is.
+        found = _parse(head[: line_starts(head)[1]], None).schema
+    floats = any(is_list(type_) and pa.types.is_floating(type_.value_type) for type_ in found.types)
+    return pa.schema([field.with_type(_plain(field.type, lists_of_integers=floats)) for field in found])
+
+
+def _plain(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
+    """What to read a field as that looks like `type_`; without `lists_of_integers`, such lists are vectors too."""
+    if pa.types.is_timestamp(type_):
+        return pa.string()
+    if is_list(type_) and pa.types.is_floating(type_.value_type):
+        return pa.list_(pa.float32())
+    if is_list(type_) and pa.types.is_integer(type_.value_type) and not lists_of_integers:
+        return pa.list_(pa.float32())
+    return type_
+
+
+def _parse(block: bytes, schema: pa.Schema | None) -> pa.Table:
+    """Table of the lines in `block`; ValueError if one of them is not one object of `schema`."""
+    lines = len(line_starts(block))
+    if not lines:
+        return (schema or pa.schema([])).empty_table()
+    unexpected = "infer" if schema is None else "ignore"
+    table = pj.read_json(
+        pa.BufferReader(block),
+        pj.ReadOptions(use_threads=False, block_size=len(block) + 1),
+        pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected),
+    )
+    if table.num_rows != lines:
+        raise ValueError("there is more than one object in a line")
+    table.validate(full=True)  # the parser lets bytes pass that are not UTF-8
+    return table
+
+
+def parse_or_refuse(block: bytes, schema: pa.Schema, path: UPath, first: int) -> pa.Table:
+    """Table of the lines in `block`; `first` is the number of its first row."""
+    try:
+        return _parse(block, schema)
+    except ValueError:
+        row, message = _first_bad(block, schema)
+        fields = ", ".join(f"{field.name} ({field.type})" for field in schema if schema is not ANY_OBJECT)
+        raise DataError(
+            f"the line cannot be read ({message})",
+            where=f"{path}, row {first + row} (counted from 0)",
+            expected="one JSON object in a line" + (f", with the fields {fields}" if fields else ""),
+            remedy="repair the line",
+        ) from None
+
+
+def _first_bad(block: bytes, schema: pa.Schema) -> tuple[int, str]:
+    """Number of the first line that keeps `block` from being read, by bisection, and why."""
+    ends = [*line_starts(block)[1:].tolist(), len(block)]
+    good, bad, message = 0, len(ends), ""
+    while good < bad:
+        middle = (good + bad) // 2
+        try:
+            _parse(block[: ends[middle]], schema)
+            good = middle + 1
+        except ValueError as error:
+            bad, message = middle, str(error)
+    return bad, re.sub(r"^JSON parse error: | in row \d+$", "", message).rstrip(".")

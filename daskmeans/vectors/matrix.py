@@ -1,0 +1,139 @@
+"""Columns of vectors <-> matrices, without an object per row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from daskmeans.errors import DataError
+
+
+def is_list(type_: pa.DataType) -> bool:
+    """Whether `type_` is a list, large_list or fixed_size_list."""
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+def vector_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns of `schema` whose values are lists of floating-point numbers.
+
+    Examples
+    --------
+    >>> vector_columns(pa.schema({"id": pa.int64(), "embedding": pa.list_(pa.float32(), 3)}))
+    ['embedding']
+    """
+    return [field.name for field in schema if is_list(field.type) and pa.types.is_floating(field.type.value_type)]
+
+
+def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -> np.ndarray:
+    """Matrix of a column of vectors.
+
+    Parameters
+    ----------
+    column : pandas.Series, pyarrow.Array or pyarrow.ChunkedArray
+        Lists, large lists or fixed-size lists of numbers, all of the same length.
+    where : str, optional
+        What the column belongs to, for messages.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, d), C-contiguous
+        A read-only view where the column holds float32 in one piece, a copy otherwise. A column of no rows has d = 0,
+        unless its type says otherwise.
+
+    Raises
+    ------
+    DataError
+        A vector or an element is null, a length differs, or the column holds no lists of numbers.
+
+    Examples
+    --------
+    >>> to_matrix(pa.array([[1, 2], [3, 4]]))
+    array([[1., 2.],
+           [3., 4.]], dtype=float32)
+    """
+    array = pa.array(column) if isinstance(column, pd.Series) else column
+    chunks = [chunk for chunk in array.chunks if len(chunk)] if isinstance(array, pa.ChunkedArray) else [array]
+    if not is_list(array.type) or not _is_number(array.type.value_type):
+        raise DataError(f"the column is {array.type}", where=where, expected="a column of lists of numbers")
+    if len(array) == 0:
+        return np.empty((0, max(0, getattr(array.type, "list_size", 0))), np.float32)
+    dimension = _first_length(chunks[0])
+    blocks, first = [], 0
+    for chunk in chunks:
+        blocks.append(_dense(chunk, dimension, first, where))
+        first += len(chunk)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity, which the reader refuses
+        if len(blocks) == 1:
+            return np.ascontiguousarray(blocks[0], np.float32)
+        out = np.empty((len(array), dimension), np.float32)
+        return np.concatenate(blocks, out=out, casting="unsafe")
+
+
+def to_column(X: np.ndarray, dtype: str = "float32") -> pd.Series:
+    """Arrow-backed column of the rows of a matrix.
+
+    Parameters
+    ----------
+    X : ndarray, shape (n, d)
+    dtype : {"float32", "float16"}, default "float32"
+        Type of the elements as stored.
+
+    Returns
+    -------
+    pandas.Series
+        Of dtype ``ArrowDtype(fixed_size_list)``; float32 rows are not copied.
+
+    Examples
+    --------
+    >>> to_column(np.eye(2)).dtype
+    fixed_size_list<item: float>[2][pyarrow]
+    """
+    values = pa.array(np.ascontiguousarray(X, dtype).reshape(-1))
+    column = fixed(values, X.shape[1], X.shape[0])
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([column])))
+
+
+def fixed(values: pa.Array, dimension: int, rows: int) -> pa.FixedSizeListArray:
+    """`values` as `rows` lists of `dimension` elements each, not copied."""
+    type_ = pa.list_(values.type, dimension)
+    return pa.Array.from_buffers(type_, rows, [None], children=[values])
+
+
+def lengths(vectors: pa.Array) -> np.ndarray:
+    """Length of each list of `vectors`; 0 for a null. Shape (n,), integers."""
+    return pc.list_value_length(vectors).fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def is_null(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Which values of `array` are null. Shape (n,), bool."""
+    return array.is_null().to_numpy(zero_copy_only=False) if isinstance(array, pa.Array) else array.is_null().to_numpy()
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    return pa.types.is_floating(type_) or pa.types.is_integer(type_)
+
+
+def _first_length(vectors: pa.Array) -> int:
+    if pa.types.is_fixed_size_list(vectors.type):
+        return int(vectors.type.list_size)
+    return int(lengths(vectors.slice(0, 1))[0])
+
+
+def _dense(vectors: pa.Array, dimension: int, first: int, where: str) -> np.ndarray:
+    """Elements of `vectors` with shape (n, dimension), in their own type; `first` is the number of the first row."""
+
+    def refuse(mask: np.ndarray, found: str) -> None:
+        if mask.any():
+            row = f"row {first + int(mask.argmax())}"
+            place = f"{where}, {row}" if where else row
+            raise DataError(found, where=place, expected=f"{dimension} numbers in every row")
+
+    refuse(is_null(vectors), "the vector is null")
+    if not pa.types.is_fixed_size_list(vectors.type):
+        refuse(lengths(vectors) != dimension, "the vector has another length than the first")
+    elements = vectors.flatten()
+    if elements.null_count:
+        refuse(np.any(is_null(elements).reshape(-1, dimension), axis=1), "an element of the vector is null")
+    return elements.to_numpy(zero_copy_only=False).reshape(len(vectors), dimension)

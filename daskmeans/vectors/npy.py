@@ -1,0 +1,76 @@
+"""NumPy files: the rows of a 2-D array of floating-point numbers; their numbers are the ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from upath import UPath
+
+from daskmeans.errors import DataError
+from daskmeans.vectors.files import facts, is_local, reading
+from daskmeans.vectors.matrix import fixed
+from daskmeans.vectors.slices import Slice, Survey, Unit
+
+VECTORS = "embedding"
+
+
+def survey(path: UPath, rows: int | None, id_field: str) -> Survey:
+    """Schema and rows of `path`, from its header; `rows` is not needed here."""
+    count, dimension, dtype, start = header(path)
+    if facts(path)[0] < start + count * dimension * dtype.itemsize:
+        raise DataError("the file ends before its last row", where=str(path), remedy="write the file again")
+    vectors = pa.list_(pa.from_numpy_dtype(dtype.newbyteorder("=")), dimension)
+    schema = pa.schema({id_field: pa.int64(), VECTORS: vectors})
+    return Survey(schema, (Unit(count),) if count else ())
+
+
+def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows of `piece` with those of the two columns that `schema` names."""
+    columns: dict[str, pa.Array] = {}
+    for name in schema.names:
+        if name == VECTORS:
+            X = _rows(piece)
+            columns[name] = fixed(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
+        else:
+            columns[name] = pa.array(np.arange(piece.number, piece.number + piece.rows, dtype=np.int64))
+    yield pa.table(columns)
+
+
+def _rows(piece: Slice) -> np.ndarray:
+    _, dimension, dtype, start = header(piece.path)
+    shape = piece.rows, dimension
+    offset = start + piece.first * dimension * dtype.itemsize
+    with reading(piece.path):
+        if is_local(piece.path):
+            X: np.ndarray = np.memmap(piece.path.path, dtype, "r", offset, shape)
+        else:
+            with piece.path.open("rb") as file:
+                file.seek(offset)
+                X = np.frombuffer(file.read(piece.rows * dimension * dtype.itemsize), dtype).reshape(shape)
+    return X.astype(dtype.newbyteorder("="), copy=False)
+
+
+def header(path: UPath) -> tuple[int, int, np.dtype, int]:
+    """Rows, dimension and type of the array, and where its first element lies."""
+    with reading(path), path.open("rb") as file:
+        shape, fortran_order, dtype = _parse(file, path)
+        start = file.tell()
+    expected = "a 2-D array of float16, float32 or float64, one vector a row"
+    if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or shape[1] == 0:
+        raise DataError(f"the array is {dtype} of shape {shape}", where=str(path), expected=expected)
+    if fortran_order and min(shape) > 1:
+        remedy = "save it again with np.save(path, np.ascontiguousarray(X))"
+        raise DataError("the array is stored column by column", where=str(path), expected=expected, remedy=remedy)
+    return shape[0], shape[1], dtype, start
+
+
+def _parse(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, np.dtype]:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(file)
+    except ValueError as error:
+        raise DataError(f"not a NumPy file ({error})", where=str(path), expected="a file written by np.save") from None

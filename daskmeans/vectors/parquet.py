@@ -1,0 +1,72 @@
+"""Parquet: row groups are units, and a part of one is read as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from daskmeans.vectors.files import reading
+from daskmeans.vectors.slices import Slice, Survey, Unit
+
+BATCH_BYTES = 4 * 2**20
+BUFFER_BYTES = 2**20
+
+
+def survey(path: UPath, rows: int | None = None) -> Survey:
+    """Schema and row groups of `path`, from its footer; `rows` is not needed here."""
+    with reading(path), pq.ParquetFile(path.path, filesystem=path.fs) as file:
+        groups = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+        return Survey(file.schema_arrow.remove_metadata(), tuple(Unit(rows) for rows in groups if rows))
+
+
+def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows of `piece` in order, with the columns of `schema` in the types that the file has."""
+    path, columns = piece.path, schema.names
+    with reading(path):
+        metadata = pq.read_metadata(path.path, filesystem=path.fs)
+        groups, skipped = _groups(metadata, piece)
+        numbers = [group for group, _ in groups]
+        if sum(rows for _, rows in groups) == piece.rows:
+            with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True) as file:
+                yield file.read_row_groups(numbers, columns=columns, use_threads=False)
+            return
+        # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
+        stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
+        with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **stream) as file:
+            batches = file.iter_batches(_batch_rows(metadata), numbers, columns=columns, use_threads=False)
+            yield from _cut(batches, skipped, piece.rows)
+
+
+def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
+    """`rows` rows of `batches` after the first `skipped`."""
+    for batch in batches:
+        wanted = batch.slice(skipped, rows)
+        skipped = max(0, skipped - len(batch))
+        rows -= len(wanted)
+        if len(wanted):
+            yield pa.Table.from_batches([wanted])
+        if not rows:
+            return
+
+
+def _groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[int, int]], int]:
+    """Row groups that `piece` touches, with their rows, and how many rows of the first come before it."""
+    touched: list[tuple[int, int]] = []
+    begin = skipped = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if begin < piece.first + piece.rows and begin + rows > piece.first:
+            if not touched:
+                skipped = piece.first - begin
+            touched.append((group, rows))
+        begin += rows
+    return touched, skipped
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """Rows of a batch of about BATCH_BYTES, by the size that the footer gives for all columns together."""
+    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    return max(1, BATCH_BYTES * metadata.num_rows // max(1, size))

@@ -1,0 +1,143 @@
+"""The task that reads one partition: slices of files in, checked rows with equal types out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from daskmeans.errors import DataError
+from daskmeans.vectors import jsonl, npy, parquet, validate
+from daskmeans.vectors.files import reading
+from daskmeans.vectors.matrix import is_list
+from daskmeans.vectors.slices import Partition
+
+TABLES = {"parquet": parquet.tables, "jsonl": jsonl.tables, "npy": npy.tables}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How partitions are read.
+
+    Attributes
+    ----------
+    format : {"parquet", "jsonl", "npy"}
+    schema : pyarrow.Schema
+        What comes out: the id, the vector (a fixed-size list) or the text, metadata.
+    fingerprint : str
+        Of the input, so that tasks that read a file which has changed have other names.
+    on_bad_row : {"error", "skip"}
+    allow_zero : bool
+        Whether a zero vector is a vector.
+    rejects : UPath or None
+        Directory for a table of the rows that were left out.
+    """
+
+    format: str
+    schema: pa.Schema
+    fingerprint: str
+    on_bad_row: str = "error"
+    allow_zero: bool = False
+    rejects: UPath | None = None
+
+    def __call__(self, partition: Partition) -> pd.DataFrame:
+        """Rows of `partition`, Arrow-backed."""
+        return self.table(partition).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+
+    def table(self, partition: Partition) -> pa.Table:
+        """Rows of `partition` that have no problem."""
+        kept, begin = [self.schema.empty_table()], 0
+        rejects: list[pa.Table] = []
+        for path, first, raw in self._raw(partition):
+            ids = self._cast(raw, 0, path)
+            problems = self._problems(raw, _within(partition.left_out, begin, len(raw)), path)
+            if problems.any():
+                if self.on_bad_row == "error":
+                    raise self._error(problems, raw, path, first)
+                rejects.append(validate.rejected(problems, ids, path, first))
+                raw, ids = (column.filter(pa.array(problems == 0)) for column in (raw, ids))
+            kept.append(self._finished(raw, ids, path))
+            begin += len(problems)
+        if rejects and self.rejects is not None:
+            _write(pa.concat_tables(rejects), self.rejects / f"part-{partition.number:05d}.parquet")
+        return pa.concat_tables(kept)
+
+    def ids(self, partition: Partition) -> pa.ChunkedArray:
+        """Ids of all rows of `partition`, also of those with problems; no other column is read."""
+        schema = pa.schema([self.schema.field(0)])
+        read = TABLES[self.format]
+        columns = [self._cast(raw, 0, piece.path) for piece in partition.slices for raw in read(piece, schema)]
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], schema.types[0])
+
+    def _raw(self, partition: Partition) -> Iterator[tuple[UPath, int, pa.Table]]:
+        """Blocks of rows as they are stored: file, number of the first row in it, rows."""
+        value = self.schema.field(1)
+        stored = pa.list_(value.type.value_type) if is_list(value.type) else value.type
+        columns = self.schema.set(1, value.with_type(stored))
+        for piece in partition.slices:
+            first = piece.first
+            for raw in TABLES[self.format](piece, columns):
+                yield piece.path, first, raw
+                first += len(raw)
+
+    def _problems(self, raw: pa.Table, duplicates: np.ndarray, path: UPath) -> np.ndarray:
+        if is_list(self.schema.types[1]):
+            chunks = raw.column(self.schema.names[1]).chunks
+            dimension = self.schema.types[1].list_size
+            found = np.concatenate([validate.vector_problems(chunk, dimension, self.allow_zero) for chunk in chunks])
+        else:
+            found = validate.text_problems(self._cast(raw, 1, path))
+        found[duplicates[found[duplicates] == 0]] = validate.Problem.DUPLICATE
+        null = validate.null_ids(raw.column(self.schema.names[0]))
+        return np.where(null, null, found)
+
+    def _error(self, problems: np.ndarray, raw: pa.Table, path: UPath, first: int) -> DataError:
+        row = int(np.flatnonzero(problems)[0])
+        problem = validate.Problem(problems[row])
+        column = self.schema.names[0 if problem in (validate.Problem.NULL_ID, validate.Problem.DUPLICATE) else 1]
+        where = f"{path}, row {first + row} (counted from 0), column {column!r}"
+        return validate.error(problem, where, raw.column(column)[row], self.schema.types[1])
+
+    def _finished(self, raw: pa.Table, ids: pa.ChunkedArray, path: UPath) -> pa.Table:
+        """`raw`, in which no row has a problem, with the types of the schema."""
+        columns = [ids, *(self._cast(raw, i, path) for i in range(1, len(self.schema)))]
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+    def _cast(self, raw: pa.Table, number: int, path: UPath) -> pa.ChunkedArray:
+        """Column `number` of the schema, from `raw`."""
+        name, type_ = self.schema.names[number], self.schema.types[number]
+        with reading(path):
+            column = raw.column(name)
+            if is_list(type_) and number == 1:
+                return pa.chunked_array([validate.dense(chunk, type_) for chunk in column.chunks], type_)
+            try:
+                column = column.cast(type_)
+                column.validate(full=True)  # files may hold bytes that are not UTF-8
+            except pa.ArrowInvalid as error:
+                found = f"the column cannot be read as {type_} ({error})"
+                raise DataError(found, where=f"{path}, column {name!r}", remedy="write the file again") from None
+            return column
+
+
+def _within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
+    """Those of the sorted `rows` from `begin` on over a `length`, counted from `begin`."""
+    if rows is None:
+        return np.empty(0, np.int64)
+    low, high = np.searchsorted(rows, [begin, begin + length])
+    return rows[low:high] - begin
+
+
+def _write(table: pa.Table, path: UPath) -> None:
+    """Write `table` to `path` in one stroke, so that a task that runs twice leaves the same."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    with reading(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.tmp")
+        aside.write_bytes(sink.getvalue().to_pybytes())
+        path.fs.mv(aside.path, path.path)

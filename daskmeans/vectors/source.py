@@ -1,0 +1,308 @@
+"""An input: which files, which columns, how many rows, cut into partitions; read by tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from daskmeans import config
+from daskmeans.errors import DataError, UsageError
+from daskmeans.vectors import fields, jsonl, npy, parquet
+from daskmeans.vectors.files import Input, facts, find_files, format_of
+from daskmeans.vectors.reader import TABLES, Reader
+from daskmeans.vectors.slices import Partition, Survey, pack, pieces
+
+# A text counts as much as a vector of 1024 dimensions: about what an encoder will make of it.
+TEXT_BYTES = 4096
+# Rows that are looked at in one go for the first vector.
+PEEK_ROWS = 256
+LOOKERS = 16
+
+Look = Callable[[UPath, int | None], Survey]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows of embeddings or texts, in files.
+
+    Attributes
+    ----------
+    files : tuple of UPath
+        In the order of the rows; those without rows are left out.
+    format : {"parquet", "jsonl", "npy"}
+    id_field : str
+    embedding_field, text_field : str or None
+        One of them is given.
+    metadata_fields : tuple of str
+    rows : int
+        Rows of the files, also those that would be skipped.
+    dimension : int
+        0 for texts.
+    dtype : str
+        Type of the elements as stored, ``float16``, ``float32`` or ``float64``; empty for texts.
+    partitions : tuple of Partition
+    reader : Reader
+    """
+
+    files: tuple[UPath, ...]
+    format: str
+    id_field: str
+    embedding_field: str | None
+    text_field: str | None
+    metadata_fields: tuple[str, ...]
+    rows: int
+    dimension: int
+    dtype: str
+    partitions: tuple[Partition, ...]
+    reader: Reader
+
+    @property
+    def n_partitions(self) -> int:
+        """Number of tasks that read the input, and of partitions of :meth:`frame`."""
+        return len(self.partitions)
+
+    def frame(self) -> dd.DataFrame:
+        """Dask dataframe with the columns id, vector or text, metadata; Arrow-backed, rows in the order of the input.
+
+        Computing it raises DataError for a row that cannot be worked with, unless such rows are skipped.
+        """
+        meta = self.reader.schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        with dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow's already
+            return dd.from_map(
+                self.reader, list(self.partitions), meta=meta, label="read-embeddings", enforce_metadata=False
+            )
+
+    def vectors_only(self) -> Source:
+        """The same rows without their metadata."""
+        schema = pa.schema([self.reader.schema.field(0), self.reader.schema.field(1)])
+        return replace(self, metadata_fields=(), reader=replace(self.reader, schema=schema))
+
+    def rejecting_to(self, rejects: UPath) -> Source:
+        """The same rows; tables of those that are skipped go to the directory `rejects`."""
+        return replace(self, reader=replace(self.reader, rejects=rejects))
+
+    def ids(self, partition: int) -> pa.ChunkedArray:
+        """Ids of all rows of a partition, also of those that would be skipped, as int64 or string."""
+        return self.reader.ids(self.partitions[partition])
+
+    def place(self, partition: int, row: int) -> str:
+        """Where row `row` of a partition comes from: file and number of the row within it."""
+        for piece in self.partitions[partition].slices:
+            if row < piece.rows:
+                return f"{piece.path}, row {piece.first + row}"
+            row -= piece.rows
+        raise IndexError(row)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names, sizes and versions of the files, of the columns and of the number of rows."""
+        return self.reader.fingerprint
+
+
+def open_source(
+    inputs: Input | Sequence[Input],
+    *,
+    id_field: str = "id",
+    embedding_field: str | None = None,
+    text_field: str | None = None,
+    metadata_fields: Iterable[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
+    on_bad_row: str = "error",
+    allow_zero: bool = False,
+    rejects: UPath | None = None,
+    partition_bytes: int | None = None,
+    min_partitions: int = 1,
+) -> Source:
+    """Look at files of embeddings or texts, without reading them yet.
+
+    Parameters
+    ----------
+    inputs : path, URL or list of these
+        Files, directories or globs: Parquet, JSON lines (plain, gz, zst) or ``.npy``.
+    id_field : str, default "id"
+        Column of integers or strings. The ids of ``.npy`` files are the numbers of the rows.
+    embedding_field : str, optional
+        Column of vectors; default: the only one whose values are lists of floats.
+    text_field : str, optional
+        Column of texts, to be read instead of vectors.
+    metadata_fields : iterable of str
+        Further columns to read.
+    storage_options : mapping, optional
+        For fsspec.
+    on_bad_row : {"error", "skip"}, default "error"
+        What a task does about a row that cannot be worked with.
+    allow_zero : bool, default False
+        Take zero vectors.
+    rejects : UPath, optional
+        Directory for tables of the rows that were skipped.
+    partition_bytes : int, optional
+        Bytes of float32 vectors in one partition; default: ``daskmeans.partition-bytes``.
+    min_partitions : int, default 1
+        Make partitions smaller than that, where the files can be cut, so that there are about so many.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    UsageError
+        The path, a column or an option does not fit.
+    DataError
+        A file is damaged, or files contradict each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with UPath("memory://doctest/rows.npy").open("wb") as file:
+    ...     np.save(file, np.ones((5, 3), np.float32))
+    >>> source = open_source("memory://doctest")
+    >>> source.rows, source.dimension, source.dtype
+    (5, 3, 'float32')
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
+    found = find_files(inputs, storage_options)
+    look = _look(format_of(found[0]), id_field)
+    first_file, first = _first_with_rows(found, look)
+    names = fields.choose(first.schema, first_file, id_field, embedding_field, text_field, metadata_fields)
+    dimension = _dimension(format_of(first_file), first_file, first, names.embedding) if names.embedding else 0
+    limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
+    rows = max(1, limit // (4 * dimension or TEXT_BYTES))
+    surveys, stamps = _survey(found, look, rows)
+    schema = fields.output_schema(names, surveys, dimension)
+    dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
+    n_rows = sum(survey.rows for _, survey in surveys)
+    fingerprint = _digest([stamps, names.id, names.embedding, names.text, n_rows])
+    return Source(
+        files=tuple(path for path, _ in surveys),
+        format=format_of(first_file),
+        id_field=id_field,
+        embedding_field=names.embedding,
+        text_field=names.text,
+        metadata_fields=names.metadata,
+        rows=n_rows,
+        dimension=dimension,
+        dtype=dtype,
+        partitions=pack(surveys, min(rows, max(1, -(-n_rows // min_partitions)))),
+        reader=Reader(format_of(first_file), schema, fingerprint, on_bad_row, allow_zero, rejects),
+    )
+
+
+def read_embeddings(
+    url: Input | Sequence[Input],
+    *,
+    id_field: str = "id",
+    embedding_field: str | None = None,
+    metadata_fields: Iterable[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
+    on_bad_row: str = "error",
+    allow_zero: bool = False,
+) -> dd.DataFrame:
+    """Dask dataframe of embeddings in files: id, vectors, metadata; Arrow-backed, rows in the order of the input.
+
+    The parameters are those of :func:`open_source`.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        The vectors are fixed-size lists of the type that is stored.
+
+    Raises
+    ------
+    UsageError
+        The path, a column or an option does not fit.
+    DataError
+        A file is damaged, or files contradict each other; when the dataframe is computed: a row cannot be worked with.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with UPath("memory://doctest/rows.npy").open("wb") as file:
+    ...     np.save(file, np.ones((5, 3), np.float32))
+    >>> read_embeddings("memory://doctest").dtypes
+    id                                          int64[pyarrow]
+    embedding    fixed_size_list<item: float>[3][pyarrow]
+    dtype: object
+    """
+    source = open_source(
+        url,
+        id_field=id_field,
+        embedding_field=embedding_field,
+        metadata_fields=metadata_fields,
+        storage_options=storage_options,
+        on_bad_row=on_bad_row,
+        allow_zero=allow_zero,
+    )
+    return source.frame()
+
+
+def _look(format_: str, id_field: str) -> Look:
+    """How to look at a file of `format_`."""
+    if format_ == "npy":
+        return partial(npy.survey, id_field=id_field)
+    return parquet.survey if format_ == "parquet" else jsonl.survey
+
+
+def _first_with_rows(files: Sequence[UPath], look: Look) -> tuple[UPath, Survey]:
+    for path in files:
+        survey = look(path, None)
+        if survey.units:
+            return path, survey
+    where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    raise UsageError("the input is empty: it has no rows", where=where, expected="at least one row")
+
+
+def _dimension(format_: str, path: UPath, survey: Survey, name: str) -> int:
+    """Dimension of column `name` by its type, else by the first vector that is not null."""
+    type_ = survey.schema.field(name).type
+    if pa.types.is_fixed_size_list(type_):
+        return _positive(type_.list_size, path, name)
+    stored = pa.list_(pa.float32()) if format_ == "jsonl" else type_
+    for piece in pieces([(path, survey)], PEEK_ROWS):
+        for table in TABLES[format_](piece, pa.schema({name: stored})):
+            lengths = pc.list_value_length(table.column(name)).drop_null()
+            if len(lengths):
+                return _positive(lengths[0].as_py(), path, name)
+    raise DataError("all vectors are null", where=f"{path}, column {name!r}", expected="a vector in every row")
+
+
+def _positive(dimension: int, path: UPath, name: str) -> int:
+    if dimension == 0:
+        raise DataError("the first vector is empty", where=f"{path}, column {name!r}", expected="at least one number")
+    return dimension
+
+
+def _digest(facts_: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts_).encode()).hexdigest()
+
+
+def _survey(
+    files: Sequence[UPath], look: Look, rows: int
+) -> tuple[list[tuple[UPath, Survey]], list[tuple[str, int, str]]]:
+    """Surveys of the files that have rows; name below the common directory, size and version of all files."""
+    with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
+        surveys = list(pool.map(lambda path: look(path, rows), files))
+        sizes = list(pool.map(facts, files))
+    common = _common_parent([path.path for path in files])
+    names = [path.path.removeprefix(common) for path in files]
+    stamps = [(name, size, version) for name, (size, version) in zip(names, sizes, strict=True)]
+    return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units], stamps
+
+
+def _common_parent(paths: Sequence[str]) -> str:
+    """Longest prefix of all `paths` that ends with a slash."""
+    low, high = min(paths), max(paths)
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[: low.rfind("/", 0, length) + 1]

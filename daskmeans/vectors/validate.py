@@ -1,0 +1,107 @@
+"""Which rows cannot be worked with, and what to say of them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from daskmeans.errors import DataError
+from daskmeans.vectors.matrix import fixed, is_null, lengths
+
+
+class Problem(IntEnum):
+    """What is wrong with a row; of several things the first in this order."""
+
+    NONE = 0
+    NULL_ID = 1
+    NULL_VECTOR = 2
+    LENGTH = 3
+    NULL_ELEMENT = 4
+    NOT_FINITE = 5
+    ZERO = 6
+    NULL_TEXT = 7
+    EMPTY_TEXT = 8
+    DUPLICATE = 9
+
+
+# What was found, and what was expected, by number of the problem.
+MESSAGES = (
+    ("", ""),
+    ("the id is null", "an id in every row"),
+    ("the vector is null", "a vector in every row"),
+    ("the vector has another dimension", "vectors of one dimension"),
+    ("an element of the vector is null", "a number in every element"),
+    ("the vector holds NaN, infinity or a number beyond float32", "finite numbers within the range of float32"),
+    ("the vector is zero", "a vector that has a direction"),
+    ("the text is null", "a text in every row"),
+    ("the text is empty", "a text with something else than blanks"),
+    ("duplicate id", "ids that occur once"),
+)
+SKIP = "leave such rows out with --on-bad-row skip"
+
+
+def null_ids(ids: pa.ChunkedArray) -> np.ndarray:
+    """Problem of each id. Shape (n,), int8."""
+    return np.where(is_null(ids), Problem.NULL_ID, Problem.NONE).astype(np.int8)
+
+
+def text_problems(texts: pa.ChunkedArray) -> np.ndarray:
+    """Problem of each text. Shape (n,), int8."""
+    empty = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False).to_numpy()
+    found = np.where(empty, Problem.EMPTY_TEXT, Problem.NONE)
+    return np.where(is_null(texts), Problem.NULL_TEXT, found).astype(np.int8)
+
+
+def vector_problems(vectors: pa.Array, dimension: int, allow_zero: bool) -> np.ndarray:
+    """Problem of each vector. Shape (n,), int8."""
+    problems = np.where(is_null(vectors), Problem.NULL_VECTOR, Problem.NONE).astype(np.int8)
+    problems[(problems == Problem.NONE) & (lengths(vectors) != dimension)] = Problem.LENGTH
+    whole = problems == Problem.NONE
+    elements = (vectors if whole.all() else vectors.filter(pa.array(whole))).flatten()
+    problems[whole] = _element_problems(elements, dimension, allow_zero)
+    return problems
+
+
+def _element_problems(elements: pa.Array, dimension: int, allow_zero: bool) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        X = elements.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, dimension)
+    problems = np.where(np.isfinite(X).all(axis=1), Problem.NONE, Problem.NOT_FINITE).astype(np.int8)
+    if elements.null_count:
+        problems[is_null(elements).reshape(-1, dimension).any(axis=1)] = Problem.NULL_ELEMENT
+    if not allow_zero:
+        problems[~X.any(axis=1)] = Problem.ZERO
+    return problems
+
+
+def dense(vectors: pa.Array, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
+    """`vectors`, none of which has a problem, as `type_`; not copied where the elements have its type."""
+    return fixed(vectors.flatten().cast(type_.value_type, safe=False), type_.list_size, len(vectors))
+
+
+def error(problem: Problem, where: str, value: pa.Scalar, type_: pa.DataType) -> DataError:
+    """What to raise for `value`, which should be of `type_`."""
+    found, expected = MESSAGES[problem]
+    if problem == Problem.LENGTH:
+        found = f"the vector has {len(value)} elements, but the dimension is {type_.list_size}"
+    remedy = f"repair the row, or {SKIP}"
+    if problem == Problem.ZERO:
+        remedy = f"repair the row, {SKIP}, or work with --no-normalize"
+    return DataError(found, where=where, expected=expected, remedy=remedy)
+
+
+def rejected(problems: np.ndarray, ids: pa.ChunkedArray, path: UPath, first: int) -> pa.Table:
+    """Rows with problems: id (as string), file, row, reason."""
+    rows = np.flatnonzero(problems)
+    reasons = pa.array([found for found, _ in MESSAGES])
+    return pa.table(
+        {
+            "id": ids.take(pa.array(rows)).cast(pa.string()),
+            "file": pa.repeat(str(path), len(rows)),
+            "row": pa.array(rows + first, pa.int64()),
+            "reason": reasons.take(pa.array(problems[rows])),
+        }
+    )
