@@ -1,0 +1,1 @@
+"""k-means: the estimator, its engine, and the model on disk."""

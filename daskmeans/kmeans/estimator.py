@@ -1,0 +1,327 @@
+"""The estimator: scikit-learn's contract over numpy, dask arrays and dask dataframes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+from distributed import Client
+from upath import UPath
+
+from daskmeans import manifest, runtime
+from daskmeans.errors import DataError, UsageError
+from daskmeans.kernels.nearest import all_distances, nearest
+from daskmeans.kmeans import model
+from daskmeans.kmeans.blocks import Blocks, as_matrix, load, partitions, prepare, slices
+from daskmeans.kmeans.native import Fit, lloyd, tile_rows
+from daskmeans.kmeans.seeding import resolve_init, seed_centroids
+
+
+class KMeans:
+    """k-means clustering of vectors that may be spread over many workers.
+
+    The same rows in the same order give the same centroids and labels, bit for bit, on any number of workers, threads and partitions.
+
+    Parameters
+    ----------
+    n_clusters : int, default 8
+    max_iter : int, default 300
+        Updates at most; 0 keeps the initial centroids as they are.
+    tol : float, default 1e-4
+        Stop when the sum of squared shifts of the centroids falls to `tol` times the mean variance of a feature.
+    random_state : int, numpy.random.Generator, numpy.random.RandomState or None, default 42
+        None draws a seed from the system.
+    init : {"k-means||", "random"}, path, array of shape (n_clusters, n_features) or KMeans, default "k-means||"
+        k-means|| runs on a sample of the rows; a path names a ``.npy`` file or a model directory; a fitted estimator is a warm start.
+    n_init : int, default 1
+        Runs with different seeds; the one of the lowest inertia is kept.
+    oversampling_factor : float, default 2.0
+        Rows that k-means|| draws as candidates, as a multiple of half of `n_clusters` in each of five rounds.
+    max_samples_per_batch : int, default 32768
+        Rows at most that are compared with all centroids at once; affects memory, never results.
+    sample_fraction : float, default 1.0
+        Share of the rows to fit on, chosen by a hash of their numbers.
+    normalize : bool, default True
+        Scale rows to unit length first, as embeddings are compared by cosine. Centroids are means and stay unscaled.
+    engine : {"auto", "native"}, default "auto"
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of float32, shape (n_clusters, n_features)
+    labels_ : ndarray or dask array of int32, shape (n_samples,)
+        Lazy for dask input.
+    inertia_ : float
+        Sum of squared distances of the fitted rows to their nearest centroid.
+    inertia_history_ : list of float
+        Inertia before each update.
+    n_iter_ : int
+    converged_ : bool
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.float32([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
+    >>> km = KMeans(n_clusters=2, random_state=0).fit(X)
+    >>> bool(km.labels_[0] == km.labels_[1] != km.labels_[2] == km.labels_[3])
+    True
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        random_state: Any = 42,
+        init: Any = "k-means||",
+        n_init: int = 1,
+        oversampling_factor: float = 2.0,
+        max_samples_per_batch: int = 32768,
+        sample_fraction: float = 1.0,
+        normalize: bool = True,
+        engine: str = "auto",
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.init = init
+        self.n_init = n_init
+        self.oversampling_factor = oversampling_factor
+        self.max_samples_per_batch = max_samples_per_batch
+        self.sample_fraction = sample_fraction
+        self.normalize = normalize
+        self.engine = engine
+
+    # --- scikit-learn's contract, without scikit-learn ---
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name; `deep` is there for scikit-learn and changes nothing."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> KMeans:
+        """Set parameters by name.
+
+        Raises
+        ------
+        UsageError
+            There is no parameter of that name.
+        """
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise UsageError(f"Invalid parameter {name!r} for KMeans", expected=f"one of {', '.join(known)}")
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+
+        class Tagged(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+            pass
+
+        return Tagged().__sklearn_tags__()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "cluster_centers_")
+
+    def __repr__(self) -> str:
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v is not defaults[k] and v != defaults[k]]
+        return f"KMeans({', '.join(changed)})"
+
+    # --- work ---
+
+    def fit(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> KMeans:
+        """Find the centroids of the rows of `X`.
+
+        Parameters
+        ----------
+        X : array, dask array or dask dataframe, shape (n_samples, n_features)
+        y : ignored
+        column : str, optional
+            Column of a dataframe that holds the vectors; default: the only one that does.
+        client : distributed.Client, optional
+            Default: the current client; without one the work runs in this process.
+
+        Raises
+        ------
+        UsageError
+            A parameter is out of range, such as `n_clusters` above the number of rows.
+        DataError
+            A row cannot be placed: NaN, infinity, null, zeros when normalising.
+        """
+        self._check_params()
+        init = resolve_init(self.init, self.n_clusters)
+        seed = _seed(self.random_state)
+        blocks = load(X, column, self.normalize, self.sample_fraction, seed, client)
+        if blocks.n_rows < self.n_clusters:
+            raise UsageError(
+                f"n_samples={blocks.n_rows} should be >= n_clusters={self.n_clusters}",
+                where="n_clusters",
+                remedy=f"set n_clusters to {blocks.n_rows} or less",
+            )
+        best = min((self._run(blocks, init, seed + run) for run in range(self.n_init)), key=lambda fit: fit.inertia)
+        self.cluster_centers_ = best.centroids
+        self.inertia_, self.inertia_history_ = best.inertia, best.history
+        self.n_iter_, self.converged_ = best.n_iter, best.converged
+        self.n_features_in_ = best.centroids.shape[1]
+        self.labels_ = self.predict(X, column=column)
+        return self
+
+    def _run(self, blocks: Blocks, init: Any, seed: int) -> Fit:
+        batch = self.max_samples_per_batch
+        rows = tile_rows(self.n_clusters, batch)
+        centroids = seed_centroids(blocks, init, self.n_clusters, self.oversampling_factor, rows, seed)
+        return lloyd(blocks, centroids, max_iter=self.max_iter, tol=self.tol, batch=batch)
+
+    def _check_params(self) -> None:
+        whole = (int, np.integer)
+        checks = {
+            "n_clusters": (isinstance(self.n_clusters, whole) and self.n_clusters >= 1, "an integer >= 1"),
+            "max_iter": (isinstance(self.max_iter, whole) and self.max_iter >= 0, "an integer >= 0"),
+            "n_init": (isinstance(self.n_init, whole) and self.n_init >= 1, "an integer >= 1"),
+            "max_samples_per_batch": (self.max_samples_per_batch >= 1, "an integer >= 1"),
+            "tol": (self.tol >= 0, "a number >= 0"),
+            "oversampling_factor": (self.oversampling_factor > 0, "a number > 0"),
+            "sample_fraction": (0 < self.sample_fraction <= 1, "a number in (0, 1]"),
+            "engine": (self.engine in ("auto", "native"), "'auto' or 'native' (cuml is not in this version)"),
+        }
+        for name, (right, expected) in checks.items():
+            if not right:
+                raise UsageError(f"{name}={getattr(self, name)!r}", where=name, expected=expected)
+
+    def fit_predict(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
+        """Fit, then the labels of the rows of `X`."""
+        return self.fit(X, column=column, client=client).labels_
+
+    def fit_transform(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
+        """Fit, then the distances of the rows of `X` to the centroids."""
+        return self.fit(X, column=column, client=client).transform(X, column=column)
+
+    def predict(self, X: Any, *, column: str | None = None) -> Any:
+        """Label of the nearest centroid of each row of `X`; ties go to the lower label.
+
+        Returns
+        -------
+        ndarray or dask array of int32, shape (n_samples,)
+            A dask array for dask input, lazy.
+        """
+        return self._on_rows(_labels, X, column, np.empty(0, np.int32))
+
+    def transform(self, X: Any, *, column: str | None = None) -> Any:
+        """Euclidean distance of each row of `X` to each centroid; float32, shape (n_samples, n_clusters)."""
+        return self._on_rows(_distances, X, column, np.empty((0, self.n_clusters), np.float32))
+
+    def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
+        """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
+        self._check_fitted()
+        blocks = load(X, column, self.normalize, 1.0, 0, client)
+        return -lloyd(blocks, self.cluster_centers_, max_iter=0, tol=0, batch=self.max_samples_per_batch).inertia
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            try:
+                from sklearn.exceptions import NotFittedError
+            except ImportError:
+                NotFittedError = UsageError
+            raise NotFittedError("This KMeans instance is not fitted yet. Call fit, or KMeans.load.")
+
+    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray) -> Any:
+        self._check_fitted()
+        apply = dask.delayed(function, pure=False)
+        if not isinstance(X, (dd.DataFrame, dd.Series, da.Array)):
+            return np.concatenate(runtime.compute_here([apply(part, self) for part in slices(as_matrix(X))]))
+        sizes = X.chunks[0] if isinstance(X, da.Array) else (np.nan,) * X.npartitions
+        shape = meta.shape[1:]
+        blocks = [
+            da.from_delayed(apply(part, self), (size, *shape), meta=meta)
+            for part, size in zip(partitions(X, column), sizes, strict=True)
+        ]
+        return da.concatenate(blocks, allow_unknown_chunksizes=True)
+
+    def rows(self, X: Any, where: str = "") -> np.ndarray:
+        """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension."""
+        rows = prepare(X, self.normalize, where)
+        if rows.shape[1] != self.cluster_centers_.shape[1]:
+            raise DataError(
+                f"X has {rows.shape[1]} features, but KMeans is expecting {self.cluster_centers_.shape[1]} features as input",
+                where=where,
+                remedy="use the model that was fitted on vectors of this dimension, or fit a new one",
+            )
+        return rows
+
+    # --- on disk ---
+
+    def save(self, url: Any, *, storage_options: dict[str, Any] | None = None, overwrite: bool = False) -> None:
+        """Write the model into the directory `url`: ``centroids.npy``, ``model.json`` and a manifest."""
+        self._check_fitted()
+        with manifest.step(UPath(url, **(storage_options or {})), "fit", {}, {}, overwrite=overwrite) as step:
+            self.write(step.path, fingerprint=None)
+
+    def write(self, path: UPath, fingerprint: str | None) -> None:
+        """Write the model's files into the directory of a step that is being made."""
+        params = self.get_params()
+        named = {name: value if isinstance(value, (str, int, float, bool)) else None for name, value in params.items()}
+        facts = {
+            "n_clusters": len(self.cluster_centers_),
+            "n_features": self.n_features_in_,
+            "normalize": self.normalize,
+            "inertia": self.inertia_,
+            "inertia_per_iteration": self.inertia_history_,
+            "n_iter": self.n_iter_,
+            "converged": self.converged_,
+            "seed": named["random_state"],
+            "engine": "native",
+            "parameters": named,
+            "input_fingerprint": fingerprint,
+            "versions": manifest.versions(),
+        }
+        model.write_model(path, self.cluster_centers_, facts)
+
+    @classmethod
+    def load(cls, url: Any, *, storage_options: dict[str, Any] | None = None) -> KMeans:
+        """The model in the directory `url`, ready to predict.
+
+        Raises
+        ------
+        NotFoundError, OutputError
+            `url` is no model directory, or an unfinished one.
+        """
+        centroids, facts = model.read_model(UPath(url, **(storage_options or {})))
+        known = {k: v for k, v in facts["parameters"].items() if v is not None and k != "init"}
+        loaded = cls(**known | {"n_clusters": facts["n_clusters"], "normalize": facts["normalize"]})
+        loaded.cluster_centers_ = centroids
+        loaded.inertia_, loaded.inertia_history_ = facts["inertia"], facts["inertia_per_iteration"]
+        loaded.n_iter_, loaded.converged_ = facts["n_iter"], facts["converged"]
+        loaded.n_features_in_ = facts["n_features"]
+        return loaded
+
+
+def _seed(random_state: Any) -> int:
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**31))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, (int, np.integer)) and random_state >= 0:
+        return int(random_state)
+    raise UsageError(
+        f"random_state={random_state!r}", where="random_state", expected="an integer >= 0, a generator or None"
+    )
+
+
+def _labels(X: Any, km: KMeans) -> np.ndarray:
+    rows = tile_rows(len(km.cluster_centers_), km.max_samples_per_batch)
+    return nearest(km.rows(X), km.cluster_centers_, rows)
+
+
+def _distances(X: Any, km: KMeans) -> np.ndarray:
+    rows = tile_rows(len(km.cluster_centers_), km.max_samples_per_batch)
+    return all_distances(km.rows(X), km.cluster_centers_, rows)

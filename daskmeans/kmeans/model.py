@@ -1,0 +1,55 @@
+"""A fitted model on disk: ``centroids.npy`` and ``model.json``; nothing that executes code when it is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from daskmeans import manifest
+from daskmeans.errors import DataError, NotFoundError
+
+CENTROIDS = "centroids.npy"
+MODEL = "model.json"
+
+
+def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> None:
+    """Write both files into the directory `path`."""
+    with (path / CENTROIDS).open("wb") as file:
+        np.save(file, centroids, allow_pickle=False)
+    manifest.write_json(path / MODEL, facts)
+
+
+def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
+    """Centroids (float32, shape (k, d)) and facts of the finished model in the directory `path`.
+
+    Raises
+    ------
+    NotFoundError, OutputError
+        `path` is no model directory, or an unfinished one.
+    DataError
+        A file of it is damaged.
+    """
+    manifest.read(path, "fit")
+    facts = manifest.read_json(path / MODEL)
+    centroids = read_centroids(path / CENTROIDS)
+    if centroids.shape != (facts["n_clusters"], facts["n_features"]):
+        raise DataError(
+            f"the centroids have shape {centroids.shape}",
+            where=str(path / CENTROIDS),
+            expected=f"({facts['n_clusters']}, {facts['n_features']}), as {MODEL} says",
+            remedy="fit the model again",
+        )
+    return centroids, facts
+
+
+def read_centroids(path: UPath) -> np.ndarray:
+    """The matrix in the ``.npy`` file `path`, as float32."""
+    try:
+        with path.open("rb") as file:
+            return np.load(file, allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFoundError("no such file", where=str(path), expected="a .npy file of centroids") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"not a readable .npy file ({error})", where=str(path), remedy="fit the model again") from None

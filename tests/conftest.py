@@ -1,0 +1,54 @@
+"""What all tests share: small embeddings on disk, and a cluster of two workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import distributed
+import hypothesis
+import pytest
+
+from helpers import blobs, write_embeddings
+
+# The same cases in every run; the first call of a kernel compiles it, so time per case means nothing.
+hypothesis.settings.register_profile("daskmeans", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("daskmeans")
+
+
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Path:
+    """A Parquet file of 600 rows of 16 dimensions, with a text a row."""
+    X = blobs()
+    return write_embeddings(tmp_path / "rows.parquet", X, text=[f"text {i}" for i in range(len(X))])
+
+
+@pytest.fixture(scope="session")
+def two_workers() -> Iterator[distributed.LocalCluster]:
+    """A cluster of two workers in processes of their own."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(two_workers: distributed.LocalCluster) -> Iterator[distributed.Client]:
+    """A client of that cluster, current for the length of the test."""
+    with distributed.Client(two_workers) as connected:
+        yield connected
+
+
+@pytest.fixture
+def thread_client() -> Iterator[Callable[[int], distributed.Client]]:
+    """A function that gives a client with as many workers as asked for, all in this process."""
+    opened: list = []
+
+    def connect(workers: int) -> distributed.Client:
+        cluster = distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=":0"
+        )
+        opened.extend([cluster, distributed.Client(cluster)])
+        return opened[-1]
+
+    yield connect
+    for each in reversed(opened):
+        each.close()

@@ -1,0 +1,30 @@
+"""Small embeddings for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def blobs(n: int = 600, d: int = 16, k: int = 8, seed: int = 0, copies: int = 30) -> np.ndarray:
+    """Rows around `k` centres, some of them exact copies and some near-copies of others; float32, shape (n, d)."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(k, d))
+    X = centres[rng.integers(0, k, n)] + 0.3 * rng.normal(size=(n, d))
+    X[n - copies :] = X[:copies]
+    X[n - 2 * copies : n - copies] = X[:copies] + 0.01 * rng.normal(size=(copies, d))
+    return X.astype(np.float32)
+
+
+def write_embeddings(
+    path: Path, X: np.ndarray, ids: list | None = None, row_group_size: int = 100, **columns: list
+) -> Path:
+    """A Parquet file of the rows of `X` with ids and further columns."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), X.shape[1])
+    table = pa.table({"id": ids or [f"row-{i:05d}" for i in range(len(X))], "embedding": vectors, **columns})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path

@@ -1,0 +1,231 @@
+"""The estimator against scikit-learn, its contract, and equal bits however the rows are spread."""
+
+from __future__ import annotations
+
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.cluster import KMeans as Reference
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import adjusted_rand_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from daskmeans import KMeans
+from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
+from daskmeans.kmeans.seeding import plus_plus
+from daskmeans.vectors.matrix import to_column
+from helpers import blobs
+
+
+def frame(X: np.ndarray, npartitions: int) -> dd.DataFrame:
+    ids = pd.array([f"r{i}" for i in range(len(X))], dtype="string[pyarrow]")
+    return dd.from_pandas(pd.DataFrame({"id": ids, "embedding": to_column(X).array}), npartitions=npartitions)
+
+
+@given(seed=st.integers(0, 50), k=st.integers(1, 20), normalize=st.booleans())
+def test_same_start_same_result_as_scikit_learn(seed, k, normalize):
+    X = blobs(n=300, d=7, seed=seed, copies=20)
+    wide = X.astype(float)
+    wide = wide / np.linalg.norm(wide, axis=1, keepdims=True) if normalize else wide
+    start = X[:: len(X) // k][:k]
+    ours = KMeans(k, init=start, max_iter=20, tol=0, normalize=normalize).fit(X)
+    theirs = Reference(k, init=start.astype(float), max_iter=20, tol=0, n_init=1, algorithm="lloyd").fit(wide)
+    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-6)
+    # Several clusters that run empty at once may be refilled in another order, which changes their numbers only.
+    own = theirs.cluster_centers_[theirs.labels_]
+    np.testing.assert_allclose(ours.cluster_centers_[ours.labels_], own, atol=1e-5)
+
+
+def test_empty_clusters_are_refilled_as_scikit_learn_does():
+    X = blobs(n=200, d=4, copies=10)
+    far = np.full((3, 4), 50, np.float32) + np.arange(3, dtype=np.float32)[:, None]
+    start = np.concatenate([X[:2], far])
+    ours = KMeans(5, init=start, max_iter=10, tol=0, normalize=False).fit(X)
+    theirs = Reference(5, init=start.astype(float), max_iter=10, tol=0, n_init=1, algorithm="lloyd").fit(
+        X.astype(float)
+    )
+    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-6)
+    assert len(np.unique(ours.labels_)) == 5
+
+
+def test_fewer_distinct_rows_than_clusters_ends_with_zero_inertia():
+    X = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0)
+    for init in ("k-means||", "random"):
+        km = KMeans(6, init=init, random_state=1).fit(X)
+        assert km.inertia_ == pytest.approx(0, abs=1e-9)
+        assert km.converged_
+
+
+@pytest.mark.parametrize("init", ["k-means||", "random"])
+def test_well_separated_clusters_are_found(init):
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(10), 50)
+    X = (np.eye(10)[truth] * 10 + rng.normal(scale=0.3, size=(500, 10))).astype(np.float32)
+    km = KMeans(10, init=init, n_init=5, random_state=0).fit(X)
+    assert adjusted_rand_score(truth, km.labels_) > (0.99 if init == "k-means||" else 0.8)
+
+
+def test_quality_is_that_of_scikit_learn():
+    X = blobs(n=3000, d=16, k=40, copies=0)
+    ours = np.mean([KMeans(40, random_state=s, normalize=False).fit(X).inertia_ for s in range(5)])
+    theirs = np.mean([Reference(40, random_state=s, n_init=1).fit(X.astype(float)).inertia_ for s in range(5)])
+    assert ours < 1.03 * theirs
+
+
+@pytest.mark.parametrize("init", ["k-means||", "random"])
+def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
+    X = blobs(n=900, d=24, k=12)
+    settings = {"n_clusters": 12, "init": init, "max_iter": 8, "random_state": 5, "n_init": 2}
+    alone = KMeans(**settings).fit(X)
+    others = {f"{n} partitions": KMeans(**settings).fit(frame(X, n)) for n in (1, 7, 64)}
+    others["dask array"] = KMeans(**settings).fit(da.from_array(X, chunks=(131, 10)))
+    for workers in (1, 4):
+        others[f"{workers} workers"] = KMeans(**settings).fit(frame(X, 7), client=thread_client(workers))
+    others["2 processes"] = KMeans(**settings).fit(frame(X, 7), client=client)
+    others["2 processes, numpy"] = KMeans(**settings).fit(X, client=client)
+    for name, km in others.items():
+        np.testing.assert_array_equal(km.cluster_centers_, alone.cluster_centers_, err_msg=name)
+        np.testing.assert_array_equal(np.asarray(km.labels_), alone.labels_, err_msg=name)
+        assert km.inertia_ == alone.inertia_, name
+        assert km.inertia_history_ == alone.inertia_history_, name
+
+
+def test_sample_fraction_is_the_same_sample_in_any_partitions():
+    X = blobs(n=1000, d=8)
+    fits = [KMeans(5, sample_fraction=0.3, max_iter=3).fit(frame(X, n)) for n in (1, 9)]
+    np.testing.assert_array_equal(fits[0].cluster_centers_, fits[1].cluster_centers_)
+    assert not np.array_equal(fits[0].cluster_centers_, KMeans(5, max_iter=3).fit(X).cluster_centers_)
+    assert fits[0].labels_.compute().shape == (1000,)
+
+
+def test_labels_of_dask_input_are_lazy_and_equal_to_predict():
+    X = blobs()
+    km = KMeans(6).fit(frame(X, 3))
+    assert isinstance(km.labels_, da.Array)
+    np.testing.assert_array_equal(km.labels_.compute(), km.predict(X))
+    lazy = km.predict(da.from_array(X, chunks=(100, 16)))
+    assert lazy.shape == (600,)
+    np.testing.assert_array_equal(lazy, km.predict(X))
+    np.testing.assert_allclose(km.transform(da.from_array(X, chunks=(100, 16))), km.transform(X))
+
+
+def test_n_init_keeps_the_best_run():
+    X = blobs(n=400, k=20)
+    single = [KMeans(20, init="random", random_state=s, max_iter=4).fit(X).inertia_ for s in (7, 8, 9)]
+    assert KMeans(20, init="random", random_state=7, n_init=3, max_iter=4).fit(X).inertia_ == min(single)
+
+
+def test_max_iter_zero_keeps_the_given_centroids(tmp_path):
+    X = blobs()
+    start = X[:4].copy()
+    np.save(tmp_path / "start.npy", start)
+    for init in (start, start.tolist(), str(tmp_path / "start.npy")):
+        km = KMeans(4, max_iter=0, init=init).fit(X)
+        np.testing.assert_array_equal(km.cluster_centers_, start)
+        assert km.n_iter_ == 0
+
+
+def test_warm_start_from_an_estimator_and_from_disk(tmp_path):
+    X = blobs()
+    first = KMeans(5, max_iter=2).fit(X)
+    first.save(tmp_path / "model")
+    for init in (first, str(tmp_path / "model")):
+        np.testing.assert_array_equal(
+            KMeans(5, max_iter=3, init=init).fit(X).cluster_centers_,
+            KMeans(5, max_iter=3, init=first.cluster_centers_).fit(X).cluster_centers_,
+        )
+
+
+def test_saved_model_predicts_the_same(tmp_path):
+    X = blobs()
+    km = KMeans(5, normalize=False).fit(X)
+    km.save(tmp_path / "model")
+    loaded = KMeans.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(X), km.labels_)
+    assert (loaded.inertia_, loaded.n_iter_, loaded.normalize) == (km.inertia_, km.n_iter_, False)
+    with pytest.raises(OutputError, match="--overwrite"):
+        km.save(tmp_path / "model")
+    km.save(tmp_path / "model", overwrite=True)
+
+
+def test_models_travel_over_any_file_system():
+    km = KMeans(3).fit(blobs())
+    km.save("memory://models/one")
+    np.testing.assert_array_equal(KMeans.load("memory://models/one").cluster_centers_, km.cluster_centers_)
+
+
+def test_contract_of_scikit_learn():
+    km = KMeans(4, tol=0.5, random_state=3)
+    assert clone(km).get_params() == km.get_params()
+    assert km.set_params(n_clusters=2) is km
+    assert repr(km) == "KMeans(n_clusters=2, tol=0.5, random_state=3)"
+    X = blobs()
+    before = X.copy()
+    np.testing.assert_array_equal(km.fit_predict(X), km.predict(X))
+    np.testing.assert_array_equal(X, before)
+    assert km.transform(X).shape == (600, 2)
+    np.testing.assert_array_equal(km.transform(X).argmin(1), km.labels_)
+    assert km.score(X) == pytest.approx(-km.inertia_)
+    assert km.fit_transform(X).shape == (600, 2)
+    with pytest.raises(NotFittedError):
+        KMeans().predict(X)
+    pipeline = make_pipeline(FunctionTransformer(), KMeans(3))
+    assert len(np.unique(pipeline.fit_predict(X))) == 3
+
+
+@pytest.mark.parametrize(
+    ("params", "X", "error", "words"),
+    [
+        ({"n_clusters": 0}, np.eye(3), UsageError, ["n_clusters=0", ">= 1"]),
+        ({"n_clusters": 9}, np.eye(3), UsageError, ["n_samples=3", "n_clusters=9"]),
+        ({"init": "nowhere"}, np.eye(3), NotFoundError, ["nowhere", "k-means||"]),
+        ({"n_clusters": 2, "init": np.eye(3)}, np.eye(3), UsageError, ["(3, 3)", "(2,"]),
+        ({"n_clusters": 2, "init": np.eye(2)}, np.eye(3), DataError, ["3 dimensions", "2"]),
+        ({"n_clusters": 1}, [[1.0, np.nan]], DataError, ["row 0", "NaN"]),
+        ({"n_clusters": 1}, [[1.0, 1.0], [0.0, 0.0]], DataError, ["row 1", "zeros", "normalize=False"]),
+        ({"n_clusters": 1}, [[1e30, 1.0]], DataError, ["1e15", "scale"]),
+        ({"n_clusters": 1}, [1.0, 2.0], UsageError, ["2D"]),
+        ({"n_clusters": 1, "random_state": -1}, np.eye(2), UsageError, ["random_state=-1"]),
+        ({"n_clusters": 1, "engine": "magic"}, np.eye(2), UsageError, ["magic", "native"]),
+        ({"n_clusters": 1, "sample_fraction": 0}, np.eye(2), UsageError, ["sample_fraction", "(0, 1]"]),
+    ],
+)
+def test_wrong_use_says_what_to_do(params, X, error, words):
+    with pytest.raises(error) as caught:
+        KMeans(**params).fit(np.asarray(X, np.float32) if not isinstance(X, np.ndarray) else X)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_rows_of_another_dimension_are_refused():
+    km = KMeans(2).fit(blobs())
+    with pytest.raises(DataError, match="features"):
+        km.predict(np.ones((3, 5), np.float32))
+
+
+def test_unknown_parameter_is_named():
+    with pytest.raises(UsageError, match="n_cluster"):
+        KMeans().set_params(n_cluster=3)
+
+
+def test_plus_plus_takes_the_row_that_lowers_the_potential_most():
+    # Two far groups and one row between: whatever row comes first, the second must lie in the other group.
+    X = np.float32([[0, 0], [0, 1], [1, 0], [50, 50], [100, 100], [100, 101], [101, 100]])
+    weights = np.array([5, 5, 5, 1, 5, 5, 5])
+    for seed in range(20):
+        first, second = sorted(plus_plus(X, weights, 2, seed))
+        assert first < 3 < second
+
+
+def test_plus_plus_never_takes_a_row_twice_nor_one_without_weight_while_others_are_left():
+    X = np.float32([[0, 0], [0, 0], [1, 0], [0, 2], [9, 9]])
+    weights = np.array([1, 1, 1, 1, 0])
+    for seed in range(20):
+        assert set(plus_plus(X, weights, 3, seed).tolist()) in ({0, 2, 3}, {1, 2, 3})
+        assert sorted(plus_plus(X, weights, 5, seed).tolist()) == [0, 1, 2, 3, 4]
