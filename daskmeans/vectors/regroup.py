@@ -1,0 +1,287 @@
+"""Regrouping rows by cluster, without a shuffle and without ever holding more than a partition or a bucket.
+
+Each partition is sorted by cluster and written as a run. As runs are sorted, the rows of a range of clusters are one slice
+of each of them; a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the distance to
+its centroid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from distributed import Client
+from upath import UPath
+
+from daskmeans import config, forecast, manifest, runtime
+from daskmeans.errors import UsageError
+from daskmeans.vectors.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
+from daskmeans.vectors.matrix import vector_columns
+
+RUNS = "runs"
+LAYOUTS = ("bucketed", "hive")
+_RUN_BATCH = 4096
+
+
+def write_buckets(
+    frame: dd.DataFrame,
+    url: str | UPath,
+    *,
+    layout: str = "bucketed",
+    id_field: str = "id",
+    storage_options: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> Buckets:
+    """Write assigned rows grouped by cluster.
+
+    Parameters
+    ----------
+    frame : dask dataframe
+        As :func:`daskmeans.assign` returns it.
+    url : str or UPath
+        A directory to be made, on any file system that fsspec knows.
+    layout : {"bucketed", "hive"}, default "bucketed"
+        ``bucket-*.parquet`` with many clusters a file and one row group (or more) a cluster, or ``centroid=<i>/part-0.parquet``.
+    id_field : str, default "id"
+    storage_options : dict, optional
+    overwrite : bool, default False
+        Replace what an earlier call has written there.
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    Buckets
+
+    Raises
+    ------
+    OutputError
+        `url` holds something already.
+    UsageError
+        `frame` lacks the columns that ``assign`` adds.
+    """
+    path = UPath(url, **(storage_options or {}))
+    with manifest.step(path, "assign", {"layout": layout}, {}, overwrite=overwrite) as step:
+        step.facts |= regroup(frame, path, layout=layout, id_field=id_field, client=client)
+    return open_buckets(path)
+
+
+def regroup(
+    frame: dd.DataFrame, path: UPath, *, layout: str, id_field: str, client: Client | None = None
+) -> dict[str, Any]:
+    """Write the files of :func:`write_buckets` into `path`; returns the facts that its manifest must hold."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"unknown layout {layout!r}", where="layout", expected=" or ".join(LAYOUTS))
+    vectors = _check(frame, id_field)
+    runs = path / RUNS
+    runs.mkdir(parents=True, exist_ok=True)
+    write = dask.delayed(_write_run, pure=False)
+    tasks = [
+        write(part, runs / f"run-{i:05d}", id_field, dask_key_name=f"assign-run-{uuid4().hex}")
+        for i, part in enumerate(frame.to_delayed())
+    ]
+    found = runtime.compute(tasks, "assign", client)
+    sizes = _total(found)
+    dimension = frame._meta[vectors].dtype.pyarrow_dtype.list_size
+    per_bucket = _bucket_rows(sum(sizes.values()), dimension, client)
+    names = [runs / f"run-{i:05d}" for i, (labels, _) in enumerate(found) if len(labels)]
+    merge = dask.delayed(_write_bucket if layout == "bucketed" else _write_hive, pure=False)
+    tasks = [
+        merge(path, b, names, first, last, per_bucket, id_field, vectors, dask_key_name=f"bucket-write-{uuid4().hex}")
+        for b, (first, last) in enumerate(_ranges(sizes, per_bucket))
+    ]
+    files = [file for made in runtime.compute(tasks, "write buckets", client) for file in made]
+    manifest.remove(runs)
+    return {
+        "layout": layout,
+        "id_field": id_field,
+        "embedding_field": vectors,
+        "metadata_fields": [c for c in frame.columns if c not in (id_field, vectors, CENTROID, L2, COSINE)],
+        "dimension": dimension,
+        "rows": sum(sizes.values()),
+        "n_clusters": len(sizes),
+        "files": files,
+    }
+
+
+def _check(frame: dd.DataFrame, id_field: str) -> str:
+    """Name of the column of vectors; raises if a column that is needed is not there."""
+    missing = [name for name in (id_field, CENTROID, L2, COSINE) if name not in frame.columns]
+    vectors = vector_columns(pa.Schema.from_pandas(frame._meta, preserve_index=False))
+    if missing or len(vectors) != 1:
+        raise UsageError(
+            f"the dataframe has the columns {', '.join(map(str, frame.columns))}",
+            expected=f"{id_field}, one column of vectors, {CENTROID}, {L2}, {COSINE}",
+            remedy="pass what daskmeans.assign returns, and id_field= if the ids have another name",
+        )
+    return vectors[0]
+
+
+def _bucket_rows(rows: int, dimension: int, client: Client | None) -> int:
+    """Rows that are merged at once: as many as a partition may have, and a few buckets for each thread."""
+    client = runtime.current_client(client)
+    size = min(config.get_bytes("bucket-bytes"), forecast.partition_bytes(client))
+    return max(1, min(size // (4 * dimension), -(-rows // (4 * runtime.n_threads(client)))))
+
+
+def _sorted(table: pa.Table, id_field: str) -> pa.Table:
+    # The id makes the order total, so that it cannot depend on how rows were partitioned.
+    keys = [(CENTROID, "ascending"), (L2, "ascending"), (id_field, "ascending")]
+    return table.take(pc.sort_indices(table, keys))
+
+
+def _write_run(part: pd.DataFrame, run: UPath, id_field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Write `part` sorted by cluster, with an index of the clusters' ends; returns its clusters and their sizes."""
+    table = _sorted(pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(None), id_field)
+    with run.with_suffix(".arrow").open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=_RUN_BATCH)
+    labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
+    with run.with_suffix(".npy").open("wb") as file:
+        np.save(file, np.stack([labels.astype(np.int64), np.cumsum(counts)]))
+    return labels, counts
+
+
+def _total(found: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, int]:
+    """Rows of each cluster that has any, by centroid, ascending."""
+    labels = np.concatenate([labels for labels, _ in found])
+    counts = np.concatenate([counts for _, counts in found])
+    known, where = np.unique(labels, return_inverse=True)
+    totals = np.zeros(len(known), np.int64)
+    np.add.at(totals, where, counts)
+    return dict(zip(known.tolist(), totals.tolist(), strict=True))
+
+
+def _ranges(sizes: dict[int, int], target: int) -> list[tuple[int, int]]:
+    """Ranges of centroids, first and last, of about `target` rows each; one larger than that stands alone."""
+    ranges: list[tuple[int, int]] = []
+    held = target
+    for centroid, rows in sizes.items():
+        if held + rows > target:
+            ranges.append((centroid, centroid))
+            held = 0
+        ranges[-1] = (ranges[-1][0], centroid)
+        held += rows
+    return ranges
+
+
+class Run:
+    """A written run, of which slices can be read."""
+
+    def __init__(self, path: UPath, first: int, last: int) -> None:
+        with path.with_suffix(".npy").open("rb") as file:
+            labels, ends = np.load(file)
+        starts = np.concatenate([[0], ends])
+        self.start = int(starts[np.searchsorted(labels, first)])
+        self.stop = int(starts[np.searchsorted(labels, last, side="right")])
+        arrow = path.with_suffix(".arrow")
+        local = type(arrow.fs).__name__ == "LocalFileSystem"
+        self._source = pa.memory_map(arrow.path) if local else arrow.open("rb")
+        self._file = pa.ipc.open_file(self._source)
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """Rows from `start` to `stop` of the run."""
+        batches = range(start // _RUN_BATCH, -(-stop // _RUN_BATCH))
+        table = pa.Table.from_batches([self._file.get_batch(i) for i in batches], self._file.schema)
+        return table.slice(start - batches.start * _RUN_BATCH, stop - start)
+
+    def distances(self) -> np.ndarray:
+        """Distances of its rows of a range that is one cluster, ascending."""
+        return self.read(self.start, self.stop)[L2].to_numpy()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+
+
+def _merged(names: list[UPath], first: int, last: int, per_bucket: int, id_field: str) -> Iterator[pa.Table]:
+    """Rows of the clusters from `first` to `last`, sorted, in tables of about `per_bucket` rows."""
+    runs = [Run(name, first, last) for name in names]
+    try:
+        if first < last or sum(run.stop - run.start for run in runs) <= per_bucket:
+            yield _sorted(pa.concat_tables([run.read(run.start, run.stop) for run in runs]), id_field)
+            return
+        distances = [run.distances() for run in runs]
+        cuts = np.unique(np.sort(np.concatenate(distances))[per_bucket::per_bucket])
+        marks = [
+            [run.start, *(run.start + np.searchsorted(d, cuts)), run.stop]
+            for run, d in zip(runs, distances, strict=True)
+        ]
+        for w in range(len(cuts) + 1):
+            pieces = [run.read(int(m[w]), int(m[w + 1])) for run, m in zip(runs, marks, strict=True) if m[w] < m[w + 1]]
+            if pieces:
+                yield _sorted(pa.concat_tables(pieces), id_field)
+    finally:
+        for run in runs:
+            run.close()
+
+
+def _per_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    """Slices of `tables` that hold one cluster each, with its centroid."""
+    for table in tables:
+        labels, starts = np.unique(table[CENTROID].to_numpy(), return_index=True)
+        for label, start, stop in zip(labels.tolist(), starts, [*starts[1:], len(table)], strict=True):
+            yield label, table.slice(start, stop - start)
+
+
+class _Writer:
+    """One Parquet file that takes a row group at a time and remembers which cluster it belongs to."""
+
+    def __init__(self, path: UPath, name: str, schema: pa.Schema, vectors: str) -> None:
+        self._name = name
+        self._clusters: dict[int, list[int]] = {}
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        plain = {f"{vectors}.list.element"}  # vectors do not compress
+        columns = [schema.field(i).name for i in range(len(schema))]
+        self._file = pq.ParquetWriter(
+            file.path,
+            schema,
+            filesystem=file.fs,
+            write_statistics=[name for name in (CENTROID, L2) if name in columns],
+            use_dictionary=[CENTROID] if CENTROID in columns else False,
+            compression={c: "zstd" for c in columns if c != vectors} | dict.fromkeys(plain, "none"),
+        )
+
+    def write(self, centroid: int, rows: pa.Table) -> None:
+        """Append `rows` of the cluster `centroid` as one row group."""
+        self._file.write_table(rows, row_group_size=max(1, len(rows)))
+        held = self._clusters.setdefault(centroid, [0, 0])
+        held[0] += len(rows)
+        held[1] += 1
+
+    def close(self) -> dict[str, Any]:
+        """Finish the file; returns its entry in the manifest."""
+        self._file.close()
+        return {"path": self._name, "clusters": [[c, *held] for c, held in self._clusters.items()]}
+
+
+def _write_bucket(
+    path: UPath, number: int, names: list[UPath], first: int, last: int, per_bucket: int, id_field: str, vectors: str
+) -> list[dict[str, Any]]:
+    writer = None
+    for centroid, rows in _per_cluster(_merged(names, first, last, per_bucket, id_field)):
+        writer = writer or _Writer(path, f"bucket-{number:05d}.parquet", rows.schema, vectors)
+        writer.write(centroid, rows)
+    return [writer.close()] if writer else []
+
+
+def _write_hive(
+    path: UPath, number: int, names: list[UPath], first: int, last: int, per_bucket: int, id_field: str, vectors: str
+) -> list[dict[str, Any]]:
+    files: list[dict[str, Any]] = []
+    writer, open_for = None, None
+    for centroid, rows in _per_cluster(_merged(names, first, last, per_bucket, id_field)):
+        rows = rows.drop_columns(CENTROID)
+        if writer is None or centroid != open_for:
+            files += [writer.close()] if writer else []
+            writer, open_for = _Writer(path, f"centroid={centroid}/part-0.parquet", rows.schema, vectors), centroid
+        writer.write(centroid, rows)
+    return files + ([writer.close()] if writer else [])
