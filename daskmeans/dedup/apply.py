@@ -1,0 +1,145 @@
+"""Write the kept rows of the original files, in their own format."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask import delayed
+from distributed import Client
+from upath import UPath
+
+from daskmeans import manifest, runtime
+from daskmeans.dedup.lookup import Lookup, read_lookup
+from daskmeans.dedup.rewrite import Rewritten, rewrite
+from daskmeans.errors import DataError, UsageError
+from daskmeans.vectors import npy
+from daskmeans.vectors.files import Input, directories, find_files, format_of, open_path, refuse_overlap
+
+REJECTS = "rejects.parquet"
+
+
+def apply(
+    decisions: Input,
+    inputs: Input | Sequence[Input],
+    out: Input,
+    *,
+    id_field: str = "id",
+    storage_options: Mapping[str, Any] | None = None,
+    on_bad_row: str = "error",
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> dict[str, Any]:
+    """Write the kept rows of the original files to `out`.
+
+    Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. File names, directories
+    and the order of rows stay as they are; the originals are not touched.
+
+    Parameters
+    ----------
+    decisions : path
+        Directory that `dedup` wrote.
+    inputs : path or sequence of paths
+        The files from which the rows came: a file, a directory, a glob or a list of these.
+    out : path
+        Directory to be made, outside the inputs.
+    id_field : str, default "id"
+        Column of the ids. The ids of ``.npy`` files are the numbers of their rows, counted through all files.
+    storage_options : dict, optional
+        Options of the filesystem.
+    on_bad_row : {"error", "skip"}, default "error"
+        What to do with a row without a decision: stop, or leave it out and record it in ``rejects.parquet``.
+    overwrite : bool, default False
+        Replace a finished output.
+    client : distributed.Client, optional
+        Where to run. Default: the current client, else this process.
+
+    Returns
+    -------
+    dict
+        ``rows`` read, ``kept``, ``removed``, ``rejected`` and ``files``.
+
+    Raises
+    ------
+    DataError
+        A row has no decision, or a decision no row.
+    OutputError
+        `out` is in the way, or inside an input.
+
+    Examples
+    --------
+    >>> import daskmeans as dkm
+    >>> dkm.apply("decisions/", "texts/", "texts-kept/")  # doctest: +SKIP
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
+    client = runtime.current_client(client)
+    folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
+    manifest.read(folder, "dedup")
+    files = find_files(inputs, storage_options)
+    given = [inputs] if isinstance(inputs, Input) else list(inputs)
+    roots = directories(inputs, storage_options)
+    refuse_overlap(target, [*roots, *files])
+    names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
+    settings = {"id_field": id_field, "on_bad_row": on_bad_row}
+    described = {"decisions": str(folder), "files": [str(file) for file in files]}
+    with manifest.step(target, "apply", settings, described, overwrite=overwrite) as step:
+        lookup = read_lookup(folder)
+        done = _rewrite_all(files, [target / name for name in names], id_field, lookup, on_bad_row == "skip", client)
+        rejects = pa.concat_tables([one.rejects for one in done])
+        if on_bad_row == "error":
+            _check_all_met(lookup, done, ", ".join(str(one) for one in given))
+        elif len(rejects):
+            pq.write_table(rejects, (target / REJECTS).path, filesystem=target.fs)
+        rows, kept = sum(one.rows for one in done), sum(one.kept for one in done)
+        removed = rows - kept - len(rejects)
+        summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
+        step.facts |= {"counts": summary}
+    runtime.log_event("daskmeans", {"step": "apply"} | summary, client)
+    return summary
+
+
+def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
+    """Names of `files` below `root`, or else below the directory that all of them have in common."""
+    paths = [PurePosixPath(file.path) for file in files]
+    base = root.path if root is not None else os.path.commonpath([path.parent for path in paths])
+    names = [str(path.relative_to(base)) for path in paths]
+    if REJECTS in names:
+        raise UsageError(
+            f"an input is called {REJECTS}, like the list of rejected rows", where=base, remedy="rename it"
+        )
+    return names
+
+
+def _rewrite_all(
+    files: list[UPath], targets: list[UPath], id_field: str, lookup: Lookup, skip: bool, client: Client | None
+) -> list[Rewritten]:
+    firsts = np.zeros(len(files), np.int64)
+    if format_of(files[0]) == "npy":
+        firsts[1:] = np.cumsum([npy.survey(file, None, id_field).rows for file in files])[:-1]
+    shared, run = runtime.share(lookup, client), uuid.uuid4().hex
+    tasks = [
+        delayed(rewrite, pure=False)(file, target, id_field, int(first), shared, skip, dask_key_name=f"apply-{run}-{i}")
+        for i, (file, target, first) in enumerate(zip(files, targets, firsts, strict=True))
+    ]
+    return runtime.compute(tasks, label="apply", client=client)
+
+
+def _check_all_met(lookup: Lookup, done: list[Rewritten], where: str) -> None:
+    """Make sure that each decision has met one row; as no row was without a decision, count and checksum tell."""
+    rows = sum(one.rows for one in done)
+    total = sum(one.checksum for one in done) % 2**64
+    if rows == len(lookup.hashes) and total == lookup.checksum():
+        return
+    raise DataError(
+        f"{rows:,} rows for {len(lookup.hashes):,} decisions{'' if rows < len(lookup.hashes) else ': some ids repeat'}",
+        where=where,
+        expected="each decision to meet one row",
+        remedy="pass all the files that were deduplicated and no others, or --on-bad-row skip for those that are there",
+    )

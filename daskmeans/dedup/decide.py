@@ -1,0 +1,77 @@
+"""What happens to each row of one cluster."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from daskmeans.kernels.pairs import compare_earlier, find_copies
+
+RULES = ("survivors", "semdedup")
+
+
+class Decided(NamedTuple):
+    """Decisions on rows in rank order; row numbers are ranks."""
+
+    keep: np.ndarray
+    """bool, shape (n,)"""
+    kept: np.ndarray
+    """int64, shape (n,): the row that stays in place of this one, or -1."""
+    best: np.ndarray
+    """int64, shape (n,): the most similar earlier row."""
+    score: np.ndarray
+    """float32, shape (n,): the score with `best`."""
+    exact: np.ndarray
+    """bool, shape (n,): the row is a copy of an earlier one."""
+
+
+def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int) -> Decided:
+    """Decide which rows stay.
+
+    Copies are taken out first; the first of them in rank stands for all.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d)
+        Unit rows in rank order.
+    threshold : float32
+    rule : {"survivors", "semdedup"}
+    tile_bytes : int
+        Bound of the score matrix kept at once.
+
+    Examples
+    --------
+    >>> X = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+    >>> decide(X, np.float32(0.9), "survivors", 1 << 20).keep.tolist()
+    [True, True, False]
+    """
+    first = find_copies(X)
+    exact = first != np.arange(len(X))
+    unique = np.flatnonzero(~exact)
+    found = compare_earlier(X[unique] if exact.any() else X, threshold, rule, tile_bytes)
+    # Row of `found` that stands for each row.
+    group = np.searchsorted(unique, first)
+    group_best, group_kept = unique[found.best], np.where(found.kept < 0, -1, unique[found.kept])
+    stays, score = found.stays[group], found.score[group]
+    # A copy's best is the row it copies, unless that one met a row which scores 1 as well and comes still earlier.
+    best = np.where(exact & (score < 1), first, group_best[group])
+    kept = np.where(exact & stays, first, group_kept[group])
+    return Decided(stays & ~exact, kept, best, np.where(exact, np.float32(1), score), exact)
+
+
+def to_table(ids: pa.Array, decided: Decided, centroid: int) -> pa.Table:
+    """The rows of a decisions file, in the order of `ids` (rank order)."""
+    reason = np.where(decided.keep, 0, np.where(decided.exact, 1, 2))
+    return pa.table(
+        {
+            "id": ids,
+            "keep": decided.keep,
+            "kept_id": ids.take(pa.array(decided.kept, mask=decided.kept < 0)),
+            "max_id": ids.take(pa.array(decided.best)),
+            "cosine_sim_score": decided.score,
+            "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),
+            "centroid": pa.array(np.full(len(ids), centroid, np.int32)),
+        }
+    )

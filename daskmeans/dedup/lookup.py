@@ -1,0 +1,85 @@
+"""Which rows stay, by their id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from upath import UPath
+
+from daskmeans.dedup.result import decision_files
+from daskmeans.errors import DataError
+from daskmeans.kernels.hashing import hash_column
+from daskmeans.vectors.files import reading
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """Decisions sorted by the hash of the id."""
+
+    hashes: np.ndarray
+    """uint64, shape (n,)"""
+    ids: pa.Array
+    keep: np.ndarray
+    """bool, shape (n,)"""
+
+    def find(self, ids: pa.Array) -> np.ndarray:
+        """Place of the decision on each of `ids`, or -1. Ids with the same hash are told apart."""
+        places = np.full(len(ids), -1)
+        left = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
+        ids = ids.cast(self.ids.type)
+        hashes = hash_column(ids.drop_null())
+        candidates = np.searchsorted(self.hashes, hashes)
+        while len(left):
+            near = candidates < len(self.hashes)
+            near[near] = self.hashes[candidates[near]] == hashes[near]
+            left, hashes, candidates = left[near], hashes[near], candidates[near]
+            equal = pc.equal(self.ids.take(pa.array(candidates)), ids.take(pa.array(left)))
+            same = equal.to_numpy(zero_copy_only=False)
+            places[left[same]] = candidates[same]
+            left, hashes, candidates = left[~same], hashes[~same], candidates[~same] + 1
+        return places
+
+    def checksum(self) -> int:
+        """Sum of the hashes modulo 2⁶⁴."""
+        return int(self.hashes.sum(dtype=np.uint64))
+
+
+def read_lookup(path: UPath) -> Lookup:
+    """Decisions of the output of `dedup` in `path`."""
+    tables = []
+    for file in decision_files(path):
+        with reading(file):
+            tables.append(pq.read_table(file.path, filesystem=file.fs, columns=["id", "keep"]))
+    table = pa.concat_tables(tables)
+    return make_lookup(table["id"], table["keep"].to_numpy())
+
+
+def make_lookup(ids: pa.ChunkedArray, keep: np.ndarray) -> Lookup:
+    """Lookup of decisions.
+
+    Examples
+    --------
+    >>> lookup = make_lookup(pa.chunked_array([["a", "b"]]), np.array([True, False]))
+    >>> lookup.keep[lookup.find(pa.array(["b", "a"]))].tolist(), lookup.find(pa.array(["c"])).tolist()
+    ([False, True], [-1])
+    """
+    # 32-bit offsets end at 2 GiB of ids.
+    ids = ids.cast(pa.large_string()) if pa.types.is_string(ids.type) else ids
+    hashes = hash_column(ids)
+    order = np.argsort(hashes, kind="stable")
+    return Lookup(hashes[order], ids.take(pa.array(order)).combine_chunks(), keep[order])
+
+
+def check_type(lookup: Lookup, type_: pa.DataType, file: UPath, id_field: str) -> None:
+    """Make sure that ids of type `type_` can be those of the decisions."""
+    if pa.types.is_integer(type_) != pa.types.is_integer(lookup.ids.type):
+        raise DataError(
+            f"column {id_field!r} is {type_}, and the ids of the decisions are {lookup.ids.type}",
+            where=str(file),
+            expected="the files that were deduplicated",
+            remedy="name the column of the ids with --id-field",
+        )

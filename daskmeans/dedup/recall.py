@@ -1,0 +1,111 @@
+"""What a search inside clusters has missed: measured on a sample of rows, which are compared with all rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daskmeans.kernels.pairs import find_twins
+from daskmeans.kernels.products import rounding_bound
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some rows: their vectors, and where they lie."""
+
+    hashes: np.ndarray
+    """uint64, shape (m,): hash of the id."""
+    centroids: np.ndarray
+    """int32, shape (m,)"""
+    places: np.ndarray
+    """int64, shape (m,): place of the row in its cluster."""
+    rows: np.ndarray
+    """float32, shape (m, d)"""
+
+
+def sample_limit(rows: int, wanted: int) -> int:
+    """Hash below which a row may be among the `wanted` smallest hashes of `rows`.
+
+    A little more than `wanted` rows lie below it, and fewer do with a probability of 10⁻⁹ (six standard deviations), so
+    one pass finds the sample without knowing the hashes of all rows first.
+
+    Examples
+    --------
+    >>> sample_limit(100, 100) == 2**64 - 1
+    True
+    """
+    share = (wanted + 6 * math.sqrt(wanted)) / max(rows, 1)
+    return min(2**64 - 1, int(share * 2**64))
+
+
+def take_sample(hashes: np.ndarray, centroid: int, X: np.ndarray, limit: int) -> Sample:
+    """Rows of one cluster whose hash is at most `limit`."""
+    places = np.flatnonzero(hashes <= np.uint64(limit))
+    return Sample(hashes[places], np.full(len(places), centroid, np.int32), places, X[places])
+
+
+def join_samples(samples: list[Sample], size: int) -> Sample:
+    """The rows with the `size` smallest hashes of all `samples`."""
+    hashes, centroids, places, rows = (
+        np.concatenate([getattr(s, field) for s in samples]) for field in ("hashes", "centroids", "places", "rows")
+    )
+    smallest = np.argsort(hashes, kind="stable")[:size]
+    return Sample(hashes[smallest], centroids[smallest], places[smallest], rows[smallest])
+
+
+def mark_twins(
+    sample: Sample, X: np.ndarray, centroid: int, threshold: np.float32, tile_bytes: int, seen: np.ndarray
+) -> None:
+    """Compare `sample` with the rows of one cluster.
+
+    Parameters
+    ----------
+    sample : Sample
+    X : ndarray of float32, shape (n, d)
+        All rows of the cluster, in the order that `sample.places` refers to.
+    centroid : int
+    threshold : float32
+    tile_bytes : int
+    seen : ndarray of bool, shape (2, m)
+        Row 0 becomes True where a sampled row has a twin anywhere, row 1 where it has one in its own cluster.
+    """
+    own = sample.centroids == centroid
+    places = np.where(own, sample.places, -1)
+    margin = rounding_bound(X.shape[1])
+    width = max(1, tile_bytes // (4 * max(1, len(sample.rows))))
+    for left in range(0, len(X), width):
+        block = X[left : left + width]
+        find_twins(sample.rows @ block.T, sample.rows, block, own, places - left, threshold, margin, seen[0], seen[1])
+
+
+def summarize(seen: np.ndarray) -> dict[str, Any]:
+    """Recall with its 95 % interval, from the flags that `mark_twins` has set.
+
+    Examples
+    --------
+    >>> summarize(np.array([[False], [False]]))
+    {'recall': None, 'low': 0.0, 'high': 1.0, 'sampled': 1, 'with_twin': 0}
+    """
+    with_twin, found = int(seen[0].sum()), int(seen[1].sum())
+    recall = found / with_twin if with_twin else None
+    low, high = wilson(found, with_twin)
+    return {"recall": recall, "low": low, "high": high, "sampled": seen.shape[1], "with_twin": with_twin}
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Score interval of a share (Wilson, JASA 1927); (0, 1) without trials.
+
+    Examples
+    --------
+    >>> [round(bound, 3) for bound in wilson(8, 10)]
+    [0.49, 0.943]
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    p, spread = successes / trials, z * z / trials
+    centre = (p + spread / 2) / (1 + spread)
+    half = z * math.sqrt(p * (1 - p) / trials + spread / (4 * trials)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)

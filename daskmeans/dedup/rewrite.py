@@ -1,0 +1,186 @@
+"""Copy the kept rows of one file, block by block, in its own format."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from daskmeans.dedup.lookup import Lookup, check_type
+from daskmeans.errors import DataError
+from daskmeans.vectors import jsonl, npy
+from daskmeans.vectors.files import format_of, reading
+
+BLOCK_BYTES = 8 * 2**20
+REJECTS = pa.schema({"id": pa.string(), "file": pa.string(), "row": pa.int64(), "reason": pa.string()})
+
+
+class Rewritten(NamedTuple):
+    """What has become of one file."""
+
+    rows: int
+    kept: int
+    checksum: int
+    """Sum of the hashes of the decisions that were met, modulo 2⁶⁴."""
+    rejects: pa.Table
+
+
+class Judge:
+    """Decides on the rows of `file`, in their order, and counts."""
+
+    def __init__(self, file: UPath, id_field: str, lookup: Lookup, skip: bool) -> None:
+        self.file, self.id_field, self._lookup, self._skip = file, id_field, lookup, skip
+        self._rows = self._kept = self._checksum = 0
+        self._rejects = [REJECTS.empty_table()]
+
+    def check_schema(self, schema: pa.Schema) -> None:
+        """Make sure that `schema` has ids of the right type."""
+        if self.id_field not in schema.names:
+            raise DataError(
+                f"no column {self.id_field!r}",
+                where=str(self.file),
+                expected="one of " + ", ".join(schema.names),
+                remedy="name the column of the ids with --id-field",
+            )
+        check_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
+
+    def keep(self, ids: pa.Array) -> np.ndarray:
+        """Which of the next rows stay, given their ids."""
+        places = self._lookup.find(ids)
+        lost = np.flatnonzero(places < 0)
+        if len(lost):
+            self._reject(lost, ids.take(pa.array(lost)))
+        keep = self._lookup.keep[places] & (places >= 0)
+        met = self._lookup.hashes[places[places >= 0]].sum(dtype=np.uint64)
+        self._rows += len(ids)
+        self._kept += int(keep.sum())
+        self._checksum = (self._checksum + int(met)) % 2**64
+        return keep
+
+    def _reject(self, lost: np.ndarray, ids: pa.Array) -> None:
+        if not self._skip:
+            found = f"no decision on the row with id {ids[0].as_py()!r}" if ids[0].is_valid else "the row has no id"
+            raise DataError(
+                found,
+                where=f"{self.file}, row {self._rows + int(lost[0])} (counted from 0)",
+                expected="the files that were deduplicated",
+                remedy="deduplicate these rows too, or leave out rows without a decision with --on-bad-row skip",
+            )
+        columns = {
+            "id": ids.cast(pa.string()),
+            "file": pa.repeat(str(self.file), len(lost)),
+            "row": pa.array(self._rows + lost),
+            "reason": pa.repeat("no decision", len(lost)),
+        }
+        self._rejects.append(pa.table(columns, REJECTS))
+
+    def result(self) -> Rewritten:
+        """The counts."""
+        return Rewritten(self._rows, self._kept, self._checksum, pa.concat_tables(self._rejects))
+
+
+def rewrite(file: UPath, target: UPath, id_field: str, first: int, lookup: Lookup, skip: bool) -> Rewritten:
+    """Write the kept rows of `file` to `target`.
+
+    Parameters
+    ----------
+    file, target : UPath
+    id_field : str
+    first : int
+        Id of the first row, where ids are row numbers.
+    lookup : Lookup
+    skip : bool
+        Leave out rows without a decision, instead of refusing them.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    judge = Judge(file, id_field, lookup, skip)
+    format_ = format_of(file)
+    if format_ == "parquet":
+        _rewrite_parquet(file, target, judge)
+    elif format_ == "jsonl":
+        _rewrite_jsonl(file, target, judge, lookup.ids.type)
+    else:
+        _rewrite_npy(file, target, judge, first)
+    return judge.result()
+
+
+def _rewrite_parquet(file: UPath, target: UPath, judge: Judge) -> None:
+    with reading(file):
+        source = pq.ParquetFile(file.path, filesystem=file.fs)
+    with source:
+        schema = source.schema_arrow
+        judge.check_schema(schema)
+        codecs = _codecs(source.metadata)
+        with pq.ParquetWriter(target.path, schema, filesystem=target.fs, compression=codecs) as writer:
+            for group in range(source.metadata.num_row_groups):
+                with reading(file):
+                    table = source.read_row_group(group, use_threads=False)
+                keep = judge.keep(table[judge.id_field].combine_chunks())
+                if keep.any():
+                    writer.write_table(table.filter(pa.array(keep)), row_group_size=len(table))
+
+
+def _codecs(metadata: pq.FileMetaData) -> Any:
+    """Codec of each column, as a writer takes them; the writer's default for a file without rows."""
+    if not metadata.num_row_groups:
+        return "snappy"
+    columns = (metadata.row_group(0).column(i) for i in range(metadata.num_columns))
+    return {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns}
+
+
+def _rewrite_jsonl(file: UPath, target: UPath, judge: Judge, id_type: pa.DataType) -> None:
+    schema = pa.schema({judge.id_field: id_type})
+    with _writing(target) as write:
+        for block, table in _parsed_blocks(file, schema):
+            keep = judge.keep(table[judge.id_field].combine_chunks())
+            write(_kept_lines(block, jsonl.line_starts(block), keep))
+
+
+def _parsed_blocks(file: UPath, schema: pa.Schema) -> Iterator[tuple[bytes, pa.Table]]:
+    """Blocks of whole lines of `file`, and the columns of `schema` in them."""
+    row = 0
+    with reading(file), jsonl.opened(file) as read:
+        for block in jsonl.blocks(read, BLOCK_BYTES):
+            table = jsonl.parse_or_refuse(block, schema, file, row)
+            row += len(table)
+            if len(table):
+                yield block, table
+
+
+def _kept_lines(block: bytes, starts: np.ndarray, keep: np.ndarray) -> bytes:
+    """The lines of `block` that `keep` says, each with its end."""
+    bounds = np.append(starts, len(block))
+    edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))
+    return b"".join(block[bounds[begin] : bounds[end]] for begin, end in edges.reshape(-1, 2))
+
+
+@contextlib.contextmanager
+def _writing(target: UPath) -> Iterator[Any]:
+    """Writer of text to `target`, compressed as its name says."""
+    with target.open("wb") as file:
+        if target.suffix in jsonl.CODECS:
+            with pa.CompressedOutputStream(pa.PythonFile(file, "w"), jsonl.CODECS[target.suffix]) as stream:
+                yield stream.write
+        else:
+            yield file.write
+
+
+def _rewrite_npy(file: UPath, target: UPath, judge: Judge, first: int) -> None:
+    rows, dimension, dtype, start = npy.header(file)
+    keep = judge.keep(pa.array(np.arange(first, first + rows)))
+    shape = (int(keep.sum()), dimension)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    row_bytes = dimension * dtype.itemsize
+    step = max(1, BLOCK_BYTES // row_bytes)
+    with file.open("rb") as source, target.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        source.seek(start)
+        for begin in range(0, rows, step):
+            with reading(file):
+                block = np.frombuffer(source.read(min(step, rows - begin) * row_bytes), dtype).reshape(-1, dimension)
+            out.write(block[keep[begin : begin + step]].tobytes())

@@ -1,0 +1,303 @@
+"""The kept rows of the original files, in their format."""
+
+import gzip
+import json
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from upath import UPath
+
+from daskmeans import manifest, runtime
+from daskmeans.dedup import apply, dedup
+from daskmeans.dedup.lookup import Lookup, make_lookup
+from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
+from daskmeans.vectors.files import find_files
+from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.regroup import write_buckets
+
+N = 60
+
+
+@pytest.fixture
+def vectors():
+    """Every row but each third copies the row before it."""
+    X = np.random.default_rng(0).standard_normal((N // 3, 8)).repeat(3, axis=0).astype(np.float32)
+    return X / np.linalg.norm(X, axis=1, keepdims=True).astype(np.float32)
+
+
+def decide(tmp_path, X, ids):
+    """Decisions on rows with `ids`, and the ids that are kept."""
+    frame = pd.DataFrame(
+        {
+            "id": pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([pa.array(ids)]))),
+            "embedding": to_column(X),
+            "centroid": pd.Series(np.arange(len(X)) // 3 % 4, dtype="int32[pyarrow]"),
+            "l2_dist_to_cent": pd.Series(np.zeros(len(X)), dtype="float[pyarrow]"),
+            "cosine_dist_to_cent": pd.Series(np.zeros(len(X)), dtype="float[pyarrow]"),
+        }
+    )
+    write_buckets(dd.from_pandas(frame, npartitions=2, sort=False), tmp_path / "clusters")
+    result = dedup(tmp_path / "clusters", 0.9999, out=tmp_path / "decisions", keep="random")
+    kept = set(result.kept.id.compute())
+    assert 0 < len(kept) < len(X)
+    return tmp_path / "decisions", kept
+
+
+@pytest.fixture
+def text_ids():
+    return [f"é{i}" for i in range(N)]
+
+
+@pytest.mark.parametrize("codec", ["snappy", "zstd", "gzip", "none", "lz4"])
+def test_parquet(tmp_path, vectors, text_ids, codec):
+    table = pa.table(
+        {
+            "id": text_ids,
+            "n": pa.array(range(N), pa.int16()),
+            "vector": pa.array(list(vectors.astype(np.float16)), pa.list_(pa.float16())),
+            "tag": pa.array(["a", None] * (N // 2)).dictionary_encode(),
+        },
+        metadata={"made by": "a test"},
+    )
+    source = tmp_path / "in" / "deep"
+    source.mkdir(parents=True)
+    mixed = {"id": codec, "n": "snappy", "vector.list.element": codec, "tag": codec}
+    pq.write_table(table[:40], source / "a.parquet", row_group_size=7, compression=mixed)
+    pq.write_table(table[40:], tmp_path / "in" / "b.parquet", compression=mixed)
+    decisions, kept = decide(tmp_path, vectors, text_ids)
+    facts = apply(decisions, tmp_path / "in", tmp_path / "out")
+    assert facts == {"rows": N, "kept": len(kept), "removed": N - len(kept), "rejected": 0, "files": 2}
+    written = []
+    for name in ("deep/a.parquet", "b.parquet"):
+        before, after = pq.ParquetFile(tmp_path / "in" / name), pq.ParquetFile(tmp_path / "out" / name)
+        assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
+        groups = [[f.metadata.row_group(0).column(i).compression for i in range(4)] for f in (before, after)]
+        assert groups[0] == groups[1]
+        written.append(after.read())
+    assert pa.concat_tables(written).to_pylist() == [row for row in table.to_pylist() if row["id"] in kept]
+    made = manifest.read(UPath(tmp_path / "out"), "apply")
+    assert made["counts"]["kept"] == len(kept)
+
+
+def test_a_file_without_kept_rows_is_written_empty(tmp_path, vectors):
+    decisions, kept = decide(tmp_path, vectors, np.arange(N))
+    gone = next(i for i in range(N) if i not in kept)
+    table = pa.table({"id": np.arange(N)})
+    (tmp_path / "in").mkdir()
+    pq.write_table(table[:gone], tmp_path / "in" / "1.parquet")
+    pq.write_table(table[gone : gone + 1], tmp_path / "in" / "2.parquet")
+    pq.write_table(table[:0], tmp_path / "in" / "3.parquet")
+    pq.write_table(table[gone + 1 :], tmp_path / "in" / "4.parquet")
+    apply(decisions, tmp_path / "in", tmp_path / "out")
+    sizes = [pq.read_metadata(tmp_path / "out" / f"{i}.parquet").num_rows for i in (1, 2, 3, 4)]
+    assert sizes[1:3] == [0, 0]
+    assert sum(sizes) == len(kept)
+    assert find_files(tmp_path / "out") == [UPath(tmp_path / "out" / f"{i}.parquet") for i in (1, 2, 3, 4)]
+
+
+def opener(name):
+    if name.endswith(".gz"):
+        return gzip.open
+    return pa.output_stream if name.endswith(".zst") else open
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst", "rows.ndjson"])
+@pytest.mark.parametrize("last", [b"", b"\n"])
+def test_json_lines_keep_their_bytes(tmp_path, vectors, text_ids, name, last, monkeypatch):
+    monkeypatch.setattr("daskmeans.dedup.rewrite.BLOCK_BYTES", 200)
+    lines = [
+        json.dumps({"n": i, "id": one, "t": {"x": "é"}}, ensure_ascii=i % 2 == 0).encode()
+        for i, one in enumerate(text_ids)
+    ]
+    lines[3] = lines[3].replace(b": ", b" :   ") + b"  \r"
+    with (
+        opener(name)(tmp_path / name, "wb")
+        if not name.endswith(".zst")
+        else pa.output_stream(str(tmp_path / name)) as file
+    ):
+        file.write(b"\n\n" + b"\n".join(lines) + last)
+    decisions, kept = decide(tmp_path, vectors, text_ids)
+    apply(decisions, tmp_path / name, tmp_path / "out")
+    with pa.input_stream(str(tmp_path / "out" / name)) as file:
+        written = file.read()
+    expected = [line for line, one in zip(lines, text_ids, strict=True) if one in kept]
+    assert written.rstrip(b"\n") == b"\n".join(expected)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", ">f8"])
+def test_numpy_files_are_numbered_through(tmp_path, vectors, dtype):
+    np.save(tmp_path / "b.npy", vectors[:25].astype(dtype))
+    np.save(tmp_path / "a.npy", vectors[25:].astype(dtype))
+    decisions, kept = decide(tmp_path, vectors, np.arange(N))
+    apply(decisions, [tmp_path / "b.npy", tmp_path / "a.npy"], tmp_path / "out")
+    b, a = np.load(tmp_path / "out" / "b.npy"), np.load(tmp_path / "out" / "a.npy")
+    assert b.dtype == a.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(np.concatenate([b, a]), vectors.astype(dtype)[sorted(kept)])
+
+
+def test_on_workers(tmp_path, vectors):
+    np.save(tmp_path / "a.npy", vectors)
+    decisions, kept = decide(tmp_path, vectors, np.arange(N))
+    with runtime.cluster(runtime.ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
+        assert apply(decisions, tmp_path / "a.npy", tmp_path / "out", client=client)["kept"] == len(kept)
+
+
+def test_on_a_filesystem_that_is_not_local(tmp_path, vectors, memory):
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": range(N)}), buffer)
+    (memory / "in").mkdir()
+    (memory / "in" / "rows.parquet").write_bytes(buffer.getvalue().to_pybytes())
+    decisions, kept = decide(memory, vectors, np.arange(N))
+    apply(decisions, memory / "in", memory / "out")
+    assert apply(str(decisions), str(memory / "in"), str(memory / "out"), overwrite=True)["kept"] == len(kept)
+    with (memory / "out" / "rows.parquet").open("rb") as file:
+        assert pq.read_table(file)["id"].to_pylist() == sorted(kept)
+
+
+@pytest.fixture
+def memory():
+    """A directory of an object store."""
+    folder = UPath("memory://apply-test")
+    yield folder
+    manifest.remove(folder)
+
+
+@pytest.fixture
+def applied(tmp_path, vectors):
+    """Decisions on the ids 0 to N - 1, and a function that writes an input with any ids."""
+    decisions, kept = decide(tmp_path, vectors, np.arange(N))
+
+    def write(ids, name="rows.parquet"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"id": ids}), tmp_path / "in" / name)
+        return tmp_path / "in"
+
+    return decisions, kept, write
+
+
+def test_a_row_without_a_decision(tmp_path, applied):
+    decisions, kept, write = applied
+    source = write([*range(10), 777, *range(10, N)])
+    with pytest.raises(DataError, match=r"rows.parquet, row 10 \(counted from 0\): no decision on the row with id 777"):
+        apply(decisions, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    facts = apply(decisions, source, tmp_path / "out", on_bad_row="skip")
+    assert (facts["rows"], facts["kept"], facts["rejected"]) == (N + 1, len(kept), 1)
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert rejects == [{"id": "777", "file": str(source / "rows.parquet"), "row": 10, "reason": "no decision"}]
+    assert set(pq.read_table(tmp_path / "out" / "rows.parquet")["id"].to_pylist()) == kept
+
+
+def test_a_row_without_an_id(tmp_path, applied):
+    decisions, _, write = applied
+    with pytest.raises(DataError, match=r"row 2 .*: the row has no id"):
+        apply(decisions, write([0, 1, None, 2]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (range(N - 1), "59 rows for 60 decisions\n"),
+        ([*range(N), 0], "61 rows for 60 decisions: some ids repeat"),
+        ([*range(N - 1), 0], "60 rows for 60 decisions: some ids repeat"),
+    ],
+)
+def test_decisions_that_do_not_meet_one_row_each(tmp_path, applied, ids, message):
+    decisions, _, write = applied
+    with pytest.raises(DataError, match=message):
+        apply(decisions, write(list(ids)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_the_rows_can_be_asked_for(tmp_path, applied):
+    decisions, kept, write = applied
+    apply(decisions, write(list(range(20))), tmp_path / "out", on_bad_row="skip")
+    assert pq.read_table(tmp_path / "out" / "rows.parquet")["id"].to_pylist() == [i for i in range(20) if i in kept]
+    assert not (tmp_path / "out" / "rejects.parquet").exists()
+
+
+def test_integer_ids_of_another_width(tmp_path, applied):
+    decisions, kept, write = applied
+    apply(decisions, write(pa.array(range(N), pa.uint8())), tmp_path / "out")
+    assert set(pq.read_table(tmp_path / "out" / "rows.parquet")["id"].to_pylist()) == kept
+
+
+def test_wrong_inputs(tmp_path, applied):
+    decisions, _, write = applied
+    source = write([str(i) for i in range(N)])
+    with pytest.raises(DataError, match="'id' is string, and the ids of the decisions are int64"):
+        apply(decisions, source, tmp_path / "out")
+    with pytest.raises(DataError, match=r"no column 'key'\n  expected: one of id\n  remedy: .*--id-field"):
+        apply(decisions, source, tmp_path / "out", id_field="key")
+    with pytest.raises(UsageError, match="error or skip"):
+        apply(decisions, source, tmp_path / "out", on_bad_row="ignore")
+    with pytest.raises(NotFoundError):
+        apply(tmp_path / "clusters", source, tmp_path / "out")
+    with pytest.raises(NotFoundError):
+        apply(decisions, tmp_path / "nothing", tmp_path / "out")
+    (source / "rows.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"rows\.parquet"):
+        apply(decisions, source, tmp_path / "out")
+    (tmp_path / "rows.jsonl").write_text('{"id": 0}\n{"id": 1\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 1"):
+        apply(decisions, tmp_path / "rows.jsonl", tmp_path / "out")
+    (tmp_path / "other.jsonl").write_text('{"key": 0}\n')
+    with pytest.raises(DataError, match=r"other\.jsonl.* no "):
+        apply(decisions, tmp_path / "other.jsonl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_in_the_way(tmp_path, applied):
+    decisions, _, write = applied
+    source = write(list(range(N)))
+    for out in (source, source / "out", tmp_path, decisions):
+        with pytest.raises(OutputError):
+            apply(decisions, source, out)
+    with pytest.raises(OutputError, match="holds the input"):
+        apply(decisions, source / "rows.parquet", source)
+    assert sorted(p.name for p in source.iterdir()) == ["rows.parquet"]
+    apply(decisions, source, tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already"):
+        apply(decisions, source, tmp_path / "out")
+    apply(decisions, source, tmp_path / "out", overwrite=True)
+    apply(decisions, source / "rows.parquet", source / "out")
+
+
+def test_files_of_several_directories_keep_their_places(tmp_path, applied):
+    decisions, kept, write = applied
+    write(list(range(30)), "a.parquet")
+    (tmp_path / "more").mkdir()
+    pq.write_table(pa.table({"id": range(30, N)}), tmp_path / "more" / "a.parquet")
+    apply(decisions, [tmp_path / "in", tmp_path / "more" / "a.parquet"], tmp_path / "out")
+    found = [pq.read_table(tmp_path / "out" / d / "a.parquet")["id"].to_pylist() for d in ("in", "more")]
+    assert found == [[i for i in range(30) if i in kept], [i for i in range(30, N) if i in kept]]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_ids_with_the_same_hash_are_told_apart(kind):
+    ids = pa.array(range(100)).cast(kind)
+    honest = make_lookup(pa.chunked_array([ids]), np.arange(100) % 2 == 0)
+    order = honest.hashes.argsort()
+    # Each id takes the hash of another one: a lookup by hash alone would answer, and be wrong.
+    wrong = Lookup(honest.hashes[order], honest.ids.take(pa.array(np.roll(order, 1))), honest.keep)
+    assert (wrong.find(ids) == -1).all()
+    same = Lookup(np.full(100, honest.hashes[50]), honest.ids, honest.keep)
+    at_50 = honest.ids.slice(50, 1)
+    assert same.find(at_50).tolist() == [50]
+    places = honest.find(ids)
+    assert honest.ids.take(pa.array(places)).equals(ids.cast(honest.ids.type))
+    assert honest.find(pa.array([None, 5, 1000]).cast(kind)).tolist() == [-1, places[5], -1]
+
+
+def test_many_blocks(tmp_path, vectors, monkeypatch):
+    monkeypatch.setattr("daskmeans.dedup.rewrite.BLOCK_BYTES", 100)
+    np.save(tmp_path / "a.npy", vectors)
+    decisions, kept = decide(tmp_path, vectors, np.arange(N))
+    with dask.config.set(scheduler="sync"):
+        apply(decisions, tmp_path / "a.npy", tmp_path / "out")
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "a.npy"), vectors[sorted(kept)])

@@ -1,0 +1,313 @@
+"""The step from clusters to decisions, on files."""
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from upath import UPath
+
+from daskmeans import manifest, runtime
+from daskmeans.dedup import dedup, open_decisions
+from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
+from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.regroup import write_buckets
+
+THRESHOLD = 0.95
+
+
+def make_rows(seed=0, n=300, d=12, k=7):
+    """Rows with near-duplicates and copies, some of them in another cluster."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n // 4, d)).repeat(4, axis=0) + rng.choice([0, 0.02, 0.15], (n, 1)) * rng.standard_normal(
+        (n, d)
+    )
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    labels = (np.arange(n) // 4 % k).astype(np.int32)
+    stray = rng.random(n) < 0.1
+    labels[stray] = rng.integers(k, size=stray.sum())
+    labels[0], labels[labels == k - 1] = k - 1, 0  # a cluster of one row
+    labels[0] = k - 1
+    return X, labels, rng.choice([0.25, 0.5, 0.75], n).astype(np.float32), rng.integers(10, size=n)
+
+
+def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", partitions=3):
+    X, labels, distances, stars = rows
+    ids = np.arange(len(X)) if ids is None else ids
+    frame = pd.DataFrame(
+        {
+            "key": pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([pa.array(ids)]))),
+            "vector": to_column(X, dtype),
+            "stars": pd.Series(stars, dtype="int64[pyarrow]"),
+            "text": pd.Series([f"text {i}" for i in ids], dtype=pd.ArrowDtype(pa.string())),
+            "centroid": pd.Series(labels, dtype="int32[pyarrow]"),
+            "l2_dist_to_cent": pd.Series(distances, dtype="float[pyarrow]"),
+            "cosine_dist_to_cent": pd.Series(distances, dtype="float[pyarrow]"),
+        }
+    )
+    with dask.config.set({"daskmeans.bucket-bytes": 100 * 4 * X.shape[1]}):
+        write_buckets(
+            dd.from_pandas(frame, npartitions=partitions, sort=False), str(path), id_field="key", layout=layout
+        )
+    return path
+
+
+@pytest.fixture
+def clusters(tmp_path):
+    return write_clusters(tmp_path / "clusters", make_rows())
+
+
+def decisions_of(path):
+    files = sorted((path / "decisions").iterdir())
+    return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()
+
+
+def expected_decisions(rows, ids, order, threshold, rule):
+    """{id: (keep, kept_id, max_id, score)} by the definitions, in float64; `order` sorts the rows of a cluster."""
+    X, labels = rows[0].astype(np.float64), rows[1]
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+    found = {}
+    for label in np.unique(labels):
+        ranked = sorted(np.flatnonzero(labels == label), key=order)
+        scores = np.minimum(X[ranked] @ X[ranked].T, 1)
+        scores[(X[ranked][:, None] == X[ranked][None]).all(axis=2)] = 1
+        stays = []
+        for r, i in enumerate(ranked):
+            best = max(range(r), key=lambda j: (round(scores[r, j], 6), -j), default=0)
+            near = [j for j in range(r) if scores[r, j] >= threshold and (rule == "semdedup" or j in stays)]
+            kept = max((j for j in near if j in stays), key=lambda j: (round(scores[r, j], 6), -j), default=None)
+            if not near:
+                stays.append(r)
+            found[ids[i]] = (
+                not near,
+                ids[ranked[kept]] if near and kept is not None else None,
+                ids[ranked[best]],
+                scores[r, best] * (r > 0),
+            )
+    return found
+
+
+@pytest.mark.parametrize("layout", ["bucketed", "hive"])
+@pytest.mark.parametrize("rule", ["survivors", "semdedup"])
+@pytest.mark.parametrize("keep", ["hard", "easy", ["stars:desc"]])
+def test_decisions_on_files(tmp_path, layout, rule, keep):
+    rows = make_rows()
+    ids = [f"id{i:03d}" for i in range(len(rows[0]))]
+    clusters = write_clusters(tmp_path / "clusters", rows, ids, layout)
+    result = dedup(clusters, THRESHOLD, out=tmp_path / "out", rule=rule, keep=keep)
+    order = {
+        "hard": lambda i: (-rows[2][i], -i),
+        "easy": lambda i: (rows[2][i], i),
+    }.get(str(keep), lambda i: (-rows[3][i], i))
+    expected = expected_decisions(rows, ids, order, THRESHOLD, rule)
+    found = decisions_of(tmp_path / "out")
+    assert sorted(row["id"] for row in found) == sorted(ids)
+    for row in found:
+        keep_, _, max_id, score = expected[row["id"]]
+        assert (row["keep"], row["max_id"]) == (keep_, max_id)
+        assert row["cosine_sim_score"] == pytest.approx(score, abs=1e-6)
+        assert (row["reason"] is None) == row["keep"]
+        if row["reason"] == "semantic":
+            assert row["kept_id"] == expected[row["id"]][1]
+    kept = {row["id"] for row in found if row["keep"]}
+    assert all(
+        row["kept_id"] in kept or (rule == "semdedup" and row["kept_id"] is None) for row in found if not row["keep"]
+    )
+    reasons = [row["reason"] for row in found]
+    assert reasons.count("exact") > 10
+    assert reasons.count("semantic") > 10
+    summary = manifest.read_json(UPath(tmp_path / "out" / "summary.json"))
+    assert summary == result.summary
+    assert summary["rows"] == len(ids)
+    assert summary["kept"] == reasons.count(None)
+    assert summary["removed"] == {"exact": reasons.count("exact"), "semantic": reasons.count("semantic")}
+    assert manifest.read(UPath(tmp_path / "out"), "dedup")["settings"]["threshold"] == THRESHOLD
+
+
+def test_rows_of_decisions_lie_as_in_the_clusters(tmp_path, clusters):
+    dedup(clusters, THRESHOLD, out=tmp_path / "out")
+    decided = decisions_of(tmp_path / "out")
+    stored = pa.concat_tables(
+        [pq.read_table(f, columns=["key", "centroid"]) for f in sorted(clusters.glob("bucket-*"))]
+    )
+    assert [row["id"] for row in decided] == stored["key"].to_pylist()
+    assert [row["centroid"] for row in decided] == stored["centroid"].to_pylist()
+    assert len(list((tmp_path / "out" / "decisions").iterdir())) > 1
+
+
+def test_decisions_are_the_same_on_workers_and_for_any_tile(tmp_path, clusters):
+    dedup(clusters, THRESHOLD, out=tmp_path / "here", keep="random")
+    settings = runtime.ClusterSettings(n_workers=1, dashboard_address=":0")
+    with runtime.cluster(settings) as client, dask.config.set({"daskmeans.tile-bytes": 100}):
+        result = dedup(clusters, THRESHOLD, out=tmp_path / "there", keep="random", client=client)
+        groups = result.groups(3)
+    assert decisions_of(tmp_path / "here") == decisions_of(tmp_path / "there")
+    assert open_decisions(tmp_path / "here").recall == result.recall
+    assert groups == open_decisions(tmp_path / "here").groups(3)
+
+
+def test_random_order_depends_on_the_seed_alone(tmp_path):
+    rows = make_rows()
+    one = write_clusters(tmp_path / "one", rows, partitions=1)
+    two = write_clusters(tmp_path / "two", rows, partitions=5)
+    kept = [
+        set(dedup(c, THRESHOLD, keep="random", random_state=s).kept.id.compute())
+        for c, s in [(one, 1), (two, 1), (two, 2)]
+    ]
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_eps_is_one_minus_the_threshold(clusters):
+    one, other = dedup(clusters, eps=0.07), dedup(clusters, 0.93)
+    assert one.summary["threshold"] == other.summary["threshold"] == 0.93
+    assert one.summary["kept"] == other.summary["kept"]
+
+
+def test_half_precision_vectors_are_normalised_again(tmp_path):
+    rows = make_rows()
+    result = dedup(write_clusters(tmp_path / "clusters", rows, dtype="float16"), THRESHOLD)
+    half = (rows[0].astype(np.float16).astype(np.float32), *rows[1:])
+    expected = expected_decisions(half, range(len(half[0])), lambda i: (-rows[2][i], -i), THRESHOLD, "survivors")
+    assert set(result.kept.id.compute()) == {i for i, row in expected.items() if row[0]}
+
+
+def test_recall_is_measured(clusters):
+    X, labels, *_ = make_rows()
+    near = X.astype(np.float64) @ X.T.astype(np.float64) >= THRESHOLD
+    np.fill_diagonal(near, False)
+    with_twin = near.any(axis=1)
+    here = (near & (labels[:, None] == labels)).any(axis=1)
+    found = dedup(clusters, THRESHOLD).recall
+    assert (found["sampled"], found["with_twin"]) == (len(X), with_twin.sum())
+    assert found["recall"] == here.sum() / with_twin.sum() < 1
+    assert found["low"] < found["recall"] < found["high"]
+    with dask.config.set({"daskmeans.recall-sample": 40}):
+        assert dedup(clusters, THRESHOLD).recall["sampled"] == 40
+    with dask.config.set({"daskmeans.recall-sample": 0}):
+        result = dedup(clusters, THRESHOLD)
+    assert result.recall["recall"] is None
+    assert "not measured" in result._repr_html_()
+
+
+def test_the_result(tmp_path, clusters):
+    result = dedup(clusters, THRESHOLD, out=tmp_path / "out")
+    again = open_decisions(tmp_path / "out")
+    assert again.summary == result.summary
+    kept, removed, everything = result.kept.compute(), result.removed.compute(), result.decisions.compute()
+    assert len(kept) == result.summary["kept"]
+    assert kept["keep"].all()
+    assert not removed["keep"].any()
+    assert len(kept) + len(removed) == len(everything) == result.summary["rows"]
+    assert list(kept.columns) == ["id", "keep", "kept_id", "max_id", "cosine_sim_score", "reason", "centroid"]
+    assert result.kept.dtypes.astype(str).to_dict() == kept.dtypes.astype(str).to_dict()
+    assert "recall" in repr(result)
+    assert f"<td>{result.summary['rows']}</td>" in result._repr_html_()
+
+
+@pytest.mark.parametrize("rule", ["survivors", "semdedup"])
+def test_groups(clusters, rule):
+    rows = make_rows()
+    result = dedup(clusters, THRESHOLD, rule=rule)
+    removed = result.removed.compute().to_dict("records")
+    groups = result.groups(1000)
+    assert {(g.id, d.id) for g in groups for d in g.duplicates} == {
+        (row["kept_id"], row["id"]) for row in removed if not pd.isna(row["kept_id"])
+    }
+    by_id = {row["id"]: row for row in removed}
+    closest = []
+    for group in groups:
+        assert group.metadata == {"stars": rows[3][group.id], "text": f"text {group.id}"}
+        assert [d.score for d in group.duplicates] == sorted(d.score for d in group.duplicates)
+        for row in group.duplicates:
+            assert row.score == pytest.approx(float(rows[0][group.id] @ rows[0][row.id]), abs=1e-6)
+            assert row.metadata["text"] == f"text {row.id}"
+            assert row.reason == by_id[row.id]["reason"]
+        closest.append(
+            min((by_id[d.id]["cosine_sim_score"] for d in group.duplicates if d.reason == "semantic"), default=2)
+        )
+    assert closest == sorted(closest)
+    assert closest[-1] == 2
+    assert result.groups(4) == groups[:4]
+
+
+def test_a_temporary_directory_stays_until_python_ends(clusters, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr("atexit.register", lambda function, *args, **kwargs: at_exit.append((function, args, kwargs)))
+    result = dedup(clusters, THRESHOLD)
+    path, kept = result.path, result.kept
+    del result
+    assert len(kept) > 0
+    for function, args, kwargs in at_exit:
+        function(*args, **kwargs)
+    assert not path.exists()
+
+
+def test_groups_of_clusters_that_have_changed(tmp_path, clusters):
+    result = dedup(clusters, THRESHOLD, out=tmp_path / "out")
+    manifest.remove(UPath(clusters))
+    with pytest.raises(NotFoundError):
+        result.groups()
+    write_clusters(clusters, make_rows(), ids=np.arange(1000, 1300))
+    with pytest.raises(DataError, match="not in cluster"):
+        result.groups()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either threshold or eps"),
+        ({"threshold": 0.9, "eps": 0.1}, "either threshold or eps"),
+        ({"threshold": 1.01}, r"--threshold: 1.01 is out of range\n  expected: a number in \[0, 1\]"),
+        ({"eps": -0.1}, "--eps: -0.1 is out of range"),
+        ({"threshold": float("nan")}, "out of range"),
+        ({"threshold": "high"}, "out of range"),
+        ({"threshold": 0.9, "rule": "paper"}, r"unknown rule 'paper'\n  expected: survivors or semdedup"),
+        (
+            {"threshold": 0.9, "search": "exact"},
+            r"later version\n  remedy: use --search clusters, whose recall is measured",
+        ),
+        ({"threshold": 0.9, "search": "ann"}, r"unknown search 'ann'\n  expected: clusters"),
+        ({"threshold": 0.9, "keep": "best"}, "hard, easy, random, or columns"),
+        ({"threshold": 0.9, "keep": "likes:desc"}, r"expected: one of key, stars, text, .*\n.*--metadata-field likes"),
+    ],
+)
+def test_wrong_use(tmp_path, clusters, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        dedup(clusters, **arguments, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_in_the_way(tmp_path, clusters):
+    for out in (clusters, clusters / "out"):
+        with pytest.raises(OutputError, match="inside the input"):
+            dedup(clusters, THRESHOLD, out=out)
+    assert not (clusters / "out").exists()
+    dedup(clusters, THRESHOLD, out=tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already"):
+        dedup(clusters, 0.5, out=tmp_path / "out")
+    dedup(clusters, 0.5, out=tmp_path / "out", overwrite=True)
+    assert open_decisions(tmp_path / "out").summary["threshold"] == 0.5
+    with pytest.raises(NotFoundError):
+        dedup(tmp_path / "out", THRESHOLD)
+    with pytest.raises(NotFoundError):
+        open_decisions(clusters)
+
+
+def test_a_cluster_that_does_not_fit_is_named_before_anything_is_written(tmp_path, clusters, monkeypatch):
+    monkeypatch.setattr(runtime, "memory_per_task", lambda client: 1000)
+    with pytest.raises(
+        MemoryForecastError,
+        match=r"cluster \d+ with \d+ rows needs .*B, and a task has .*\n.*--n-clusters.*--memory-limit",
+    ):
+        dedup(clusters, THRESHOLD, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_bucket_leaves_nothing_behind(tmp_path, clusters):
+    file = sorted(clusters.glob("bucket-*"))[1]
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=file.name):
+        dedup(clusters, THRESHOLD, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
