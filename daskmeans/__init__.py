@@ -1,0 +1,25 @@
+"""daskmeans: cluster embeddings and find their near-duplicates, from a laptop to many workers."""
+
+from daskmeans.assign import assign
+from daskmeans.dedup import apply, dedup, open_decisions
+from daskmeans.embed import embed
+from daskmeans.errors import DaskmeansError
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.vectors.buckets import open_buckets
+from daskmeans.vectors.regroup import write_buckets
+from daskmeans.vectors.source import read_embeddings
+from daskmeans.workflow import run
+
+__all__ = [
+    "DaskmeansError",
+    "KMeans",
+    "apply",
+    "assign",
+    "dedup",
+    "embed",
+    "open_buckets",
+    "open_decisions",
+    "read_embeddings",
+    "run",
+    "write_buckets",
+]

@@ -1,0 +1,287 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from distributed import Client
+from rich.console import Console
+from rich.table import Table
+
+from daskmeans import flags, progress, runtime
+from daskmeans.errors import DaskmeansError, NotFoundError, UsageError
+from daskmeans.flags import Output
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.runtime import ClusterSettings
+from daskmeans.workflow import Reading
+
+
+class Commands(click.Group):
+    """Commands whose errors are messages: exit status 2 for wrong use, 1 for work that failed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DaskmeansError as error:
+            Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {_plain(error)}")
+            ctx.exit(error.exit_status)
+
+
+def _plain(value: object) -> str:
+    return str(value).replace("[", r"\[")
+
+
+@click.group(name="kmeans", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="daskmeans")
+def kmeans() -> None:
+    """Cluster embeddings and find their near-duplicates, with Dask."""
+
+
+main = kmeans
+
+
+@contextlib.contextmanager
+def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
+    """A cluster with a display: progress and logs on stderr, nothing on stdout."""
+    console = Console(stderr=True, quiet=output.quiet)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.INFO)
+    with runtime.cluster(cluster) as client:
+        console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {runtime.dashboard(client)}")
+        with progress.RichProgress(console) as display, progress.shown_on(display):
+            yield client
+
+
+def _show(facts: dict[str, Any], output: Output) -> None:
+    """Print what a command found: as JSON, or as a table."""
+    if output.json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+    elif not output.quiet:
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in _flat(facts):
+            table.add_row(f"[dim]{name}", _plain(value))
+        Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in facts.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name} ")
+        else:
+            yield name, f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+# --- verbs ---
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, help="Directory of embeddings to make.")
+@click.option("--text-field", default="text", show_default=True, help="Column of texts.")
+@click.option("--encoder", default="wordllama", show_default=True)
+@click.option("--embedding-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@flags.overwrite
+@flags.reading
+@flags.cluster
+@flags.output
+def embed(
+    inputs: tuple[str, ...], out: str, text_field: str, encoder: str, embedding_dtype: str, overwrite: bool,
+    reading: Reading, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Turn a column of texts into embeddings."""
+    from daskmeans.embed import embed
+
+    with _session(cluster, output) as client:
+        facts = embed(
+            inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
+            encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
+            storage_options=reading.storage_options, overwrite=overwrite, client=client,
+        )  # fmt: skip
+    _show(facts, output)
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", "out", required=True, help="Directory of the model to make.")
+@flags.overwrite
+@flags.kmeans
+@flags.reading
+@flags.cluster
+@flags.output
+def fit(
+    inputs: tuple[str, ...], out: str, overwrite: bool, model: KMeans, reading: Reading, cluster: ClusterSettings,
+    output: Output,
+) -> None:  # fmt: skip
+    """Find the centroids of embeddings."""
+    from daskmeans import workflow
+
+    with _session(cluster, output) as client:
+        workflow.fit(inputs, out, model, reading, overwrite=overwrite, client=client)
+    facts = {
+        "model": out,
+        "n_clusters": model.n_clusters,
+        "n_features": model.n_features_in_,
+        "inertia": model.inertia_,
+        "n_iter": model.n_iter_,
+        "converged": model.converged_,
+    }
+    _show(facts, output)
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", required=True, help="Directory of a fitted model.")
+@click.option("--out", required=True, help="Directory of clusters to make.")
+@flags.storing
+@flags.overwrite
+@flags.reading
+@flags.cluster
+@flags.output
+def assign(
+    inputs: tuple[str, ...], model: str, out: str, layout: str, embedding_dtype: str, overwrite: bool,
+    reading: Reading, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Give every row its cluster and distances, grouped by cluster."""
+    from daskmeans import workflow
+
+    with _session(cluster, output) as client:
+        buckets = workflow.assign_files(
+            inputs, model, out, reading,
+            layout=layout, embedding_dtype=embedding_dtype, overwrite=overwrite, client=client,
+        )  # fmt: skip
+    _show({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
+           "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["files"])}, output)  # fmt: skip
+
+
+@kmeans.command()
+@click.argument("clusters")
+@click.option("--out", required=True, help="Directory of decisions to make.")
+@flags.deciding
+@click.option("--random-state", type=click.INT, default=42, show_default=True)
+@click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
+@flags.overwrite
+@flags.cluster
+@flags.output
+def dedup(
+    clusters: str, out: str, threshold: float | None, eps: float | None, keep: tuple[str, ...], rule: str, search: str,
+    random_state: int, storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Decide which rows of clusters are duplicates."""
+    from daskmeans.dedup.search import dedup
+
+    with _session(cluster, output) as client:
+        result = dedup(
+            clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, random_state=random_state,
+            storage_options=storage_options, overwrite=overwrite, client=client,
+        )  # fmt: skip
+    _show({"decisions": out} | result.summary, output)
+
+
+@kmeans.command()
+@click.argument("decisions")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, help="Directory of kept rows to make.")
+@click.option("--id-field", default="id", show_default=True)
+@click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
+@click.option("--on-bad-row", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+              help="About rows without a decision.")  # fmt: skip
+@flags.overwrite
+@flags.cluster
+@flags.output
+def apply(
+    decisions: str, inputs: tuple[str, ...], out: str, id_field: str, storage_options: dict[str, Any] | None,
+    on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Write the kept rows of the original files, in their format."""
+    from daskmeans.dedup.apply import apply
+
+    with _session(cluster, output) as client:
+        facts = apply(
+            decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
+            overwrite=overwrite, client=client,
+        )  # fmt: skip
+    _show(facts, output)
+
+
+def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """If the only input is a YAML file, let it fill the flags that the command line leaves open."""
+    if len(inputs) != 1 or not inputs[0].endswith((".yaml", ".yml")):
+        return inputs
+    file = Path(inputs[0])
+    if not file.is_file():
+        raise NotFoundError("no such file", where=str(file), expected="a YAML file of settings")
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"not valid YAML ({error})", where=str(file)) from None
+    if not isinstance(given, dict):
+        raise UsageError("the file holds no settings", where=str(file), expected="lines such as `n_clusters: 1000`")
+    known = {p.name: p for p in ctx.command.params} | {"input": param, "metadata_field": None}
+    values = {}
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UsageError(
+                f"unknown key {key!r}",
+                where=str(file),
+                expected=f"one of {', '.join(sorted(n for n in known if n))}",
+                remedy=f"did you mean {near[0]!r}?" if near else "",
+            )
+        values["metadata_fields" if name == "metadata_field" else name] = value
+    if "input" not in values:
+        raise UsageError("the key 'input' is missing", where=str(file), expected="`input:` a path or a list of paths")
+    found = values.pop("input")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return tuple(map(str, found)) if isinstance(found, list) else (str(found),)
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=_from_yaml, is_eager=True)
+@click.option("--out", required=True, help="Directory for model, clusters and dedup.")
+@flags.kmeans
+@flags.deciding
+@flags.storing
+@flags.overwrite
+@flags.reading
+@flags.cluster
+@flags.output
+def run(
+    inputs: tuple[str, ...], out: str, model: KMeans, threshold: float | None, eps: float | None, keep: tuple[str, ...],
+    rule: str, search: str, layout: str, embedding_dtype: str, overwrite: bool, reading: Reading,
+    cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
+    from daskmeans import workflow
+
+    with _session(cluster, output) as client:
+        result = workflow.run(
+            inputs, out, model, threshold, reading, eps=eps, layout=layout, embedding_dtype=embedding_dtype,
+            keep=keep, rule=rule, search=search, overwrite=overwrite, client=client,
+        )  # fmt: skip
+    _show({"out": out} | result.summary, output)
+
+
+@kmeans.command()
+@click.argument("path")
+@click.option("--id-field", default="id", show_default=True)
+@click.option("--embedding-field", help="Column of vectors; default: the only list of floats.")
+@click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
+@flags.output
+def info(
+    path: str, id_field: str, embedding_field: str | None, storage_options: dict[str, Any] | None, output: Output
+) -> None:
+    """Say what a file or directory is: ours, or embeddings."""
+    from daskmeans.info import describe
+
+    facts = describe(path, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options)
+    _show(facts, output)

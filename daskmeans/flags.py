@@ -1,0 +1,175 @@
+"""Flags that several commands share, a group for each of the settings they fill."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import click
+
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.runtime import ClusterSettings
+from daskmeans.workflow import Reading
+
+Command = Callable[..., Any]
+Option = Callable[[Command], Command]
+
+
+class Json(click.ParamType):
+    """A JSON object."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, dict):
+            return value
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"not valid JSON: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f"expected a JSON object such as '{{\"anon\": true}}', got {value}", param, ctx)
+        return found
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command shows."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+def _added(command: Command, options: Sequence[Option]) -> Command:
+    """`command` with `options`, in their order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _filled(
+    command: Command, argument: str, make: Callable[..., Any], names: list[str], options: Sequence[Option]
+) -> Command:
+    """`command` with `options`, whose values called `names` it gets as one ``argument=make(...)``."""
+
+    @functools.wraps(command)
+    def called(**values: Any) -> Any:
+        mine = {name: values.pop(name) for name in names if name in values}
+        return command(**values, **{argument: make(**mine)})
+
+    return _added(called, options)
+
+
+def kmeans(command: Command) -> Command:
+    """Flags of :class:`KMeans`, handed over as an estimator called `model`."""
+    return _filled(command, "model", KMeans, list(KMeans().get_params()), _KMEANS)
+
+
+_KMEANS = [
+    click.option("--n-clusters", type=click.INT, required=True, help="Number of clusters."),
+    click.option("--max-iter", type=click.INT, default=300, show_default=True, help="Updates at most; 0 keeps --init."),
+    click.option("--tol", type=click.FLOAT, default=1e-4, show_default=True, help="Relative shift at which to stop."),
+    click.option("--random-state", type=click.INT, default=42, show_default=True, help="Seed of all that is random."),
+    click.option(
+        "--init", default="k-means||", show_default=True, help="k-means||, random, a .npy file or a model directory."
+    ),
+    click.option("--n-init", type=click.INT, default=1, show_default=True, help="Runs, of which the best is kept."),
+    click.option("--oversampling-factor", type=click.FLOAT, default=2.0, show_default=True, help="Of k-means||."),
+    click.option(
+        "--max-samples-per-batch", type=click.INT, default=32768, show_default=True, help="Rows compared at once."
+    ),
+    click.option(
+        "--sample-fraction", type=click.FLOAT, default=1.0, show_default=True, help="Share of rows to fit on."
+    ),
+    click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale rows to unit length."),
+    click.option("--engine", default="auto", show_default=True, help="auto or native."),
+]
+
+
+def reading(command: Command) -> Command:
+    """Flags of :class:`Reading`: how embeddings are read; handed over as `reading`."""
+    return _filled(command, "reading", Reading, [f.name for f in fields(Reading)], _READING)
+
+
+_READING = [
+    click.option("--id-field", default="id", show_default=True, help="Column of ids."),
+    click.option("--embedding-field", help="Column of vectors; default: the only list of floats."),
+    click.option("--metadata-field", "metadata_fields", multiple=True, help="Column that travels along; repeatable."),
+    click.option("--storage-options", type=Json(), help="Options of the file system, as JSON."),
+    click.option(
+        "--on-bad-row",
+        type=click.Choice(["error", "skip"]),
+        default="error",
+        show_default=True,
+        help="Stop at a bad row, or leave it out and list it in rejects.parquet.",
+    ),
+]
+
+
+def cluster(command: Command) -> Command:
+    """Flags of :class:`ClusterSettings`: where tasks run; handed over as `cluster`."""
+    return _filled(command, "cluster", ClusterSettings, [f.name for f in fields(ClusterSettings)], _CLUSTER)
+
+
+_CLUSTER = [
+    click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True),
+    click.option("--n-workers", type=click.IntRange(1), help="Worker processes; default: one a core."),
+    click.option("--threads-per-worker", type=click.IntRange(1), help="Default: 1."),
+    click.option("--memory-limit", default="auto", show_default=True, help="Of each worker, such as 4GiB."),
+    click.option("--scheduler", help="Address of a running scheduler, instead of workers here."),
+    click.option("--scheduler-file", help="File that a running scheduler has written."),
+    click.option("--dashboard-address", default="127.0.0.1:8787", show_default=True),
+    click.option("--local-directory", help="Where workers spill to."),
+    click.option("--rmm-pool-size", help="GPU: as in dask-cuda."),
+    click.option("--device-memory-limit", help="GPU: as in dask-cuda."),
+    click.option("--enable-cudf-spill", is_flag=True, help="GPU: as in dask-cuda."),
+    click.option("--protocol", help="GPU: as in dask-cuda."),
+]
+
+
+def output(command: Command) -> Command:
+    """Flags of :class:`Output`: what is shown; handed over as `output`."""
+    return _filled(command, "output", Output, [f.name for f in fields(Output)], _OUTPUT)
+
+
+_OUTPUT = [
+    click.option("--json", is_flag=True, help="Print one JSON object on stdout."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--verbose", is_flag=True, help="Log what is done."),
+]
+
+overwrite = click.option("--overwrite", is_flag=True, help="Replace a finished output.")
+
+_DECIDING = [
+    click.option("--threshold", type=click.FLOAT, help="Cosine similarity from which two rows are duplicates."),
+    click.option("--eps", type=click.FLOAT, help="The same as 1 - threshold."),
+    click.option(
+        "--keep",
+        multiple=True,
+        default=("hard",),
+        show_default=True,
+        help="hard, easy, random, or COLUMN:asc|desc; repeatable.",
+    ),
+    click.option("--rule", default="survivors", show_default=True, help="survivors or semdedup."),
+    click.option("--search", default="clusters", show_default=True, help="clusters (exact comes in a later version)."),
+]
+
+
+def deciding(command: Command) -> Command:
+    """Flags of dedup but the seed."""
+    return _added(command, _DECIDING)
+
+
+_STORING = [
+    click.option("--layout", type=click.Choice(["bucketed", "hive"]), default="bucketed", show_default=True),
+    click.option("--embedding-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True),
+]
+
+
+def storing(command: Command) -> Command:
+    """Flags of the clusters' files."""
+    return _added(command, _STORING)

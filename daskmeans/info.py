@@ -1,0 +1,110 @@
+"""What a path holds: an output of ours, or embeddings, and what the steps would need of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from dask.utils import format_bytes
+from upath import UPath
+
+from daskmeans import config, forecast, manifest
+from daskmeans.dedup.result import open_decisions
+from daskmeans.kmeans import model
+from daskmeans.vectors.buckets import open_buckets
+from daskmeans.vectors.files import open_path
+from daskmeans.vectors.source import open_source
+
+
+def describe(
+    url: str | UPath,
+    *,
+    id_field: str = "id",
+    embedding_field: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Facts about `url`: a model, clusters, decisions, a run, or files of embeddings.
+
+    Parameters
+    ----------
+    url : str or UPath
+    id_field, embedding_field, storage_options
+        As in :func:`daskmeans.read_embeddings`.
+
+    Returns
+    -------
+    dict
+        ``kind``, ``complete`` and what there is to know of it.
+
+    Raises
+    ------
+    NotFoundError, UsageError
+        There is nothing of the kind at `url`.
+    """
+    path = open_path(url, storage_options)
+    found = manifest.peek(path) if path.is_dir() else None
+    if found is None:
+        if path.is_dir() and (path / "model" / manifest.NAME).exists():
+            return _run(path)
+        return _embeddings(url, id_field, embedding_field, storage_options)
+    head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
+    tail = {"settings": found["settings"], "versions": found["versions"]}
+    if not found["finished"]:
+        return head | {"remedy": "run the command again; it replaces what is there"} | tail
+    facts = {"fit": _model, "assign": _clusters, "dedup": _decisions}.get(found["step"], _nothing)
+    return head | facts(path) | {"seconds": found["seconds"]} | tail
+
+
+def _run(path: UPath) -> dict[str, Any]:
+    steps = {name: manifest.peek(path / name) for name in ("model", "clusters", "dedup")}
+    state = {name: "complete" if m and m["finished"] else "unfinished" if m else "missing" for name, m in steps.items()}
+    return {"kind": "output of `daskmeans run`", "complete": set(state.values()) == {"complete"}, "steps": state}
+
+
+def _model(path: UPath) -> dict[str, Any]:
+    _, facts = model.read_model(path)
+    shown = ("n_clusters", "n_features", "normalize", "inertia", "n_iter", "converged", "engine", "seed")
+    return {name: facts[name] for name in shown}
+
+
+def _clusters(path: UPath) -> dict[str, Any]:
+    buckets = open_buckets(path)
+    sizes = np.array([cluster.rows for cluster in buckets.clusters()])
+    return {
+        "rows": buckets.rows,
+        "dimension": buckets.dimension,
+        "layout": buckets.layout,
+        "clusters_with_rows": buckets.n_clusters,
+        "rows_per_cluster": {"median": int(np.median(sizes)), "largest": int(sizes.max())},
+        "forecast": {"dedup_per_task": format_bytes(forecast.dedup_bytes(int(sizes.max()), buckets.dimension))},
+    }
+
+
+def _decisions(path: UPath) -> dict[str, Any]:
+    return dict(open_decisions(path).summary)
+
+
+def _nothing(path: UPath) -> dict[str, Any]:
+    return {}
+
+
+def _embeddings(
+    url: str | UPath, id_field: str, embedding_field: str | None, storage_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    source = open_source(url, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options)
+    partition = config.get_bytes("partition-bytes")
+    return {
+        "kind": f"embeddings ({source.format})",
+        "files": len(source.files),
+        "rows": source.rows,
+        "dimension": source.dimension,
+        "dtype": source.dtype,
+        "id_field": source.id_field,
+        "embedding_field": source.embedding_field,
+        "partitions": source.n_partitions,
+        "forecast": {
+            "fit_over_all_workers": format_bytes(forecast.fit_bytes(source.rows, source.dimension)),
+            "assign_per_task_at_1000_clusters": format_bytes(forecast.assign_bytes(source.dimension, 1000, partition)),
+        },
+    }

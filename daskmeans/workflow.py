@@ -1,0 +1,327 @@
+"""The steps over files: fit, assign, and ``run``, which does all and goes on where an earlier run has stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from distributed import Client
+from upath import UPath
+
+from daskmeans import forecast, manifest, runtime
+from daskmeans.assign import assign
+from daskmeans.dedup.result import DedupResult, open_decisions
+from daskmeans.dedup.search import dedup, dedup_inputs, dedup_settings
+from daskmeans.errors import DataError, OutputError, RunError, UsageError
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.vectors.buckets import Buckets, open_buckets
+from daskmeans.vectors.files import directories, open_path, refuse_overlap
+from daskmeans.vectors.ids import check_ids
+from daskmeans.vectors.regroup import regroup
+from daskmeans.vectors.source import Source, open_source
+
+REJECTS = "rejects"
+# Partitions for each thread, so that none waits long for the others.
+PER_THREAD = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How embeddings are read; the fields are the flags of the command line."""
+
+    id_field: str = "id"
+    embedding_field: str | None = None
+    metadata_fields: tuple[str, ...] = ()
+    storage_options: Mapping[str, Any] | None = None
+    on_bad_row: str = "error"
+
+    def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:
+        """The source of `inputs`, cut to what the memory of a task allows."""
+        return open_source(
+            inputs,
+            id_field=self.id_field,
+            embedding_field=self.embedding_field,
+            metadata_fields=self.metadata_fields,
+            storage_options=self.storage_options,
+            on_bad_row=self.on_bad_row,
+            allow_zero=allow_zero,
+            partition_bytes=forecast.partition_bytes(client),
+            min_partitions=PER_THREAD * runtime.n_threads(client),
+        )
+
+    def path(self, url: str | UPath) -> UPath:
+        """`url` with the storage options."""
+        return open_path(url, self.storage_options)
+
+
+def fit(
+    inputs: Any,
+    out: str | UPath,
+    model: KMeans,
+    reading: Reading = Reading(),
+    *,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> KMeans:
+    """Fit `model` on files of embeddings and write it into the directory `out`.
+
+    Parameters
+    ----------
+    inputs : path or list of paths
+        Files, directories or globs: Parquet, JSONL or ``.npy``.
+    out : str or UPath
+    model : KMeans
+    reading : Reading, optional
+    overwrite : bool, default False
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    KMeans
+        `model`, fitted.
+
+    Raises
+    ------
+    UsageError, DataError, MemoryForecastError
+    """
+    client = runtime.current_client(client)
+    source, path = reading.open(inputs, client, allow_zero=not model.normalize), reading.path(out)
+    refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
+    _fit(source, path, model, reading, overwrite, client)
+    return model
+
+
+def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None) -> None:
+    if source.rows < model.n_clusters:
+        raise UsageError(
+            f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
+            where="--n-clusters",
+            remedy=f"set --n-clusters to {source.rows:,} or less",
+        )
+    forecast.check_fit(source.rows, source.dimension, model.sample_fraction, client)
+    with manifest.step(path, "fit", fit_settings(model, reading), fit_inputs(source), overwrite=overwrite) as step:
+        vectors = source.vectors_only().rejecting_to(path / REJECTS)
+        model.fit(vectors.frame(), column=source.embedding_field, client=client)
+        model.write(path, source.fingerprint())
+        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path)}
+
+
+def assign_files(
+    inputs: Any,
+    model: str | UPath,
+    out: str | UPath,
+    reading: Reading = Reading(),
+    *,
+    layout: str = "bucketed",
+    embedding_dtype: str = "float32",
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> Buckets:
+    """Assign every row of files of embeddings to a cluster of the model directory `model`; write buckets into `out`.
+
+    Parameters
+    ----------
+    inputs, out, reading, overwrite, client
+        As in :func:`fit`.
+    model : str or UPath
+    layout : {"bucketed", "hive"}, default "bucketed"
+    embedding_dtype : {"float32", "float16"}, default "float32"
+
+    Raises
+    ------
+    UsageError, DataError
+        Among others: the rows have another dimension than the model; an id occurs twice.
+    """
+    client = runtime.current_client(client)
+    km, path = KMeans.load(reading.path(model)), reading.path(out)
+    source = reading.open(inputs, client, allow_zero=not km.normalize)
+    refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
+    if source.dimension != km.n_features_in_:
+        raise DataError(
+            f"the vectors have {source.dimension} dimensions",
+            where=str(source.files[0]),
+            expected=f"{km.n_features_in_}, as the model {model} has",
+            remedy="use the model that was fitted on these embeddings, or fit a new one",
+        )
+    manifest.claim(path, "assign", overwrite=overwrite)
+    source = check_ids(source, reading.on_bad_row, client)
+    settings = assign_settings(reading, layout, embedding_dtype)
+    _assign(source, reading.path(model), path, settings, overwrite, client)
+    return open_buckets(path)
+
+
+def _assign(
+    source: Source, model: UPath, path: UPath, settings: dict[str, Any], overwrite: bool, client: Client | None
+) -> None:
+    km = KMeans.load(model)
+    with manifest.step(path, "assign", settings, assign_inputs(source, model), overwrite=overwrite) as step:
+        rows = source.rejecting_to(path / REJECTS).frame()
+        frame = assign(rows, km, column=source.embedding_field, dtype=settings["embedding_dtype"])
+        step.facts |= regroup(frame, path, layout=settings["layout"], id_field=source.id_field, client=client)
+        rejected = step.facts["rejected"] = gather_rejects(path)
+        if step.facts["rows"] + rejected != source.rows:
+            raise RunError(
+                f"{source.rows:,} rows went in, {step.facts['rows']:,} came out and {rejected:,} were rejected",
+                where="assign",
+                remedy="an input file has changed while it was read; run the command again",
+            )
+
+
+def run(
+    inputs: Any,
+    out: str | UPath,
+    model: KMeans,
+    threshold: float | None = None,
+    reading: Reading = Reading(),
+    *,
+    eps: float | None = None,
+    layout: str = "bucketed",
+    embedding_dtype: str = "float32",
+    keep: Sequence[str] = ("hard",),
+    rule: str = "survivors",
+    search: str = "clusters",
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> DedupResult:
+    """Fit, assign and dedup in one go, into ``model``, ``clusters`` and ``dedup`` below `out`.
+
+    A step that an earlier run has finished, with the same settings on the same input, is not done again.
+
+    Parameters
+    ----------
+    inputs, out, model, reading, overwrite, client
+        As in :func:`fit`.
+    threshold, eps : float
+        Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
+    layout, embedding_dtype
+        As in :func:`assign_files`.
+    keep, rule, search
+        As in :func:`daskmeans.dedup`.
+
+    Raises
+    ------
+    OutputError
+        A finished step below `out` was made with other settings or from another input, and `overwrite` is not set.
+    """
+    client = runtime.current_client(client)
+    deciding = dedup_settings(threshold, eps, keep, rule, search, model.random_state)
+    root = reading.path(out)
+    paths = {name: root / name for name in ("model", "clusters", "dedup")}
+    source = reading.open(inputs, client, allow_zero=not model.normalize)
+    refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
+    _refuse_foreign(root, paths)
+
+    @cache
+    def checked() -> Source:  # before the fit, so that a duplicate id does not cost one
+        return check_ids(source, reading.on_bad_row, client)
+
+    _once(
+        paths["model"], "fit", fit_settings(model, reading), fit_inputs(source), overwrite,
+        lambda: _fit(checked(), paths["model"], model, reading, overwrite, client),
+    )  # fmt: skip
+    assigning = assign_settings(reading, layout, embedding_dtype)
+    _once(
+        paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
+        lambda: _assign(checked(), paths["model"], paths["clusters"], assigning, overwrite, client),
+    )  # fmt: skip
+    _once(
+        paths["dedup"], "dedup", asdict(deciding), dedup_inputs(open_buckets(paths["clusters"])), overwrite,
+        lambda: dedup(
+            paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search,
+            random_state=model.random_state, overwrite=overwrite, client=client,
+        ),
+    )  # fmt: skip
+    result = open_decisions(paths["dedup"])
+    steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_finished, paths.values())}
+    manifest.write_json(root / "summary.json", result.summary | {"steps": steps})
+    return result
+
+
+def _finished(path: UPath) -> dict[str, Any]:
+    return manifest.read(path, "fit", "assign", "dedup")
+
+
+def _once(
+    path: UPath,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
+    overwrite: bool,
+    work: Callable[[], object],
+) -> None:
+    """Do `work` unless `path` holds its finished result already."""
+    found = manifest.peek(path) if path.exists() else None
+    if found and found["finished"]:
+        before, now = found["settings"] | found["inputs"], json.loads(json.dumps(settings | inputs))
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if not changed:
+            runtime.logger.info("%s is finished already: %s", name, path)
+            return
+        if not overwrite:
+            differences = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
+            raise OutputError(
+                f"the step {name!r} is finished here, with other settings or another input: {differences}",
+                where=str(path),
+                remedy="choose another --out, or add --overwrite to do it again",
+            )
+    work()
+
+
+def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
+    """What determines a fit besides its input."""
+    params = {k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in model.get_params().items()}
+    return params | {"embedding_field": reading.embedding_field, "on_bad_row": reading.on_bad_row}
+
+
+def fit_inputs(source: Source) -> dict[str, Any]:
+    """What a model is made from."""
+    return {"fingerprint": source.fingerprint(), "rows": source.rows}
+
+
+def assign_settings(reading: Reading, layout: str, embedding_dtype: str) -> dict[str, Any]:
+    """What determines the clusters besides the input and the model."""
+    return {
+        "layout": layout,
+        "embedding_dtype": embedding_dtype,
+        "id_field": reading.id_field,
+        "embedding_field": reading.embedding_field,
+        "metadata_fields": list(reading.metadata_fields),
+        "on_bad_row": reading.on_bad_row,
+    }
+
+
+def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
+    """What clusters are made from."""
+    used = manifest.identity(manifest.read(model, "fit"))
+    return fit_inputs(source) | {"model": used}
+
+
+def gather_rejects(path: UPath) -> int:
+    """Join the tables of rejected rows below `path` to ``rejects.parquet``; returns their number."""
+    parts = path / REJECTS
+    if not parts.exists():
+        return 0
+    files = sorted(parts.glob("*.parquet"), key=str)
+    table = pa.concat_tables([pq.read_table(f.path, filesystem=f.fs) for f in files])
+    target = path / "rejects.parquet"
+    pq.write_table(table, target.path, filesystem=target.fs)
+    manifest.remove(parts)
+    return len(table)
+
+
+def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
+    """Refuse a directory that holds anything but what a run makes."""
+    known = {*ours, "summary.json", "report.html", REJECTS, "embeddings", "docstrings.parquet"}
+    foreign = [child.name for child in root.iterdir() if child.name not in known] if root.exists() else []
+    if foreign:
+        raise OutputError(
+            f"the output directory holds files that daskmeans did not write, such as {foreign[0]!r}",
+            where=str(root),
+            expected="a new or an empty directory, or that of an earlier run",
+            remedy="choose another --out",
+        )
