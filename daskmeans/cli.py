@@ -84,6 +84,27 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 @kmeans.command()
+@click.option("--out", default="daskmeans-demo", show_default=True, help="Directory to make.")
+@click.option("--n-clusters", type=click.IntRange(1), help="Default: one for 500 docstrings.")
+@click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of duplicates.")
+@flags.overwrite
+@flags.cluster
+@flags.output
+def demo(
+    out: str, n_clusters: int | None, threshold: float, overwrite: bool, cluster: ClusterSettings, output: Output
+) -> None:
+    """Find the near-duplicates among the docstrings of the Python packages installed here."""
+    from daskmeans.demo import demo
+
+    with _session(cluster, output) as client:
+        result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite, client=client)
+    if output.json:
+        click.echo(json.dumps(result.facts | {"report": str(result.report)}, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(result)
+
+
+@kmeans.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, help="Directory of embeddings to make.")
 @click.option("--text-field", default="text", show_default=True, help="Column of texts.")
@@ -173,7 +194,8 @@ def assign(
 @flags.output
 def dedup(
     clusters: str, out: str, threshold: float | None, eps: float | None, keep: tuple[str, ...], rule: str, search: str,
-    random_state: int, storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
+    random_state: int, storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output:
+    Output,
 ) -> None:  # fmt: skip
     """Decide which rows of clusters are duplicates."""
     from daskmeans.dedup.search import dedup

@@ -12,7 +12,8 @@
         ├── MemoryForecastError  a step that would not fit
         └── ClusterError      a scheduler that cannot be reached, or was lost
 
-Every message says what was found, where, what was expected and how to mend it. A traceback is for our mistakes, never for a user's.
+Every message says what was found, where, what was expected and how to mend it. A traceback is for our mistakes,
+never for a user's.
 """
 
 from __future__ import annotations

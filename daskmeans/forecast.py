@@ -58,5 +58,5 @@ def check_fit(rows: int, dimension: int, sample_fraction: float, client: Client 
             f"and the workers have {format_bytes(have)}",
             where="fit",
             expected="vectors in at most 60 % of the workers' memory",
-            remedy=f"add --sample-fraction {max(0.001, 0.5 * have / need):.3f}, more workers, or a higher --memory-limit",
+            remedy=f"add --sample-fraction {max(0.001, 0.5 * have / need):.3f}, workers, or a higher --memory-limit",
         )

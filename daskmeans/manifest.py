@@ -1,6 +1,7 @@
 """What a finished step is: a directory whose ``manifest.json`` says so.
 
-The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so the same holds on object stores.
+The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so the same
+holds on object stores.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def step(
     Parameters
     ----------
     out : UPath
-        A directory that does not exist, is empty, holds an unfinished output of the same step, or (with `overwrite`) a finished one.
+        A directory that does not exist, is empty, holds an unfinished output of the same step, or (with `overwrite`)
+        a finished one.
     name : str
         ``embed``, ``fit``, ``assign``, ``dedup``, ``apply``.
     settings, inputs : dict

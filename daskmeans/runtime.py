@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -208,18 +209,15 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
 
 
 def _connect(settings: ClusterSettings) -> Client:
-    address = settings.scheduler or settings.scheduler_file
     timeout = config.get("connect-timeout")
+    if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
+        raise NotFoundError("no such file", where=f"--scheduler-file {settings.scheduler_file}")
     try:
-        if settings.scheduler:
-            return Client(settings.scheduler, timeout=timeout)
-        return Client(scheduler_file=settings.scheduler_file, timeout=timeout)
-    except FileNotFoundError:
-        raise NotFoundError("no such file", where=f"--scheduler-file {address}") from None
+        return Client(settings.scheduler, scheduler_file=settings.scheduler_file, timeout=timeout)
     except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
             f"no scheduler answered within {timeout} s ({type(error).__name__})",
-            where=f"--scheduler {address}",
+            where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
             expected="the address of a running dask scheduler, such as tcp://127.0.0.1:8786",
             remedy="start one with `dask scheduler`, or leave the flag out to use this machine",
         ) from None
@@ -230,17 +228,17 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     threads = settings.threads_per_worker or 1
     workers = settings.n_workers or max(1, CPU_COUNT // threads)
     kernel_threads = max(1, CPU_COUNT // (workers * threads))
+    # Workers get these variables before they import numpy, which is when a BLAS reads them.
     pinned = {name: kernel_threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    # Workers take these variables over before they import numpy, which is when a BLAS reads them.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": pinned}):
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            memory_limit=settings.memory_limit,
-            dashboard_address=settings.dashboard_address,
-            local_directory=settings.local_directory,
-            silence_logs=logging.ERROR,
-        )
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=threads,
+        memory_limit=settings.memory_limit,
+        dashboard_address=settings.dashboard_address,
+        local_directory=settings.local_directory,
+        silence_logs=logging.CRITICAL,
+        env=pinned,
+    )
 
 
 def _gpu_cluster(settings: ClusterSettings) -> Any:

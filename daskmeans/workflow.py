@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from distributed import Client
 from upath import UPath
 
@@ -23,9 +21,9 @@ from daskmeans.vectors.buckets import Buckets, open_buckets
 from daskmeans.vectors.files import directories, open_path, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.regroup import regroup
+from daskmeans.vectors.rejects import PARTS, gather_rejects
 from daskmeans.vectors.source import Source, open_source
 
-REJECTS = "rejects"
 # Partitions for each thread, so that none waits long for the others.
 PER_THREAD = 4
 
@@ -105,7 +103,7 @@ def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite
         )
     forecast.check_fit(source.rows, source.dimension, model.sample_fraction, client)
     with manifest.step(path, "fit", fit_settings(model, reading), fit_inputs(source), overwrite=overwrite) as step:
-        vectors = source.vectors_only().rejecting_to(path / REJECTS)
+        vectors = source.vectors_only().rejecting_to(path / PARTS)
         model.fit(vectors.frame(), column=source.embedding_field, client=client)
         model.write(path, source.fingerprint())
         step.facts |= {"rows": source.rows, "rejected": gather_rejects(path)}
@@ -160,7 +158,7 @@ def _assign(
 ) -> None:
     km = KMeans.load(model)
     with manifest.step(path, "assign", settings, assign_inputs(source, model), overwrite=overwrite) as step:
-        rows = source.rejecting_to(path / REJECTS).frame()
+        rows = source.rejecting_to(path / PARTS).frame()
         frame = assign(rows, km, column=source.embedding_field, dtype=settings["embedding_dtype"])
         step.facts |= regroup(frame, path, layout=settings["layout"], id_field=source.id_field, client=client)
         rejected = step.facts["rejected"] = gather_rejects(path)
@@ -301,22 +299,9 @@ def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
     return fit_inputs(source) | {"model": used}
 
 
-def gather_rejects(path: UPath) -> int:
-    """Join the tables of rejected rows below `path` to ``rejects.parquet``; returns their number."""
-    parts = path / REJECTS
-    if not parts.exists():
-        return 0
-    files = sorted(parts.glob("*.parquet"), key=str)
-    table = pa.concat_tables([pq.read_table(f.path, filesystem=f.fs) for f in files])
-    target = path / "rejects.parquet"
-    pq.write_table(table, target.path, filesystem=target.fs)
-    manifest.remove(parts)
-    return len(table)
-
-
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
     """Refuse a directory that holds anything but what a run makes."""
-    known = {*ours, "summary.json", "report.html", REJECTS, "embeddings", "docstrings.parquet"}
+    known = {*ours, "summary.json"}
     foreign = [child.name for child in root.iterdir() if child.name not in known] if root.exists() else []
     if foreign:
         raise OutputError(

@@ -68,7 +68,7 @@ def test_unseen_rows_and_half_precision(model):
 
 
 def test_rows_of_another_dimension_are_refused(model):
-    with pytest.raises(DataError, match="5 features.*16 features"):
+    with pytest.raises(DataError, match=r"5 features.*16 features"):
         assign(frame(np.ones((4, 5), np.float32)), model).compute()
 
 
@@ -172,7 +172,7 @@ def test_wrong_use(tmp_path, model):
     out = assign(frame(blobs()), model)
     with pytest.raises(UsageError, match="bucketed or hive"):
         write_buckets(out, tmp_path / "a", layout="piles")
-    with pytest.raises(UsageError, match="daskmeans.assign"):
+    with pytest.raises(UsageError, match=r"daskmeans\.assign"):
         write_buckets(frame(blobs()), tmp_path / "a")
     assert not (tmp_path / "a").exists()
     write_buckets(out, tmp_path / "b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -66,7 +66,8 @@ class Blocks:
     def map(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
         """Results of ``function(group, *args)``, one per group: one task for each thread of each worker.
 
-        The groups depend on where blocks happen to lie, so a caller may combine the results only in ways that do not depend
+        The groups depend on where blocks happen to lie, so a caller may combine the results only in ways that do not
+        depend
         on the grouping.
         """
         tasks = [
@@ -150,7 +151,7 @@ def partitions(X: Any, column: str | None, client: Client | None = None) -> list
 def slices(X: np.ndarray) -> list[np.ndarray]:
     """`X` cut by rows, a few slices for each thread; one empty slice if there are no rows."""
     cuts = np.linspace(0, len(X), max(1, min(len(X), 4 * runtime.n_threads())) + 1).astype(int)
-    return [X[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [X[a:b] for a, b in pairwise(cuts)]
 
 
 def vector_column(frame: dd.DataFrame, column: str | None) -> str:
@@ -259,7 +260,7 @@ def _rows_numbered(group: Group, wanted: np.ndarray) -> tuple[np.ndarray, np.nda
 def _split(items: list[int], n: int) -> list[list[int]]:
     """`items` in at most `n` consecutive lists of nearly equal length, none of them empty."""
     cuts = np.linspace(0, len(items), min(n, len(items)) + 1).astype(int)
-    return [items[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+    return [items[a:b] for a, b in pairwise(cuts) if b > a]
 
 
 def _key(name: str) -> str:

@@ -24,7 +24,8 @@ from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 class KMeans:
     """k-means clustering of vectors that may be spread over many workers.
 
-    The same rows in the same order give the same centroids and labels, bit for bit, on any number of workers, threads and partitions.
+    The same rows in the same order give the same centroids and labels, bit for bit, on any number of workers,
+    threads and partitions.
 
     Parameters
     ----------
@@ -36,7 +37,8 @@ class KMeans:
     random_state : int, numpy.random.Generator, numpy.random.RandomState or None, default 42
         None draws a seed from the system.
     init : {"k-means||", "random"}, path, array of shape (n_clusters, n_features) or KMeans, default "k-means||"
-        k-means|| runs on a sample of the rows; a path names a ``.npy`` file or a model directory; a fitted estimator is a warm start.
+        k-means|| runs on a sample of the rows; a path names a ``.npy`` file or a model directory; a fitted estimator
+        is a warm start.
     n_init : int, default 1
         Runs with different seeds; the one of the lowest inertia is kept.
     oversampling_factor : float, default 2.0
@@ -248,9 +250,9 @@ class KMeans:
     def rows(self, X: Any, where: str = "") -> np.ndarray:
         """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension."""
         rows = prepare(X, self.normalize, where)
-        if rows.shape[1] != self.cluster_centers_.shape[1]:
+        if rows.shape[1] != self.n_features_in_:
             raise DataError(
-                f"X has {rows.shape[1]} features, but KMeans is expecting {self.cluster_centers_.shape[1]} features as input",
+                f"X has {rows.shape[1]} features, but KMeans is expecting {self.n_features_in_} features as input",
                 where=where,
                 remedy="use the model that was fitted on vectors of this dimension, or fit a new one",
             )

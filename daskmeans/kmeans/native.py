@@ -113,9 +113,11 @@ def _iterate(blocks: Blocks, fit: Fit, stats: Stats, rows: int) -> float:
 def _refill(
     blocks: Blocks, shared: Any, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray, scales: Scales, rows: int
 ) -> None:
-    """Give each empty cluster the row that is farthest from its centroid, as scikit-learn does; changes `sums` and `counts`.
+    """Give each empty cluster the row that is farthest from its centroid, as scikit-learn does; changes `sums` and
+    `counts`.
 
-    Rows that lie on their centroid are not taken, so with fewer distinct rows than clusters some stay empty, where they are.
+    Rows that lie on their centroid are not taken, so with fewer distinct rows than clusters some stay empty, where
+    they are.
     """
     found = blocks.map(_farthest, shared, len(empty), rows, name="kmeans-refill")
     distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -134,7 +136,7 @@ def _refill(
 
 @dataclass(frozen=True)
 class Stats:
-    """What the engine must know of all rows: their number, mean, mean variance of a feature, largest coordinate and norm."""
+    """Of all rows: their number, mean, mean variance of a feature, largest coordinate and norm."""
 
     n_rows: int
     mean: np.ndarray

@@ -85,7 +85,8 @@ def oversample(
     Notes
     -----
     Bahmani, Moseley, Vattani, Kumar & Vassilvitskii, *Scalable k-means++*, VLDB 2012: five rounds of k/2 to 2k rows
-    give seeds as good as k-means++. Every distance is in fixed order and the potential is an exactly rounded sum, so the
+    give seeds as good as k-means++. Every distance is in fixed order and the potential is an exactly rounded sum, so
+    the
     draw is the same on every machine.
     """
     draw = oversampling_factor * n_clusters / 2
@@ -128,7 +129,8 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
 
     Notes
     -----
-    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of 2 + ln k rows drawn in each turn the
+    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of 2 + ln k rows drawn in each
+    turn the
     one that lowers the potential most is taken, as scikit-learn does.
     """
     trials = 2 + int(math.log(n_clusters))
@@ -139,7 +141,7 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
 
 @kernel
 def _plus_plus(XT, norms, weights, luck, bound):  # type: ignore[no-untyped-def]
-    d, m = XT.shape
+    _d, m = XT.shape
     n_clusters, trials = luck.shape
     chosen = np.empty(n_clusters, np.int64)
     free = np.ones(m, np.bool_)

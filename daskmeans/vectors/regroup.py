@@ -1,7 +1,9 @@
 """Regrouping rows by cluster, without a shuffle and without ever holding more than a partition or a bucket.
 
-Each partition is sorted by cluster and written as a run. As runs are sorted, the rows of a range of clusters are one slice
-of each of them; a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the distance to
+Each partition is sorted by cluster and written as a run. As runs are sorted, the rows of a range of clusters are one
+slice
+of each of them; a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the
+distance to
 its centroid.
 """
 
@@ -50,7 +52,8 @@ def write_buckets(
     url : str or UPath
         A directory to be made, on any file system that fsspec knows.
     layout : {"bucketed", "hive"}, default "bucketed"
-        ``bucket-*.parquet`` with many clusters a file and one row group (or more) a cluster, or ``centroid=<i>/part-0.parquet``.
+        ``bucket-*.parquet`` with many clusters a file and one row group (or more) a cluster, or
+        ``centroid=<i>/part-0.parquet``.
     id_field : str, default "id"
     storage_options : dict, optional
     overwrite : bool, default False

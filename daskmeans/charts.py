@@ -1,0 +1,125 @@
+"""Small charts as SVG text, without a plotting library; their colours are classes of ``report.css``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 320, 190
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 14, 22
+
+Label = Callable[[float], str]
+Scale = Callable[[float], float]
+
+
+def histogram(
+    counts: Sequence[int] | np.ndarray, edges: np.ndarray, label: Label, unit: str, mark: float | None = None
+) -> str:
+    """Bars of `counts` between `edges`.
+
+    Parameters
+    ----------
+    counts : sequence of int, length n
+    edges : ndarray, shape (n + 1,)
+    label : callable
+        Text of a value on the horizontal axis.
+    unit : str
+        What is counted.
+    mark : float, optional
+        Value at which a line is drawn; bars from there on have another colour.
+
+    Examples
+    --------
+    >>> histogram([1, 2], np.array([0, 1, 2]), str, "rows").count("<rect")
+    2
+    """
+    x, y = _scales(edges[0], edges[-1], max(max(counts), 1))
+    shapes = list(_frame(edges[0], edges[-1], max(max(counts), 1), label))
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        kind = "bar beyond" if mark is not None and low >= mark - 1e-9 else "bar"
+        tip = f"{label(low)} to {label(high)}: {count:,} {unit}"
+        left, width, top = x(low) + 0.5, max(x(high) - x(low) - 1, 0.5), y(count)
+        bar = f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{y(0) - top:.1f}">'
+        shapes.append(f"{bar}<title>{escape(tip)}</title></rect>")
+    if mark is not None:
+        shapes.append(f'<line class="mark" x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{TOP}" y2="{y(0):.1f}"/>')
+        anchor = "end" if x(mark) > WIDTH / 2 else "start"
+        place = f'x="{x(mark):.1f}" y="{TOP - 4}" text-anchor="{anchor}"'
+        shapes.append(f'<text class="mark" {place}>{escape(label(mark))}</text>')
+    return _svg(shapes)
+
+
+def curve(values: Sequence[float], label: Label) -> str:
+    """A line through `values`, numbered from 1; the vertical axis begins at the smallest of them.
+
+    Examples
+    --------
+    >>> "polyline" in curve([3.0, 2.0, 1.5], str)
+    True
+    """
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    x, y = _scales(1, max(len(values), 2), span)
+    points = [(x(number), y(value - low)) for number, value in enumerate(values, 1)]
+    shapes = list(_frame(1, max(len(values), 2), span, lambda v: f"{v:.0f}", lambda v: label(v + low)))
+    shapes.append(f'<polyline class="curve" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>')
+    for (a, b), (number, value) in zip(points, enumerate(values, 1), strict=True):
+        tip = f"iteration {number}: {label(value)}"
+        shapes.append(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="2.5"><title>{escape(tip)}</title></circle>')
+    return _svg(shapes)
+
+
+def shares(parts: Sequence[tuple[str, int]]) -> str:
+    """One bar cut in proportion to `parts`, pairs of a CSS class and a number.
+
+    Examples
+    --------
+    >>> shares([("kept", 3), ("exact", 1)]).count("<rect")
+    2
+    """
+    total, left, shapes = sum(number for _, number in parts) or 1, 0.0, []
+    for kind, number in parts:
+        width = 100 * number / total
+        shapes.append(f'<rect class="{kind}" x="{left:.3f}" y="0" width="{width:.3f}" height="3"/>')
+        left += width
+    stretched = 'viewBox="0 0 100 3" preserveAspectRatio="none" aria-hidden="true"'
+    return f'<svg class="shares" {stretched}>{"".join(shapes)}</svg>'
+
+
+def short(value: float) -> str:
+    """`value` in at most four characters or so.
+
+    Examples
+    --------
+    >>> short(950), short(1234), short(51_955), short(2_500_000)
+    ('950', '1.2k', '52k', '2.5M')
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            digits = 1 if abs(value) < 10 * size else 0
+            return f"{value / size:.{digits}f}".removesuffix(".0") + unit
+    return f"{value:.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def _scales(low: float, high: float, top: float) -> tuple[Scale, Scale]:
+    """From values to places on the paper, horizontally and vertically."""
+    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    span = (high - low) or 1.0
+    return (lambda v: LEFT + across * (v - low) / span), (lambda v: TOP + down * (1 - v / top))
+
+
+def _frame(low: float, high: float, top: float, across: Label, up: Label = short) -> Iterator[str]:
+    """Labels and lines of the axes."""
+    x, y = _scales(low, high, top)
+    for value, anchor in ((low, "start"), ((low + high) / 2, "middle"), (high, "end")):
+        yield f'<text x="{x(value):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{escape(across(value))}</text>'
+    for value in (0, top / 2, top):
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+    for value in (0, top):
+        yield f'<text x="{LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{escape(up(value))}</text>'
+
+
+def _svg(shapes: Sequence[str]) -> str:
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(shapes)}</svg>'

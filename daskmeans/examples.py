@@ -1,0 +1,233 @@
+"""Duplicates worth showing: near-copies whose difference a reader sees at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any, NamedTuple
+
+import dask
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from distributed import Client
+from upath import UPath
+
+from daskmeans import runtime
+from daskmeans.dedup.result import decision_files
+from daskmeans.vectors.buckets import Buckets, open_buckets
+from daskmeans.vectors.files import reading
+
+# Bounds of the work, whatever the size of the run: files looked at, pairs and compared pairs in each.
+FILES, PAIRS, COMPARED = 64, 20_000, 500
+# Characters of a text that is worth showing.
+SHORTEST, LONGEST = 80, 600
+# A stretch of words that both texts share is cut to this many at each end.
+CONTEXT = 7
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the input: its id, its text (empty if there is none), where it is from, and its other metadata."""
+
+    id: Any
+    text: str
+    source: Any
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dropped row next to the row that stays in its place.
+
+    Attributes
+    ----------
+    kept, dropped : Row
+    score : float
+        Cosine similarity of the two.
+    others : int
+        Further rows that `kept` stands for.
+    quality : float
+        In [0, 1]; how much the pair tells.
+    """
+
+    kept: Row
+    dropped: Row
+    score: float
+    others: int
+    quality: float
+
+
+class Stretch(NamedTuple):
+    """Words as they follow each other in one of two texts or in both: ``both``, ``kept`` or ``dropped``."""
+
+    side: str
+    text: str
+
+
+def find_examples(
+    run: UPath,
+    limit: int = 10,
+    *,
+    text_field: str = "text",
+    source_field: str = "package",
+    client: Client | None = None,
+) -> list[Example]:
+    """The most telling near-duplicates of a finished run.
+
+    Wanted are pairs of rows from different sources, with texts short enough to read, of which most but not all words
+    agree; and many sources rather than few.
+
+    Parameters
+    ----------
+    run : UPath
+        Directory with ``clusters`` and ``dedup``.
+    limit : int, default 10
+    text_field, source_field : str
+        Metadata columns with the texts and with what rows are from. Without the former, pairs come in the order of
+        their scores, closest to the threshold first.
+    client : distributed.Client, optional
+
+    Examples
+    --------
+    >>> find_examples(UPath("run/"))[0].dropped.metadata  # doctest: +SKIP
+    """
+    buckets = open_buckets(run / "clusters")
+    files = decision_files(run / "dedup")
+    tasks = [
+        dask.delayed(_examples_of, pure=False)(
+            buckets, file, text_field, source_field, dask_key_name=f"examples-{dask.base.tokenize(str(file))}"
+        )
+        for file in files[:: -(-len(files) // FILES)]
+    ]
+    found = [example for part in runtime.compute(tasks, label="find examples", client=client) for example in part]
+    return _varied(sorted(found, key=lambda e: (-e.quality, e.score, str(e.dropped.id))), limit)
+
+
+def compare(kept: str, dropped: str) -> Iterator[Stretch]:
+    """The words of two texts as one: what both share, what only one has. Long shared stretches are shortened.
+
+    Examples
+    --------
+    >>> list(compare("a cat sat there", "a cat sits there"))
+    [Stretch(side='both', text='a cat'), Stretch(side='kept', text='sat'), Stretch(side='dropped', text='sits'),
+     Stretch(side='both', text='there')]
+    """
+    a, b = _words(kept), _words(dropped)
+    blocks = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    for number, (_, a0, a1, b0, b1) in enumerate(blocks):
+        if a[a0:a1] == b[b0:b1]:
+            yield Stretch("both", _shortened(a[a0:a1], number == 0, number == len(blocks) - 1))
+            continue
+        if a1 > a0:
+            yield Stretch("kept", _shortened(a[a0:a1]))
+        if b1 > b0:
+            yield Stretch("dropped", _shortened(b[b0:b1]))
+
+
+def place_of(row: Row) -> str:
+    """Where `row` is from, as far as its metadata tells: ``file:line``, or all of it.
+
+    Examples
+    --------
+    >>> place_of(Row(7, "", "zoo", {"package": "zoo", "file": "zoo/cat.py", "line": 3}))
+    'zoo/cat.py:3'
+    """
+    if {"file", "line"} <= row.metadata.keys():
+        return f"{row.metadata['file']}:{row.metadata['line']}"
+    return ", ".join(f"{name} {value}" for name, value in row.metadata.items())
+
+
+def _words(text: str) -> list[str]:
+    """Words of `text`, without the rules that underline headings."""
+    return [word for word in text.split() if word.strip("-=~^")]
+
+
+def _shortened(words: Sequence[str], first: bool = False, last: bool = False) -> str:
+    """`words` as a text, without the middle where it is long; `first` and `last` tell where the texts begin and end."""
+    if len(words) <= 3 * CONTEXT:
+        return " ".join(words)
+    if last:
+        return " ".join([*words[:CONTEXT], "…"])
+    head = words[: CONTEXT // (1 if first else 2) + 1]
+    return " ".join([*head, "…", *words[-CONTEXT:]])
+
+
+def _examples_of(buckets: Buckets, file: UPath, text_field: str, source_field: str) -> list[Example]:
+    """Examples among the decisions in `file`."""
+    pairs, copies = _pairs(file)
+    if not len(pairs):
+        return []
+    table = _read(buckets, set(pairs["centroid"]))
+    rows = table.to_pandas().set_index(buckets.id_field)
+    has_text = text_field in table.column_names and pa.types.is_string(table.schema.field(text_field).type)
+    shown = rows.index
+    if has_text:
+        shown = shown[rows[text_field].str.len().between(SHORTEST, LONGEST)]
+    pairs = pairs[pairs["id"].isin(shown) & pairs["kept_id"].isin(shown)]
+    if source_field in rows:
+        sources = rows[source_field]
+        same = sources.loc[pairs["id"]].to_numpy() == sources.loc[pairs["kept_id"]].to_numpy()
+        pairs = pairs.assign(same=same).sort_values(["same", "score", "id"])
+
+    def row(id_: Any) -> Row:
+        values = rows.loc[id_].to_dict()
+        text = values.pop(text_field) if has_text else ""
+        return Row(id_, text, values.get(source_field), values)
+
+    found = []
+    for pair in pairs.head(COMPARED).itertuples():
+        kept, dropped = row(pair.kept_id), row(pair.id)
+        quality = _quality(kept, dropped) if has_text else 0.0
+        found.append(Example(kept, dropped, float(pair.score), int(copies[pair.kept_id]) - 1, quality))
+    return found
+
+
+def _pairs(file: UPath) -> tuple[pd.DataFrame, pd.Series]:
+    """Near-duplicates with the row each was dropped for and their score; how many rows were dropped for each row."""
+    with reading(file):
+        columns = ["id", "kept_id", "max_id", "cosine_sim_score", "reason", "centroid"]
+        table = pq.read_table(file.path, filesystem=file.fs, columns=columns)
+    table = table.filter(table["kept_id"].is_valid())
+    copies = table["kept_id"].to_pandas().value_counts()
+    # The score of a decision is that with max_id, the most similar row, which may have been dropped itself.
+    direct = pc.and_(pc.equal(table["reason"], "semantic"), pc.equal(table["max_id"], table["kept_id"]))
+    pairs = table.filter(direct).rename_columns(["id", "kept_id", "max_id", "score", "reason", "centroid"]).to_pandas()
+    pairs = pairs.sort_values(["score", "id"])
+    return pairs.iloc[:: max(1, -(-len(pairs) // PAIRS))], copies
+
+
+def _read(buckets: Buckets, centroids: set[int]) -> pa.Table:
+    """Ids and metadata of the rows of clusters `centroids`."""
+    columns = [buckets.id_field, *buckets.metadata_fields]
+    return pa.concat_tables([buckets.read(c, columns) for c in buckets.clusters() if c.centroid in centroids])
+
+
+def _quality(kept: Row, dropped: Row) -> float:
+    """How much a pair of texts tells: about four of five words agree, and the rows come from different sources."""
+    a, b = _words(kept.text), _words(dropped.text)
+    ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
+    shape = ratio / 0.8 if ratio < 0.8 else (1 - ratio) / 0.2
+    apart = 1.0 if kept.source != dropped.source else 0.3
+    # A file that was bundled as it is tells less than a text that somebody has made his own.
+    files = [str(row.metadata.get("file", row.id)).rpartition("/")[2] for row in (kept, dropped)]
+    return shape * apart * (0.7 if files[0] == files[1] else 1.0)
+
+
+def _varied(examples: list[Example], limit: int) -> list[Example]:
+    """The best `limit` of `examples`, which are sorted; each time a source comes again, a pair of it counts half."""
+    seen: dict[Any, int] = {}
+    kept_ids: set[Any] = set()
+    ranked = []
+    for example in examples:
+        if example.kept.id in kept_ids:
+            continue
+        kept_ids.add(example.kept.id)
+        sources = {example.kept.source, example.dropped.source}
+        repeated = max(seen.get(source, 0) for source in sources)
+        for source in sources:
+            seen[source] = seen.get(source, 0) + 1
+        ranked.append((example.quality / 2**repeated, example))
+    return [example for _, example in sorted(ranked, key=lambda r: -r[0])][:limit]

@@ -1,0 +1,106 @@
+"""A directory is an output when its manifest says that it is finished, and only then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from upath import UPath
+
+from daskmeans import manifest
+from daskmeans.errors import DataError, NotFoundError, OutputError
+
+
+def make(path: UPath, name: str = "fit", **kwargs) -> None:
+    with manifest.step(path, name, {"k": 3}, {"rows": 7}, **kwargs) as step:
+        (step.path / "result.txt").write_text("whole")
+        step.facts["note"] = "done"
+
+
+@pytest.fixture(params=["local", "memory"])
+def out(request, tmp_path) -> UPath:
+    return UPath(tmp_path / "out") if request.param == "local" else UPath(f"memory://{tmp_path.name}/out")
+
+
+def test_a_finished_step_tells_what_it_was_made_from(out):
+    make(out)
+    found = manifest.read(out, "fit")
+    assert (found["settings"], found["inputs"], found["note"]) == ({"k": 3}, {"rows": 7}, "done")
+    assert found["peak_bytes"]["client"] > 1e6
+    assert found["seconds"] >= 0
+    assert manifest.identity(found) == manifest.identity(found | {"seconds": 99})
+    assert manifest.identity(found) != manifest.identity(found | {"inputs": {"rows": 8}})
+
+
+def test_a_failed_step_leaves_nothing(out):
+    with pytest.raises(ZeroDivisionError), manifest.step(out, "fit", {}, {}) as step:
+        (step.path / "half.txt").write_text("half")
+        1 / 0  # noqa: B018
+    assert not out.exists()
+
+
+def test_an_unfinished_step_is_not_read_and_is_replaced_by_the_same_step_only(out):
+    out.mkdir(parents=True)
+    manifest.write_json(out / manifest.NAME, {"step": "fit", "finished": False, "settings": {}, "inputs": {}})
+    (out / "leftover.txt").write_text("half")
+    with pytest.raises(OutputError, match="unfinished"):
+        manifest.read(out, "fit")
+    with pytest.raises(OutputError, match="another step"):
+        make(out, "dedup")
+    make(out)
+    assert not (out / "leftover.txt").exists()
+    assert manifest.read(out, "fit")["finished"]
+
+
+def test_a_finished_output_is_replaced_only_when_asked(out):
+    make(out)
+    with pytest.raises(OutputError, match="--overwrite"):
+        make(out)
+    make(out, overwrite=True)
+
+
+def test_what_daskmeans_did_not_write_is_never_touched(out):
+    out.mkdir(parents=True)
+    (out / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="did not write"):
+            make(out, overwrite=overwrite)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+def test_reading_something_else(out):
+    with pytest.raises(NotFoundError, match="no such path"):
+        manifest.read(out, "fit")
+    make(out, "dedup")
+    with pytest.raises(NotFoundError, match=r"output of `daskmeans dedup`\n.*`daskmeans fit`"):
+        manifest.read(out, "fit")
+    (out / manifest.NAME).write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        manifest.read(out, "dedup")
+    (out / manifest.NAME).write_text(json.dumps([1]))
+    with pytest.raises(DataError, match="damaged"):
+        manifest.read(out, "dedup")
+
+
+def test_a_killed_step_is_recognised_and_done_again(tmp_path):
+    out = tmp_path / "out"
+    script = (
+        "import time; from upath import UPath; from daskmeans import manifest\n"
+        f"with manifest.step(UPath({str(out)!r}), 'fit', {{}}, {{}}) as step:\n"
+        "    (step.path / 'half.txt').write_text('half'); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not (out / "half.txt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(OutputError, match="unfinished"):
+        manifest.read(UPath(out), "fit")
+    make(UPath(out))
+    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "result.txt"]

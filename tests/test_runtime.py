@@ -1,0 +1,150 @@
+"""Tasks run in this process or on a cluster alike, kernels do not oversubscribe, errors arrive as they were."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import dask
+import numpy as np
+import pytest
+from dask.system import CPU_COUNT
+from rich.console import Console
+from threadpoolctl import threadpool_info
+
+from daskmeans import config, errors, progress, runtime
+from daskmeans.runtime import ClusterSettings
+
+
+def square(x):
+    if x < 0:
+        raise errors.DataError("negative", where=f"number {x}")
+    return x * x
+
+
+def tasks(numbers):
+    return [dask.delayed(square, pure=False)(x) for x in numbers]
+
+
+class Recorder:
+    def __init__(self):
+        self.lines = []
+
+    def start(self, label, total):
+        self.lines.append([label, total, 0, False])
+        return len(self.lines) - 1
+
+    def advance(self, line, note=""):
+        self.lines[line][2] += 1
+
+    def finish(self, line):
+        self.lines[line][3] = True
+
+
+@pytest.fixture(params=["here", "cluster"])
+def place(request):
+    return None if request.param == "here" else request.getfixturevalue("client")
+
+
+def test_results_come_in_order_and_progress_counts_them(place):
+    recorder = Recorder()
+    with progress.shown_on(recorder):
+        assert runtime.compute(tasks(range(20)), "squares", place) == [x * x for x in range(20)]
+    assert recorder.lines == [["squares", 20, 20, True]]
+
+
+def test_an_error_arrives_as_it_was_raised(place):
+    with pytest.raises(errors.DataError, match="number -3: negative"):
+        runtime.compute(tasks([1, -3, 2]), "squares", place)
+
+
+def test_shared_values_arrive_whole(place):
+    for value in (np.arange(5), (1, "two"), [1, 2], {"a": 1}):
+        shared = runtime.share(value, place)
+        (found,) = runtime.compute([dask.delayed(lambda v: repr(v), pure=False)(shared)], client=place)
+        assert found == repr(value)
+
+
+def test_persisted_tasks_stand_for_their_results(place):
+    held = runtime.persist(tasks([2, 3]), place)
+    total = dask.delayed(sum, pure=False)(held)
+    assert runtime.compute([total], client=place) == [13]
+
+
+def test_blas_has_one_thread_while_tasks_take_the_cores():
+    def blas_threads():
+        return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+
+    before = blas_threads()
+    assert runtime.compute([dask.delayed(blas_threads, pure=False)()]) == [1]
+    assert blas_threads() == before
+
+
+def test_inside_a_task_there_is_no_client(client):
+    assert runtime.current_client() is client
+    (found,) = runtime.compute([dask.delayed(lambda: runtime.current_client() is None, pure=False)()])
+    assert found
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (1, 2)])
+def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, threads):
+    settings = ClusterSettings(n_workers=workers, threads_per_worker=threads, dashboard_address=":0")
+    with runtime.cluster(settings) as client:
+        assert client.nthreads() and set(client.nthreads().values()) == {threads}
+        assert len(client.nthreads()) == workers
+        found = set(client.run(lambda: int(os.environ["OMP_NUM_THREADS"])).values())
+    assert found == {max(1, CPU_COUNT // (workers * threads))}
+
+
+def test_a_scheduler_that_is_there_is_used_and_left_running(two_workers):
+    for _ in range(2):
+        with runtime.cluster(ClusterSettings(scheduler=two_workers.scheduler_address)) as client:
+            assert client.submit(square, 3).result() == 9
+
+
+def test_an_unreachable_scheduler_is_an_error_within_the_timeout(tmp_path):
+    with (
+        dask.config.set({"daskmeans.connect-timeout": 0.3}),
+        pytest.raises(errors.ClusterError, match=r"no scheduler answered(.|\n)*dask scheduler"),
+        runtime.cluster(ClusterSettings(scheduler="tcp://127.0.0.1:9")),
+    ):
+        pass
+    with pytest.raises(errors.NotFoundError), runtime.cluster(ClusterSettings(scheduler_file=str(tmp_path / "no"))):
+        pass
+
+
+def test_a_gpu_without_its_packages_is_a_missing_extra():
+    with pytest.raises(errors.MissingExtraError, match="gpu"), runtime.cluster(ClusterSettings(device="gpu")):
+        pass
+
+
+def test_peak_memory_is_measured_anew():
+    runtime.reset_peaks()
+    before = runtime.peaks()["client"]
+    block = np.ones(40_000_000)
+    assert runtime.peaks()["client"] > before + 300e6
+    del block
+    runtime.reset_peaks()
+    assert runtime.peaks()["client"] < before + 100e6
+
+
+def test_events_reach_the_scheduler(client):
+    runtime.log_event("daskmeans-test", {"n": 1})
+    assert client.get_events("daskmeans-test")[0][1] == {"n": 1}
+
+
+def test_rich_progress_draws_bars():
+    text = io.StringIO()
+    with progress.RichProgress(Console(file=text, width=100)) as display, progress.shown_on(display):
+        runtime.compute(tasks(range(3)), "three squares")
+        with progress.line("as long as it takes") as line:
+            line.advance("inertia 7")
+    assert "three squares" in text.getvalue()
+    assert "3/3" in text.getvalue()
+    assert "inertia 7" in text.getvalue()
+
+
+def test_configuration_is_overridden_by_dask():
+    assert config.get_bytes("partition-bytes") == 64 << 20
+    with dask.config.set({"daskmeans.partition-bytes": "1MiB"}):
+        assert config.get_bytes("partition-bytes") == 1 << 20
