@@ -1,8 +1,10 @@
 """daskmeans: cluster embeddings and find their near-duplicates, from a laptop to many workers."""
 
-from daskmeans.assign import assign
-from daskmeans.dedup import apply, dedup, open_decisions
-from daskmeans.embed import embed
+from daskmeans.assignment import assign
+from daskmeans.duplicates.apply import apply
+from daskmeans.duplicates.result import open_decisions
+from daskmeans.duplicates.search import dedup
+from daskmeans.embedding.step import embed
 from daskmeans.errors import DaskmeansError
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import open_buckets

@@ -119,7 +119,7 @@ def embed(
     reading: Reading, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Turn a column of texts into embeddings."""
-    from daskmeans.embed import embed
+    from daskmeans.embedding.step import embed
 
     with _session(cluster, output) as client:
         facts = embed(
@@ -198,7 +198,7 @@ def dedup(
     Output,
 ) -> None:  # fmt: skip
     """Decide which rows of clusters are duplicates."""
-    from daskmeans.dedup.search import dedup
+    from daskmeans.duplicates.search import dedup
 
     with _session(cluster, output) as client:
         result = dedup(
@@ -224,7 +224,7 @@ def apply(
     on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Write the kept rows of the original files, in their format."""
-    from daskmeans.dedup.apply import apply
+    from daskmeans.duplicates.apply import apply
 
     with _session(cluster, output) as client:
         facts = apply(

@@ -16,7 +16,7 @@ from upath import UPath
 
 from daskmeans import docstrings, examples, manifest, workflow
 from daskmeans.docstrings import Corpus
-from daskmeans.embed import embed
+from daskmeans.embedding.step import embed
 from daskmeans.examples import Example
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.report import facts_of, write_report

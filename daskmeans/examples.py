@@ -16,7 +16,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import runtime
-from daskmeans.dedup.result import decision_files
+from daskmeans.duplicates.result import decision_files
 from daskmeans.vectors.buckets import Buckets, open_buckets
 from daskmeans.vectors.files import reading
 

@@ -10,7 +10,7 @@ from dask.utils import format_bytes
 from upath import UPath
 
 from daskmeans import config, forecast, manifest
-from daskmeans.dedup.result import open_decisions
+from daskmeans.duplicates.result import open_decisions
 from daskmeans.kmeans import model
 from daskmeans.vectors.buckets import open_buckets
 from daskmeans.vectors.files import open_path

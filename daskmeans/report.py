@@ -15,7 +15,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import charts, manifest, runtime
-from daskmeans.dedup.result import DedupResult, decision_files, open_decisions
+from daskmeans.duplicates.result import DedupResult, decision_files, open_decisions
 from daskmeans.examples import Example, Row, compare, find_examples, place_of
 from daskmeans.kmeans.model import read_model
 from daskmeans.vectors.buckets import open_buckets

@@ -12,9 +12,9 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import forecast, manifest, runtime
-from daskmeans.assign import assign
-from daskmeans.dedup.result import DedupResult, open_decisions
-from daskmeans.dedup.search import dedup, dedup_inputs, dedup_settings
+from daskmeans.assignment import assign
+from daskmeans.duplicates.result import DedupResult, open_decisions
+from daskmeans.duplicates.search import dedup, dedup_inputs, dedup_settings
 from daskmeans.errors import DataError, OutputError, RunError, UsageError
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import Buckets, open_buckets

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import manifest, runtime
-from daskmeans.dedup import apply, dedup
-from daskmeans.dedup.lookup import Lookup, make_lookup
+from daskmeans import apply, dedup, manifest, runtime
+from daskmeans.duplicates.lookup import Lookup, make_lookup
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.vectors.files import find_files
 from daskmeans.vectors.matrix import to_column
@@ -109,7 +108,7 @@ def opener(name):
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst", "rows.ndjson"])
 @pytest.mark.parametrize("last", [b"", b"\n"])
 def test_json_lines_keep_their_bytes(tmp_path, vectors, text_ids, name, last, monkeypatch):
-    monkeypatch.setattr("daskmeans.dedup.rewrite.BLOCK_BYTES", 200)
+    monkeypatch.setattr("daskmeans.duplicates.rewrite.BLOCK_BYTES", 200)
     lines = [
         json.dumps({"n": i, "id": one, "t": {"x": "é"}}, ensure_ascii=i % 2 == 0).encode()
         for i, one in enumerate(text_ids)
@@ -295,7 +294,7 @@ def test_ids_with_the_same_hash_are_told_apart(kind):
 
 
 def test_many_blocks(tmp_path, vectors, monkeypatch):
-    monkeypatch.setattr("daskmeans.dedup.rewrite.BLOCK_BYTES", 100)
+    monkeypatch.setattr("daskmeans.duplicates.rewrite.BLOCK_BYTES", 100)
     np.save(tmp_path / "a.npy", vectors)
     decisions, kept = decide(tmp_path, vectors, np.arange(N))
     with dask.config.set(scheduler="sync"):

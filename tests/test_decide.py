@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from daskmeans.dedup.decide import decide, to_table
+from daskmeans.duplicates.decide import decide, to_table
 from daskmeans.kernels.products import normalize_rows
 
 

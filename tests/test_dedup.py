@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import manifest, runtime
-from daskmeans.dedup import dedup, open_decisions
+from daskmeans import dedup, manifest, open_decisions, runtime
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.vectors.matrix import to_column
 from daskmeans.vectors.regroup import write_buckets

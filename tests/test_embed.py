@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import manifest
-from daskmeans.embed import embed, get_encoder, step
-from daskmeans.embed import wordllama as ours
+from daskmeans import embed, manifest
+from daskmeans.embedding import step
+from daskmeans.embedding import wordllama as ours
+from daskmeans.embedding.encoder import get_encoder
 from daskmeans.errors import DataError, MissingExtraError, OutputError, UsageError
 from daskmeans.vectors.matrix import to_matrix
 
@@ -71,7 +72,7 @@ def hook(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
         raise AssertionError(event)
 sys.addaudithook(hook)
-from daskmeans.embed import get_encoder
+from daskmeans.embedding.encoder import get_encoder
 assert get_encoder().encode(["a cat"]).any()
 assert not logging.getLogger().handlers and logging.getLogger().level == logging.WARNING
 """

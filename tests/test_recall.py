@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskmeans.dedup.recall import Sample, join_samples, mark_twins, sample_limit, summarize, take_sample, wilson
+from daskmeans.duplicates.recall import Sample, join_samples, mark_twins, sample_limit, summarize, take_sample, wilson
 from daskmeans.kernels.hashing import hash_integers
 from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows

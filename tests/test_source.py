@@ -546,7 +546,10 @@ def test_the_fingerprint_tells_inputs_apart(tmp_path) -> None:
     write_parquet(tmp_path / "a.parquet", vectors(10))
     first, name = open_source(tmp_path).fingerprint(), open_source(tmp_path).frame()._name
     assert first == open_source(tmp_path / "a.parquet", partition_bytes=24).fingerprint()
-    assert first != open_source(tmp_path, metadata_fields=["source"]).fingerprint()
+    with_metadata = open_source(tmp_path, metadata_fields=["source"])
+    assert first == with_metadata.fingerprint()
+    assert name != with_metadata.frame()._name
+    assert name == with_metadata.vectors_only().frame()._name
     write_parquet(tmp_path / "a.parquet", vectors(10, seed=1))
     os.utime(tmp_path / "a.parquet", (1, 1))
     assert first != open_source(tmp_path).fingerprint()

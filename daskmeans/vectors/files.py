@@ -58,7 +58,7 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
 
 def directories(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
     """Those of `inputs` that are directories."""
-    given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    given = [inputs] if isinstance(inputs, Input) else list(inputs)
     return [path for path in (open_path(one, storage_options) for one in given) if path.is_dir()]
 
 

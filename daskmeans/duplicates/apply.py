@@ -16,8 +16,8 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.dedup.lookup import Lookup, read_lookup
-from daskmeans.dedup.rewrite import Rewritten, rewrite
+from daskmeans.duplicates.lookup import Lookup, read_lookup
+from daskmeans.duplicates.rewrite import Rewritten, rewrite
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import Input, directories, find_files, format_of, open_path, refuse_overlap

@@ -13,7 +13,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.embed.encoder import Encoder, get_encoder
+from daskmeans.embedding.encoder import Encoder, get_encoder
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors.files import Input, directories, open_path, refuse_overlap
 from daskmeans.vectors.ids import check_ids

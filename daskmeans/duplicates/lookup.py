@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans.dedup.result import decision_files
+from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.vectors.files import reading

@@ -21,10 +21,10 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config, forecast, manifest, runtime
-from daskmeans.dedup import recall
-from daskmeans.dedup.decide import RULES, decide, to_table
-from daskmeans.dedup.rank import check_columns, columns_of, parse_keep, rank
-from daskmeans.dedup.result import DedupResult
+from daskmeans.duplicates import recall
+from daskmeans.duplicates.decide import RULES, decide, to_table
+from daskmeans.duplicates.rank import check_columns, columns_of, parse_keep, rank
+from daskmeans.duplicates.result import DedupResult
 from daskmeans.errors import MemoryForecastError, OutputError, UsageError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.kernels.products import normalize_rows

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans.dedup.lookup import Lookup, check_type
+from daskmeans.duplicates.lookup import Lookup, check_type
 from daskmeans.errors import DataError
 from daskmeans.vectors import jsonl, npy
 from daskmeans.vectors.files import format_of, reading

@@ -46,6 +46,6 @@ def get_encoder(name: str = "wordllama") -> Encoder:
     """
     if name not in ENCODERS:
         raise UsageError(f"unknown encoder {name!r}", where="--encoder", expected=" or ".join(ENCODERS))
-    from daskmeans.embed.wordllama import WordLlama
+    from daskmeans.embedding.wordllama import WordLlama
 
     return WordLlama()

@@ -1,0 +1,1 @@
+"""Texts in files to embeddings in files."""
