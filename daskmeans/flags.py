@@ -29,7 +29,7 @@ class Json(click.ParamType):
         try:
             found = json.loads(value)
         except ValueError as error:
-            self.fail(f"not valid JSON: {error}", param, ctx)
+            self.fail(f"{value!r} is not valid JSON: {error}", param, ctx)
         if not isinstance(found, dict):
             self.fail(f"expected a JSON object such as '{{\"anon\": true}}', got {value}", param, ctx)
         return found

@@ -92,6 +92,9 @@ def step(
     """
     claim(out, name, overwrite=overwrite)
     head = {"step": name, "settings": settings, "inputs": inputs, "versions": versions()}
+    top = out
+    while not top.parent.exists():
+        top = top.parent
     out.mkdir(parents=True, exist_ok=True)
     made = Step(out, head)
     made.write(finished=False)
@@ -99,6 +102,8 @@ def step(
         yield made
     except BaseException:
         remove(out)
+        if top.exists() and not any(top.iterdir()):  # a parent that was made for this step only
+            remove(top)
         raise
     made.write(finished=True)
 

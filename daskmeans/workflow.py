@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
 from daskmeans import forecast, manifest, runtime
 from daskmeans.assignment import assign
+from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.search import dedup, dedup_inputs, dedup_settings
 from daskmeans.errors import DataError, OutputError, RunError, UsageError
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.vectors.buckets import Buckets, open_buckets
+from daskmeans.vectors.buckets import COSINE, L2, Buckets, open_buckets
 from daskmeans.vectors.files import directories, open_path, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.regroup import regroup
@@ -211,6 +213,9 @@ def run(
     root = reading.path(out)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
+    # Now, not after the fit: may rows be ranked by what the clusters will have?
+    distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
+    check_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
     refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
     _refuse_foreign(root, paths)
 

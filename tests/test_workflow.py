@@ -1,0 +1,182 @@
+"""The whole job over files: equal results however it is run, taken up where it stopped, larger than memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dask
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import daskmeans as dkm
+from daskmeans import workflow
+from daskmeans.cli import main
+from daskmeans.errors import MemoryForecastError, OutputError, RunError
+from helpers import blobs, write_embeddings
+
+
+def decisions(out: Path) -> dict[str, tuple]:
+    table = pq.read_table(out / "dedup" / "decisions").to_pydict()
+    rows = zip(*(table[c] for c in ("keep", "kept_id", "max_id", "cosine_sim_score", "reason", "centroid")), strict=True)
+    return dict(zip(table["id"], rows, strict=True))
+
+
+def expected(X: np.ndarray, names: list[str], centroids: np.ndarray, threshold: float) -> dict[str, bool]:
+    """Which rows stay under the rule `survivors` and `hard`, from the definitions, in float64."""
+    U = X.astype(float) / np.linalg.norm(X.astype(float), axis=1, keepdims=True)
+    every = np.linalg.norm(U[:, None] - centroids[None].astype(float), axis=2)
+    label, distance = every.argmin(1), every.min(1).astype(np.float32)
+    stays: dict[str, bool] = {}
+    for cluster in np.unique(label):
+        mine = sorted(np.flatnonzero(label == cluster), key=lambda i: (distance[i], names[i]), reverse=True)
+        alive: list[int] = []
+        for i in mine:
+            stays[names[i]] = not any(U[i] @ U[j] >= threshold for j in alive)
+            alive += [i] if stays[names[i]] else []
+    return stays
+
+
+def test_run_decides_as_brute_force_does(tmp_path, embeddings):
+    result = dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.95)
+    table = pq.read_table(embeddings)
+    X = np.stack(table["embedding"].to_numpy())
+    centroids = np.load(tmp_path / "out" / "model" / "centroids.npy")
+    found = {row: kept for row, (kept, *_) in decisions(tmp_path / "out").items()}
+    assert found == expected(X, table["id"].to_pylist(), centroids, 0.95)
+    assert 0 < sum(found.values()) < 600
+    assert result.summary["kept"] == sum(found.values())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert set(summary["steps"]) == {"fit", "assign", "dedup"}
+    assert summary["rows"] == 600 == summary["kept"] + sum(summary["removed"].values())
+
+
+def test_every_dropped_row_names_one_that_stays(tmp_path, embeddings):
+    dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9)
+    rows = decisions(tmp_path / "out")
+    for row, (keep, kept_id, *_) in rows.items():
+        assert (kept_id is None) if keep else (rows[kept_id][0] and kept_id != row)
+
+
+def test_the_same_decisions_on_any_workers_and_partitions(tmp_path, embeddings, client, thread_client):
+    runs = {}
+    for name, at, partition in [
+        ("two processes", client, "64MiB"),
+        ("one worker", thread_client(1), "4kB"),
+        ("four workers", thread_client(4), "1kB"),
+    ]:
+        with dask.config.set({"daskmeans.partition-bytes": partition, "daskmeans.bucket-bytes": partition}):
+            dkm.run(embeddings, tmp_path / name, dkm.KMeans(8, max_iter=5), threshold=0.9, client=at)
+        runs[name] = decisions(tmp_path / name), (tmp_path / name / "model" / "centroids.npy").read_bytes()
+    assert runs["two processes"] == runs["one worker"] == runs["four workers"]
+
+
+def made(out: Path) -> dict[str, float]:
+    return {name: (out / name / "manifest.json").stat().st_mtime_ns for name in ("model", "clusters", "dedup")}
+
+
+def test_finished_steps_are_not_done_again(tmp_path, embeddings):
+    out = tmp_path / "out"
+
+    def again(threshold: float = 0.9, overwrite: bool = False, **km: int) -> set[str]:
+        before = made(out)
+        dkm.run(embeddings, out, dkm.KMeans(8, **km), threshold=threshold, overwrite=overwrite)
+        return {name for name, at in made(out).items() if at != before[name]}
+
+    dkm.run(embeddings, out, dkm.KMeans(8), threshold=0.9)
+    first = decisions(out)
+    assert again() == set()
+    with pytest.raises(OutputError, match=r"threshold was 0\.9, now 0\.95"):
+        again(0.95)
+    assert decisions(out) == first
+    assert again(0.95, overwrite=True) == {"dedup"}
+    with pytest.raises(OutputError, match=r"max_iter was 300, now 2"):
+        again(max_iter=2)
+    assert again(max_iter=2, overwrite=True) == {"model", "clusters", "dedup"}
+    before = decisions(out)
+    # A step that was interrupted is done again, and what lies before it is not.
+    manifest = out / "clusters" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    assert "model" not in again(max_iter=2)
+    assert decisions(out) == before
+
+
+def test_a_changed_input_is_noticed(tmp_path, embeddings):
+    dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9)
+    write_embeddings(embeddings, blobs(seed=1), text=["t"] * 600)
+    with pytest.raises(OutputError, match="fingerprint was"):
+        dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9)
+
+
+def test_verbs_one_by_one_give_what_run_gives(tmp_path, embeddings, two_workers):
+    def call(words: str) -> dict:
+        words = words.replace("@", str(tmp_path)).replace("IN", str(embeddings))
+        done = CliRunner().invoke(main, [*words.split(), "--json", "--scheduler", two_workers.scheduler_address])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    model = call("fit IN --model @/model --n-clusters 8 --max-iter 7")
+    assert (model["n_clusters"], model["n_features"]) == (8, 16)
+    assert call("assign IN --model @/model --out @/clusters --metadata-field text --layout hive")["rows"] == 600
+    decided = call("dedup @/clusters --out @/dedup --eps 0.1")
+    whole = call("run IN --out @/run --n-clusters 8 --max-iter 7 --threshold 0.9 --metadata-field text")
+    assert decided["removed"] == whole["removed"]
+    assert decisions(tmp_path) == decisions(tmp_path / "run")
+    kept = call("apply @/dedup IN --out @/kept")
+    assert kept["kept"] == decided["kept"]
+    stay = {row for row, (keep, *_) in decisions(tmp_path).items() if keep}
+    original = pq.read_table(embeddings)
+    mask = pa.array([i in stay for i in original["id"].to_pylist()])
+    assert pq.read_table(tmp_path / "kept" / embeddings.name).equals(original.filter(mask))
+
+
+def test_a_configuration_file_fills_the_flags(tmp_path, embeddings, two_workers):
+    config = tmp_path / "job.yaml"
+    config.write_text(f"input: {embeddings}\nn-clusters: 8\nthreshold: 0.9\nmax_iter: 4\nmetadata_field: [text]\n")
+    words = ["run", str(config), "--out", str(tmp_path / "out"), "--max-iter", "2", "--json"]
+    done = CliRunner().invoke(main, [*words, "--scheduler", two_workers.scheduler_address])
+    assert done.exit_code == 0, done.output
+    settings = json.loads((tmp_path / "out" / "model" / "manifest.json").read_text())["settings"]
+    assert (settings["n_clusters"], settings["max_iter"]) == (8, 2)  # the command line goes first
+    clusters = json.loads((tmp_path / "out" / "clusters" / "manifest.json").read_text())
+    assert clusters["metadata_fields"] == ["text"]
+
+
+@pytest.mark.parametrize("path", ["", "model", "clusters", "dedup"])
+def test_info_says_what_a_directory_is(tmp_path, embeddings, path):
+    dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9)
+    done = CliRunner().invoke(main, ["info", str(tmp_path / "out" / path), "--json"])
+    facts = json.loads(done.stdout)
+    assert facts["complete"] is True
+    step = {"": "run", "model": "fit", "clusters": "assign", "dedup": "dedup"}[path]
+    assert step in facts["kind"]
+    assert CliRunner().invoke(main, ["info", str(tmp_path / "out" / path)]).exit_code == 0
+
+
+def test_info_about_embeddings(embeddings):
+    facts = json.loads(CliRunner().invoke(main, ["info", str(embeddings), "--json"]).stdout)
+    assert (facts["rows"], facts["dimension"], facts["dtype"]) == (600, 16, "float32")
+
+
+def test_rows_that_vanish_between_steps_are_noticed(tmp_path, embeddings, monkeypatch):
+    dkm.KMeans(3).fit(blobs()).save(tmp_path / "model")
+    monkeypatch.setattr(workflow, "gather_rejects", lambda path: 1)
+    with pytest.raises(RunError, match="600 rows went in, 600 came out and 1 were rejected"):
+        workflow.assign_files(embeddings, tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fit_that_cannot_fit_is_refused_before_it_starts(tmp_path, embeddings, monkeypatch):
+    monkeypatch.setattr("daskmeans.runtime.memory_in_all", lambda client: 10_000)
+    with pytest.raises(MemoryForecastError, match=r"37\.50 kiB(.|\n)*--sample-fraction 0\.130"):
+        workflow.fit(embeddings, tmp_path / "out", dkm.KMeans(3))
+    assert not (tmp_path / "out").exists()
+
+
+def test_object_stores_are_written_like_directories(embeddings):
+    result = dkm.run(embeddings, "memory://runs/one", dkm.KMeans(8), threshold=0.9)
+    assert result.summary["rows"] == 600
+    assert dkm.open_decisions("memory://runs/one/dedup").summary == result.summary
