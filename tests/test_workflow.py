@@ -21,12 +21,14 @@ from helpers import blobs, write_embeddings
 
 def decisions(out: Path) -> dict[str, tuple]:
     table = pq.read_table(out / "dedup" / "decisions").to_pydict()
-    rows = zip(*(table[c] for c in ("keep", "kept_id", "max_id", "cosine_sim_score", "reason", "centroid")), strict=True)
+    rows = zip(
+        *(table[c] for c in ("keep", "kept_id", "max_id", "cosine_sim_score", "reason", "centroid")), strict=True
+    )
     return dict(zip(table["id"], rows, strict=True))
 
 
 def expected(X: np.ndarray, names: list[str], centroids: np.ndarray, threshold: float) -> dict[str, bool]:
-    """Which rows stay under the rule `survivors` and `hard`, from the definitions, in float64."""
+    """Which rows stay by `survivors` and `hard`, from the definitions, in float64."""
     U = X.astype(float) / np.linalg.norm(X.astype(float), axis=1, keepdims=True)
     every = np.linalg.norm(U[:, None] - centroids[None].astype(float), axis=2)
     label, distance = every.argmin(1), every.min(1).astype(np.float32)
