@@ -1,9 +1,9 @@
-"""The whole job on a Parquet file of embeddings: seconds, peak memory and rows of each step; then k-means beside scikit-learn.
+"""The whole job on a Parquet file of embeddings, its steps measured; then k-means beside scikit-learn.
 
 python benchmarks/main_job.py vectors.parquet [--n-clusters 500] [--threshold 0.9] [--runs 3] [--out results.json]
 
-The comparison starts both from the same centroids and runs the same number of updates on the same normalised rows in memory, with
-all cores for each, in turn; the ratio is that of the medians.
+The comparison starts both from the same centroids and runs the same number of updates on the same normalised rows in
+memory, with all cores for each, in turn; the ratio is that of the medians.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from dask.system import CPU_COUNT
 from sklearn.cluster import KMeans as Reference
 
@@ -36,7 +35,7 @@ def job(path: str, n_clusters: int, threshold: float) -> dict:
         steps = {m["step"]: {"seconds": m["seconds"], "peak_bytes": m["peak_bytes"]} for m in manifests}
         model = json.loads((out / "model" / "model.json").read_text())
         facts = {key: model[key] for key in ("n_iter", "converged", "inertia")}
-        return {"seconds": seconds, "steps": steps, **facts, **result.summary}
+        return {**result.summary, **facts, "steps": steps, "seconds": seconds}
 
 
 def beside_scikit_learn(path: str, n_clusters: int, runs: int, updates: int = 10) -> dict:

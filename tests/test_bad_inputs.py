@@ -210,9 +210,7 @@ def test_a_mistake_is_named_and_changes_nothing(case, tmp_path, two_workers, mon
         case.prepare(at)
         before.update(content(at))
 
-    result = run(
-        Case(case.name, prepare, case.command, case.status, case.words), tmp_path, two_workers.scheduler_address
-    )
+    result = run(replace(case, prepare=prepare), tmp_path, two_workers.scheduler_address)
     assert result.exit_code == case.status, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
