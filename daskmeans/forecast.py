@@ -10,8 +10,8 @@ from daskmeans.errors import MemoryForecastError
 
 # A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
 COPIES = 4
-# What Python and its libraries take in each worker.
-BASE = 300 << 20
+# Below this a partition is mostly overhead.
+LEAST = 4 << 20
 
 
 def fit_bytes(rows: int, dimension: int, sample_fraction: float = 1.0) -> int:
@@ -36,27 +36,42 @@ def dedup_bytes(rows: int, dimension: int) -> int:
 
 
 def partition_bytes(client: Client | None) -> int:
-    """Bytes of float32 vectors in a partition: as configured, or what fits the memory of a task."""
-    configured = config.get_bytes("partition-bytes")
-    limit = runtime.memory_per_task(client)
-    return (
-        configured if limit is None else max(1 << 20, min(configured, (limit - min(BASE, limit // 2)) // (2 * COPIES)))
-    )
+    """Bytes of float32 vectors in a partition: as configured, or half of what fits the memory of a task.
+
+    Raises
+    ------
+    MemoryForecastError
+        Not even a small partition fits; the workers would wait for memory for ever.
+    """
+    configured, have = config.get_bytes("partition-bytes"), runtime.memory_per_task(client)
+    if have is None:
+        return configured
+    if have < 2 * COPIES * LEAST:
+        raise MemoryForecastError(
+            f"a task has {format_bytes(have)} beside what Python and its libraries take ({format_bytes(runtime.BASE)})",
+            where="--memory-limit",
+            expected=f"{format_bytes(2 * COPIES * LEAST)} at least",
+            remedy="give workers a higher --memory-limit, such as 1GiB, or fewer --threads-per-worker",
+        )
+    return min(configured, have // (2 * COPIES))
 
 
 def check_fit(rows: int, dimension: int, sample_fraction: float, client: Client | None) -> None:
-    """Refuse a fit whose rows do not fit into the memory of all workers.
+    """Refuse a fit whose rows do not fit into the memory of all workers, beside the partitions that are being read.
 
     Raises
     ------
     MemoryForecastError
     """
-    need, have = fit_bytes(rows, dimension, sample_fraction), runtime.memory_in_all(client)
-    if need > 0.6 * have:  # above that workers begin to spill
+    held, have = fit_bytes(rows, dimension, sample_fraction), runtime.memory_in_all(client)
+    reading = COPIES * min(partition_bytes(client), 4 * rows * dimension) * runtime.n_threads(client)
+    if held + reading > have:
+        fraction = max(0.0, sample_fraction * (have - reading) / held)
         raise MemoryForecastError(
-            f"fitting {rows:,} rows of {dimension} dimensions holds {format_bytes(need)} of vectors, "
-            f"and the workers have {format_bytes(have)}",
+            f"fitting {rows:,} rows of {dimension} dimensions holds {format_bytes(held)} of vectors and needs "
+            f"{format_bytes(reading)} to read them, and the workers have {format_bytes(have)}",
             where="fit",
-            expected="vectors in at most 60 % of the workers' memory",
-            remedy=f"add --sample-fraction {max(0.001, 0.5 * have / need):.3f}, workers, or a higher --memory-limit",
+            expected="all vectors of the fit in the workers' memory",
+            remedy=(f"add --sample-fraction {0.9 * fraction:.3f}, " if fraction > 0.001 else "")
+            + "more workers, or a higher --memory-limit",
         )

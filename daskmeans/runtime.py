@@ -28,6 +28,9 @@ from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, Usa
 
 logger = logging.getLogger("daskmeans")
 
+# Measured: what a worker takes once it has imported the libraries and compiled the kernels.
+BASE = 300 << 20
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -70,17 +73,20 @@ def n_threads(client: Client | None = None) -> int:
 
 
 def memory_per_task(client: Client | None = None) -> int | None:
-    """Bytes that one task may use (the tightest worker's limit over its threads); None without a limit."""
-    if client is None:
-        return None
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return min((w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
+    """Bytes that one task may use, on the tightest worker; None without a limit."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values() if client is not None else ()
+    return min((_usable(w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
 def memory_in_all(client: Client | None = None) -> int:
     """Bytes that all workers may use together; without a client or a limit, what this machine has free."""
     limits = [w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()] if client else [0]
-    return sum(limits) if all(limits) else int(psutil.virtual_memory().available)
+    return sum(map(_usable, limits)) if all(limits) else int(psutil.virtual_memory().available)
+
+
+def _usable(limit: int) -> int:
+    """What a worker has for data: it pauses at 80 % of its limit, Python and its libraries take the base."""
+    return max(0, int(0.8 * limit) - BASE)
 
 
 def reset_peaks(client: Client | None = None) -> None:
