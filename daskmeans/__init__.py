@@ -1,5 +1,7 @@
 """daskmeans: cluster embeddings and find their near-duplicates, from a laptop to many workers."""
 
+from importlib.metadata import version
+
 from daskmeans.assignment import assign
 from daskmeans.duplicates.apply import apply
 from daskmeans.duplicates.result import open_decisions
@@ -11,6 +13,8 @@ from daskmeans.vectors.buckets import open_buckets
 from daskmeans.vectors.regroup import write_buckets
 from daskmeans.vectors.source import read_embeddings
 from daskmeans.workflow import run
+
+__version__ = version("daskmeans")
 
 __all__ = [
     "DaskmeansError",

@@ -7,13 +7,13 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
-from daskmeans.errors import UsageError
+from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.nearest import cosine_distances, nearest, squared_distances
 from daskmeans.kmeans.blocks import vector_column
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.native import tile_rows
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2
-from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.matrix import to_column, to_matrix
 
 
 def assign(frame: dd.DataFrame, model: KMeans, *, column: str | None = None, dtype: str = "float32") -> dd.DataFrame:
@@ -42,7 +42,7 @@ def assign(frame: dd.DataFrame, model: KMeans, *, column: str | None = None, dty
     Raises
     ------
     UsageError
-        `column` is missing, or `dtype` is neither of the two.
+        `column` is missing, `frame` has a column of one of these names, or `dtype` is neither of the two.
     DataError
         When computed: a row that cannot be placed, or of another dimension than the model.
 
@@ -58,7 +58,8 @@ def assign(frame: dd.DataFrame, model: KMeans, *, column: str | None = None, dty
     if dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="embedding dtype", expected="float32 or float16")
     column = vector_column(frame, column)
-    empty = frame._meta.drop(columns=[CENTROID, L2, COSINE], errors="ignore").iloc[:0]
+    refuse_reserved(list(frame.columns))
+    empty = frame._meta.iloc[:0]
     blank = {column: to_column(np.empty((0, model.n_features_in_), np.float32), dtype), CENTROID: np.empty(0, np.int32)}
     meta = empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)})
     return frame.map_partitions(
@@ -66,11 +67,24 @@ def assign(frame: dd.DataFrame, model: KMeans, *, column: str | None = None, dty
     )
 
 
+def refuse_reserved(columns: list[str]) -> None:
+    """Raise UsageError if one of `columns` has the name of a column that :func:`assign` adds."""
+    if taken := [name for name in (CENTROID, L2, COSINE) if name in columns]:
+        raise UsageError(
+            f"the input has a column {taken[0]!r} already, which assigning adds",
+            expected=f"other names than {CENTROID}, {L2}, {COSINE}",
+            remedy="drop the column or give it another name",
+        )
+
+
 def _assign(part: pd.DataFrame, model: KMeans, column: str, dtype: str) -> pd.DataFrame:
     X = model.rows(part[column])
     centroids = model.cluster_centers_
     labels = nearest(X, centroids, tile_rows(len(centroids), model.max_samples_per_batch))
-    stored = to_column(X, dtype)
+    with np.errstate(over="ignore"):
+        stored = to_column(X, dtype)
+    if dtype == "float16" and not model.normalize:
+        _check_half(X, to_matrix(stored))
     stored.index = part.index
     return part.assign(
         **{
@@ -80,3 +94,15 @@ def _assign(part: pd.DataFrame, model: KMeans, column: str, dtype: str) -> pd.Da
             COSINE: cosine_distances(X, centroids, labels).astype(np.float32),
         }
     )
+
+
+def _check_half(X: np.ndarray, stored: np.ndarray) -> None:
+    """Raise DataError for a vector of which float16 keeps nothing, or makes infinity."""
+    lost = ~np.isfinite(stored).all(axis=1) | (X.any(axis=1) & ~stored.any(axis=1))
+    if lost.any():
+        raise DataError(
+            "the vector's numbers are too large or too small for float16",
+            where=f"row {int(lost.argmax())} of a partition",
+            expected="numbers between 6e-8 and 65504",
+            remedy="store float32 (--embedding-dtype float32), or normalise the vectors",
+        )

@@ -31,8 +31,18 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except DaskmeansError as error:
-            Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {_plain(error)}")
+            _complain(error)
             ctx.exit(error.exit_status)
+        except (KeyboardInterrupt, click.exceptions.Abort):
+            _complain("interrupted; the same command goes on, or begins again where it cannot")
+            ctx.exit(130)
+        except OSError as error:  # a full disk, a missing permission, a lost connection
+            _complain(error)
+            ctx.exit(1)
+
+
+def _complain(error: object) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {_plain(error)}")
 
 
 def _plain(value: object) -> str:
@@ -53,7 +63,7 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     """A cluster with a display: progress and logs on stderr, nothing on stdout."""
     console = Console(stderr=True, quiet=output.quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.INFO)
+    runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with runtime.cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {runtime.dashboard(client)}")
         with progress.RichProgress(console) as display, progress.shown_on(display):
@@ -71,13 +81,21 @@ def _show(facts: dict[str, Any], output: Output) -> None:
         Console(soft_wrap=True, highlight=False).print(table)
 
 
+def _hint(command: str, output: Output) -> None:
+    """Say on stderr what writes the rows that are kept."""
+    if not (output.json or output.quiet):
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]the kept rows: {_plain(command)}")
+
+
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in facts.items():
         name = f"{prefix}{key.replace('_', ' ')}"
         if isinstance(value, dict):
-            yield from _flat(value, f"{name} ")
+            yield from _flat(value, "" if key in value else f"{name} ")
+        elif isinstance(value, float):
+            yield name, f"{value:,.6g}"
         else:
-            yield name, f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+            yield name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 # --- verbs ---
@@ -180,7 +198,7 @@ def assign(
             layout=layout, embedding_dtype=embedding_dtype, overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
-           "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["files"])}, output)  # fmt: skip
+           "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}, output)  # fmt: skip
 
 
 @kmeans.command()
@@ -206,6 +224,7 @@ def dedup(
             storage_options=storage_options, overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"decisions": out} | result.summary, output)
+    _hint(f"daskmeans apply {out} INPUT --out KEPT", output)
 
 
 @kmeans.command()
@@ -247,11 +266,11 @@ def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ..
         raise UsageError(f"not valid YAML ({error})", where=str(file)) from None
     if not isinstance(given, dict):
         raise UsageError("the file holds no settings", where=str(file), expected="lines such as `n_clusters: 1000`")
-    known = {p.name: p for p in ctx.command.params} | {"input": param, "metadata_field": None}
+    known = {p.name: p for p in ctx.command.params} | {"input": param}
     values = {}
     for key, value in given.items():
         name = str(key).replace("-", "_")
-        if name not in known:
+        if name not in {*known, "metadata_field"}:
             near = difflib.get_close_matches(name, known, 1)
             raise UsageError(
                 f"unknown key {key!r}",
@@ -259,7 +278,9 @@ def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ..
                 expected=f"one of {', '.join(sorted(n for n in known if n))}",
                 remedy=f"did you mean {near[0]!r}?" if near else "",
             )
-        values["metadata_fields" if name == "metadata_field" else name] = value
+        name = "metadata_fields" if name == "metadata_field" else name
+        many = name != "input" and getattr(known.get(name), "multiple", False) and not isinstance(value, list)
+        values[name] = [value] if many else value
     if "input" not in values:
         raise UsageError("the key 'input' is missing", where=str(file), expected="`input:` a path or a list of paths")
     found = values.pop("input")
@@ -291,6 +312,7 @@ def run(
             keep=keep, rule=rule, search=search, overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"out": out} | result.summary, output)
+    _hint(f"daskmeans apply {out.rstrip('/')}/dedup {' '.join(inputs)} --out KEPT", output)
 
 
 @kmeans.command()

@@ -17,6 +17,7 @@ from upath import UPath
 from daskmeans import docstrings, examples, manifest, workflow
 from daskmeans.docstrings import Corpus
 from daskmeans.embedding.step import embed
+from daskmeans.errors import OutputError
 from daskmeans.examples import Example
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.report import facts_of, write_report
@@ -97,12 +98,18 @@ def demo(
     >>> demo("demo/").facts["docstrings"]  # doctest: +SKIP
     """
     root = open_path(out)
-    manifest.claim(root / "embeddings", "embed", overwrite=overwrite)
+    if (root / "report.html").exists() and not overwrite:
+        raise OutputError(
+            f"the demo has been here: its report is {root / 'report.html'}",
+            where=str(root),
+            remedy="look at the report, or add --overwrite to run the demo again",
+        )
+    manifest.check_free(root / "embeddings", "embed", overwrite=overwrite)
     corpus = docstrings.collect(client=client)
     root.mkdir(parents=True, exist_ok=True)
     source = root / "docstrings.parquet"
     pq.write_table(corpus.table, source.path, filesystem=source.fs)
-    embed(source, root / "embeddings", metadata_fields=METADATA[1:], client=client)
+    embed(source, root / "embeddings", metadata_fields=METADATA[1:], overwrite=True, client=client)
     workflow.run(
         root / "embeddings",
         root / "run",

@@ -86,7 +86,7 @@ _KMEANS = [
         "--sample-fraction", type=click.FLOAT, default=1.0, show_default=True, help="Share of rows to fit on."
     ),
     click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale rows to unit length."),
-    click.option("--engine", default="auto", show_default=True, help="auto or native."),
+    click.option("--engine", type=click.Choice(["auto", "native"]), default="auto", show_default=True),
 ]
 
 
@@ -154,8 +154,14 @@ _DECIDING = [
         show_default=True,
         help="hard, easy, random, or COLUMN:asc|desc; repeatable.",
     ),
-    click.option("--rule", default="survivors", show_default=True, help="survivors or semdedup."),
-    click.option("--search", default="clusters", show_default=True, help="clusters (exact comes in a later version)."),
+    click.option("--rule", type=click.Choice(["survivors", "semdedup"]), default="survivors", show_default=True),
+    click.option(
+        "--search",
+        type=click.Choice(["clusters", "exact"]),
+        default="clusters",
+        show_default=True,
+        help="exact comes in a later version.",
+    ),
 ]
 
 

@@ -48,9 +48,10 @@ def partition_bytes(client: Client | None) -> int:
         return configured
     if have < 2 * COPIES * LEAST:
         raise MemoryForecastError(
-            f"a task has {format_bytes(have)} beside what Python and its libraries take ({format_bytes(runtime.BASE)})",
+            f"the workers' memory is too small: {format_bytes(have)} are left for each task",
             where="--memory-limit",
-            expected=f"{format_bytes(2 * COPIES * LEAST)} at least",
+            expected=f"{format_bytes(2 * COPIES * LEAST)} at least, beside {format_bytes(runtime.BASE)} for Python and "
+            "its libraries in each worker",
             remedy="give workers a higher --memory-limit, such as 1GiB, or fewer --threads-per-worker",
         )
     return min(configured, have // (2 * COPIES))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from dask.utils import format_bytes
 from upath import UPath
 
@@ -14,7 +15,7 @@ from daskmeans.duplicates.result import open_decisions
 from daskmeans.kmeans import model
 from daskmeans.vectors.buckets import open_buckets
 from daskmeans.vectors.files import open_path
-from daskmeans.vectors.source import open_source
+from daskmeans.vectors.source import Source, open_source
 
 
 def describe(
@@ -52,7 +53,7 @@ def describe(
     tail = {"settings": found["settings"], "versions": found["versions"]}
     if not found["finished"]:
         return head | {"remedy": "run the command again; it replaces what is there"} | tail
-    facts = {"fit": _model, "assign": _clusters, "dedup": _decisions}.get(found["step"], _nothing)
+    facts = {"fit": _model, "assign": _clusters, "dedup": _decisions}.get(found["step"], _other)
     return head | facts(path) | {"seconds": found["seconds"]} | tail
 
 
@@ -85,8 +86,26 @@ def _decisions(path: UPath) -> dict[str, Any]:
     return dict(open_decisions(path).summary)
 
 
-def _nothing(path: UPath) -> dict[str, Any]:
-    return {}
+def _other(path: UPath) -> dict[str, Any]:
+    found = manifest.peek(path) or {}
+    return {k: found[k] for k in ("rows", "rejected", "dimension", "dtype", "encoder", "counts") if k in found}
+
+
+def _nulls(source: Source) -> dict[str, int] | None:
+    """Nulls among ids and vectors, also those inside vectors, as the footers count them; None where they do not."""
+    if source.format != "parquet":
+        return None
+    found = {source.id_field: 0, source.embedding_field or "": 0}
+    for file in source.files:
+        footer = pq.read_metadata(file.path, filesystem=file.fs)
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for column in map(group.column, range(footer.num_columns)):
+                name = column.path_in_schema.split(".")[0]
+                if name in found and column.statistics is None:
+                    return None
+                if name in found:
+                    found[name] += column.statistics.null_count or 0
+    return found
 
 
 def _embeddings(
@@ -100,6 +119,7 @@ def _embeddings(
         "rows": source.rows,
         "dimension": source.dimension,
         "dtype": source.dtype,
+        "nulls": _nulls(source),
         "id_field": source.id_field,
         "embedding_field": source.embedding_field,
         "partitions": source.n_partitions,

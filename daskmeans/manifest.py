@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+from distributed import Client
 from upath import UPath
 
 from daskmeans import runtime
@@ -52,12 +53,12 @@ class Step:
         What the manifest will tell besides settings and inputs, such as row counts; JSON types only.
     """
 
-    def __init__(self, path: UPath, head: dict[str, Any]) -> None:
+    def __init__(self, path: UPath, head: dict[str, Any], client: Client | None = None) -> None:
         self.path = path
         self.facts: dict[str, Any] = {}
         self._head = head
         self._start = time.perf_counter()
-        self._client = runtime.current_client()
+        self._client = runtime.current_client(client)
         runtime.reset_peaks(self._client)
 
     def write(self, finished: bool) -> None:
@@ -69,7 +70,13 @@ class Step:
 
 @contextlib.contextmanager
 def step(
-    out: UPath, name: str, settings: dict[str, Any], inputs: dict[str, Any], *, overwrite: bool = False
+    out: UPath,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    client: Client | None = None,
 ) -> Iterator[Step]:
     """Make `out` the output of step `name`; on any error remove it again.
 
@@ -84,32 +91,42 @@ def step(
         What determines the result; JSON types only.
     overwrite : bool, default False
         Replace a finished output of daskmeans. A directory of anything else is never touched.
+    client : distributed.Client, optional
+        Whose workers' peak memory the manifest tells.
 
     Raises
     ------
     OutputError
         `out` holds something that must not be overwritten.
     """
-    claim(out, name, overwrite=overwrite)
+    check_free(out, name, overwrite=overwrite)
     head = {"step": name, "settings": settings, "inputs": inputs, "versions": versions()}
-    top = out
-    while not top.parent.exists():
-        top = top.parent
-    out.mkdir(parents=True, exist_ok=True)
-    made = Step(out, head)
+    remove(out)
+    fresh = [parent for parent in out.parents if not parent.exists()]
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"the directory cannot be made ({error.strerror})", where=str(out)) from None
+    made = Step(out, head, client)
     made.write(finished=False)
     try:
         yield made
     except BaseException:
         remove(out)
-        if top.exists() and not any(top.iterdir()):  # a parent that was made for this step only
-            remove(top)
+        for parent in fresh:  # made for this step only, unless something else lies there by now
+            if parent.exists() and not any(parent.iterdir()):
+                remove(parent)
         raise
     made.write(finished=True)
 
 
-def claim(out: UPath, name: str, *, overwrite: bool = False) -> None:
-    """Make sure that `out` may be written, and clear what an earlier run of the same step has left there."""
+def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
+    """Make sure that step `name` may write `out`; changes nothing.
+
+    Raises
+    ------
+    OutputError
+    """
     if not out.exists():
         return
     if not out.is_dir():
@@ -143,7 +160,6 @@ def claim(out: UPath, name: str, *, overwrite: bool = False) -> None:
             expected=f"a new directory, or one of step {name!r}",
             remedy="choose another --out",
         )
-    remove(out)
 
 
 def read(path: UPath, *steps: str) -> dict[str, Any]:
@@ -181,19 +197,13 @@ def peek(path: UPath) -> dict[str, Any] | None:
 
 
 def _read(path: UPath) -> dict[str, Any] | None:
-    file = path / NAME
-    if not file.exists():
+    """The manifest in `path`; None where there is none of ours, such as a file of that name from another program."""
+    try:
+        found = json.loads((path / NAME).read_text())
+    except (OSError, ValueError):
         return None
-    found = read_json(file)
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("finished"), bool)
-        or not isinstance(found.get("step"), str)
-    ):
-        raise DataError(
-            "the manifest is damaged", where=str(file), remedy="remove the directory and run the step again"
-        )
-    return found
+    ours = isinstance(found, dict) and isinstance(found.get("finished"), bool) and isinstance(found.get("step"), str)
+    return found if ours else None
 
 
 def read_json(path: UPath) -> Any:

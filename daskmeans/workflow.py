@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
 from daskmeans import forecast, manifest, runtime
-from daskmeans.assignment import assign
+from daskmeans.assignment import assign, refuse_reserved
 from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.search import dedup, dedup_inputs, dedup_settings
 from daskmeans.errors import DataError, OutputError, RunError, UsageError
-from daskmeans.kmeans.estimator import KMeans
+from daskmeans.kmeans.estimator import KMeans, seed_from
+from daskmeans.kmeans.model import CENTROIDS, MODEL
+from daskmeans.kmeans.seeding import resolve_init
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, open_buckets
 from daskmeans.vectors.files import directories, open_path, refuse_overlap
 from daskmeans.vectors.ids import check_ids
@@ -26,8 +30,9 @@ from daskmeans.vectors.regroup import regroup
 from daskmeans.vectors.rejects import PARTS, gather_rejects
 from daskmeans.vectors.source import Source, open_source
 
-# Partitions for each thread, so that none waits long for the others.
-PER_THREAD = 4
+# Partitions for each thread, so that none waits long for the others. More would cost: a row group that is cut is
+# decoded again, up to the slice, for each of its slices.
+PER_THREAD = 2
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,17 @@ def fit(
     UsageError, DataError, MemoryForecastError
     """
     client = runtime.current_client(client)
+    _resolve(model, reading)
     source, path = reading.open(inputs, client, allow_zero=not model.normalize), reading.path(out)
     refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
     _fit(source, path, model, reading, overwrite, client)
     return model
+
+
+def _resolve(model: KMeans, reading: Reading) -> None:
+    """Put what paths and None stand for into `model`, so that they can be compared with those of an earlier run."""
+    model.init = resolve_init(model.init, model.n_clusters, reading.storage_options)
+    model.random_state = seed_from(model.random_state)
 
 
 def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None) -> None:
@@ -104,11 +116,16 @@ def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite
             remedy=f"set --n-clusters to {source.rows:,} or less",
         )
     forecast.check_fit(source.rows, source.dimension, model.sample_fraction, client)
-    with manifest.step(path, "fit", fit_settings(model, reading), fit_inputs(source), overwrite=overwrite) as step:
-        vectors = source.vectors_only().rejecting_to(path / PARTS)
-        model.fit(vectors.frame(), column=source.embedding_field, client=client)
+    with manifest.step(
+        path, "fit", fit_settings(model, reading), fit_inputs(source), overwrite=overwrite, client=client
+    ) as step:
+        vectors = source.vectors_only()
+        model.fit(vectors.rejecting_to(path / PARTS).frame(), column=source.embedding_field, client=client)
+        # Lazy, from rows whose rejects are not listed a second time.
+        model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
         model.write(path, source.fingerprint())
-        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path)}
+        outputs = [{"path": CENTROIDS, "rows": model.n_clusters}, {"path": MODEL}]
+        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path), "outputs": outputs}
 
 
 def assign_files(
@@ -148,7 +165,8 @@ def assign_files(
             expected=f"{km.n_features_in_}, as the model {model} has",
             remedy="use the model that was fitted on these embeddings, or fit a new one",
         )
-    manifest.claim(path, "assign", overwrite=overwrite)
+    manifest.check_free(path, "assign", overwrite=overwrite)
+    refuse_reserved([source.id_field, *source.metadata_fields])
     source = check_ids(source, reading.on_bad_row, client)
     settings = assign_settings(reading, layout, embedding_dtype)
     _assign(source, reading.path(model), path, settings, overwrite, client)
@@ -159,10 +177,15 @@ def _assign(
     source: Source, model: UPath, path: UPath, settings: dict[str, Any], overwrite: bool, client: Client | None
 ) -> None:
     km = KMeans.load(model)
-    with manifest.step(path, "assign", settings, assign_inputs(source, model), overwrite=overwrite) as step:
+    with manifest.step(
+        path, "assign", settings, assign_inputs(source, model), overwrite=overwrite, client=client
+    ) as step:
         rows = source.rejecting_to(path / PARTS).frame()
         frame = assign(rows, km, column=source.embedding_field, dtype=settings["embedding_dtype"])
-        step.facts |= regroup(frame, path, layout=settings["layout"], id_field=source.id_field, client=client)
+        vectors = source.embedding_field
+        step.facts |= regroup(
+            frame, path, layout=settings["layout"], id_field=source.id_field, embedding_field=vectors, client=client
+        )
         rejected = step.facts["rejected"] = gather_rejects(path)
         if step.facts["rows"] + rejected != source.rows:
             raise RunError(
@@ -209,11 +232,13 @@ def run(
         A finished step below `out` was made with other settings or from another input, and `overwrite` is not set.
     """
     client = runtime.current_client(client)
+    _resolve(model, reading)
     deciding = dedup_settings(threshold, eps, keep, rule, search, model.random_state)
     root = reading.path(out)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
-    # Now, not after the fit: may rows be ranked by what the clusters will have?
+    # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
+    refuse_reserved([source.id_field, *source.metadata_fields])
     distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
     check_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
     refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
@@ -241,7 +266,9 @@ def run(
     )  # fmt: skip
     result = open_decisions(paths["dedup"])
     steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_finished, paths.values())}
-    manifest.write_json(root / "summary.json", result.summary | {"steps": steps})
+    rejected = manifest.read(paths["clusters"], "assign")["rejected"]
+    result.summary |= {"rejected": rejected, "steps": steps}
+    manifest.write_json(root / "summary.json", result.summary)
     return result
 
 
@@ -277,7 +304,9 @@ def _once(
 
 def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
     """What determines a fit besides its input."""
-    params = {k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in model.get_params().items()}
+    params = model.get_params()
+    if isinstance(model.init, np.ndarray):
+        params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"
     return params | {"embedding_field": reading.embedding_field, "on_bad_row": reading.on_bad_row}
 
 
@@ -307,6 +336,8 @@ def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
     """Refuse a directory that holds anything but what a run makes."""
     known = {*ours, "summary.json"}
+    if root.exists() and not root.is_dir():
+        raise OutputError("the output exists and is a file", where=str(root), remedy="choose another --out")
     foreign = [child.name for child in root.iterdir() if child.name not in known] if root.exists() else []
     if foreign:
         raise OutputError(

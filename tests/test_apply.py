@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import apply, dedup, manifest, runtime
+from daskmeans import KMeans, apply, dedup, manifest, run, runtime, workflow
 from daskmeans.duplicates.lookup import Lookup, make_lookup
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.vectors.files import find_files
@@ -300,3 +300,24 @@ def test_many_blocks(tmp_path, vectors, monkeypatch):
     with dask.config.set(scheduler="sync"):
         apply(decisions, tmp_path / "a.npy", tmp_path / "out")
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "a.npy"), vectors[sorted(kept)])
+
+
+def test_rows_that_repeat_an_id_are_left_out_as_they_were_when_deciding(tmp_path):
+    """The first row of an id is the one that was decided, in a file and across files."""
+    rng = np.random.default_rng(0)
+    names = [["a", "b", "a"], ["c", "b", "d"]]
+    for number, ids in enumerate(names):
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=12).astype(np.float32)), 4)
+        table = pa.table({"id": ids, "embedding": vectors, "n": [10 * number + i for i in range(3)]})
+        (tmp_path / "in").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
+    reading = workflow.Reading(on_bad_row="skip")
+    run(tmp_path / "in", tmp_path / "out", KMeans(1), threshold=1.0, reading=reading)
+    counts = apply(tmp_path / "out" / "dedup", tmp_path / "in", tmp_path / "kept", on_bad_row="skip")
+    assert counts == {"rows": 6, "kept": 4, "removed": 0, "rejected": 2, "files": 2}
+    kept = pa.concat_tables([pq.read_table(tmp_path / "kept" / f"{i}.parquet") for i in range(2)])
+    assert kept["n"].to_pylist() == [0, 1, 10, 12]
+    rejects = pq.read_table(tmp_path / "kept" / "rejects.parquet").to_pydict()
+    assert (rejects["row"], rejects["reason"]) == ([2, 1], ["duplicate id"] * 2)
+    with pytest.raises(DataError, match="some ids repeat"):
+        apply(tmp_path / "out" / "dedup", tmp_path / "in", tmp_path / "again")

@@ -149,8 +149,8 @@ CASES = [
     Case("n_clusters not a number", good, "fit IN/in.parquet --model OUT --n-clusters many", 2, ("many",)),
     Case("threshold above 1", good, "run IN/in.parquet --out OUT --n-clusters 3 --threshold 1.5", 2, ("1.5", "[0, 1]")),
     Case("eps below 0", good, "run IN/in.parquet --out OUT --n-clusters 3 --eps -0.1", 2, ("-0.1", "[0, 1]")),
-    Case("threshold and eps", good, f"{RUN} --eps 0.1", 2, ("--threshold", "--eps")),
-    Case("no threshold", good, "run IN/in.parquet --out OUT --n-clusters 3", 2, ("--threshold",)),
+    Case("threshold and eps", good, f"{RUN} --eps 0.1", 2, ("both threshold and eps",)),
+    Case("no threshold", good, "run IN/in.parquet --out OUT --n-clusters 3", 2, ("neither threshold nor eps",)),
     Case("exact search", good, f"{RUN} --search exact", 2, ("later version", "--search clusters")),
     Case("unknown keep", good, f"{RUN} --keep best", 2, ("best", "hard")),
     Case("keep column missing", good, f"{RUN} --keep size:desc", 2, ("size", "--metadata-field")),
@@ -183,6 +183,17 @@ CASES = [
          ("'n_cluster'", "n_clusters", "c.yaml")),
     Case("YAML without input", lambda at: (at / "c.yaml").write_text("n_clusters: 3\n"), "run IN/c.yaml --out OUT", 2,
          ("'input'", "c.yaml")),
+    Case("output is a file", lambda at: [good(at), (at / "f").write_text("x")], RUN.replace("OUT", "IN/f"), 2,
+         ("is a file",)),
+    Case("output below a file", lambda at: [good(at), (at / "f").write_text("x")], FIT.replace("OUT", "IN/f/x"), 2,
+         ("/f/x", "cannot be made")),
+    Case("unknown kind of URL", good, f"{FIT} --init foo://x", 2, ("foo",)),
+    Case("workers of a scheduler", good, f"{FIT} --n-workers 3", 2, ("--n-workers", "--scheduler")),
+    Case("local directory", good, f"{FIT} --local-directory /proc/none", 1, ("--local-directory",)),
+    Case("memory limit", good, f"{FIT} --memory-limit banana", 2, ("banana", "4GiB")),
+    Case("seed too large", good, f"{FIT} --random-state {2**70}", 2, ("random_state", "2^63")),
+    Case("keep column twice", good, f"{RUN} --metadata-field text --keep text:asc --keep text:desc", 2, ("twice",)),
+    Case("reserved column", good, f"{RUN} --id-field centroid", 2, ("centroid",)),
     Case("unknown info path", lambda at: None, "info IN/none", 2, ("none", "no such")),
 ]  # fmt: skip
 
@@ -192,7 +203,11 @@ def run(case: Case, at: Path, scheduler: str | None) -> Result:
     (at / "in").mkdir()
     case.prepare(at / "in")
     words = case.command.replace("IN/", f"{at}/in/").replace("OUT", f"{at}/out").split()
-    if scheduler and words[0] != "info" and "--scheduler" not in words and "--device" not in words:
+    if (
+        scheduler
+        and words[0] != "info"
+        and not {"--scheduler", "--device", "--memory-limit", "--local-directory"} & {*words}
+    ):
         words += ["--scheduler", scheduler]
     return CliRunner().invoke(main, words)
 

@@ -256,8 +256,8 @@ def test_groups_of_clusters_that_have_changed(tmp_path, clusters):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "either threshold or eps"),
-        ({"threshold": 0.9, "eps": 0.1}, "either threshold or eps"),
+        ({}, "threshold (nor|and) eps"),
+        ({"threshold": 0.9, "eps": 0.1}, "threshold (nor|and) eps"),
         ({"threshold": 1.01}, r"--threshold: 1.01 is out of range\n  expected: a number in \[0, 1\]"),
         ({"eps": -0.1}, "--eps: -0.1 is out of range"),
         ({"threshold": float("nan")}, "out of range"),

@@ -189,7 +189,7 @@ def test_contract_of_scikit_learn():
         ({"n_clusters": 2, "init": np.eye(2)}, np.eye(3), DataError, ["3 dimensions", "2"]),
         ({"n_clusters": 1}, [[1.0, np.nan]], DataError, ["row 0", "NaN"]),
         ({"n_clusters": 1}, [[1.0, 1.0], [0.0, 0.0]], DataError, ["row 1", "zeros", "normalize=False"]),
-        ({"n_clusters": 1}, [[1e30, 1.0]], DataError, ["1e15", "scale"]),
+        ({"n_clusters": 1, "normalize": False}, [[1.0, 1.0], [1e30, 1.0]], DataError, ["row 1", "1e15", "scale"]),
         ({"n_clusters": 1}, [1.0, 2.0], UsageError, ["2D"]),
         ({"n_clusters": 1, "random_state": -1}, np.eye(2), UsageError, ["random_state=-1"]),
         ({"n_clusters": 1, "engine": "magic"}, np.eye(2), UsageError, ["magic", "native"]),

@@ -13,7 +13,7 @@ import pytest
 from upath import UPath
 
 from daskmeans import manifest
-from daskmeans.errors import DataError, NotFoundError, OutputError
+from daskmeans.errors import NotFoundError, OutputError
 
 
 def make(path: UPath, name: str = "fit", **kwargs) -> None:
@@ -38,10 +38,18 @@ def test_a_finished_step_tells_what_it_was_made_from(out):
 
 
 def test_a_failed_step_leaves_nothing(out):
+    out = out / "a" / "b"
     with pytest.raises(ZeroDivisionError), manifest.step(out, "fit", {}, {}) as step:
         (step.path / "half.txt").write_text("half")
         1 / 0  # noqa: B018
-    assert not out.exists()
+    assert not out.parent.parent.exists()
+
+
+def test_an_output_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match=r"is a file|cannot be made"):
+            make(UPath(out), overwrite=True)
 
 
 def test_an_unfinished_step_is_not_read_and_is_replaced_by_the_same_step_only(out):
@@ -79,12 +87,12 @@ def test_reading_something_else(out):
     make(out, "dedup")
     with pytest.raises(NotFoundError, match=r"output of `daskmeans dedup`\n.*`daskmeans fit`"):
         manifest.read(out, "fit")
-    (out / manifest.NAME).write_text("{")
-    with pytest.raises(DataError, match="not valid JSON"):
-        manifest.read(out, "dedup")
-    (out / manifest.NAME).write_text(json.dumps([1]))
-    with pytest.raises(DataError, match="damaged"):
-        manifest.read(out, "dedup")
+    for damaged in ("{", json.dumps([1]), json.dumps({"finished": 1})):
+        (out / manifest.NAME).write_text(damaged)
+        with pytest.raises(NotFoundError, match="not what it should be"):
+            manifest.read(out, "dedup")
+        with pytest.raises(OutputError, match="did not write"):
+            make(out, overwrite=True)
 
 
 def test_a_killed_step_is_recognised_and_done_again(tmp_path):

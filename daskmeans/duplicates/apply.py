@@ -21,6 +21,7 @@ from daskmeans.duplicates.rewrite import Rewritten, rewrite
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import Input, directories, find_files, format_of, open_path, refuse_overlap
+from daskmeans.vectors.source import open_source
 
 REJECTS = "rejects.parquet"
 
@@ -81,15 +82,17 @@ def apply(
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
     client = runtime.current_client(client)
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
-    manifest.read(folder, "dedup")
+    decided = manifest.read(folder, "dedup")
     files = find_files(inputs, storage_options)
+    if format_of(files[0]) == "npy":
+        _check_numbered(inputs, storage_options, decided)
     given = [inputs] if isinstance(inputs, Input) else list(inputs)
     roots = directories(inputs, storage_options)
     refuse_overlap(target, [*roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
     described = {"decisions": str(folder), "files": [str(file) for file in files]}
-    with manifest.step(target, "apply", settings, described, overwrite=overwrite) as step:
+    with manifest.step(target, "apply", settings, described, overwrite=overwrite, client=client) as step:
         lookup = read_lookup(folder)
         done = _rewrite_all(files, [target / name for name in names], id_field, lookup, on_bad_row == "skip", client)
         rejects = pa.concat_tables([one.rejects for one in done])
@@ -103,6 +106,20 @@ def apply(
         step.facts |= {"counts": summary}
     runtime.log_event("daskmeans", {"step": "apply"} | summary, client)
     return summary
+
+
+def _check_numbered(
+    inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
+) -> None:
+    """Refuse ``.npy`` files that are not those of the decisions, in their order: ids are numbers of rows there."""
+    then = decided["inputs"]["fingerprint"]  # not known of clusters that were written from Python
+    if then is not None and open_source(inputs, storage_options=storage_options).fingerprint() != then:
+        raise DataError(
+            "these are not the files that the rows were decided from, or they come in another order or have changed",
+            where=str(inputs),
+            expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
+            remedy="name the input as it was named there",
+        )
 
 
 def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
@@ -123,12 +140,31 @@ def _rewrite_all(
     firsts = np.zeros(len(files), np.int64)
     if format_of(files[0]) == "npy":
         firsts[1:] = np.cumsum([npy.survey(file, None, id_field).rows for file in files])[:-1]
-    shared, run = runtime.share(lookup, client), uuid.uuid4().hex
-    tasks = [
-        delayed(rewrite, pure=False)(file, target, id_field, int(first), shared, skip, dask_key_name=f"apply-{run}-{i}")
-        for i, (file, target, first) in enumerate(zip(files, targets, firsts, strict=True))
-    ]
-    return runtime.compute(tasks, label="apply", client=client)
+    shared = runtime.share(lookup, client)
+
+    def rewritten(chosen: list[int], taken: dict[int, np.ndarray]) -> list[Rewritten]:
+        task, key = delayed(rewrite, pure=False), f"apply-{uuid.uuid4().hex}"
+        tasks = [
+            task(files[i], targets[i], id_field, int(firsts[i]), shared, skip, taken.get(i), dask_key_name=f"{key}-{i}")
+            for i in chosen
+        ]
+        return runtime.compute(tasks, label="apply", client=client)
+
+    done = rewritten(list(range(len(files))), {})
+    # Files are written side by side; those that repeat ids of earlier files are written again, without these.
+    again = _repeated([one.met for one in done])
+    for i, one in zip(again, rewritten(list(again), again), strict=True):
+        done[i] = one
+    return done
+
+
+def _repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
+    """For each file that meets decisions which an earlier file has met: these decisions."""
+    files = np.repeat(np.arange(len(met)), [len(one) for one in met])
+    places = np.concatenate(met)
+    later = np.ones(len(places), bool)
+    later[np.unique(places, return_index=True)[1]] = False  # files come in order, so the first is the earliest
+    return {int(i): places[later & (files == i)] for i in np.unique(files[later])}
 
 
 def _check_all_met(lookup: Lookup, done: list[Rewritten], where: str) -> None:

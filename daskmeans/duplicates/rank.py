@@ -36,6 +36,8 @@ def parse_keep(keep: str | Sequence[str]) -> tuple[str, ...]:
         column, _, order = rule.rpartition(":")
         if not column or order not in _ORDERS:
             raise UsageError(f"cannot keep rows by {rule!r}", where="--keep", expected=_EXPECTED)
+    if len(set(columns_of(rules))) < len(rules):
+        raise UsageError("a column is named twice", where="--keep", expected="every column once")
     if not rules:
         raise UsageError("no rule which rows to keep", where="--keep", expected=_EXPECTED)
     return rules
@@ -62,7 +64,7 @@ def check_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
                 f"the clusters have no column {column!r}",
                 where="--keep",
                 expected="one of " + ", ".join(schema.names),
-                remedy=f"assign the rows again with `--metadata-field {column}`",
+                remedy=f"let it travel along: `--metadata-field {column}` of assign or run",
             )
         try:
             _sort([pa.nulls(2, schema.field(column).type), pa.array([0, 1])], ["ascending"] * 2)

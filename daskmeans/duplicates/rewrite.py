@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,15 +29,25 @@ class Rewritten(NamedTuple):
     checksum: int
     """Sum of the hashes of the decisions that were met, modulo 2⁶⁴."""
     rejects: pa.Table
+    met: np.ndarray
+    """Places of the decisions that were met, where rows without one are skipped; int64"""
 
 
 class Judge:
-    """Decides on the rows of `file`, in their order, and counts."""
+    """Decides on the rows of `file`, in their order, and counts.
 
-    def __init__(self, file: UPath, id_field: str, lookup: Lookup, skip: bool) -> None:
+    A row without a decision is an error or, if such rows are skipped, a reject; so is then a row whose id an earlier
+    row of the input had, in this file or, as `taken` tells (places in `lookup`), in one before.
+    """
+
+    def __init__(self, file: UPath, id_field: str, lookup: Lookup, skip: bool, taken: np.ndarray | None = None) -> None:
         self.file, self.id_field, self._lookup, self._skip = file, id_field, lookup, skip
         self._rows = self._kept = self._checksum = 0
         self._rejects = [REJECTS.empty_table()]
+        self._met = [np.empty(0, np.int64)]
+        self._seen = np.zeros(len(lookup.hashes) if skip else 0, bool)
+        if taken is not None:
+            self._seen[taken] = True
 
     def check_schema(self, schema: pa.Schema) -> None:
         """Make sure that `schema` has ids of the right type."""
@@ -52,9 +63,12 @@ class Judge:
     def keep(self, ids: pa.Array) -> np.ndarray:
         """Which of the next rows stay, given their ids."""
         places = self._lookup.find(ids)
-        lost = np.flatnonzero(places < 0)
-        if len(lost):
-            self._reject(lost, ids.take(pa.array(lost)))
+        self._reject(ids, np.flatnonzero(places < 0), "no decision")
+        if self._skip:
+            repeated = self._repeated(places)
+            self._reject(ids, repeated, "duplicate id")
+            places[repeated] = -1
+            self._met.append(places[places >= 0])
         keep = self._lookup.keep[places] & (places >= 0)
         met = self._lookup.hashes[places[places >= 0]].sum(dtype=np.uint64)
         self._rows += len(ids)
@@ -62,29 +76,49 @@ class Judge:
         self._checksum = (self._checksum + int(met)) % 2**64
         return keep
 
-    def _reject(self, lost: np.ndarray, ids: pa.Array) -> None:
+    def _repeated(self, places: np.ndarray) -> np.ndarray:
+        """Which of these rows have a decision that an earlier row has met; marks those that are met now."""
+        fresh = np.zeros(len(places), bool)
+        fresh[np.unique(places, return_index=True)[1]] = True
+        fresh &= (places < 0) | ~self._seen[places]
+        self._seen[places[places >= 0]] = True
+        return np.flatnonzero(~fresh & (places >= 0))
+
+    def _reject(self, ids: pa.Array, rows: np.ndarray, reason: str) -> None:
+        if not len(rows):
+            return
+        ids = ids.take(pa.array(rows))
         if not self._skip:
             found = f"no decision on the row with id {ids[0].as_py()!r}" if ids[0].is_valid else "the row has no id"
             raise DataError(
                 found,
-                where=f"{self.file}, row {self._rows + int(lost[0])} (counted from 0)",
+                where=f"{self.file}, row {self._rows + int(rows[0])} (counted from 0)",
                 expected="the files that were deduplicated",
                 remedy="deduplicate these rows too, or leave out rows without a decision with --on-bad-row skip",
             )
         columns = {
             "id": ids.cast(pa.string()),
-            "file": pa.repeat(str(self.file), len(lost)),
-            "row": pa.array(self._rows + lost),
-            "reason": pa.repeat("no decision", len(lost)),
+            "file": pa.repeat(str(self.file), len(rows)),
+            "row": pa.array(self._rows + rows),
+            "reason": pa.repeat(reason, len(rows)),
         }
         self._rejects.append(pa.table(columns, REJECTS))
 
     def result(self) -> Rewritten:
         """The counts."""
-        return Rewritten(self._rows, self._kept, self._checksum, pa.concat_tables(self._rejects))
+        rejects, met = pa.concat_tables(self._rejects), np.concatenate(self._met)
+        return Rewritten(self._rows, self._kept, self._checksum, rejects, met)
 
 
-def rewrite(file: UPath, target: UPath, id_field: str, first: int, lookup: Lookup, skip: bool) -> Rewritten:
+def rewrite(
+    file: UPath,
+    target: UPath,
+    id_field: str,
+    first: int,
+    lookup: Lookup,
+    skip: bool,
+    taken: np.ndarray | None = None,
+) -> Rewritten:
     """Write the kept rows of `file` to `target`.
 
     Parameters
@@ -96,9 +130,11 @@ def rewrite(file: UPath, target: UPath, id_field: str, first: int, lookup: Looku
     lookup : Lookup
     skip : bool
         Leave out rows without a decision, instead of refusing them.
+    taken : ndarray of int64, optional
+        Places of decisions that rows of earlier files have met.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    judge = Judge(file, id_field, lookup, skip)
+    judge = Judge(file, id_field, lookup, skip, taken)
     format_ = format_of(file)
     if format_ == "parquet":
         _rewrite_parquet(file, target, judge)
@@ -130,7 +166,9 @@ def _codecs(metadata: pq.FileMetaData) -> Any:
     if not metadata.num_row_groups:
         return "snappy"
     columns = (metadata.row_group(0).column(i) for i in range(metadata.num_columns))
-    return {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns}
+    codecs = {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns}
+    # The writer calls the items of a list "element", whatever the file that is read calls them.
+    return codecs | {re.sub(r"\.list\.\w+", ".list.element", path): codec for path, codec in codecs.items()}
 
 
 def _rewrite_jsonl(file: UPath, target: UPath, judge: Judge, id_type: pa.DataType) -> None:

@@ -118,10 +118,12 @@ def dedup(
     _check_memory(buckets, client)
     target = _temporary() if out is None else open_path(out, storage_options)
     refuse_overlap(target, [buckets.path])
-    with manifest.step(target, "dedup", asdict(settings), dedup_inputs(buckets), overwrite=overwrite) as step:
-        summary = _search(buckets, settings, target, client)
+    with manifest.step(
+        target, "dedup", asdict(settings), dedup_inputs(buckets), overwrite=overwrite, client=client
+    ) as step:
+        summary, outputs = _search(buckets, settings, target, client)
         manifest.write_json(target / "summary.json", summary)
-        step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")}
+        step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
     runtime.log_event("daskmeans", {"step": "dedup"} | summary, client)
     return DedupResult(target, buckets.path)
 
@@ -138,7 +140,8 @@ def dedup_settings(
 ) -> Settings:
     """Checked arguments of `dedup`."""
     if (threshold is None) == (eps is None):
-        raise UsageError("give either threshold or eps", where="--threshold, --eps", expected="a number in [0, 1]")
+        found = "neither threshold nor eps is given" if threshold is None else "both threshold and eps are given"
+        raise UsageError(found, where="--threshold, --eps", expected="one of the two, in [0, 1]")
     name, value = ("--threshold", threshold) if eps is None else ("--eps", eps)
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
         raise UsageError(f"{value!r} is out of range", where=name, expected="a number in [0, 1]")
@@ -159,7 +162,8 @@ def dedup_settings(
 
 def dedup_inputs(buckets: Buckets) -> dict[str, Any]:
     """What decisions are made from."""
-    return {"clusters": str(buckets.path), "made": manifest.identity(buckets.manifest), "rows": buckets.rows}
+    made_from = {"fingerprint": buckets.manifest["inputs"].get("fingerprint"), "rows": buckets.rows}
+    return {"clusters": str(buckets.path), "made": manifest.identity(buckets.manifest)} | made_from
 
 
 def _orderable(buckets: Buckets) -> pa.Schema:
@@ -182,7 +186,10 @@ def _check_memory(buckets: Buckets, client: Client | None) -> None:
         )
 
 
-def _search(buckets: Buckets, settings: Settings, out: UPath, client: Client | None) -> dict[str, Any]:
+def _search(
+    buckets: Buckets, settings: Settings, out: UPath, client: Client | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary, and the files of decisions with their rows."""
     start = time.perf_counter()
     run = uuid.uuid4().hex
     folder = out / "decisions"
@@ -199,7 +206,10 @@ def _search(buckets: Buckets, settings: Settings, out: UPath, client: Client | N
     done = runtime.compute(tasks, label="dedup", client=client)
     counts = np.array([counts for counts, _ in done]).reshape(-1, 3).sum(axis=0).tolist()
     sample = recall.join_samples([sample for _, sample in done], wanted)
-    return {
+    outputs = [
+        {"path": f"{folder.name}/{file.name}", "rows": sum(rows)} for file, (rows, _) in zip(files, done, strict=True)
+    ]
+    summary = {
         "rows": sum(counts),
         "kept": counts[0],
         "removed": {"exact": counts[1], "semantic": counts[2]},
@@ -209,7 +219,9 @@ def _search(buckets: Buckets, settings: Settings, out: UPath, client: Client | N
         "search": settings.search,
         "recall": _measure(buckets, sample, settings, tile_bytes, run, client),
         "seconds": round(time.perf_counter() - start, 3),
+        "peak_bytes": runtime.peaks(client),
     }
+    return summary, outputs
 
 
 def _lean(buckets: Buckets) -> Buckets:

@@ -102,7 +102,7 @@ def embed(
     )
     _refuse_names(source)
     refuse_overlap(target, [*directories(inputs, storage_options), *source.files])
-    manifest.claim(target, "embed", overwrite=overwrite)
+    manifest.check_free(target, "embed", overwrite=overwrite)
     source = check_ids(source, on_bad_row, client)
     settings = {
         "text_field": text_field,
@@ -113,7 +113,7 @@ def embed(
         "on_bad_row": on_bad_row,
     }
     identity = {"fingerprint": source.fingerprint(), "rows": source.rows}
-    with manifest.step(target, "embed", settings, identity, overwrite=overwrite) as step:
+    with manifest.step(target, "embed", settings, identity, overwrite=overwrite, client=client) as step:
         rows = _encode(source, chosen, dtype, target, client)
         step.facts |= {
             "rows": rows,

@@ -55,6 +55,7 @@ def _settle(scores, X, centroids, half_norms, longest, bound, labels):  # type: 
     k = scores.shape[1]
     for i in range(scores.shape[0]):
         error = bound * (np.sqrt(dot64(X[i], X[i])) * longest + 0.5 * longest * longest)
+        error += (X.shape[1] + 2) * 2.0**-126  # what products and norms too small for float32 may lose
         floor = np.float32(np.float64(scores[i, labels[i]]) - 2.0 * error)
         if floor > scores[i, labels[i]] - 2.0 * error:
             floor = np.nextafter(floor, np.float32(-np.inf))

@@ -196,8 +196,9 @@ def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> None:
             expected="finite numbers",
             remedy="repair or remove the row",
         )
-    if largest > 1e15:
-        raise DataError("the vectors hold numbers above 1e15", where=where, remedy="scale the vectors down")
+    if largest > 1e15 and not normalize:  # squares of these would not fit into float32
+        row = int((np.abs(X).max(axis=1) > 1e15).argmax())
+        raise DataError("the vector holds a number above 1e15", where=_at(where, row), remedy="scale the vectors down")
     if normalize and not (filled := X.any(axis=1)).all():
         raise DataError(
             "a vector of zeros has no direction",

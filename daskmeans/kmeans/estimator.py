@@ -63,6 +63,8 @@ class KMeans:
     n_iter_ : int
     converged_ : bool
     n_features_in_ : int
+    seed_ : int
+        The seed that was used; drawn if `random_state` is None.
 
     Examples
     --------
@@ -160,7 +162,7 @@ class KMeans:
         """
         self._check_params()
         init = resolve_init(self.init, self.n_clusters)
-        seed = _seed(self.random_state)
+        seed = self.seed_ = seed_from(self.random_state)
         blocks = load(X, column, self.normalize, self.sample_fraction, seed, client)
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
@@ -249,6 +251,8 @@ class KMeans:
 
     def rows(self, X: Any, where: str = "") -> np.ndarray:
         """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension."""
+        if not len(X):  # a column of lists without rows does not know its dimension
+            return np.empty((0, self.n_features_in_), np.float32)
         rows = prepare(X, self.normalize, where)
         if rows.shape[1] != self.n_features_in_:
             raise DataError(
@@ -278,7 +282,7 @@ class KMeans:
             "inertia_per_iteration": self.inertia_history_,
             "n_iter": self.n_iter_,
             "converged": self.converged_,
-            "seed": named["random_state"],
+            "seed": self.seed_,
             "engine": "native",
             "parameters": named,
             "input_fingerprint": fingerprint,
@@ -301,21 +305,22 @@ class KMeans:
         loaded.cluster_centers_ = centroids
         loaded.inertia_, loaded.inertia_history_ = facts["inertia"], facts["inertia_per_iteration"]
         loaded.n_iter_, loaded.converged_ = facts["n_iter"], facts["converged"]
-        loaded.n_features_in_ = facts["n_features"]
+        loaded.n_features_in_, loaded.seed_ = facts["n_features"], facts["seed"]
         return loaded
 
 
-def _seed(random_state: Any) -> int:
+def seed_from(random_state: Any) -> int:
+    """The seed that `random_state` stands for; drawn where it is None or a generator."""
     if random_state is None:
         return int(np.random.default_rng().integers(2**31))
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**31))
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
-    if isinstance(random_state, (int, np.integer)) and random_state >= 0:
+    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**63:
         return int(random_state)
     raise UsageError(
-        f"random_state={random_state!r}", where="random_state", expected="an integer >= 0, a generator or None"
+        f"random_state={random_state!r}", where="random_state", expected="an integer in [0, 2^63), a generator or None"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from daskmeans.kernels.nearest import nearest, squared_distances
 from daskmeans.kernels.products import rounding_bound, squared_norms64
 from daskmeans.kernels.update import add_rows, scale_for
 from daskmeans.kmeans.blocks import Blocks
+from daskmeans.vectors.files import open_path
 
 SAMPLE_PER_CLUSTER = 32
 SAMPLE_BYTES = 1 << 29
@@ -208,7 +210,7 @@ def _squared_distances_to(XT, norms, pick, bound, out):  # type: ignore[no-untyp
         out[i] = distance if distance > np.float32(4.0 * bound) * size else np.float32(0.0)
 
 
-def resolve_init(init: Any, n_clusters: int, storage_options: dict[str, Any] | None = None) -> Any:
+def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
     """`init` as "k-means||", "random" or a float32 matrix of centroids.
 
     Raises
@@ -221,7 +223,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: dict[str, Any] | N
     if isinstance(init, str) and init in ("k-means||", "random"):
         return init
     if isinstance(init, (str, UPath)):
-        path = UPath(init, **(storage_options or {}))
+        path = open_path(init, storage_options)
         if not path.exists():
             raise NotFoundError(
                 f"{init!r} is neither a way to initialise nor a path that exists",

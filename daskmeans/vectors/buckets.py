@@ -113,7 +113,7 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
     path = UPath(url, **(storage_options or {}))
     found = manifest.read(path, "assign")
     parts = []
-    for file in found["files"]:
+    for file in found["outputs"]:
         clusters, group = [], 0
         for centroid, rows, groups in file["clusters"]:
             clusters.append(Cluster(centroid, rows, file["path"], tuple(range(group, group + groups))))

@@ -122,7 +122,7 @@ def _suspects(source: Source, client: Client | None) -> np.ndarray:
         start += partition.rows
     compare = delayed(_equal_hashes, pure=False)
     tasks = [compare([part[i] for part in hashed], dask_key_name=f"id-compare-{run}-{i}") for i in range(ranges)]
-    return np.sort(np.concatenate(runtime.compute(tasks, label="Checking ids", client=client)))
+    return np.sort(np.concatenate(runtime.compute(tasks, label="check ids", client=client)))
 
 
 def _hashes(reader: Reader, partition: Partition, start: int, ranges: int) -> list[np.ndarray]:

@@ -163,7 +163,7 @@ def parse_or_refuse(block: bytes, schema: pa.Schema, path: UPath, first: int) ->
             f"the line cannot be read ({message})",
             where=f"{path}, row {first + row} (counted from 0)",
             expected="one JSON object in a line" + (f", with the fields {fields}" if fields else ""),
-            remedy="repair the line",
+            remedy="repair the line, or remove it; what is not JSON has no id to be skipped by",
         ) from None
 
 

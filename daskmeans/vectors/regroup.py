@@ -26,6 +26,7 @@ from upath import UPath
 from daskmeans import config, forecast, manifest, runtime
 from daskmeans.errors import UsageError
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
+from daskmeans.vectors.files import is_local
 from daskmeans.vectors.matrix import vector_columns
 
 RUNS = "runs"
@@ -72,18 +73,24 @@ def write_buckets(
         `frame` lacks the columns that ``assign`` adds.
     """
     path = UPath(url, **(storage_options or {}))
-    with manifest.step(path, "assign", {"layout": layout}, {}, overwrite=overwrite) as step:
+    with manifest.step(path, "assign", {"layout": layout}, {}, overwrite=overwrite, client=client) as step:
         step.facts |= regroup(frame, path, layout=layout, id_field=id_field, client=client)
     return open_buckets(path)
 
 
 def regroup(
-    frame: dd.DataFrame, path: UPath, *, layout: str, id_field: str, client: Client | None = None
+    frame: dd.DataFrame,
+    path: UPath,
+    *,
+    layout: str,
+    id_field: str,
+    embedding_field: str | None = None,
+    client: Client | None = None,
 ) -> dict[str, Any]:
     """Write the files of :func:`write_buckets` into `path`; returns the facts that its manifest must hold."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", where="layout", expected=" or ".join(LAYOUTS))
-    vectors = _check(frame, id_field)
+    vectors = _check(frame, id_field, embedding_field)
     runs = path / RUNS
     runs.mkdir(parents=True, exist_ok=True)
     write = dask.delayed(_write_run, pure=False)
@@ -111,14 +118,15 @@ def regroup(
         "dimension": dimension,
         "rows": sum(sizes.values()),
         "n_clusters": len(sizes),
-        "files": files,
+        "outputs": files,
     }
 
 
-def _check(frame: dd.DataFrame, id_field: str) -> str:
+def _check(frame: dd.DataFrame, id_field: str, embedding_field: str | None) -> str:
     """Name of the column of vectors; raises if a column that is needed is not there."""
     missing = [name for name in (id_field, CENTROID, L2, COSINE) if name not in frame.columns]
-    vectors = vector_columns(pa.Schema.from_pandas(frame._meta, preserve_index=False))
+    found = vector_columns(pa.Schema.from_pandas(frame._meta, preserve_index=False))
+    vectors = found if embedding_field is None else [embedding_field]
     if missing or len(vectors) != 1:
         raise UsageError(
             f"the dataframe has the columns {', '.join(map(str, frame.columns))}",
@@ -129,9 +137,9 @@ def _check(frame: dd.DataFrame, id_field: str) -> str:
 
 
 def _bucket_rows(rows: int, dimension: int, client: Client | None) -> int:
-    """Rows that are merged at once: as many as a partition may have, and a few buckets for each thread."""
+    """Rows that are merged at once: half of what a partition may have, and so few that each thread has some buckets."""
     client = runtime.current_client(client)
-    size = min(config.get_bytes("bucket-bytes"), forecast.partition_bytes(client))
+    size = min(config.get_bytes("bucket-bytes"), forecast.partition_bytes(client) // 2)
     return max(1, min(size // (4 * dimension), -(-rows // (4 * runtime.n_threads(client)))))
 
 
@@ -185,8 +193,8 @@ class Run:
         self.start = int(starts[np.searchsorted(labels, first)])
         self.stop = int(starts[np.searchsorted(labels, last, side="right")])
         arrow = path.with_suffix(".arrow")
-        local = type(arrow.fs).__name__ == "LocalFileSystem"
-        self._source = pa.memory_map(arrow.path) if local else arrow.open("rb")
+        # Not memory-mapped: mapped pages count as a worker's memory, and it would be restarted for them.
+        self._source = pa.OSFile(arrow.path) if is_local(arrow) else arrow.open("rb")
         self._file = pa.ipc.open_file(self._source)
 
     def read(self, start: int, stop: int) -> pa.Table:
@@ -196,8 +204,13 @@ class Run:
         return table.slice(start - batches.start * _RUN_BATCH, stop - start)
 
     def distances(self) -> np.ndarray:
-        """Distances of its rows of a range that is one cluster, ascending."""
-        return self.read(self.start, self.stop)[L2].to_numpy()
+        """Distances of its rows of a range that is one cluster, ascending; no vector is read for them."""
+        only = pa.ipc.IpcReadOptions(included_fields=[self._file.schema.get_field_index(L2)])
+        file = pa.ipc.open_file(self._source, options=only)
+        batches = range(self.start // _RUN_BATCH, -(-self.stop // _RUN_BATCH))
+        # Copies: a view would keep all that was read with the column.
+        found = np.concatenate([np.empty(0, np.float32), *(file.get_batch(i)[L2].to_numpy().copy() for i in batches)])
+        return found[self.start - batches.start * _RUN_BATCH :][: self.stop - self.start]
 
     def close(self) -> None:
         """Close the file."""
@@ -263,7 +276,8 @@ class _Writer:
     def close(self) -> dict[str, Any]:
         """Finish the file; returns its entry in the manifest."""
         self._file.close()
-        return {"path": self._name, "clusters": [[c, *held] for c, held in self._clusters.items()]}
+        clusters = [[c, *held] for c, held in self._clusters.items()]
+        return {"path": self._name, "rows": sum(rows for _, rows, _ in clusters), "clusters": clusters}
 
 
 def _write_bucket(
