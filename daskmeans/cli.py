@@ -63,6 +63,7 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     """A cluster with a display: progress and logs on stderr, nothing on stdout."""
     console = Console(stderr=True, quiet=output.quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with runtime.cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {runtime.dashboard(client)}")

@@ -268,12 +268,11 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     threads = settings.threads_per_worker or 1
     workers = settings.n_workers or max(1, CPU_COUNT // threads)
     kernel_threads = max(1, CPU_COUNT // (workers * threads))
-    # Workers get these variables before they import numpy, which is when a BLAS reads them.
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     # Arrow's own pool keeps what it has freed: measured, a third more memory while buckets are merged.
     pinned |= {"ARROW_DEFAULT_MEMORY_POOL": "system"}
     try:
-        with _deaf_to_interrupts(), warnings.catch_warnings():
+        with _deaf_to_interrupts(), _inherited(pinned), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
             return LocalCluster(
                 n_workers=workers,
@@ -282,7 +281,6 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
                 dashboard_address=settings.dashboard_address,
                 local_directory=settings.local_directory,
                 silence_logs=logging.CRITICAL,
-                env=pinned,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ClusterError(
@@ -290,6 +288,25 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
             where="--dashboard-address, --local-directory",
             expected="a free address such as 127.0.0.1:8787, and a directory that can be written",
         ) from None
+
+
+@contextlib.contextmanager
+def _inherited(variables: dict[str, str]) -> Iterator[None]:
+    """Give `variables` to processes that start in the ``with`` block, before they import what reads them.
+
+    The nanny sets its own for processes that it starts later; of those that this process has, it takes these.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": variables}):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -310,17 +327,10 @@ def _gpu_cluster(settings: ClusterSettings) -> Any:
         raise MissingExtraError("dask_cuda", "gpu")
     from dask_cuda import LocalCUDACluster
 
-    return LocalCUDACluster(
-        n_workers=settings.n_workers,
-        threads_per_worker=settings.threads_per_worker or 1,
-        memory_limit=settings.memory_limit,
-        device_memory_limit=settings.device_memory_limit or 0.8,
-        rmm_pool_size=settings.rmm_pool_size,
-        enable_cudf_spill=settings.enable_cudf_spill,
-        protocol=settings.protocol,
-        dashboard_address=settings.dashboard_address,
-        local_directory=settings.local_directory,
-    )
+    names = ["n_workers", "threads_per_worker", "memory_limit", "device_memory_limit", "rmm_pool_size"]
+    names += ["enable_cudf_spill", "protocol", "dashboard_address", "local_directory"]
+    given = {name: getattr(settings, name) for name in names}
+    return LocalCUDACluster(**{name: value for name, value in given.items() if value is not None})
 
 
 def dashboard(client: Client) -> str:

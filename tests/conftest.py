@@ -16,6 +16,15 @@ hypothesis.settings.register_profile("daskmeans", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("daskmeans")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a CUDA device where there is none, and say what is missing."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    pytest.importorskip("dask_cuda", reason='no GPU packages: pip install "daskmeans[gpu]"')
+    if not Path("/proc/driver/nvidia/gpus").is_dir():
+        pytest.skip("no CUDA device on this machine")
+
+
 @pytest.fixture
 def embeddings(tmp_path: Path) -> Path:
     """A Parquet file of 600 rows of 16 dimensions, with a text a row."""

@@ -203,11 +203,8 @@ def run(case: Case, at: Path, scheduler: str | None) -> Result:
     (at / "in").mkdir()
     case.prepare(at / "in")
     words = case.command.replace("IN/", f"{at}/in/").replace("OUT", f"{at}/out").split()
-    if (
-        scheduler
-        and words[0] != "info"
-        and not {"--scheduler", "--device", "--memory-limit", "--local-directory"} & {*words}
-    ):
+    local = {"--scheduler", "--device", "--memory-limit", "--local-directory"} & {*words}
+    if scheduler and words[0] != "info" and not local:
         words += ["--scheduler", scheduler]
     return CliRunner().invoke(main, words)
 

@@ -7,6 +7,7 @@ import os
 
 import dask
 import numpy as np
+import pyarrow as pa
 import pytest
 from dask.system import CPU_COUNT
 from rich.console import Console
@@ -71,10 +72,11 @@ def test_persisted_tasks_stand_for_their_results(place):
     assert runtime.compute([total], client=place) == [13]
 
 
-def test_blas_has_one_thread_while_tasks_take_the_cores():
-    def blas_threads():
-        return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+def blas_threads():
+    return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
 
+
+def test_blas_has_one_thread_while_tasks_take_the_cores():
     before = blas_threads()
     assert runtime.compute([dask.delayed(blas_threads, pure=False)()]) == [1]
     assert blas_threads() == before
@@ -88,12 +90,15 @@ def test_inside_a_task_there_is_no_client(client):
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (1, 2)])
 def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, threads):
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "ARROW_DEFAULT_MEMORY_POOL")}
     settings = ClusterSettings(n_workers=workers, threads_per_worker=threads, dashboard_address=":0")
     with runtime.cluster(settings) as client:
         assert client.nthreads() and set(client.nthreads().values()) == {threads}
         assert len(client.nthreads()) == workers
-        found = set(client.run(lambda: int(os.environ["OMP_NUM_THREADS"])).values())
+        found = set(client.run(blas_threads).values())
+        assert set(client.run(lambda: pa.default_memory_pool().backend_name).values()) == {"system"}
     assert found == {max(1, CPU_COUNT // (workers * threads))}
+    assert {name: os.environ.get(name) for name in before} == before
 
 
 def test_a_scheduler_that_is_there_is_used_and_left_running(two_workers):

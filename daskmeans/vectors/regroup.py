@@ -31,7 +31,7 @@ from daskmeans.vectors.matrix import vector_columns
 
 RUNS = "runs"
 LAYOUTS = ("bucketed", "hive")
-_RUN_BATCH = 4096
+_RUN_BATCH = 1024
 
 
 def write_buckets(
@@ -184,7 +184,7 @@ def _ranges(sizes: dict[int, int], target: int) -> list[tuple[int, int]]:
 
 
 class Run:
-    """A written run, of which slices can be read."""
+    """The rows of a range of clusters in a written run: those from `start` to `stop`."""
 
     def __init__(self, path: UPath, first: int, last: int) -> None:
         with path.with_suffix(".npy").open("rb") as file:
@@ -192,51 +192,42 @@ class Run:
         starts = np.concatenate([[0], ends])
         self.start = int(starts[np.searchsorted(labels, first)])
         self.stop = int(starts[np.searchsorted(labels, last, side="right")])
-        arrow = path.with_suffix(".arrow")
-        # Not memory-mapped: mapped pages count as a worker's memory, and it would be restarted for them.
-        self._source = pa.OSFile(arrow.path) if is_local(arrow) else arrow.open("rb")
-        self._file = pa.ipc.open_file(self._source)
+        self._path = path.with_suffix(".arrow")
 
-    def read(self, start: int, stop: int) -> pa.Table:
-        """Rows from `start` to `stop` of the run."""
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows from `start` to `stop` of the run, copied.
+
+        A slice would keep whole batches, and mapped pages count as the worker's memory until the file is closed.
+        """
         batches = range(start // _RUN_BATCH, -(-stop // _RUN_BATCH))
-        table = pa.Table.from_batches([self._file.get_batch(i) for i in batches], self._file.schema)
-        return table.slice(start - batches.start * _RUN_BATCH, stop - start)
+        with pa.memory_map(self._path.path) if is_local(self._path) else self._path.open("rb") as source:
+            schema = pa.ipc.open_file(source).schema
+            wanted = None if columns is None else [schema.get_field_index(name) for name in columns]
+            file = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+            table = pa.Table.from_batches([file.get_batch(i) for i in batches], file.schema)
+            first = start - batches.start * _RUN_BATCH
+            return table.take(pa.array(np.arange(first, first + stop - start)))
 
     def distances(self) -> np.ndarray:
-        """Distances of its rows of a range that is one cluster, ascending; no vector is read for them."""
-        only = pa.ipc.IpcReadOptions(included_fields=[self._file.schema.get_field_index(L2)])
-        file = pa.ipc.open_file(self._source, options=only)
-        batches = range(self.start // _RUN_BATCH, -(-self.stop // _RUN_BATCH))
-        # Copies: a view would keep all that was read with the column.
-        found = np.concatenate([np.empty(0, np.float32), *(file.get_batch(i)[L2].to_numpy().copy() for i in batches)])
-        return found[self.start - batches.start * _RUN_BATCH :][: self.stop - self.start]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._source.close()
+        """Distances of its rows, where the range is one cluster: ascending."""
+        return self.read(self.start, self.stop, [L2])[L2].to_numpy()
 
 
 def _merged(names: list[UPath], first: int, last: int, per_bucket: int, id_field: str) -> Iterator[pa.Table]:
     """Rows of the clusters from `first` to `last`, sorted, in tables of about `per_bucket` rows."""
     runs = [Run(name, first, last) for name in names]
-    try:
-        if first < last or sum(run.stop - run.start for run in runs) <= per_bucket:
-            yield _sorted(pa.concat_tables([run.read(run.start, run.stop) for run in runs]), id_field)
-            return
-        distances = [run.distances() for run in runs]
-        cuts = np.unique(np.sort(np.concatenate(distances))[per_bucket::per_bucket])
-        marks = [
-            [run.start, *(run.start + np.searchsorted(d, cuts)), run.stop]
-            for run, d in zip(runs, distances, strict=True)
-        ]
-        for w in range(len(cuts) + 1):
-            pieces = [run.read(int(m[w]), int(m[w + 1])) for run, m in zip(runs, marks, strict=True) if m[w] < m[w + 1]]
-            if pieces:
-                yield _sorted(pa.concat_tables(pieces), id_field)
-    finally:
-        for run in runs:
-            run.close()
+    if first < last or sum(run.stop - run.start for run in runs) <= per_bucket:
+        yield _sorted(pa.concat_tables([run.read(run.start, run.stop) for run in runs]), id_field)
+        return
+    distances = [run.distances() for run in runs]
+    cuts = np.unique(np.sort(np.concatenate(distances))[per_bucket::per_bucket])
+    marks = [
+        [run.start, *(run.start + np.searchsorted(d, cuts)), run.stop] for run, d in zip(runs, distances, strict=True)
+    ]
+    for w in range(len(cuts) + 1):
+        pieces = [run.read(int(m[w]), int(m[w + 1])) for run, m in zip(runs, marks, strict=True) if m[w] < m[w + 1]]
+        if pieces:
+            yield _sorted(pa.concat_tables(pieces), id_field)
 
 
 def _per_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
