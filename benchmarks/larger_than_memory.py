@@ -18,7 +18,7 @@ from dask.utils import format_bytes, parse_bytes
 
 import daskmeans as dkm
 from daskmeans import workflow
-from daskmeans.runtime import ClusterSettings, cluster
+from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.vectors.matrix import to_column
 
 DIMENSION, ROWS_PER_FILE = 384, 50_000

@@ -19,8 +19,8 @@ from sklearn.cluster import KMeans as Reference
 
 import daskmeans as dkm
 from daskmeans import workflow
+from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.kernels.products import normalize_rows
-from daskmeans.runtime import ClusterSettings, cluster
 from daskmeans.vectors.matrix import to_matrix
 
 

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from daskmeans import flags, progress, runtime
+from daskmeans.cluster import ClusterSettings, dashboard
+from daskmeans.cluster import cluster as start_cluster
 from daskmeans.errors import DaskmeansError, NotFoundError, UsageError
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.runtime import ClusterSettings
 from daskmeans.workflow import Reading
 
 
@@ -65,8 +66,8 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
-    with runtime.cluster(cluster) as client:
-        console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {runtime.dashboard(client)}")
+    with start_cluster(cluster) as client:
+        console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
         with progress.RichProgress(console) as display, progress.shown_on(display):
             yield client
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from daskmeans.cluster import ClusterSettings
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.runtime import ClusterSettings
 from daskmeans.workflow import Reading
 
 Command = Callable[..., Any]

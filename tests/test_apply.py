@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, manifest, run, runtime, workflow
+from daskmeans import KMeans, apply, dedup, manifest, run, workflow
+from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.duplicates.lookup import Lookup, make_lookup
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.vectors.files import find_files
@@ -142,7 +143,7 @@ def test_numpy_files_are_numbered_through(tmp_path, vectors, dtype):
 def test_on_workers(tmp_path, vectors):
     np.save(tmp_path / "a.npy", vectors)
     decisions, kept = decide(tmp_path, vectors, np.arange(N))
-    with runtime.cluster(runtime.ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
+    with cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
         assert apply(decisions, tmp_path / "a.npy", tmp_path / "out", client=client)["kept"] == len(kept)
 
 

@@ -1,0 +1,69 @@
+"""Clusters of this machine do not oversubscribe it; schedulers that are there are used, or their absence explained."""
+
+from __future__ import annotations
+
+import os
+
+import dask
+import pyarrow as pa
+import pytest
+from dask.system import CPU_COUNT
+from threadpoolctl import threadpool_info
+
+from daskmeans import errors
+from daskmeans.cluster import ClusterSettings, cluster
+
+
+def blas_threads():
+    return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+
+
+def square(x):
+    return x * x
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (1, 2)])
+def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, threads):
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "ARROW_DEFAULT_MEMORY_POOL")}
+    settings = ClusterSettings(n_workers=workers, threads_per_worker=threads, dashboard_address=":0")
+    with cluster(settings) as client:
+        assert client.nthreads() and set(client.nthreads().values()) == {threads}
+        assert len(client.nthreads()) == workers
+        found = set(client.run(blas_threads).values())
+        assert set(client.run(lambda: pa.default_memory_pool().backend_name).values()) == {"system"}
+    assert found == {max(1, CPU_COUNT // (workers * threads))}
+    assert {name: os.environ.get(name) for name in before} == before
+
+
+def test_a_scheduler_that_is_there_is_used_and_left_running(two_workers):
+    for _ in range(2):
+        with cluster(ClusterSettings(scheduler=two_workers.scheduler_address)) as client:
+            assert client.submit(square, 3).result() == 9
+
+
+def test_an_unreachable_scheduler_is_an_error_within_the_timeout(tmp_path):
+    with (
+        dask.config.set({"daskmeans.connect-timeout": 0.3}),
+        pytest.raises(errors.ClusterError, match=r"no scheduler answered(.|\n)*dask scheduler"),
+        cluster(ClusterSettings(scheduler="tcp://127.0.0.1:9")),
+    ):
+        pass
+    with pytest.raises(errors.NotFoundError), cluster(ClusterSettings(scheduler_file=str(tmp_path / "no"))):
+        pass
+
+
+def test_a_gpu_without_its_packages_is_a_missing_extra():
+    with pytest.raises(errors.MissingExtraError, match="gpu"), cluster(ClusterSettings(device="gpu")):
+        pass
+
+
+def test_a_scheduler_without_workers_is_an_error_within_the_timeout():
+    import distributed
+
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
+        dask.config.set({"daskmeans.connect-timeout": 0.5}),
+        pytest.raises(errors.ClusterError, match=r"no workers(.|\n)*dask worker"),
+        cluster(ClusterSettings(scheduler=empty.scheduler_address)),
+    ):
+        pass
