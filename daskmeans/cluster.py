@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -99,7 +100,27 @@ def _connect(settings: ClusterSettings) -> Client:
             where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
             remedy="start some with `dask worker ADDRESS`",
         ) from None
+    try:
+        _check_workers(client)
+    except ClusterError:
+        client.close()
+        raise
     return client
+
+
+def _check_workers(client: Client) -> None:
+    """Make sure that the workers can run our tasks; one that cannot import them would never answer."""
+    ours = version("daskmeans")
+    workers = client.get_versions(packages=["daskmeans"])["workers"]
+    found = {address: facts["packages"].get("daskmeans") for address, facts in workers.items()}
+    if other := {address: theirs for address, theirs in found.items() if theirs != ours}:
+        address, theirs = next(iter(other.items()))
+        raise ClusterError(
+            f"{len(other)} of {len(found)} workers have {f'daskmeans {theirs}' if theirs else 'no daskmeans'}",
+            where=address,
+            expected=f"daskmeans {ours}, as here",
+            remedy="install the same version in the environment of the workers",
+        )
 
 
 def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:

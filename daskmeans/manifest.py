@@ -118,6 +118,8 @@ def step(
                 remove(parent)
         raise
     made.write(finished=True)
+    counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
+    runtime.log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
 
 
 def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Small embeddings for tests."""
+"""Small embeddings, and functions that workers can import."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_info
+
+from daskmeans.errors import DataError
 
 
 def blobs(n: int = 600, d: int = 16, k: int = 8, seed: int = 0, copies: int = 30) -> np.ndarray:
@@ -28,3 +31,15 @@ def write_embeddings(
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=row_group_size)
     return path
+
+
+def square(x: int) -> int:
+    """The square of `x`, which must not be negative."""
+    if x < 0:
+        raise DataError("negative", where=f"number {x}")
+    return x * x
+
+
+def blas_threads() -> int:
+    """Threads that BLAS would use in this process."""
+    return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")

@@ -5,21 +5,14 @@ from __future__ import annotations
 import os
 
 import dask
+import distributed
 import pyarrow as pa
 import pytest
 from dask.system import CPU_COUNT
-from threadpoolctl import threadpool_info
 
 from daskmeans import errors
 from daskmeans.cluster import ClusterSettings, cluster
-
-
-def blas_threads():
-    return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
-
-
-def square(x):
-    return x * x
+from helpers import blas_threads, square
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (1, 2)])
@@ -58,12 +51,21 @@ def test_a_gpu_without_its_packages_is_a_missing_extra():
 
 
 def test_a_scheduler_without_workers_is_an_error_within_the_timeout():
-    import distributed
-
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
         dask.config.set({"daskmeans.connect-timeout": 0.5}),
         pytest.raises(errors.ClusterError, match=r"no workers(.|\n)*dask worker"),
         cluster(ClusterSettings(scheduler=empty.scheduler_address)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("theirs", "words"), [(None, "no daskmeans"), ("9.9.9", r"daskmeans 9\.9\.9")])
+def test_workers_that_could_not_run_our_tasks_are_named(two_workers, monkeypatch, theirs, words):
+    told = {"workers": {"tcp://10.0.0.7:1234": {"packages": {"daskmeans": theirs}}}}
+    monkeypatch.setattr(distributed.Client, "get_versions", lambda self, packages: told)
+    with (
+        pytest.raises(errors.ClusterError, match=rf"10\.0\.0\.7(.|\n)*{words}"),
+        cluster(ClusterSettings(scheduler=two_workers.scheduler_address)),
     ):
         pass

@@ -8,15 +8,9 @@ import dask
 import numpy as np
 import pytest
 from rich.console import Console
-from threadpoolctl import threadpool_info
 
 from daskmeans import config, errors, progress, runtime
-
-
-def square(x):
-    if x < 0:
-        raise errors.DataError("negative", where=f"number {x}")
-    return x * x
+from helpers import blas_threads, square
 
 
 def tasks(numbers):
@@ -66,10 +60,6 @@ def test_persisted_tasks_stand_for_their_results(place):
     held = runtime.persist(tasks([2, 3]), place)
     total = dask.delayed(sum, pure=False)(held)
     assert runtime.compute([total], client=place) == [13]
-
-
-def blas_threads():
-    return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
 
 
 def test_blas_has_one_thread_while_tasks_take_the_cores():

@@ -77,6 +77,16 @@ def test_the_same_decisions_on_any_workers_and_partitions(tmp_path, embeddings, 
     assert runs["two processes"] == runs["one worker"] == runs["four workers"]
 
 
+def test_the_scheduler_hears_of_steps_and_iterations(tmp_path, embeddings, client):
+    dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9, client=client)
+    steps = [event for _, event in client.get_events("daskmeans")][-3:]
+    assert [event["step"] for event in steps] == ["fit", "assign", "dedup"]
+    assert steps[-1]["kept"] + sum(steps[-1]["removed"].values()) == 600
+    model = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
+    heard = [event["inertia"] for _, event in client.get_events("daskmeans-kmeans")][-model["n_iter"] :]
+    assert heard == model["inertia_per_iteration"]
+
+
 def made(out: Path) -> dict[str, float]:
     return {name: (out / name / "manifest.json").stat().st_mtime_ns for name in ("model", "clusters", "dedup")}
 

@@ -104,7 +104,6 @@ def apply(
         removed = rows - kept - len(rejects)
         summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
         step.facts |= {"counts": summary}
-    runtime.log_event("daskmeans", {"step": "apply"} | summary, client)
     return summary
 
 

@@ -124,7 +124,6 @@ def dedup(
         summary, outputs = _search(buckets, settings, target, client)
         manifest.write_json(target / "summary.json", summary)
         step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
-    runtime.log_event("daskmeans", {"step": "dedup"} | summary, client)
     return DedupResult(target, buckets.path)
 
 

@@ -123,7 +123,6 @@ def embed(
             "encoder": encoder,
             "files": source.n_partitions,
         }
-    runtime.log_event("daskmeans", {"step": "embed"} | step.facts, client)
     return step.facts
 
 

@@ -95,7 +95,7 @@ def regroup(
     runs.mkdir(parents=True, exist_ok=True)
     write = dask.delayed(_write_run, pure=False)
     tasks = [
-        write(part, runs / f"run-{i:05d}", id_field, dask_key_name=f"assign-run-{uuid4().hex}")
+        write(part, runs / f"run-{i:05d}", id_field, dask_key_name=f"assign-{uuid4().hex}")
         for i, part in enumerate(frame.to_delayed())
     ]
     found = runtime.compute(tasks, "assign", client)
