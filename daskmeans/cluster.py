@@ -111,7 +111,8 @@ def _connect(settings: ClusterSettings) -> Client:
 def _check_workers(client: Client) -> None:
     """Make sure that the workers can run our tasks; one that cannot import them would never answer."""
     ours = version("daskmeans")
-    workers = client.get_versions(packages=["daskmeans"])["workers"]
+    versions: Any = client.get_versions(packages=["daskmeans"])  # a dict, as this client is not asynchronous
+    workers = versions["workers"]
     found = {address: facts["packages"].get("daskmeans") for address, facts in workers.items()}
     if other := {address: theirs for address, theirs in found.items() if theirs != ours}:
         address, theirs = next(iter(other.items()))
