@@ -10,6 +10,7 @@ import pytest
 from upath import UPath
 
 from daskmeans import dedup, manifest, open_decisions, runtime
+from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.vectors.matrix import to_column
 from daskmeans.vectors.regroup import write_buckets
@@ -138,8 +139,8 @@ def test_rows_of_decisions_lie_as_in_the_clusters(tmp_path, clusters):
 
 def test_decisions_are_the_same_on_workers_and_for_any_tile(tmp_path, clusters):
     dedup(clusters, THRESHOLD, out=tmp_path / "here", keep="random")
-    settings = runtime.ClusterSettings(n_workers=1, dashboard_address=":0")
-    with runtime.cluster(settings) as client, dask.config.set({"daskmeans.tile-bytes": 100}):
+    settings = ClusterSettings(n_workers=1, dashboard_address=":0")
+    with cluster(settings) as client, dask.config.set({"daskmeans.tile-bytes": 100}):
         result = dedup(clusters, THRESHOLD, out=tmp_path / "there", keep="random", client=client)
         groups = result.groups(3)
     assert decisions_of(tmp_path / "here") == decisions_of(tmp_path / "there")
