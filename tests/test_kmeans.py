@@ -165,10 +165,12 @@ def test_contract_of_scikit_learn():
     assert clone(km).get_params() == km.get_params()
     assert km.set_params(n_clusters=2) is km
     assert repr(km) == "KMeans(n_clusters=2, tol=0.5, random_state=3)"
+    assert "tol=0.5" in km._repr_html_()
     X = blobs()
     before = X.copy()
     np.testing.assert_array_equal(km.fit_predict(X), km.predict(X))
     np.testing.assert_array_equal(X, before)
+    assert "2 × 16" in km._repr_html_()
     assert km.transform(X).shape == (600, 2)
     np.testing.assert_array_equal(km.transform(X).argmin(1), km.labels_)
     assert km.score(X) == pytest.approx(-km.inertia_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from html import escape
 from typing import Any
 
 import dask
@@ -138,6 +139,16 @@ class KMeans:
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
         changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v is not defaults[k] and v != defaults[k]]
         return f"KMeans({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        """The parameters that differ from the defaults and, once fitted, what was found; for notebooks."""
+        facts: dict[str, Any] = {}
+        if self.__sklearn_is_fitted__():
+            shape = " × ".join(map(str, self.cluster_centers_.shape))
+            facts = {"centroids": shape, "inertia": f"{self.inertia_:,.6g}", "updates": self.n_iter_}
+            facts["converged"] = "yes" if self.converged_ else "no"
+        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts.items())
+        return f"<pre>{escape(repr(self))}</pre><table>{rows}</table>"
 
     # --- work ---
 
