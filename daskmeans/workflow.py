@@ -230,6 +230,17 @@ def run(
     ------
     OutputError
         A finished step below `out` was made with other settings or from another input, and `overwrite` is not set.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-run/in/rows.jsonl").write_text(lines)
+    >>> km = dkm.KMeans(n_clusters=2)
+    >>> result = dkm.run("memory://doctest-run/in", "memory://doctest-run/out", km, threshold=0.9, overwrite=True)
+    >>> result.removed[["id", "kept_id", "reason"]].compute().to_dict("records")
+    [{'id': 'a', 'kept_id': 'b', 'reason': 'exact'}]
     """
     client = runtime.current_client(client)
     _resolve(model, reading)

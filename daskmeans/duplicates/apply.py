@@ -75,8 +75,15 @@ def apply(
 
     Examples
     --------
+    >>> from upath import UPath
     >>> import daskmeans as dkm
-    >>> dkm.apply("decisions/", "texts/", "texts-kept/")  # doctest: +SKIP
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-apply/in/rows.jsonl").write_text(lines)
+    >>> km = dkm.KMeans(n_clusters=2)
+    >>> result = dkm.run("memory://doctest-apply/in", "memory://doctest-apply/out", km, threshold=0.9, overwrite=True)
+    >>> counts = dkm.apply(result.path, "memory://doctest-apply/in", "memory://doctest-apply/kept", overwrite=True)
+    >>> counts["kept"], UPath("memory://doctest-apply/kept/rows.jsonl").read_text().splitlines()[0]
+    (2, '{"id": "b", "v": [1.0, 0.1]}')
     """
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")

@@ -57,10 +57,9 @@ class DedupResult:
     summary : dict
         Content of ``summary.json``.
 
-    Examples
+    See Also
     --------
-    >>> result = open_decisions("decisions/")  # doctest: +SKIP
-    >>> result.removed[["id", "kept_id", "cosine_sim_score"]].head()  # doctest: +SKIP
+    open_decisions
     """
 
     def __init__(self, path: UPath, clusters: UPath) -> None:
@@ -171,7 +170,15 @@ def open_decisions(path: Input, storage_options: Mapping[str, Any] | None = None
 
     Examples
     --------
-    >>> open_decisions("decisions/").summary["kept"]  # doctest: +SKIP
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-result/in/rows.jsonl").write_text(lines)
+    >>> km = dkm.KMeans(n_clusters=2)
+    >>> result = dkm.run("memory://doctest-result/in", "memory://doctest-result/out", km, threshold=0.9, overwrite=True)
+    >>> again = dkm.open_decisions("memory://doctest-result/out/dedup")
+    >>> again.summary["kept"], [d.id for d in again.groups()[0].duplicates]
+    (2, ['a'])
     """
     folder = open_path(path, storage_options)
     made = manifest.read(folder, "dedup")

@@ -105,9 +105,15 @@ def dedup(
 
     Examples
     --------
+    >>> from upath import UPath
     >>> import daskmeans as dkm
-    >>> result = dkm.dedup("clusters/", threshold=0.9)  # doctest: +SKIP
-    >>> result.kept.id.compute()  # doctest: +SKIP
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-dedup/in/rows.jsonl").write_text(lines)
+    >>> rows = dkm.read_embeddings("memory://doctest-dedup/in")
+    >>> assigned = dkm.assign(rows, dkm.KMeans(n_clusters=2).fit(rows))
+    >>> _ = dkm.write_buckets(assigned, "memory://doctest-dedup/clusters", overwrite=True)
+    >>> dkm.dedup("memory://doctest-dedup/clusters", threshold=0.9).kept["id"].compute().tolist()
+    ['b', 'c']
     """
     settings = dedup_settings(threshold, eps, keep, rule, search, random_state)
     buckets = open_buckets(open_path(clusters, storage_options))

@@ -71,6 +71,18 @@ def write_buckets(
         `url` holds something already.
     UsageError
         `frame` lacks the columns that ``assign`` adds.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-buckets/in/rows.jsonl").write_text(lines)
+    >>> rows = dkm.read_embeddings("memory://doctest-buckets/in")
+    >>> assigned = dkm.assign(rows, dkm.KMeans(n_clusters=2).fit(rows))
+    >>> buckets = dkm.write_buckets(assigned, "memory://doctest-buckets/clusters", overwrite=True)
+    >>> sorted(buckets.read(cluster)["id"].to_pylist() for cluster in buckets.clusters())
+    [['a', 'b'], ['c']]
     """
     path = UPath(url, **(storage_options or {}))
     with manifest.step(path, "assign", {"layout": layout}, {}, overwrite=overwrite, client=client) as step:
