@@ -53,7 +53,7 @@ def test_a_gpu_without_its_packages_is_a_missing_extra():
 def test_a_scheduler_without_workers_is_an_error_within_the_timeout():
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
-        dask.config.set({"daskmeans.connect-timeout": 0.5}),
+        dask.config.set({"daskmeans.connect-timeout": 3}),
         pytest.raises(errors.ClusterError, match=r"no workers(.|\n)*dask worker"),
         cluster(ClusterSettings(scheduler=empty.scheduler_address)),
     ):
