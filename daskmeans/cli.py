@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import yaml
+from dask.utils import format_bytes
 from distributed import Client
 from rich.console import Console
 from rich.table import Table
@@ -90,14 +91,15 @@ def _hint(command: str, output: Output) -> None:
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values as people read them, a line each; a value that has its group's name stands for the group."""
     for key, value in facts.items():
-        name = f"{prefix}{key.replace('_', ' ')}"
+        name = prefix.strip() if f"{key} " == prefix else f"{prefix}{key.replace('_', ' ')}"
         if isinstance(value, dict):
-            yield from _flat(value, "" if key in value else f"{name} ")
-        elif isinstance(value, float):
-            yield name, f"{value:,.6g}"
+            yield from _flat(value, f"{name} ")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            yield name, str(value)
         else:
-            yield name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+            yield name, format_bytes(int(value)) if "bytes" in name else f"{value:,.6g}" if value % 1 else f"{value:,}"
 
 
 # --- verbs ---
