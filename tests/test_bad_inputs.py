@@ -188,7 +188,7 @@ CASES = [
     Case("output below a file", lambda at: [good(at), (at / "f").write_text("x")], FIT.replace("OUT", "IN/f/x"), 2,
          ("/f/x", "cannot be made")),
     Case("unknown kind of URL", good, f"{FIT} --init foo://x", 2, ("foo",)),
-    Case("workers of a scheduler", good, f"{FIT} --n-workers 3", 2, ("--n-workers", "--scheduler")),
+    Case("workers of a scheduler", good, f"{FIT} --n-workers 3 --scheduler tcp://127.0.0.1:9", 2, ("--n-workers", "--scheduler")),
     Case("local directory", good, f"{FIT} --local-directory /proc/none", 1, ("--local-directory",)),
     Case("memory limit", good, f"{FIT} --memory-limit banana", 2, ("banana", "4GiB")),
     Case("seed too large", good, f"{FIT} --random-state {2**70}", 2, ("random_state", "2^63")),

@@ -209,7 +209,7 @@ class KMeans:
         }
         for name, (right, expected) in checks.items():
             if not right:
-                raise UsageError(f"{name}={getattr(self, name)!r}", where=name, expected=expected)
+                raise UsageError(f"{name}={getattr(self, name)!r}", expected=expected)
 
     def fit_predict(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
         """Fit, then the labels of the rows of `X`."""
@@ -330,9 +330,7 @@ def seed_from(random_state: Any) -> int:
         return int(random_state.randint(2**31 - 1))
     if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**63:
         return int(random_state)
-    raise UsageError(
-        f"random_state={random_state!r}", where="random_state", expected="an integer in [0, 2^63), a generator or None"
-    )
+    raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^63), a generator or None")
 
 
 def _labels(X: Any, km: KMeans) -> np.ndarray:
