@@ -140,7 +140,7 @@ def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
         )
     if not any(out.iterdir()):
         return
-    found = _read(out)
+    found = peek(out)
     if found is None:
         raise OutputError(
             "the output directory holds files that daskmeans did not write",
@@ -177,7 +177,7 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
     wanted = " or ".join(f"`daskmeans {step}`" for step in steps)
     if not path.exists():
         raise NotFoundError("no such path", where=str(path), expected=f"the output directory of {wanted}")
-    found = _read(path)
+    found = peek(path)
     if found is None or found["step"] not in steps:
         raise NotFoundError(
             "this is not what it should be" if found is None else f"this is the output of `daskmeans {found['step']}`",
@@ -194,12 +194,7 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
 
 
 def peek(path: UPath) -> dict[str, Any] | None:
-    """Manifest in `path`, finished or not; None where there is none."""
-    return _read(path)
-
-
-def _read(path: UPath) -> dict[str, Any] | None:
-    """The manifest in `path`; None where there is none of ours, such as a file of that name from another program."""
+    """The manifest in `path`, finished or not; None where there is none of ours, such as a file of that name from another program."""
     try:
         found = json.loads((path / NAME).read_text())
     except (OSError, ValueError):
