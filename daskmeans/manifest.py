@@ -194,7 +194,7 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
 
 
 def peek(path: UPath) -> dict[str, Any] | None:
-    """The manifest in `path`, finished or not; None where there is none of ours, such as a file of that name from another program."""
+    """The manifest in `path`, finished or not; None where there is none of ours, whatever has its name."""
     try:
         found = json.loads((path / NAME).read_text())
     except (OSError, ValueError):
