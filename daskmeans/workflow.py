@@ -117,7 +117,7 @@ def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite
         )
     forecast.check_fit(source.rows, source.dimension, model.sample_fraction, client)
     with manifest.step(
-        path, "fit", fit_settings(model, reading), fit_inputs(source), overwrite=overwrite, client=client
+        path, "fit", fit_settings(model, reading), source.identity(), overwrite=overwrite, client=client
     ) as step:
         vectors = source.vectors_only()
         model.fit(vectors.rejecting_to(path / PARTS).frame(), column=source.embedding_field, client=client)
@@ -169,14 +169,19 @@ def assign_files(
     refuse_reserved([source.id_field, *source.metadata_fields])
     source = check_ids(source, reading.on_bad_row, client)
     settings = assign_settings(reading, layout, embedding_dtype)
-    _assign(source, reading.path(model), path, settings, overwrite, client)
+    _assign(source, km, reading.path(model), path, settings, overwrite, client)
     return open_buckets(path)
 
 
 def _assign(
-    source: Source, model: UPath, path: UPath, settings: dict[str, Any], overwrite: bool, client: Client | None
+    source: Source,
+    km: KMeans,
+    model: UPath,
+    path: UPath,
+    settings: dict[str, Any],
+    overwrite: bool,
+    client: Client | None,
 ) -> None:
-    km = KMeans.load(model)
     with manifest.step(
         path, "assign", settings, assign_inputs(source, model), overwrite=overwrite, client=client
     ) as step:
@@ -260,13 +265,15 @@ def run(
         return check_ids(source, reading.on_bad_row, client)
 
     _once(
-        paths["model"], "fit", fit_settings(model, reading), fit_inputs(source), overwrite,
+        paths["model"], "fit", fit_settings(model, reading), source.identity(), overwrite,
         lambda: _fit(checked(), paths["model"], model, reading, overwrite, client),
     )  # fmt: skip
     assigning = assign_settings(reading, layout, embedding_dtype)
     _once(
         paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
-        lambda: _assign(checked(), paths["model"], paths["clusters"], assigning, overwrite, client),
+        lambda: _assign(
+            checked(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
+        ),
     )  # fmt: skip
     _once(
         paths["dedup"], "dedup", asdict(deciding), dedup_inputs(open_buckets(paths["clusters"])), overwrite,
@@ -321,11 +328,6 @@ def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
     return params | {"embedding_field": reading.embedding_field, "on_bad_row": reading.on_bad_row}
 
 
-def fit_inputs(source: Source) -> dict[str, Any]:
-    """What a model is made from."""
-    return {"fingerprint": source.fingerprint(), "rows": source.rows}
-
-
 def assign_settings(reading: Reading, layout: str, embedding_dtype: str) -> dict[str, Any]:
     """What determines the clusters besides the input and the model."""
     return {
@@ -341,7 +343,7 @@ def assign_settings(reading: Reading, layout: str, embedding_dtype: str) -> dict
 def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
     """What clusters are made from."""
     used = manifest.identity(manifest.read(model, "fit"))
-    return fit_inputs(source) | {"model": used}
+    return source.identity() | {"model": used}
 
 
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:

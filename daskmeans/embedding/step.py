@@ -112,8 +112,7 @@ def embed(
         "dtype": dtype,
         "on_bad_row": on_bad_row,
     }
-    identity = {"fingerprint": source.fingerprint(), "rows": source.rows}
-    with manifest.step(target, "embed", settings, identity, overwrite=overwrite, client=client) as step:
+    with manifest.step(target, "embed", settings, source.identity(), overwrite=overwrite, client=client) as step:
         rows = _encode(source, chosen, dtype, target, client)
         step.facts |= {
             "rows": rows,

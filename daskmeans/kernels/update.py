@@ -31,6 +31,14 @@ def add_rows(X, labels, scale, sums, counts):  # type: ignore[no-untyped-def]
             sums[label, j] += np.int64(np.rint(np.float64(X[i, j]) * scale))
 
 
+def means(sums: np.ndarray, counts: np.ndarray, scale: float, centroids: np.ndarray) -> np.ndarray:
+    """The centroids that scaled integer sums give, float32; one of a cluster without rows stays where it is."""
+    held = counts > 0
+    moved = centroids.copy()
+    moved[held] = sums[held] / (counts[held, None] * scale)
+    return moved
+
+
 @kernel
 def add_numbers(values, scale):  # type: ignore[no-untyped-def]
     """Sum of float64 numbers, each scaled and rounded to an integer."""

@@ -11,6 +11,7 @@ import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
+import pyarrow as pa
 from dask.delayed import Delayed
 from distributed import Client
 from distributed.client import futures_of
@@ -67,8 +68,7 @@ class Blocks:
         """Results of ``function(group, *args)``, one per group: one task for each thread of each worker.
 
         The groups depend on where blocks happen to lie, so a caller may combine the results only in ways that do not
-        depend
-        on the grouping.
+        depend on the grouping.
         """
         tasks = [
             dask.delayed(_on_group, pure=False)(
@@ -118,7 +118,7 @@ def load(
 
     With a `sample_fraction` below 1 only rows are kept whose number's hash is below it.
     """
-    if not isinstance(X, (dd.DataFrame, dd.Series, da.Array)):
+    if not is_lazy(X):
         check_rows(X := as_matrix(X), normalize)  # here, where row numbers are those of the caller
     parts = partitions(X, column, client)
     offsets: list[int] | list[None] = [None] * len(parts)
@@ -133,6 +133,11 @@ def load(
         ],
         client,
     )
+
+
+def is_lazy(X: Any) -> bool:
+    """Whether `X` is a dask collection."""
+    return isinstance(X, (dd.DataFrame, dd.Series, da.Array))
 
 
 def partitions(X: Any, column: str | None, client: Client | None = None) -> list[Any]:
@@ -156,8 +161,6 @@ def slices(X: np.ndarray) -> list[np.ndarray]:
 
 def vector_column(frame: dd.DataFrame, column: str | None) -> str:
     """`column`, or the only column of `frame` that holds vectors."""
-    import pyarrow as pa
-
     schema = pa.Schema.from_pandas(frame._meta, preserve_index=False)
     found = vector_columns(schema)
     if column is None and len(found) == 1:

@@ -8,7 +8,6 @@ from typing import Any
 
 import dask
 import dask.array as da
-import dask.dataframe as dd
 import numpy as np
 from distributed import Client
 from upath import UPath
@@ -17,7 +16,7 @@ from daskmeans import manifest, runtime
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest
 from daskmeans.kmeans import model
-from daskmeans.kmeans.blocks import Blocks, as_matrix, load, partitions, prepare, slices
+from daskmeans.kmeans.blocks import Blocks, as_matrix, is_lazy, load, partitions, prepare, slices
 from daskmeans.kmeans.native import Fit, lloyd, tile_rows
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 
@@ -250,7 +249,7 @@ class KMeans:
     def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray) -> Any:
         self._check_fitted()
         apply = dask.delayed(function, pure=False)
-        if not isinstance(X, (dd.DataFrame, dd.Series, da.Array)):
+        if not is_lazy(X):
             return np.concatenate(runtime.compute_here([apply(part, self) for part in slices(as_matrix(X))]))
         sizes = X.chunks[0] if isinstance(X, da.Array) else (np.nan,) * X.npartitions
         shape = meta.shape[1:]

@@ -13,7 +13,7 @@ from daskmeans import config, progress, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.nearest import nearest, squared_distances
 from daskmeans.kernels.products import squared_norms64
-from daskmeans.kernels.update import add_numbers, add_rows, scale_for
+from daskmeans.kernels.update import add_numbers, add_rows, means, scale_for
 from daskmeans.kmeans.blocks import Blocks, Group
 
 
@@ -102,9 +102,7 @@ def _iterate(blocks: Blocks, fit: Fit, stats: Stats, rows: int) -> float:
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         _refill(blocks, shared, empty, sums, counts, scales, rows)
-    moved = fit.centroids.copy()
-    held = counts > 0
-    moved[held] = sums[held] / (counts[held, None] * scales.coordinates)
+    moved = means(sums, counts, scales.coordinates, fit.centroids)
     shift = math.fsum(((moved.astype(np.float64) - fit.centroids) ** 2).ravel())
     fit.centroids, fit.n_iter = moved, fit.n_iter + 1
     return shift
@@ -113,11 +111,10 @@ def _iterate(blocks: Blocks, fit: Fit, stats: Stats, rows: int) -> float:
 def _refill(
     blocks: Blocks, shared: Any, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray, scales: Scales, rows: int
 ) -> None:
-    """Give each empty cluster the row that is farthest from its centroid, as scikit-learn does; changes `sums` and
-    `counts`.
+    """Give each empty cluster the row that is farthest from its centroid, as scikit-learn does.
 
-    Rows that lie on their centroid are not taken, so with fewer distinct rows than clusters some stay empty, where
-    they are.
+    Changes `sums` and `counts`. Rows that lie on their centroid are not taken, so with fewer distinct rows than
+    clusters some stay empty, where they are.
     """
     found = blocks.map(_farthest, shared, len(empty), rows, name="kmeans-refill")
     distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -187,10 +184,11 @@ def _step(group: Group, centroids: np.ndarray, scales: Scales, rows: int) -> tup
 
 
 def _inertia(group: Group, centroids: np.ndarray, scale: float, rows: int) -> int:
-    labels = [nearest(X, centroids, rows) for _, X in group]
-    return sum(
-        add_numbers(squared_distances(X, centroids, mine), scale) for (_, X), mine in zip(group, labels, strict=True)
-    )
+    inertia = 0
+    for _, X in group:
+        labels = nearest(X, centroids, rows)
+        inertia += add_numbers(squared_distances(X, centroids, labels), scale)
+    return inertia
 
 
 def _farthest(group: Group, centroids: np.ndarray, count: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from daskmeans.kernels.hashing import hash_integers, uniform
 from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.nearest import nearest, squared_distances
 from daskmeans.kernels.products import rounding_bound, squared_norms64
-from daskmeans.kernels.update import add_rows, scale_for
+from daskmeans.kernels.update import add_rows, means, scale_for
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.vectors.files import open_path
 
@@ -57,10 +57,7 @@ def polish(X: np.ndarray, centroids: np.ndarray, tile_rows: int) -> np.ndarray:
     scale = scale_for(float(np.abs(X).max()), len(X))
     sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
     add_rows(X, labels, scale, sums, counts)
-    held = counts > 0
-    moved = centroids.copy()
-    moved[held] = sums[held] / (counts[held, None] * scale)
-    return moved
+    return means(sums, counts, scale, centroids)
 
 
 def oversample(

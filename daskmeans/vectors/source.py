@@ -109,6 +109,10 @@ class Source:
         """SHA-256 of the names, sizes and versions of the files, of the columns and of the number of rows."""
         return self.reader.fingerprint
 
+    def identity(self) -> dict[str, Any]:
+        """What a manifest says of this input."""
+        return {"fingerprint": self.fingerprint(), "rows": self.rows}
+
 
 def open_source(
     inputs: Input | Sequence[Input],
