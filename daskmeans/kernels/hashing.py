@@ -1,8 +1,7 @@
 """64-bit hashes of numbers, strings and vectors: the only source of randomness per row.
 
 A hash depends on the value and the seed alone, never on where the value lies, so a choice that follows from it is
-the same
-however the input was cut.
+the same however the input was cut.
 """
 
 from __future__ import annotations

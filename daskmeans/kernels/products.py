@@ -14,8 +14,7 @@ def dot64(x, y):  # type: ignore[no-untyped-def]
     """Dot product of two float32 vectors in float64, summed in eight lanes that are added at the end.
 
     Each product is exact, so the result is the same with and without fused multiply-add; the lanes let it use vector
-    registers
-    without leaving the fixed order.
+    registers without leaving the fixed order.
     """
     d = x.shape[0]
     whole = d - d % LANES
@@ -90,8 +89,7 @@ def rounding_bound(n_features: int) -> float:
     Notes
     -----
     γ_n = n·u / (1 − n·u) with u = 2⁻²⁴; Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., section
-    3.1. Two
-    units more cover what a caller does with the product afterwards (one subtraction, one rounding).
+    3.1. Two units more cover what a caller does with the product afterwards (one subtraction, one rounding).
 
     Examples
     --------

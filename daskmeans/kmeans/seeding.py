@@ -85,8 +85,7 @@ def oversample(
     -----
     Bahmani, Moseley, Vattani, Kumar & Vassilvitskii, *Scalable k-means++*, VLDB 2012: five rounds of k/2 to 2k rows
     give seeds as good as k-means++. Every distance is in fixed order and the potential is an exactly rounded sum, so
-    the
-    draw is the same on every machine.
+    the draw is the same on every machine.
     """
     draw = oversampling_factor * n_clusters / 2
     chosen = np.array([hash_integers(numbers.astype(np.uint64), seed).argmin()])
@@ -129,8 +128,7 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
     Notes
     -----
     Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of 2 + ln k rows drawn in each
-    turn the
-    one that lowers the potential most is taken, as scikit-learn does.
+    turn the one that lowers the potential most is taken, as scikit-learn does.
     """
     trials = 2 + int(math.log(n_clusters))
     luck = uniform(hash_integers(np.arange(n_clusters * trials, dtype=np.uint64), seed)).reshape(n_clusters, trials)

@@ -1,10 +1,8 @@
 """Regrouping rows by cluster, without a shuffle and without ever holding more than a partition or a bucket.
 
 Each partition is sorted by cluster and written as a run. As runs are sorted, the rows of a range of clusters are one
-slice
-of each of them; a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the
-distance to
-its centroid.
+slice of each of them; a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the
+distance to its centroid.
 """
 
 from __future__ import annotations
