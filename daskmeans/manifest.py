@@ -1,7 +1,8 @@
 """What a finished step is: a directory whose ``manifest.json`` says so.
 
 The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so the same
-holds on object stores.
+holds on object stores. A step may name a directory below its own from which it can go on after it was interrupted;
+what lies there is kept as long as the step has the same settings and inputs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from daskmeans import runtime
 from daskmeans.errors import DataError, NotFoundError, OutputError
 
 NAME = "manifest.json"
+# Changed files that a message names.
+TOLD = 3
 
 
 def versions() -> dict[str, str]:
@@ -40,6 +43,40 @@ def remove(path: UPath) -> None:
     """Remove `path` and all below it; nothing happens if it is not there."""
     if path.exists():
         path.fs.rm(path.path, recursive=True)
+
+
+def changes(found: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+    """What `settings` and `inputs` have that the manifest `found` has not, or otherwise; a phrase each.
+
+    Examples
+    --------
+    >>> before = {"settings": {"k": 3}, "inputs": {"fingerprint": "5e1f", "files": {"a.npy": "80 bytes"}}}
+    >>> changes(before, {"k": 4}, {"fingerprint": "90c2", "files": {"a.npy": "96 bytes"}})
+    ['the file a.npy was 80 bytes, now 96 bytes', 'k was 3, now 4']
+    """
+    before = found.get("settings", {}) | found.get("inputs", {})
+    now = json.loads(json.dumps(settings | inputs))
+    told = _changed_files(before, now) if "files" in before and "files" in now else []
+    of_files = {"files", "fingerprint", "rows"} if told else {"files"}  # without names the fingerprint tells
+    changed = [key for key in sorted({*before, *now} - of_files) if before.get(key) != now.get(key)]
+    return told + [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+
+
+def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two inputs differ in, of which both tell the fingerprint and the files."""
+    if before["fingerprint"] == now["fingerprint"]:
+        return []
+    then, files = before["files"], now["files"]
+    changed = [name for name in {**then, **files} if then.get(name) != files.get(name)]
+    if not changed:
+        return ["the files come in another order, or other columns are read"]
+    told = [
+        f"the file {name} was {then[name]}, now {files[name]}"
+        if name in then and name in files
+        else f"the file {name} is {'new' if name in files else 'gone'}"
+        for name in changed[:TOLD]
+    ]
+    return told + ([f"{len(changed) - TOLD:,} more files are others"] if len(changed) > TOLD else [])
 
 
 class Step:
@@ -76,9 +113,10 @@ def step(
     inputs: dict[str, Any],
     *,
     overwrite: bool = False,
+    resume: str | None = None,
     client: Client | None = None,
 ) -> Iterator[Step]:
-    """Make `out` the output of step `name`; on any error remove it again.
+    """Make `out` the output of step `name`; on any error remove it again, or what cannot be gone on from.
 
     Parameters
     ----------
@@ -90,7 +128,11 @@ def step(
     settings, inputs : dict
         What determines the result; JSON types only.
     overwrite : bool, default False
-        Replace a finished output of daskmeans. A directory of anything else is never touched.
+        Replace a finished output of daskmeans, or an unfinished one that has other settings or inputs. A directory of
+        anything else is never touched.
+    resume : str, optional
+        Name of the directory below `out` from which this step can go on. An unfinished step with the same settings
+        and inputs finds there what it has left, also when it failed; a finished one has none.
     client : distributed.Client, optional
         Whose workers' peak memory the manifest tells.
 
@@ -100,26 +142,62 @@ def step(
         `out` holds something that must not be overwritten.
     """
     check_free(out, name, overwrite=overwrite)
+    kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
     head = {"step": name, "settings": settings, "inputs": inputs, "versions": versions()}
-    remove(out)
     fresh = [parent for parent in out.parents if not parent.exists()]
     try:
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the directory cannot be made ({error.strerror})", where=str(out)) from None
     made = Step(out, head, client)
-    made.write(finished=False)
+    made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
+    for child in list(out.iterdir()):
+        if child.name not in {NAME, *kept}:
+            remove(child)
     try:
         yield made
     except BaseException:
+        if resume and (out / resume).exists():
+            runtime.logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
+            raise
         remove(out)
         for parent in fresh:  # made for this step only, unless something else lies there by now
             if parent.exists() and not any(parent.iterdir()):
                 remove(parent)
         raise
     made.write(finished=True)
+    if resume:
+        remove(out / resume)  # last: a kill before this leaves a finished output with something too much
     counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
     runtime.log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
+
+
+def goes_on(
+    out: UPath, settings: dict[str, Any], inputs: dict[str, Any], resume: str, *, overwrite: bool = False
+) -> bool:
+    """Whether `out` holds an unfinished step with these settings and inputs, which then goes on from `resume`.
+
+    Raises
+    ------
+    OutputError
+        It has others, something is left in `resume`, and `overwrite` is not set: hours of work may lie there.
+    """
+    found = peek(out)
+    if found is None or found["finished"]:
+        return False
+    changed = changes(found, settings, inputs)
+    ours, theirs = version("daskmeans"), found.get("versions", {}).get("daskmeans")
+    if ours != theirs:  # another version may compute other bits
+        changed.append(f"daskmeans was {theirs}, now {ours}")
+    if changed and not overwrite and (out / resume).exists():
+        raise OutputError(
+            f"the step {found['step']!r} is unfinished here, with other settings or another input: "
+            + "; ".join(changed),
+            where=str(out),
+            expected="the settings and the input with which it began, to go on",
+            remedy="call it as before, choose another directory, or add --overwrite to begin anew",
+        )
+    return not changed
 
 
 def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
@@ -188,7 +266,7 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
         raise OutputError(
             f"the output of `daskmeans {found['step']}` is unfinished",
             where=str(path),
-            remedy="run the command that writes it again; it replaces what is there",
+            remedy="run the command that writes it again; it goes on, or replaces what is there",
         )
     return found
 

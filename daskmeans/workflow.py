@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -83,6 +82,7 @@ def fit(
     model : KMeans
     reading : Reading, optional
     overwrite : bool, default False
+        Replace a finished output.
     client : distributed.Client, optional
 
     Returns
@@ -95,26 +95,55 @@ def fit(
     UsageError, DataError, MemoryForecastError
     """
     client = runtime.current_client(client)
-    _resolve(model, reading)
-    source, path = reading.open(inputs, client, allow_zero=not model.normalize), reading.path(out)
+    path = reading.path(out)
+    _resolve(model, reading, path, path, overwrite)
+    source = reading.open(inputs, client, allow_zero=not model.normalize)
     refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
+    _refuse_misfit(source, model)
     _fit(source, path, model, reading, overwrite, client)
     return model
 
 
-def _resolve(model: KMeans, reading: Reading) -> None:
-    """Put what paths and None stand for into `model`, so that they can be compared with those of an earlier run."""
-    model.init = resolve_init(model.init, model.n_clusters, reading.storage_options)
+def _resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> None:
+    """Put what paths and None stand for into `model`, so that they can be compared with those of an earlier run.
+
+    `out` is what is going to be written, and `path` the directory of the model in it.
+    """
+    given = model.init
+    model.init = resolve_init(given, model.n_clusters, reading.storage_options)
+    if isinstance(model.init, np.ndarray) and isinstance(given, str | UPath):  # it would be gone when the fit goes on
+        refuse_overlap(out, [reading.path(given)])
+    if model.random_state is None:
+        model.random_state = _drawn_before(path, overwrite)
     model.random_state = seed_from(model.random_state)
 
 
-def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None) -> None:
+def _drawn_before(path: UPath, overwrite: bool) -> int | None:
+    """The seed of the fit that is in `path`, unless that is to be replaced."""
+    found = manifest.peek(path)
+    if found is None or found["step"] != "fit" or (found["finished"] and overwrite):
+        return None
+    return found["settings"].get("random_state")  # type: ignore[no-any-return]
+
+
+def _refuse_misfit(source: Source, model: KMeans) -> None:
+    """Refuse a model that cannot be fitted on the rows of `source`."""
     if source.rows < model.n_clusters:
         raise UsageError(
             f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
             where="--n-clusters",
             remedy=f"set --n-clusters to {source.rows:,} or less",
         )
+    if isinstance(model.init, np.ndarray) and model.init.shape[1] != source.dimension:
+        raise UsageError(
+            f"the initial centroids have {model.init.shape[1]} dimensions",
+            where="--init",
+            expected=f"{source.dimension}, as the vectors in {source.files[0]} have",
+            remedy="give centroids or a model that was fitted on such embeddings",
+        )
+
+
+def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None) -> None:
     forecast.check_fit(source.rows, source.dimension, model.sample_fraction, client)
     with manifest.step(
         path, "fit", fit_settings(model, reading), source.identity(), overwrite=overwrite, client=client
@@ -234,7 +263,7 @@ def run(
     Raises
     ------
     OutputError
-        A finished step below `out` was made with other settings or from another input, and `overwrite` is not set.
+        A step below `out` was made with other settings or from another input, and `overwrite` is not set.
 
     Examples
     --------
@@ -248,9 +277,9 @@ def run(
     [{'id': 'a', 'kept_id': 'b', 'reason': 'exact'}]
     """
     client = runtime.current_client(client)
-    _resolve(model, reading)
-    deciding = dedup_settings(threshold, eps, keep, rule, search, model.random_state)
     root = reading.path(out)
+    _resolve(model, reading, root, root / "model", overwrite)
+    deciding = dedup_settings(threshold, eps, keep, rule, search, model.random_state)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
@@ -259,6 +288,7 @@ def run(
     check_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
     refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
     _refuse_foreign(root, paths)
+    _refuse_misfit(source, model)
 
     @cache
     def checked() -> Source:  # before the fit, so that a duplicate id does not cost one
@@ -305,15 +335,13 @@ def _once(
     """Do `work` unless `path` holds its finished result already."""
     found = manifest.peek(path) if path.exists() else None
     if found and found["finished"]:
-        before, now = found["settings"] | found["inputs"], json.loads(json.dumps(settings | inputs))
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed = manifest.changes(found, settings, inputs)
         if not changed:
             runtime.logger.info("%s is finished already: %s", name, path)
             return
         if not overwrite:
-            differences = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
             raise OutputError(
-                f"the step {name!r} is finished here, with other settings or another input: {differences}",
+                f"the step {name!r} is finished here, with other settings or another input: {'; '.join(changed)}",
                 where=str(path),
                 remedy="choose another --out, or add --overwrite to do it again",
             )

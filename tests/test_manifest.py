@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -112,3 +113,59 @@ def test_a_killed_step_is_recognised_and_done_again(tmp_path):
         manifest.read(UPath(out), "fit")
     make(UPath(out))
     assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "result.txt"]
+
+
+def begin(out: UPath, settings: dict, inputs: dict, *, fail: bool = True, **kwargs) -> list[str]:
+    """Make step `fit` in `out`, which goes on from ``parts``; returns the parts that it found there."""
+    with (
+        contextlib.suppress(ZeroDivisionError),
+        manifest.step(out, "fit", settings, inputs, resume="parts", **kwargs) as step,
+    ):
+        parts = step.path / "parts"
+        found = sorted(path.name for path in parts.iterdir()) if parts.exists() else []
+        assert sorted(path.name for path in out.iterdir()) == ["manifest.json", *(["parts"] if found else [])]
+        parts.mkdir(exist_ok=True)
+        (parts / f"{len(found)}.txt").write_text("done")
+        (step.path / "half.txt").write_text("half")
+        1 / (not fail)
+    return found
+
+
+def test_a_step_goes_on_from_what_it_has_left(out):
+    assert [begin(out, {"k": 3}, {"rows": 7}) for _ in range(3)] == [[], ["0.txt"], ["0.txt", "1.txt"]]
+    with pytest.raises(OutputError, match="unfinished"):
+        manifest.read(out, "fit")
+    assert begin(out, {"k": 3}, {"rows": 7}, fail=False, overwrite=True) == ["0.txt", "1.txt", "2.txt"]
+    assert manifest.read(out, "fit")["finished"]
+    assert sorted(path.name for path in out.iterdir()) == ["half.txt", "manifest.json"]
+    assert begin(out, {"k": 3}, {"rows": 7}, overwrite=True) == []
+
+
+def test_a_step_with_other_settings_neither_goes_on_nor_replaces_unasked(out):
+    begin(out, {"k": 3}, {"rows": 7})
+    for settings, inputs, words in (
+        ({"k": 4}, {"rows": 7}, "k was 3, now 4"),
+        ({"k": 3, "new": True}, {"rows": 8}, "new was None, now True; rows was 7, now 8"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            begin(out, settings, inputs)
+    assert begin(out, {"k": 3}, {"rows": 7}) == ["0.txt"]
+    assert begin(out, {"k": 4}, {"rows": 7}, overwrite=True) == []
+    manifest.remove(out / "parts")  # nothing is lost
+    assert begin(out, {"k": 5}, {"rows": 7}) == []
+
+
+def test_changed_files_stand_for_what_follows_from_them():
+    def inputs(files: dict, fingerprint: str, rows: int) -> dict:
+        return {"files": files, "fingerprint": fingerprint, "rows": rows}
+
+    before = {"settings": {"k": 3}, "inputs": inputs({"a": "1 byte", "b": "2 bytes"}, "5e1f", 3)}
+    told = manifest.changes(before, {"k": 3}, inputs({"b": "3 bytes", "c": "1 byte"}, "90c2", 4))
+    assert told == ["the file a is gone", "the file b was 2 bytes, now 3 bytes", "the file c is new"]
+    reordered = manifest.changes(before, {"k": 3}, inputs({"b": "2 bytes", "a": "1 byte"}, "90c2", 3))
+    assert reordered == ["the files come in another order, or other columns are read"]
+    unnamed = {"fingerprint": "90c2", "rows": 3}
+    assert manifest.changes(before, {"k": 3}, unnamed) == ["fingerprint was '5e1f', now '90c2'"]
+    many = {"settings": {}, "inputs": inputs({f"{i}": "1 byte" for i in range(9)}, "5e1f", 9)}
+    gone = [f"the file {i} is gone" for i in range(3)]
+    assert manifest.changes(many, {}, inputs({}, "90c2", 0)) == [*gone, "6 more files are others"]

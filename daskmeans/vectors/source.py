@@ -53,6 +53,8 @@ class Source:
     dtype : str
         Type of the elements as stored, ``float16``, ``float32`` or ``float64``; empty for texts.
     partitions : tuple of Partition
+    stamps : tuple of (str, int, str)
+        Of all files: name below the directory that they have in common, size in bytes, version.
     reader : Reader
     """
 
@@ -66,6 +68,7 @@ class Source:
     dimension: int
     dtype: str
     partitions: tuple[Partition, ...]
+    stamps: tuple[tuple[str, int, str], ...]
     reader: Reader
 
     @property
@@ -111,7 +114,8 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """What a manifest says of this input."""
-        return {"fingerprint": self.fingerprint(), "rows": self.rows}
+        files = {name: f"{size} bytes of version {version or 'unknown'}" for name, size, version in self.stamps}
+        return {"fingerprint": self.fingerprint(), "rows": self.rows, "files": files}
 
 
 def open_source(
@@ -200,6 +204,7 @@ def open_source(
         dimension=dimension,
         dtype=dtype,
         partitions=pack(surveys, min(rows, max(1, -(-n_rows // min_partitions)))),
+        stamps=tuple(stamps),
         reader=Reader(format_of(first_file), schema, fingerprint, on_bad_row, allow_zero, rejects),
     )
 
