@@ -20,6 +20,7 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 
 from daskmeans import config
+from daskmeans.dashboard import PAGE, add_page
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 
 
@@ -63,12 +64,12 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
             ) from None
     if settings.scheduler or settings.scheduler_file:
         with _connect(settings) as client:
-            yield client
-    elif settings.device == "gpu":
-        with _gpu_cluster(settings) as local, Client(local) as client:
+            add_page(client)
             yield client
     else:
-        with _cpu_cluster(settings) as local, Client(local) as client:
+        start = _gpu_cluster if settings.device == "gpu" else _cpu_cluster
+        with start(settings) as local, Client(local) as client:
+            add_page(client)
             yield client
 
 
@@ -195,7 +196,7 @@ def _gpu_cluster(settings: ClusterSettings) -> Any:
 
 
 def dashboard(client: Client) -> str:
-    """Where the dashboard of `client` is, or how to get one."""
+    """Where the dashboard of `client` is, and on which page of it fits are shown, or how to get one."""
     if find_spec("bokeh") is None:
         return 'not available; pip install "daskmeans[dashboard]"'
-    return str(client.dashboard_link)
+    return f"{client.dashboard_link}, fits at /{PAGE}" if add_page(client) else str(client.dashboard_link)

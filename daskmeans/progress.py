@@ -6,12 +6,17 @@ Nothing is shown by default. The commands switch on :class:`RichProgress`; a not
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
 
 
 class ProgressDisplay(Protocol):
@@ -21,7 +26,7 @@ class ProgressDisplay(Protocol):
         """Open a line called `label` for `total` units and return its handle."""
 
     def advance(self, line: int, note: str = "") -> None:
-        """One more unit of `line` is done; `note` says something about it."""
+        """One more unit of `line` is done; `note` says something about it, in more than one line if need be."""
 
     def finish(self, line: int) -> None:
         """`line` is complete."""
@@ -41,16 +46,16 @@ class Silent:
 
 
 class RichProgress:
-    """One bar a line on a rich console."""
+    """One bar a line on a rich console; what a note says in further lines stands below its bar."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = Progress(
+        self._bars = _Bars(
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", table_column=Column(min_width=13)),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(table_column=Column(min_width=7)),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("[dim]{task.fields[head]}"),
             console=console,
         )
 
@@ -62,15 +67,81 @@ class RichProgress:
         self._bars.stop()
 
     def start(self, label: str, total: int | None) -> int:
-        return self._bars.add_task(label, total=total, note="")
+        return self._bars.add_task(label, total=total, head="", below="")
 
     def advance(self, line: int, note: str = "") -> None:
-        self._bars.update(line, advance=1, note=note)  # type: ignore[arg-type]
+        head, _, below = note.partition("\n")
+        self._bars.update(line, advance=1, head=head, below=below)  # type: ignore[arg-type]
 
     def finish(self, line: int) -> None:
         # Work that may end early (a fit that converges) shows what was done, not what was allowed.
         task = self._bars.tasks[line]
         self._bars.update(line, total=task.completed, completed=task.completed)  # type: ignore[arg-type]
+
+
+class _Bars(Progress):
+    """Bars of the same columns, each with its notes below; one table could not span its columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            if task.fields["below"]:
+                yield Padding(Text(task.fields["below"], "dim"), (0, 0, 0, 2))
+
+
+class PlainProgress:
+    """Text without bars, for a log: a row when a line is finished, and one now and then while it takes long.
+
+    Parameters
+    ----------
+    console : Console
+    every : float, default 10.0
+        Seconds from row to row of one line.
+    """
+
+    def __init__(self, console: Console, every: float = 10.0) -> None:
+        self._console, self._every = console, every
+        self._lines: list[_PlainLine] = []
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def start(self, label: str, total: int | None) -> int:
+        self._lines.append(_PlainLine(label, total))
+        return len(self._lines) - 1
+
+    def advance(self, line: int, note: str = "") -> None:
+        shown = self._lines[line]
+        shown.done, shown.note = shown.done + 1, note.replace("\n", " · ")
+        if time.perf_counter() - shown.printed >= self._every:
+            shown.printed = time.perf_counter()
+            self._print(shown, f"{shown.done:,}" + (f" of {shown.total:,}" if shown.total else ""))
+
+    def finish(self, line: int) -> None:
+        shown = self._lines[line]
+        self._print(shown, f"{shown.done:,} in {time.perf_counter() - shown.started:.1f} s")
+
+    def _print(self, line: _PlainLine, state: str) -> None:
+        text = f"{line.label}: {state}" + (f" · {line.note}" if line.note else "")
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _PlainLine:
+    label: str
+    total: int | None
+    done: int = 0
+    note: str = ""
+    started: float = field(default_factory=time.perf_counter)
+    printed: float = field(default_factory=time.perf_counter)
+
+
+def display_on(console: Console) -> RichProgress | PlainProgress:
+    """Bars if `console` is a terminal, else text that reads well in a file."""
+    return RichProgress(console) if console.is_terminal else PlainProgress(console)
 
 
 _current: ContextVar[ProgressDisplay] = ContextVar("daskmeans-progress", default=Silent())  # noqa: B039
@@ -105,3 +176,67 @@ class Line:
 
     def advance(self, note: str = "") -> None:
         self._display.advance(self._handle, note)
+
+
+def note(iterations: Sequence[Mapping[str, Any]]) -> str:
+    """What the last of some updates of a fit has come to: its phase and, in a second line, its figures.
+
+    Parameters
+    ----------
+    iterations : sequence of mapping
+        Updates in their order, as the engine logs them; facts that one does not have are left out.
+
+    Examples
+    --------
+    >>> updates = [
+    ...     {"phase": 1, "phases": 5, "rows": 64_000, "iteration": 11, "inertia": 36_200.0},
+    ...     {"phase": 1, "phases": 5, "rows": 64_000, "iteration": 12, "inertia": 36_156.56, "relabelled": 820,
+    ...      "seconds": 0.05},
+    ... ]
+    >>> print(note(updates))
+    sample 2 of 4, 64,000 rows
+    update 12 · inertia 36,156.6 (−0.12 %) · 1.3 % relabelled · 1.28M rows/s
+    """
+    now = iterations[-1]
+    before = iterations[-2] if len(iterations) > 1 else {}
+    rows, phase = now.get("rows"), now.get("phase")
+    figures = [f"update {now['iteration']:,}"] if "iteration" in now else []
+    if "inertia" in now:
+        comparable = before.get("phase") == phase and before.get("inertia")
+        change = f" ({_percent(now['inertia'] / before['inertia'] - 1, '+.2g')})" if comparable else ""
+        figures.append(f"inertia {now['inertia']:,.6g}{change}")
+    if rows and "relabelled" in now:
+        figures.append(f"{_percent(now['relabelled'] / rows, '.2g')} relabelled")
+    if rows and now.get("seconds"):
+        figures.append(f"{_compact(rows / now['seconds'])} rows/s")
+    return "\n".join(part for part in (_phase(now), " · ".join(figures)) if part)
+
+
+def _phase(now: Mapping[str, Any]) -> str:
+    if "rows" not in now:
+        return ""
+    if now.get("phase") == "seed":
+        return f"seed from {now['rows']:,} rows"
+    phase, phases = now.get("phase", 0), now.get("phases", 1)
+    if phase == phases - 1:
+        return f"all {now['rows']:,} rows"
+    return f"sample {phase + 1} of {phases - 1}, {now['rows']:,} rows"
+
+
+def _percent(share: float, form: str) -> str:
+    return f"{100 * share:{form}} %".replace("-", "−")
+
+
+def _compact(number: float) -> str:
+    """Three digits and a unit: 950, 64k, 1.28M.
+
+    Examples
+    --------
+    >>> [_compact(x) for x in (7.0, 950.4, 64_000, 1_283_000, 25e9)]
+    ['7', '950', '64k', '1.28M', '25G']
+    """
+    for unit in ("", "k", "M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}G"
