@@ -9,8 +9,8 @@ import pandas as pd
 
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.nearest import cosine_distances, nearest, squared_distances
-from daskmeans.kmeans.blocks import vector_column
 from daskmeans.kmeans.estimator import KMeans
+from daskmeans.kmeans.inputs import vector_column
 from daskmeans.kmeans.native import tile_rows
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2
 from daskmeans.vectors.matrix import to_column, to_matrix

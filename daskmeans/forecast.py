@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dask.utils import format_bytes
 from distributed import Client
 
@@ -23,6 +25,22 @@ def fit_bytes(rows: int, dimension: int, sample_fraction: float = 1.0) -> int:
     1536000000
     """
     return int(4 * rows * dimension * sample_fraction)
+
+
+def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
+    """Bytes that the engine notes beside `rows` float32 vectors: codes, label, bounds for groups of centroids.
+
+    Examples
+    --------
+    >>> note_bytes(1, 384, 1000)
+    480
+    """
+    return rows * (dimension + 12 + 4 * min(math.ceil(n_clusters / 48), 96))
+
+
+def block_bytes(client: Client | None) -> int:
+    """Bytes of blocks, with what is noted about them, that one process may hold in memory."""
+    return runtime.memory_in_all(client) // max(1, len(client.nthreads()) if client else 1)
 
 
 def assign_bytes(dimension: int, n_clusters: int, partition_bytes: int) -> int:

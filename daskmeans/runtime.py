@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from uuid import uuid4
 
 import dask
 import distributed
+import numpy as np
 import psutil
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
-from distributed import Client, KilledWorker
+from distributed import Client, Future, KilledWorker
 from threadpoolctl import ThreadpoolController
 
 from daskmeans import progress
@@ -27,6 +30,24 @@ logger = logging.getLogger("daskmeans")
 
 # Measured: what a worker takes once it has imported the libraries and compiled the kernels.
 BASE = 300 << 20
+# Bytes of arguments that tasks may bring along, together; dask warns of more than 10 MB in one of them.
+LARGE = 8 << 20
+
+
+def allowed_threads(cores: int, limit: str) -> int:
+    """`cores`, or what a value of ``OMP_NUM_THREADS`` allows if that is less.
+
+    Examples
+    --------
+    >>> allowed_threads(8, "2"), allowed_threads(8, "4,2"), allowed_threads(8, "16"), allowed_threads(8, "")
+    (2, 4, 8, 8)
+    """
+    outermost = limit.split(",")[0].strip()
+    return min(cores, int(outermost)) if outermost.isdecimal() and int(outermost) else cores
+
+
+# As it was in the beginning: distributed sets the variable to 1 in this process when it starts workers.
+THREADS = allowed_threads(CPU_COUNT, os.environ.get("OMP_NUM_THREADS", ""))
 
 
 def current_client(client: Client | None = None) -> Client | None:
@@ -45,10 +66,16 @@ def current_client(client: Client | None = None) -> Client | None:
 
 
 def n_threads(client: Client | None = None) -> int:
-    """Threads that run tasks at the same time: those of all workers, or the cores of this process."""
-    if client is None:
-        return CPU_COUNT
-    return max(1, sum(client.nthreads().values()))
+    """Threads that run tasks at the same time: those of all workers, or what this process may take.
+
+    That is the number of cores its affinity and cgroup allow, or ``OMP_NUM_THREADS`` where that is less.
+
+    Examples
+    --------
+    >>> 1 <= n_threads() <= CPU_COUNT
+    True
+    """
+    return THREADS if client is None else max(1, sum(client.nthreads().values()))
 
 
 def memory_per_task(client: Client | None = None) -> int | None:
@@ -97,31 +124,92 @@ def compute(tasks: Sequence[Delayed], label: str = "", client: Client | None = N
     An error of one task cancels the others and is raised as it was.
     """
     client = current_client(client)
-    display = progress.line(label, len(tasks)) if label and tasks else contextlib.nullcontext()
-    with display as line:
-        if client is None:
+    if client is None:
+        with _line(label, tasks) as line:
             return compute_here(tasks, line)
-        futures = client.compute(list(tasks))
+    return gather(client.compute(list(tasks)), label, client)
+
+
+def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None) -> list[Any]:
+    """As :func:`compute`, but results stay where they were computed: futures stand for those of a cluster."""
+    client = current_client(client)
+    if client is None:
+        return compute(tasks, label)
+    futures = client.compute(list(tasks))
+    settle(futures, label, client)
+    return futures
+
+
+def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Results of `functions`, called by threads of this process."""
+    return compute_here([dask.delayed(function, pure=False)() for function in functions])
+
+
+def submit(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: Sequence[str], name: str, client: Client
+) -> list[Future]:
+    """Futures of ``function(*call)``, each on the worker given beside it, or on another if that one is lost."""
+    return [
+        client.submit(function, *call, key=key(name), workers=[worker], allow_other_workers=True)
+        for call, worker in zip(calls, workers, strict=True)
+    ]
+
+
+def places(futures: Sequence[Future], client: Client) -> list[str]:
+    """The worker on which each of `futures` lies."""
+    while True:
+        settle(futures, "", client)
+        found = client.who_has(futures)
+        if all(found[future.key] for future in futures):
+            return [min(found[future.key]) for future in futures]
+
+
+def settle(futures: Sequence[Future], label: str, client: Client) -> None:
+    """Wait for `futures`, which stay; an error of one cancels the others and is raised as it was."""
+    with _explained(label), _line(label, futures) as line:
         try:
+            for future in distributed.as_completed(futures):
+                if future.status != "finished":
+                    future.result()
+                if line is not None:
+                    line.advance()
+        except BaseException:
+            client.cancel(futures)
+            raise
+
+
+def gather(futures: Sequence[Future], label: str, client: Client) -> list[Any]:
+    """Results of `futures`, which are released; an error of one cancels the others and is raised as it was."""
+    try:
+        with _explained(label), _line(label, futures) as line:
             if line is not None:
                 for future in distributed.as_completed(futures):
                     if future.status == "error":
                         break
                     line.advance()
-            return client.gather(futures)
-        except KilledWorker as error:
-            raise ClusterError(
-                f"workers died one after the other while running a task of {label or 'this step'!r}",
-                where=f"--memory-limit, {error.last_worker.memory_limit / 2**30:.2g} GiB a worker",
-                expected="workers with enough memory for a task",
-                remedy="give workers a higher --memory-limit, or fewer --threads-per-worker",
-            ) from None
-        except distributed.client.FutureCancelledError as error:
-            raise ClusterError(
-                "the scheduler was lost while tasks were running", remedy="run the command again"
-            ) from error
-        finally:
-            client.cancel(futures)
+            return client.gather(futures)  # type: ignore[no-any-return]
+    finally:
+        client.cancel(futures)
+
+
+def _line(label: str, tasks: Sequence[Any]) -> contextlib.AbstractContextManager[progress.Line | None]:
+    return progress.line(label, len(tasks)) if label and tasks else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _explained(label: str) -> Iterator[None]:
+    """Turn what dask raises about workers and schedulers into errors that say what to do."""
+    try:
+        yield
+    except KilledWorker as error:
+        raise ClusterError(
+            f"workers died one after the other while running a task of {label or 'this step'!r}",
+            where=f"--memory-limit, {error.last_worker.memory_limit / 2**30:.2g} GiB a worker",
+            expected="workers with enough memory for a task",
+            remedy="give workers a higher --memory-limit, or fewer --threads-per-worker",
+        ) from None
+    except distributed.client.FutureCancelledError as error:
+        raise ClusterError("the scheduler was lost while tasks were running", remedy="run the command again") from error
 
 
 def compute_here(tasks: Sequence[Delayed], line: progress.Line | None = None) -> list[Any]:
@@ -134,7 +222,7 @@ def compute_here(tasks: Sequence[Delayed], line: progress.Line | None = None) ->
 
     # Tasks take the cores; a BLAS that brings threads of its own would take them a second time.
     with Callback(posttask=done), _one_thread_each():
-        return list(dask.compute(*tasks, scheduler="threads", num_workers=CPU_COUNT))
+        return list(dask.compute(*tasks, scheduler="threads", num_workers=n_threads()))
 
 
 def _one_thread_each() -> contextlib.AbstractContextManager[Any]:
@@ -147,25 +235,29 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def persist(tasks: Sequence[Delayed], client: Client | None = None) -> list[Delayed]:
-    """`tasks` computed and kept where they were computed; the result stands for them in further tasks."""
-    client = current_client(client)
-    if client is None:
-        with _one_thread_each():
-            return list(dask.persist(*tasks, scheduler="threads", num_workers=CPU_COUNT))
-    return list(client.persist(list(tasks)))
-
-
 def share(value: Any, client: Client | None = None) -> Any:
     """`value` sent to every worker once; hand the result to tasks in its place."""
     client = current_client(client)
     return value if client is None else client.scatter([value], broadcast=True, hash=False)[0]
 
 
+def spread(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any, ...]:
+    """`arguments` for `count` tasks: large arrays go to each worker once, small ones arrive sooner with the tasks."""
+    return tuple(
+        share(value, client) if isinstance(value, np.ndarray) and value.nbytes * count > LARGE else value
+        for value in arguments
+    )
+
+
 def place(value: Any, client: Client | None = None) -> Any:
     """`value` sent to some worker; hand the result to tasks in its place."""
     client = current_client(client)
     return value if client is None else client.scatter([value], hash=False)[0]
+
+
+def key(name: str) -> str:
+    """A key that no other task has; dashboards show its `name`."""
+    return f"{name}-{uuid4().hex}"
 
 
 def log_event(topic: str, message: dict[str, Any], client: Client | None = None) -> None:

@@ -43,3 +43,27 @@ def square(x: int) -> int:
 def blas_threads() -> int:
     """Threads that BLAS would use in this process."""
     return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+
+
+def rows_of(group: list) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+    """Numbers and rows of each block of a group, and whether it lies on disk."""
+    found = []
+    for block in group:
+        with block.open() as arrays:
+            found.append((block.numbers, arrays["rows"].copy(), block.on_disk))
+    return found
+
+
+def count_visits(group: list, step: int) -> list[tuple[int, float]]:
+    """Of each block how often this was called for it, by its notes and by an array of its own."""
+    found = []
+    for block in group:
+        if "visits" not in block.notes:
+            block.notes["visits"] = 0
+            block.allocate("visits", (block.n_rows,), np.float32)
+        block.notes["visits"] += 1
+        with block.open() as arrays:
+            arrays["visits"] += step
+            assert np.ptp(arrays["visits"]) == 0
+            found.append((block.notes["visits"], float(arrays["visits"][0])))
+    return found

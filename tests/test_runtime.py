@@ -56,8 +56,8 @@ def test_shared_values_arrive_whole(place):
         assert found == repr(value)
 
 
-def test_persisted_tasks_stand_for_their_results(place):
-    held = runtime.persist(tasks([2, 3]), place)
+def test_held_results_stand_for_themselves_in_tasks(place):
+    held = runtime.hold(tasks([2, 3]), client=place)
     total = dask.delayed(sum, pure=False)(held)
     assert runtime.compute([total], client=place) == [13]
 

@@ -2,85 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import accumulate, pairwise
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dask
-import dask.array as da
-import dask.dataframe as dd
+import distributed
 import numpy as np
-import pyarrow as pa
 from dask.delayed import Delayed
-from distributed import Client
-from distributed.client import futures_of
+from distributed import Client, Future
 
-from daskmeans import runtime
-from daskmeans.errors import DataError, UsageError
+from daskmeans import config, forecast, runtime
+from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_integers, uniform
-from daskmeans.kernels.products import normalize_rows
-from daskmeans.vectors.matrix import to_matrix, vector_columns
+from daskmeans.kmeans.inputs import as_matrix, check_rows, is_lazy, partitions, prepare
+from daskmeans.kmeans.storage import Quota, shelf
 
-# A group of matrices that lie on one worker, each with the number of its first row.
-Group = list[tuple[int, np.ndarray]]
+# Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
+SUBSET = 0x5B5E7
+
+
+class Block:
+    """Rows of one partition on one worker, and what an engine notes about them.
+
+    Arrays and notes of the engine are lost with the worker. They do not travel either: a block that dask moves arrives
+    with its rows and their numbers alone.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n, d)
+        C-contiguous. Kept, not copied, where it stays in memory.
+    quota : Quota
+    numbers : ndarray of int64, shape (n,), optional
+        Numbers of the rows in the whole input, ascending. Without them the rows follow one another from `first` on.
+    borrowed : bool, default False
+        Whether somebody else holds `rows` in memory too, so that they take none.
+
+    Attributes
+    ----------
+    n_rows : int
+    notes : dict
+        Small values of the engine.
+    first : int
+        Number of the first row, if no numbers were given; :class:`Blocks` sets it.
+
+    Examples
+    --------
+    >>> block = Block(np.eye(2, dtype=np.float32), Quota("doctest", memory=1 << 20))
+    >>> block.allocate("labels", (2,), np.int32)
+    >>> with block.open() as arrays:
+    ...     arrays["labels"][:] = arrays["rows"].argmax(axis=1)
+    >>> with block.open() as arrays:
+    ...     arrays["labels"].tolist()
+    [0, 1]
+    """
+
+    def __init__(
+        self, rows: np.ndarray, quota: Quota, numbers: np.ndarray | None = None, *, borrowed: bool = False
+    ) -> None:
+        self.n_rows, self.dimension = rows.shape
+        held = (0 if borrowed else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
+        noted = forecast.note_bytes(self.n_rows, self.dimension, quota.n_clusters)
+        self._quota, self._shelf = quota, shelf(quota, held + noted)
+        self.nbytes = 0 if self._shelf.on_disk else rows.nbytes
+        self.notes: dict[str, Any] = {}
+        self.first = 0
+        self._numbers = None if numbers is None else {"numbers": self._shelf.keep(numbers)}
+        self._arrays = {"rows": self._shelf.keep(rows)}
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the arrays lie in a file."""
+        return self._shelf.on_disk
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers of the rows in the whole input, ascending; int64, shape (n_rows,)."""
+        if self._numbers is None:
+            return np.arange(self.first, self.first + self.n_rows)
+        with self._shelf.open(self._numbers) as arrays:
+            return arrays["numbers"].copy()
+
+    def open(self) -> AbstractContextManager[dict[str, np.ndarray]]:
+        """The arrays by name, for the length of a ``with`` block: "rows", read-only, and those allocated, writable.
+
+        An array that is used after the block is right, but may take memory that nobody has counted.
+        """
+        return self._shelf.open(self._arrays)
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        """Add an array of zeros, in the place of one that has this name."""
+        self.drop(name)
+        self._arrays[name] = self._shelf.zeros(shape, dtype)
+
+    def drop(self, *names: str) -> None:
+        """Forget the arrays of these names, if there are any."""
+        for name in names:
+            self._arrays.pop(name, None)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self.open() as arrays:
+            numbers = None if self._numbers is None else self.numbers
+            return Block, (np.array(arrays["rows"]), self._quota, numbers)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a task does with a group of blocks.
+
+    It names the blocks and finds them where it runs: dask would take longer for tasks that depend on hundreds of
+    blocks than they take, and would copy blocks when a task has to move.
+    """
+
+    function: Callable[..., Any]
+    keys: list[str]
+    firsts: list[int]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The answer of a task that ran where its blocks are not."""
+
+
+class Group(NamedTuple):
+    """Blocks that one task works on, by index, and the worker where they lie; no worker: this process."""
+
+    worker: str
+    members: list[int]
 
 
 class Blocks:
     """Rows as matrices, kept on the workers (or in this process), each row known by its number in the input.
 
-    Parameters
-    ----------
-    tasks : list of Delayed
-        Each gives a float32 matrix; in the order of the rows.
-    client : Client, optional
+    A block that is lost with its worker is made anew; what an engine had noted about it is gone.
 
     Attributes
     ----------
+    client : Client or None
     lengths : list of int
-        Rows of each matrix.
-    n_rows : int
+        Rows of each block.
+    n_rows, dimension : int
     """
 
-    def __init__(self, tasks: list[Delayed], client: Client | None = None) -> None:
-        self.client = runtime.current_client(client)
-        self._blocks = runtime.persist(tasks, self.client)
-        sizes = [dask.delayed(len, pure=False)(b, dask_key_name=_key("count")) for b in self._blocks]
-        self.lengths: list[int] = runtime.compute(sizes, "load vectors", self.client)
-        self.n_rows = sum(self.lengths)
-        self._offsets = [0, *accumulate(self.lengths)][:-1]
-        self._groups = self._group()
+    def __init__(self, held: list[Any], quota: Quota, client: Client | None) -> None:
+        self.client: Any = client  # where it is None, all is in this process
+        self._quota = quota
+        self._held = held  # blocks, or futures of them
+        self.lengths, self._firsts = [0] * len(held), [0] * len(held)
+        self.dimension = 0
+        self._groups = self._measured(range(len(held)))
 
-    def _group(self) -> list[list[int]]:
-        """Indices of blocks, a list for each thread that will work on them; blocks of one list lie on one worker."""
-        filled = [i for i, n in enumerate(self.lengths) if n]
-        if self.client is None:
-            return _split(filled, runtime.n_threads())
-        threads = self.client.nthreads()
-        places = self.client.who_has(futures_of(self._blocks))
-        lying: dict[str, list[int]] = {}
-        for i in filled:
-            found = places.get(futures_of(self._blocks[i])[0].key) or ("",)
-            lying.setdefault(min(found), []).append(i)
-        return [part for worker, mine in sorted(lying.items()) for part in _split(mine, threads.get(worker, 1))]
+    @property
+    def n_rows(self) -> int:
+        """Rows of all blocks."""
+        return sum(self.lengths)
 
     def map(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
-        """Results of ``function(group, *args)``, one per group: one task for each thread of each worker.
+        """Results of ``function(group, *args)``, `group` a list of blocks: one task for each thread of each worker.
 
         The groups depend on where blocks happen to lie, so a caller may combine the results only in ways that do not
-        depend on the grouping.
+        depend on the grouping. Arrays among `args` are best given as they are; the map sends them.
         """
-        tasks = [
-            dask.delayed(_on_group, pure=False)(
-                function,
-                [self._offsets[i] for i in mine],
-                [self._blocks[i] for i in mine],
-                *args,
-                dask_key_name=_key(name),
-            )
-            for mine in self._groups
-        ]
-        return runtime.compute(tasks, client=self.client)
+        answers = self._run(self._groups, function, args, name)
+        self._groups = [group for group, _ in answers]
+        return [answer for _, answer in answers]
+
+    def subset(self, count: int, seed: int) -> Blocks:
+        """About `count` rows, in blocks of their own: those whose numbers have a hash below ``count / n_rows``.
+
+        The rows of a smaller `count` are among those of a larger one. They keep their numbers, and lie where they lay.
+        These blocks must not be released before the subset.
+        """
+        return _Subset(self, min(1.0, count / self.n_rows), seed)
 
     def sample(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` rows (all if there are fewer), those whose numbers have the smallest hashes under `seed`.
@@ -105,167 +205,267 @@ class Blocks:
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """The rows with these numbers, in this order; float32, shape (len(numbers), d)."""
-        found = self.map(_rows_numbered, np.sort(numbers), name="kmeans-rows")
+        found = self.map(_rows_numbered, np.unique(numbers), name="kmeans-rows")
         lying, X = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.argsort(lying)
         return X[order[np.searchsorted(lying, numbers, sorter=order)]]  # type: ignore[no-any-return]
 
+    def release(self) -> None:
+        """Give up the blocks, in memory and on disk."""
+        for held in self._held if self.client is not None else ():
+            held.release()
+        self._held, self._groups = [], []
+
+    def _measured(self, members: Sequence[int]) -> list[Group]:
+        """Groups of those of `members` that have rows, once their lengths are known."""
+        answers = self._run(self._grouped(members), _shapes, (), "count-rows")
+        for group, shapes in answers:
+            for i, (rows, dimension) in zip(group.members, shapes, strict=True):
+                self.lengths[i] = rows
+                self._check(i, rows, dimension)
+        groups = [Group(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
+        return [group for group in groups if group.members]
+
+    def _check(self, i: int, rows: int, dimension: int) -> None:
+        if rows and self.dimension not in (0, dimension):
+            raise DataError(
+                f"the vectors have {dimension} dimensions",
+                where=f"partition {i}",
+                expected=f"{self.dimension}, as others",
+            )
+        self.dimension = max(self.dimension, dimension)
+
+    def _grouped(self, members: Sequence[int]) -> list[Group]:
+        """`members` in groups, one for each thread that will work on them; blocks of a group lie on one worker."""
+        if self.client is None:
+            return _dealt("", members, runtime.n_threads())
+        threads = self.client.nthreads()
+        lying: dict[str, list[int]] = {}
+        places = runtime.places([self._held[i] for i in members], self.client)
+        for i, place in zip(members, places, strict=True):
+            lying.setdefault(place, []).append(i)
+        return [
+            group for worker, mine in sorted(lying.items()) for group in _dealt(worker, mine, threads.get(worker, 1))
+        ]
+
+    def _run(
+        self, groups: Sequence[Group], function: Callable[..., Any], args: tuple[Any, ...], name: str
+    ) -> list[tuple[Group, Any]]:
+        """Each of `groups`, or what took its place when it was lost, with the result of `function`."""
+        if self.client is None:
+            return list(
+                zip(groups, runtime.call([partial(function, self._here(g), *args) for g in groups]), strict=True)
+            )
+        args = runtime.spread(args, len(groups), self.client)
+        answers = self._asked(groups, function, args, name)
+        while lost := [i for group, answer in answers if isinstance(answer, Lost) for i in group.members]:
+            found = [(group, answer) for group, answer in answers if not isinstance(answer, Lost)]
+            answers = found + self._asked(self._grouped(self._restored(lost)), function, args, name, moving=True)
+        return answers
+
+    def _here(self, group: Group) -> list[Block]:
+        blocks = [self._held[i] for i in group.members]
+        for i, block in zip(group.members, blocks, strict=True):
+            block.first = self._firsts[i]
+        return blocks
+
+    def _asked(
+        self,
+        groups: Sequence[Group],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        name: str,
+        moving: bool = False,
+    ) -> list[tuple[Group, Any]]:
+        futures = self._sent(groups, function, args, name, moving)
+        return list(zip(groups, runtime.gather(futures, "", self.client), strict=True))
+
+    def _sent(
+        self, groups: Sequence[Group], function: Callable[..., Any], args: tuple[Any, ...], name: str, moving: bool
+    ) -> list[Future]:
+        """A future for each of `groups`; with `moving`, dask brings the blocks to wherever the task runs."""
+        calls = []
+        for group in groups:
+            held = [self._held[i] for i in group.members]
+            call = Call(function, [f.key for f in held], [self._firsts[i] for i in group.members])
+            calls.append((call, held if moving else [], *args))
+        return runtime.submit(_called, calls, [group.worker for group in groups], name, self.client)
+
+    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+        """The blocks that stand for `members`, which were lost, once they are there."""
+        raise NotImplementedError
+
+
+class _Loaded(Blocks):
+    """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
+
+    def __init__(self, make: Callable[[int], Delayed], count: int, quota: Quota, client: Client | None) -> None:
+        self._make = make
+        super().__init__(runtime.hold([make(i) for i in range(count)], "load vectors", client), quota, client)
+        self._firsts = [0, *accumulate(self.lengths)][:-1]
+
+    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+        for i in members:
+            if self._held[i].cancelled():
+                (self._held[i],) = runtime.hold([self._make(i)], client=self.client)
+        runtime.settle([self._held[i] for i in members], "", self.client)
+        return members
+
+
+class _Subset(Blocks):
+    """Some rows of other blocks, in blocks of about the size of a partition."""
+
+    def __init__(self, whole: Blocks, share: float, seed: int) -> None:
+        self._whole, self._share, self._seed = whole, share, seed
+        self._bundles: list[list[int]] = []
+        super().__init__(self._chosen(whole._groups), whole._quota, whole.client)
+
+    def _chosen(self, groups: Sequence[Group], moving: bool = False) -> list[Any]:
+        whole = self._whole
+        row = 4 * whole.dimension * self._share
+        bundles = [
+            Group(worker, bundle)
+            for worker, members in groups
+            for bundle in _bundled(members, [row * whole.lengths[i] for i in members])
+        ]
+        self._bundles += [bundle.members for bundle in bundles]
+        args = whole._quota, self._share, self._seed
+        if whole.client is None:
+            return runtime.call([partial(_chosen_rows, whole._here(bundle), *args) for bundle in bundles])
+        futures = whole._sent(bundles, _chosen_rows, args, "subset-block", moving)
+        runtime.settle(futures, "", whole.client)
+        return futures
+
+    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+        parents = self._whole._restored([j for i in members for j in self._bundles[i]])
+        for i in members:
+            self._held[i], self.lengths[i] = None, 0
+        made = self._chosen(self._whole._grouped(parents), moving=True)
+        new = range(len(self._held), len(self._held) + len(made))
+        self._held += made
+        self.lengths += [0] * len(made)
+        self._firsts += [0] * len(made)
+        return [i for group in self._measured(new) for i in group.members]
+
 
 def load(
-    X: Any, column: str | None, normalize: bool, sample_fraction: float, seed: int, client: Client | None
+    X: Any,
+    column: str | None,
+    normalize: bool,
+    sample_fraction: float,
+    seed: int,
+    client: Client | None,
+    n_clusters: int = 1,
 ) -> Blocks:
     """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
 
-    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it.
+    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew.
     """
-    if not is_lazy(X):
+    lazy = is_lazy(X)
+    if not lazy:
         check_rows(X := as_matrix(X), normalize)  # here, where row numbers are those of the caller
-    parts = partitions(X, column, client)
+    client = runtime.current_client(client)
+    parts = partitions(X, column)
     offsets: list[int] | list[None] = [None] * len(parts)
     if sample_fraction < 1.0:
-        sizes = [dask.delayed(len, pure=False)(p, dask_key_name=_key("count")) for p in parts]
+        sizes = [dask.delayed(len, pure=False)(part, dask_key_name=runtime.key("count")) for part in parts]
         offsets = [0, *accumulate(runtime.compute(sizes, "count rows", client))][:-1]
+    quota = Quota(uuid4().hex, forecast.block_bytes(client), n_clusters)
+    given = not lazy and client is None
     read = dask.delayed(_load_block, pure=False)
-    return Blocks(
-        [
-            read(p, normalize, i, offset, sample_fraction, seed, dask_key_name=_key("load-block"))
-            for i, (p, offset) in enumerate(zip(parts, offsets, strict=True))
-        ],
-        client,
-    )
+
+    def make(i: int) -> Delayed:
+        part = parts[i] if lazy else runtime.place(parts[i], client)
+        name = runtime.key("load-block")
+        return read(part, i, normalize, offsets[i], sample_fraction, seed, quota, given, dask_key_name=name)
+
+    return _Loaded(make, len(parts), quota, client)
 
 
-def is_lazy(X: Any) -> bool:
-    """Whether `X` is a dask collection."""
-    return isinstance(X, (dd.DataFrame, dd.Series, da.Array))
+# --- on the workers ---
 
 
-def partitions(X: Any, column: str | None, client: Client | None = None) -> list[Any]:
-    """The partitions of `X` in the order of the rows, as tasks or as whatever stands for them in further tasks."""
-    if isinstance(X, dd.DataFrame):
-        return list(X[vector_column(X, column)].to_delayed())
-    if isinstance(X, dd.Series):
-        return list(X.to_delayed())
-    if isinstance(X, da.Array):
-        if X.ndim != 2:
-            raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
-        return list(X.rechunk({1: -1}).to_delayed().ravel())
-    return [runtime.place(part, client) for part in slices(as_matrix(X))]
+def _called(call: Call, moved: list[Block], *args: Any) -> Any:
+    if moved:
+        blocks: list[Any] = moved
+    else:
+        data = distributed.get_worker().data
+        blocks = [data.get(key, Lost()) for key in call.keys]
+    if any(isinstance(block, Lost) for block in blocks):
+        return Lost()
+    for block, first in zip(blocks, call.firsts, strict=True):
+        block.first = first
+    return call.function(blocks, *args)
 
 
-def slices(X: np.ndarray) -> list[np.ndarray]:
-    """`X` cut by rows, a few slices for each thread; one empty slice if there are no rows."""
-    cuts = np.linspace(0, len(X), max(1, min(len(X), 4 * runtime.n_threads())) + 1).astype(int)
-    return [X[a:b] for a, b in pairwise(cuts)]
-
-
-def vector_column(frame: dd.DataFrame, column: str | None) -> str:
-    """`column`, or the only column of `frame` that holds vectors."""
-    schema = pa.Schema.from_pandas(frame._meta, preserve_index=False)
-    found = vector_columns(schema)
-    if column is None and len(found) == 1:
-        return found[0]
-    if column is not None and column in frame.columns:
-        return column
-    raise UsageError(
-        f"there is no column {column!r}" if column else f"{len(found)} columns hold vectors ({', '.join(found)})",
-        expected="one column of vectors: a list of floats a row",
-        remedy=f"pass column=, one of: {', '.join(map(str, frame.columns))}",
-    )
-
-
-def as_matrix(X: Any) -> np.ndarray:
-    """`X` as a float32 matrix, C-contiguous; a copy only where that changes something."""
-    X = np.asarray(X)
-    if X.ndim != 2:
-        raise UsageError(
-            f"Expected 2D array, got {X.ndim}D array instead",
-            expected="2: one row a vector",
-            remedy="Reshape your data: X.reshape(1, -1) for a single vector",
-        )
-    if X.dtype.kind not in "fiub":
-        raise UsageError(f"the array holds {X.dtype}", expected="numbers")
-    return np.ascontiguousarray(X, np.float32)
-
-
-def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> None:
-    """Raise DataError for a row that k-means cannot place."""
-    largest = np.abs(X).max(initial=0.0)  # NaN or infinity if any number is
-    if not np.isfinite(largest):
-        row = int(np.flatnonzero(~np.isfinite(X).all(axis=1))[0])
-        raise DataError(
-            "the vector holds NaN or infinity",
-            where=_at(where, row),
-            expected="finite numbers",
-            remedy="repair or remove the row",
-        )
-    if largest > 1e15 and not normalize:  # squares of these would not fit into float32
-        row = int((np.abs(X).max(axis=1) > 1e15).argmax())
-        raise DataError("the vector holds a number above 1e15", where=_at(where, row), remedy="scale the vectors down")
-    if normalize and not (filled := X.any(axis=1)).all():
-        raise DataError(
-            "a vector of zeros has no direction",
-            where=_at(where, int(np.flatnonzero(~filled)[0])),
-            expected="a vector that can be normalised",
-            remedy="remove the row, or fit with normalize=False (--no-normalize)",
-        )
-
-
-def prepare(part: Any, normalize: bool, where: str = "") -> np.ndarray:
-    """Matrix of a partition, checked and, if asked for, normalised; never changes `part`."""
-    X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
-    check_rows(X, normalize, where)
-    if normalize:
-        given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
-        X = X.copy() if given or not X.flags.writeable else X
-        normalize_rows(X)
-    return X
-
-
-def _at(where: str, row: int) -> str:
-    return f"{where}, row {row}" if where else f"row {row}"
-
-
-def _load_block(part: Any, normalize: bool, i: int, offset: int | None, fraction: float, seed: int) -> np.ndarray:
+def _load_block(
+    part: Any, i: int, normalize: bool, offset: int | None, fraction: float, seed: int, quota: Quota, given: bool
+) -> Block:
     X = prepare(part, normalize, where=f"partition {i}")
-    if offset is None:
-        return X
-    return X[uniform(hash_integers(_numbers(offset, X), seed)) < fraction]
+    if offset is not None:
+        X = X[_below(np.arange(offset, offset + len(X)), fraction, seed)]
+    borrowed = given and np.may_share_memory(X, part)
+    # A view of a column may be a view of a larger one, all of which it would keep.
+    return Block(X if borrowed or X.base is None else X.copy(), quota, borrowed=borrowed)
 
 
-def _numbers(offset: int, X: np.ndarray) -> np.ndarray:
-    return np.arange(offset, offset + len(X), dtype=np.uint64)
+def _shapes(group: list[Block]) -> list[tuple[int, int]]:
+    return [(block.n_rows, block.dimension) for block in group]
 
 
-def _on_group(function: Callable[..., Any], offsets: list[int], matrices: list[np.ndarray], *args: Any) -> Any:
-    return function(list(zip(offsets, matrices, strict=True)), *args)
+def _below(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which rows have a hash below `share`, by their numbers."""
+    return uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
 
 
-def _hashed_below(group: Group, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _chosen_rows(group: list[Block], quota: Quota, share: float, seed: int) -> Block:
+    chosen = [np.flatnonzero(_below(block.numbers, share, seed + SUBSET)) for block in group]
+    ends = np.cumsum([0, *map(len, chosen)])
+    X = np.empty((ends[-1], max(block.dimension for block in group)), np.float32)
+    numbers = np.empty(len(X), np.int64)
+    for block, mine, begin, end in zip(group, chosen, ends[:-1], ends[1:], strict=True):
+        numbers[begin:end] = block.numbers[mine]
+        with block.open() as arrays:
+            np.take(arrays["rows"], mine, axis=0, out=X[begin:end])
+    return Block(X, quota, numbers)
+
+
+def _hashed_below(group: list[Block], share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     hashes, numbers, rows = [], [], []
-    for offset, X in group:
-        h = hash_integers(_numbers(offset, X), seed)
-        chosen = uniform(h) < share
-        hashes.append(h[chosen])
-        numbers.append(np.flatnonzero(chosen) + offset)
-        rows.append(X[chosen])
+    for block in group:
+        hashed = hash_integers(block.numbers.astype(np.uint64), seed)
+        chosen = np.flatnonzero(uniform(hashed) < share)
+        hashes.append(hashed[chosen])
+        numbers.append(block.numbers[chosen])
+        with block.open() as arrays:
+            rows.append(arrays["rows"][chosen])
     return np.concatenate(hashes), np.concatenate(numbers), np.concatenate(rows)
 
 
-def _rows_numbered(group: Group, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rows_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     numbers, rows = [], []
-    for offset, X in group:
-        mine = wanted[np.searchsorted(wanted, offset) : np.searchsorted(wanted, offset + len(X))]
-        numbers.append(mine)
-        rows.append(X[mine - offset])
+    for block in group:
+        _, places, found = np.intersect1d(block.numbers, wanted, assume_unique=True, return_indices=True)
+        numbers.append(wanted[found])
+        with block.open() as arrays:
+            rows.append(arrays["rows"][places])
     return np.concatenate(numbers), np.concatenate(rows)
 
 
-def _split(items: list[int], n: int) -> list[list[int]]:
-    """`items` in at most `n` consecutive lists of nearly equal length, none of them empty."""
-    cuts = np.linspace(0, len(items), min(n, len(items)) + 1).astype(int)
-    return [items[a:b] for a, b in pairwise(cuts) if b > a]
+def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:
+    """`members` in at most `n` groups of nearly equal size, dealt like cards."""
+    return [Group(worker, list(members[i::n])) for i in range(min(n, len(members)))]
 
 
-def _key(name: str) -> str:
-    return f"{name}-{uuid4().hex}"
+def _bundled(members: Sequence[int], nbytes: Sequence[float]) -> list[list[int]]:
+    """`members`, one after the other, in lists of about as many bytes as a partition has."""
+    room = config.get_bytes("partition-bytes")
+    bundles: list[list[int]] = [[]]
+    held = 0.0
+    for i, size in zip(members, nbytes, strict=True):
+        if bundles[-1] and held + size > room:
+            bundles.append([])
+            held = 0.0
+        bundles[-1].append(i)
+        held += size
+    return bundles

@@ -16,7 +16,8 @@ from daskmeans import manifest, runtime
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest
 from daskmeans.kmeans import model
-from daskmeans.kmeans.blocks import Blocks, as_matrix, is_lazy, load, partitions, prepare, slices
+from daskmeans.kmeans.blocks import Blocks, load
+from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
 from daskmeans.kmeans.native import Fit, lloyd, tile_rows
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 
@@ -173,7 +174,7 @@ class KMeans:
         self._check_params()
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
-        blocks = load(X, column, self.normalize, self.sample_fraction, seed, client)
+        blocks = load(X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters)
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
                 f"n_samples={blocks.n_rows} should be >= n_clusters={self.n_clusters}",

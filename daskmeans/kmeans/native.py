@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from daskmeans.errors import DataError
 from daskmeans.kernels.nearest import nearest, squared_distances
 from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.update import add_numbers, add_rows, means, scale_for
-from daskmeans.kmeans.blocks import Blocks, Group
+from daskmeans.kmeans.blocks import Block, Blocks
 
 
 @dataclass
@@ -87,21 +86,19 @@ def lloyd(blocks: Blocks, centroids: np.ndarray, *, max_iter: int, tol: float, b
             event = {"iteration": fit.n_iter, "inertia": fit.history[-1], "shift": shift}
             runtime.log_event("daskmeans-kmeans", event | {"seconds": time.perf_counter() - start}, blocks.client)
     scale = _scales(stats, fit.centroids).distances
-    shared = runtime.share(fit.centroids, blocks.client)
-    fit.inertia = sum(map(int, blocks.map(_inertia, shared, scale, rows, name="kmeans-inertia"))) / scale
+    fit.inertia = sum(map(int, blocks.map(_inertia, fit.centroids, scale, rows, name="kmeans-inertia"))) / scale
     return fit
 
 
 def _iterate(blocks: Blocks, fit: Fit, stats: Stats, rows: int) -> float:
     """One update of `fit`; returns the sum of squared shifts of the centroids."""
     scales = _scales(stats, fit.centroids)
-    shared = runtime.share(fit.centroids, blocks.client)
-    partial = blocks.map(_step, shared, scales, rows, name="kmeans-step")
+    partial = blocks.map(_step, fit.centroids, scales, rows, name="kmeans-step")
     sums, counts = sum(p[0] for p in partial), sum(p[1] for p in partial)
     fit.history.append(sum(int(p[2]) for p in partial) / scales.distances)
     empty = np.flatnonzero(counts == 0)
     if len(empty):
-        _refill(blocks, shared, empty, sums, counts, scales, rows)
+        _refill(blocks, fit.centroids, empty, sums, counts, scales, rows)
     moved = means(sums, counts, scales.coordinates, fit.centroids)
     shift = math.fsum(((moved.astype(np.float64) - fit.centroids) ** 2).ravel())
     fit.centroids, fit.n_iter = moved, fit.n_iter + 1
@@ -109,14 +106,20 @@ def _iterate(blocks: Blocks, fit: Fit, stats: Stats, rows: int) -> float:
 
 
 def _refill(
-    blocks: Blocks, shared: Any, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray, scales: Scales, rows: int
+    blocks: Blocks,
+    centroids: np.ndarray,
+    empty: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+    scales: Scales,
+    rows: int,
 ) -> None:
     """Give each empty cluster the row that is farthest from its centroid, as scikit-learn does.
 
     Changes `sums` and `counts`. Rows that lie on their centroid are not taken, so with fewer distinct rows than
     clusters some stay empty, where they are.
     """
-    found = blocks.map(_farthest, shared, len(empty), rows, name="kmeans-refill")
+    found = blocks.map(_farthest, centroids, len(empty), rows, name="kmeans-refill")
     distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.lexsort((numbers, -distances))[: len(empty)]
     order = order[distances[order] > 0.0]
@@ -159,45 +162,56 @@ def _scales(stats: Stats, centroids: np.ndarray) -> Scales:
     return Scales(scale_for(stats.largest, stats.n_rows), scale_for(reach**2, stats.n_rows))
 
 
-def _extremes(group: Group) -> tuple[float, float]:
-    largest = max(float(np.abs(X).max()) for _, X in group)
-    return largest, math.sqrt(max(squared_norms64(X).max() for _, X in group))
+def _extremes(group: list[Block]) -> tuple[float, float]:
+    largest, longest = 0.0, 0.0
+    for block in group:
+        with block.open() as arrays:
+            largest = max(largest, float(np.abs(arrays["rows"]).max()))
+            longest = max(longest, float(squared_norms64(arrays["rows"]).max()))
+    return largest, math.sqrt(longest)
 
 
-def _moments(group: Group, scales: Scales) -> tuple[np.ndarray, int]:
-    sums, counts = np.zeros((1, group[0][1].shape[1]), np.int64), np.zeros(1, np.int64)
+def _moments(group: list[Block], scales: Scales) -> tuple[np.ndarray, int]:
+    sums, counts = np.zeros((1, group[0].dimension), np.int64), np.zeros(1, np.int64)
     energy = 0
-    for _, X in group:
-        add_rows(X, np.zeros(len(X), np.int32), scales.coordinates, sums, counts)
-        energy += add_numbers(squared_norms64(X), scales.distances)
+    for block in group:
+        with block.open() as arrays:
+            add_rows(arrays["rows"], np.zeros(block.n_rows, np.int32), scales.coordinates, sums, counts)
+            energy += add_numbers(squared_norms64(arrays["rows"]), scales.distances)
     return sums[0], energy
 
 
-def _step(group: Group, centroids: np.ndarray, scales: Scales, rows: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _step(group: list[Block], centroids: np.ndarray, scales: Scales, rows: int) -> tuple[np.ndarray, np.ndarray, int]:
     sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
     inertia = 0
-    for _, X in group:
-        labels = nearest(X, centroids, rows)
-        add_rows(X, labels, scales.coordinates, sums, counts)
-        inertia += add_numbers(squared_distances(X, centroids, labels), scales.distances)
+    for block in group:
+        with block.open() as arrays:
+            X = arrays["rows"]
+            labels = nearest(X, centroids, rows)
+            add_rows(X, labels, scales.coordinates, sums, counts)
+            inertia += add_numbers(squared_distances(X, centroids, labels), scales.distances)
     return sums, counts, inertia
 
 
-def _inertia(group: Group, centroids: np.ndarray, scale: float, rows: int) -> int:
+def _inertia(group: list[Block], centroids: np.ndarray, scale: float, rows: int) -> int:
     inertia = 0
-    for _, X in group:
-        labels = nearest(X, centroids, rows)
-        inertia += add_numbers(squared_distances(X, centroids, labels), scale)
+    for block in group:
+        with block.open() as arrays:
+            labels = nearest(arrays["rows"], centroids, rows)
+            inertia += add_numbers(squared_distances(arrays["rows"], centroids, labels), scale)
     return inertia
 
 
-def _farthest(group: Group, centroids: np.ndarray, count: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _farthest(
+    group: list[Block], centroids: np.ndarray, count: int, rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     distances, numbers, labels = [], [], []
-    for offset, X in group:
-        mine = nearest(X, centroids, rows)
-        far = squared_distances(X, centroids, mine)
-        top = np.lexsort((np.arange(len(X)), -far))[:count]
+    for block in group:
+        with block.open() as arrays:
+            mine = nearest(arrays["rows"], centroids, rows)
+            far = squared_distances(arrays["rows"], centroids, mine)
+        top = np.lexsort((np.arange(block.n_rows), -far))[:count]
         distances.append(far[top])
-        numbers.append(top + offset)
+        numbers.append(block.numbers[top])
         labels.append(mine[top])
     return np.concatenate(distances), np.concatenate(numbers), np.concatenate(labels)

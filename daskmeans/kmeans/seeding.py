@@ -41,8 +41,7 @@ def seed_centroids(
         return init
     if init == "random":
         return blocks.sample(n_clusters, seed)[1]
-    d = blocks.rows(np.zeros(1, np.int64)).shape[1]
-    affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * d))
+    affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * blocks.dimension))
     numbers, X = blocks.sample(min(SAMPLE_PER_CLUSTER * n_clusters, affordable), seed)
     candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, tile_rows, seed)
     centroids = X[candidates[plus_plus(X[candidates], weights, n_clusters, seed)]]

@@ -1,0 +1,107 @@
+"""What a fit may be given, as partitions and as matrices."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pyarrow as pa
+
+from daskmeans import runtime
+from daskmeans.errors import DataError, UsageError
+from daskmeans.kernels.products import normalize_rows
+from daskmeans.vectors.matrix import to_matrix, vector_columns
+
+
+def is_lazy(X: Any) -> bool:
+    """Whether `X` is a dask collection."""
+    return isinstance(X, (dd.DataFrame, dd.Series, da.Array))
+
+
+def partitions(X: Any, column: str | None) -> list[Any]:
+    """The partitions of `X` in the order of the rows: tasks, or slices of a matrix."""
+    if isinstance(X, dd.DataFrame):
+        return list(X[vector_column(X, column)].to_delayed())
+    if isinstance(X, dd.Series):
+        return list(X.to_delayed())
+    if isinstance(X, da.Array):
+        if X.ndim != 2:
+            raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
+        return list(X.rechunk({1: -1}).to_delayed().ravel())
+    return slices(as_matrix(X))
+
+
+def slices(X: np.ndarray) -> list[np.ndarray]:
+    """`X` cut by rows, a few slices for each thread; one empty slice if there are no rows."""
+    cuts = np.linspace(0, len(X), max(1, min(len(X), 4 * runtime.n_threads())) + 1).astype(int)
+    return [X[a:b] for a, b in pairwise(cuts)]
+
+
+def vector_column(frame: dd.DataFrame, column: str | None) -> str:
+    """`column`, or the only column of `frame` that holds vectors."""
+    schema = pa.Schema.from_pandas(frame._meta, preserve_index=False)
+    found = vector_columns(schema)
+    if column is None and len(found) == 1:
+        return found[0]
+    if column is not None and column in frame.columns:
+        return column
+    raise UsageError(
+        f"there is no column {column!r}" if column else f"{len(found)} columns hold vectors ({', '.join(found)})",
+        expected="one column of vectors: a list of floats a row",
+        remedy=f"pass column=, one of: {', '.join(map(str, frame.columns))}",
+    )
+
+
+def as_matrix(X: Any) -> np.ndarray:
+    """`X` as a float32 matrix, C-contiguous; a copy only where that changes something."""
+    X = np.asarray(X)
+    if X.ndim != 2:
+        raise UsageError(
+            f"Expected 2D array, got {X.ndim}D array instead",
+            expected="2: one row a vector",
+            remedy="Reshape your data: X.reshape(1, -1) for a single vector",
+        )
+    if X.dtype.kind not in "fiub":
+        raise UsageError(f"the array holds {X.dtype}", expected="numbers")
+    return np.ascontiguousarray(X, np.float32)
+
+
+def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> None:
+    """Raise DataError for a row that k-means cannot place."""
+    largest = np.abs(X).max(initial=0.0)  # NaN or infinity if any number is
+    if not np.isfinite(largest):
+        row = int(np.flatnonzero(~np.isfinite(X).all(axis=1))[0])
+        raise DataError(
+            "the vector holds NaN or infinity",
+            where=_at(where, row),
+            expected="finite numbers",
+            remedy="repair or remove the row",
+        )
+    if largest > 1e15 and not normalize:  # squares of these would not fit into float32
+        row = int((np.abs(X).max(axis=1) > 1e15).argmax())
+        raise DataError("the vector holds a number above 1e15", where=_at(where, row), remedy="scale the vectors down")
+    if normalize and not (filled := X.any(axis=1)).all():
+        raise DataError(
+            "a vector of zeros has no direction",
+            where=_at(where, int(np.flatnonzero(~filled)[0])),
+            expected="a vector that can be normalised",
+            remedy="remove the row, or fit with normalize=False (--no-normalize)",
+        )
+
+
+def prepare(part: Any, normalize: bool, where: str = "") -> np.ndarray:
+    """Matrix of a partition, checked and, if asked for, normalised; never changes `part`."""
+    X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
+    check_rows(X, normalize, where)
+    if normalize:
+        given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
+        X = X.copy() if given or not X.flags.writeable else X
+        normalize_rows(X)
+    return X
+
+
+def _at(where: str, row: int) -> str:
+    return f"{where}, row {row}" if where else f"row {row}"
