@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.nearest import cosine_distances, nearest, squared_distances
+from daskmeans.kernels.nearest import cosine_distances, nearest
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.inputs import vector_column
-from daskmeans.kmeans.native import tile_rows
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2
 from daskmeans.vectors.matrix import to_column, to_matrix
 
@@ -80,7 +79,7 @@ def refuse_reserved(columns: list[str]) -> None:
 def _assign(part: pd.DataFrame, model: KMeans, column: str, dtype: str) -> pd.DataFrame:
     X = model.rows(part[column])
     centroids = model.cluster_centers_
-    labels = nearest(X, centroids, tile_rows(len(centroids), model.max_samples_per_batch))
+    labels, squares = nearest(X, centroids)
     with np.errstate(over="ignore"):
         stored = to_column(X, dtype)
     if dtype == "float16" and not model.normalize:
@@ -90,7 +89,7 @@ def _assign(part: pd.DataFrame, model: KMeans, column: str, dtype: str) -> pd.Da
         **{
             column: stored,
             CENTROID: labels,
-            L2: np.sqrt(squared_distances(X, centroids, labels)).astype(np.float32),
+            L2: np.sqrt(squares).astype(np.float32),
             COSINE: cosine_distances(X, centroids, labels).astype(np.float32),
         }
     )

@@ -116,3 +116,7 @@ class MemoryForecastError(RunError):
 
 class ClusterError(RunError):
     """A scheduler that cannot be reached, or was lost."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A fit that was ended by the number of updates it was allowed, before it converged."""

@@ -56,19 +56,19 @@ def test_empty_clusters_are_refilled_as_scikit_learn_does():
 
 def test_fewer_distinct_rows_than_clusters_ends_with_zero_inertia():
     X = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0)
-    for init in ("k-means||", "random"):
+    for init in ("auto", "k-means||", "random"):
         km = KMeans(6, init=init, random_state=1).fit(X)
         assert km.inertia_ == pytest.approx(0, abs=1e-9)
         assert km.converged_
 
 
-@pytest.mark.parametrize("init", ["k-means||", "random"])
+@pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
 def test_well_separated_clusters_are_found(init):
     rng = np.random.default_rng(0)
     truth = np.repeat(np.arange(10), 50)
     X = (np.eye(10)[truth] * 10 + rng.normal(scale=0.3, size=(500, 10))).astype(np.float32)
     km = KMeans(10, init=init, n_init=5, random_state=0).fit(X)
-    assert adjusted_rand_score(truth, km.labels_) > (0.99 if init == "k-means||" else 0.8)
+    assert adjusted_rand_score(truth, km.labels_) > (0.8 if init == "random" else 0.99)
 
 
 def test_quality_is_that_of_scikit_learn():
@@ -78,7 +78,7 @@ def test_quality_is_that_of_scikit_learn():
     assert ours < 1.03 * theirs
 
 
-@pytest.mark.parametrize("init", ["k-means||", "random"])
+@pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
 def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
     X = blobs(n=900, d=24, k=12)
     settings = {"n_clusters": 12, "init": init, "max_iter": 8, "random_state": 5, "n_init": 2}

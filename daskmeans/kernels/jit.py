@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,3 +19,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # numba: "no locator available"
         return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """`array` as a view that cannot be written.
+
+    numba compiles a kernel once more for arrays that may be written, and what comes from another process or a mapped
+    file may not. So what kernels only read is handed to them in this form.
+    """
+    view = array.view()
+    view.flags.writeable = False
+    return view

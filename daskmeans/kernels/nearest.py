@@ -1,4 +1,4 @@
-"""Nearest centroid of each row: screened by a float32 matrix product, settled in float64."""
+"""Nearest centroid of each row, and distances to centroids."""
 
 from __future__ import annotations
 
@@ -6,70 +6,52 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from daskmeans.kernels.jit import kernel
-from daskmeans.kernels.products import dot64, rounding_bound, squared_distance64, squared_norms64
+from daskmeans.kernels.codes import encode, screen
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.lanes import dot64, squared_distance64
+from daskmeans.kernels.products import squared_norms64
+from daskmeans.kernels.search import Bounds, search, still
+
+# Rows that are encoded at once: as bytes they stay in the second-level cache for common dimensions.
+BATCH_ROWS = 2048
 
 
-def nearest(X: np.ndarray, centroids: np.ndarray, tile_rows: int) -> np.ndarray:
-    """Label of the nearest centroid of each row; ties go to the lower label.
+def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label of the nearest centroid of each row, and the squared distance to it; ties go to the lower label.
 
     Parameters
     ----------
     X : ndarray of float32, shape (n, d), C-contiguous
     centroids : ndarray of float32, shape (k, d), C-contiguous
-    tile_rows : int
-        Rows that are scored at once; affects memory and speed, never the labels.
 
     Returns
     -------
-    ndarray of int32, shape (n,)
+    labels : ndarray of int32, shape (n,)
+    squares : ndarray of float64, shape (n,)
+        Summed in a fixed order; the labels are those of the smallest.
 
     Examples
     --------
     >>> X = np.float32([[0, 0], [9, 9], [5, 5]])
-    >>> nearest(X, np.float32([[0, 0], [10, 10]]), tile_rows=2).tolist()
-    [0, 1, 0]
+    >>> labels, squares = nearest(X, np.float32([[0, 0], [10, 10]]))
+    >>> labels.tolist(), squares.tolist()
+    ([0, 1, 0], [0.0, 2.0, 50.0])
     """
-    half_norms = 0.5 * squared_norms64(centroids)
-    screen_norms = half_norms.astype(np.float32)
-    longest = float(np.sqrt(2.0 * half_norms.max()))
-    labels = np.empty(len(X), np.int32)
-    for rows in tiles(len(X), tile_rows):
-        # argmin ‖x − c‖² = argmax x·c − ‖c‖²/2
-        scores = X[rows] @ centroids.T
-        scores -= screen_norms
-        labels[rows] = scores.argmax(axis=1)
-        _settle(scores, X[rows], centroids, half_norms, longest, rounding_bound(X.shape[1]), labels[rows])
-    return labels
+    X, centroids = frozen(X), frozen(centroids)
+    center = centroids.mean(axis=0, dtype=np.float64)
+    columns = screen(centroids, center)
+    labels, squares = np.full(len(X), -1, np.int32), np.empty(len(X))
+    unbounded = np.empty((len(X), 0), np.float32)
+    for rows in tiles(len(X), BATCH_ROWS):
+        bounds = Bounds(labels[rows], np.empty(0, np.float32), unbounded[rows])
+        search(X[rows], encode(X[rows], center), columns, bounds, still(len(centroids), 0), 1, squares[rows])
+    return labels, squares
 
 
 def tiles(n: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover ``range(n)`` in order."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
-
-
-@kernel
-def _settle(scores, X, centroids, half_norms, longest, bound, labels):  # type: ignore[no-untyped-def]
-    """Replace labels whose screen score is within the screen's error of another centroid's by the exact choice."""
-    k = scores.shape[1]
-    for i in range(scores.shape[0]):
-        error = bound * (np.sqrt(dot64(X[i], X[i])) * longest + 0.5 * longest * longest)
-        error += (X.shape[1] + 2) * 2.0**-126  # what products and norms too small for float32 may lose
-        floor = np.float32(np.float64(scores[i, labels[i]]) - 2.0 * error)
-        if floor > scores[i, labels[i]] - 2.0 * error:
-            floor = np.nextafter(floor, np.float32(-np.inf))
-        close = 0
-        for j in range(k):
-            close += scores[i, j] >= floor
-        if close > 1:
-            best = -np.inf
-            for j in range(k):
-                if scores[i, j] >= floor:
-                    score = dot64(X[i], centroids[j]) - half_norms[j]
-                    if score > best:
-                        best = score
-                        labels[i] = j
 
 
 @kernel

@@ -12,7 +12,8 @@ import numpy as np
 
 from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.jit import kernel
-from daskmeans.kernels.products import dot64, rounding_bound
+from daskmeans.kernels.lanes import dot64
+from daskmeans.kernels.products import rounding_bound
 
 BATCH_ROWS = 256
 

@@ -1,67 +1,11 @@
-"""Products in one fixed order, and how far a BLAS may be from them."""
+"""Norms of rows, and how far a float32 product may be from the true one."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from daskmeans.kernels.jit import kernel
-
-LANES = 8
-
-
-@kernel
-def dot64(x, y):  # type: ignore[no-untyped-def]
-    """Dot product of two float32 vectors in float64, summed in eight lanes that are added at the end.
-
-    Each product is exact, so the result is the same with and without fused multiply-add; the lanes let it use vector
-    registers without leaving the fixed order.
-    """
-    d = x.shape[0]
-    whole = d - d % LANES
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    for i in range(0, whole, LANES):
-        s0 += np.float64(x[i]) * np.float64(y[i])
-        s1 += np.float64(x[i + 1]) * np.float64(y[i + 1])
-        s2 += np.float64(x[i + 2]) * np.float64(y[i + 2])
-        s3 += np.float64(x[i + 3]) * np.float64(y[i + 3])
-        s4 += np.float64(x[i + 4]) * np.float64(y[i + 4])
-        s5 += np.float64(x[i + 5]) * np.float64(y[i + 5])
-        s6 += np.float64(x[i + 6]) * np.float64(y[i + 6])
-        s7 += np.float64(x[i + 7]) * np.float64(y[i + 7])
-    tail = 0.0
-    for i in range(whole, d):
-        tail += np.float64(x[i]) * np.float64(y[i])
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)) + tail
-
-
-@kernel
-def squared_distance64(x, y):  # type: ignore[no-untyped-def]
-    """Squared Euclidean distance of two float32 vectors in float64, in a fixed order; zero for equal vectors."""
-    d = x.shape[0]
-    whole = d - d % LANES
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    for i in range(0, whole, LANES):
-        t0 = np.float64(x[i]) - np.float64(y[i])
-        t1 = np.float64(x[i + 1]) - np.float64(y[i + 1])
-        t2 = np.float64(x[i + 2]) - np.float64(y[i + 2])
-        t3 = np.float64(x[i + 3]) - np.float64(y[i + 3])
-        t4 = np.float64(x[i + 4]) - np.float64(y[i + 4])
-        t5 = np.float64(x[i + 5]) - np.float64(y[i + 5])
-        t6 = np.float64(x[i + 6]) - np.float64(y[i + 6])
-        t7 = np.float64(x[i + 7]) - np.float64(y[i + 7])
-        s0 += t0 * t0
-        s1 += t1 * t1
-        s2 += t2 * t2
-        s3 += t3 * t3
-        s4 += t4 * t4
-        s5 += t5 * t5
-        s6 += t6 * t6
-        s7 += t7 * t7
-    tail = 0.0
-    for i in range(whole, d):
-        t = np.float64(x[i]) - np.float64(y[i])
-        tail += t * t
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)) + tail
+from daskmeans.kernels.lanes import dot64
 
 
 @kernel

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from daskmeans.kernels.jit import kernel
+from daskmeans.kernels.lanes import dot64
 
 
 def scale_for(largest: float, count: int) -> float:
@@ -29,6 +30,69 @@ def add_rows(X, labels, scale, sums, counts):  # type: ignore[no-untyped-def]
         counts[label] += 1
         for j in range(X.shape[1]):
             sums[label, j] += np.int64(np.rint(np.float64(X[i, j]) * scale))
+
+
+@kernel
+def move_rows(X, before, labels, scale, sums, counts):  # type: ignore[no-untyped-def]
+    """Move each row whose label has changed from the sum of one label to that of the other; -1 stands for no sum.
+
+    Returns
+    -------
+    moved : int
+        Rows whose label has changed.
+    """
+    moved = 0
+    for i in range(X.shape[0]):
+        old, new = before[i], labels[i]
+        if old == new:
+            continue
+        moved += 1
+        counts[new] += 1
+        if old >= 0:
+            counts[old] -= 1
+        for j in range(X.shape[1]):
+            value = np.int64(np.rint(np.float64(X[i, j]) * scale))
+            sums[new, j] += value
+            if old >= 0:
+                sums[old, j] -= value
+    return moved
+
+
+@kernel
+def within(sums, counts, scale, center, energy):  # type: ignore[no-untyped-def]
+    """Sum of squared distances of rows to the means of their clusters.
+
+    Parameters
+    ----------
+    sums : ndarray of int64, shape (k, d)
+        Of the rows of each cluster, times `scale`.
+    counts : ndarray of int64, shape (k,)
+    center : ndarray of float64, shape (d,)
+        A point amid the rows, so that little is lost by subtraction.
+    energy : float
+        Sum of squared distances of all rows to `center`.
+    """
+    total = energy
+    for label in range(sums.shape[0]):
+        if counts[label] == 0:
+            continue
+        square = 0.0
+        for j in range(sums.shape[1]):
+            mean = np.float64(sums[label, j]) / (scale * counts[label]) - center[j]
+            square += mean * mean
+        total -= counts[label] * square
+    return max(total, 0.0)
+
+
+@kernel
+def extremes(X):  # type: ignore[no-untyped-def]
+    """Largest absolute coordinate and largest squared norm of the rows of a float32 matrix."""
+    largest, longest = np.float32(0.0), 0.0
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            largest = max(largest, abs(X[i, j]))
+        longest = max(longest, dot64(X[i], X[i]))
+    return np.float64(largest), longest
 
 
 def means(sums: np.ndarray, counts: np.ndarray, scale: float, centroids: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -12,13 +14,13 @@ import numpy as np
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, runtime
-from daskmeans.errors import DataError, UsageError
+from daskmeans import config, manifest, runtime
+from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest
 from daskmeans.kmeans import model
 from daskmeans.kmeans.blocks import Blocks, load
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
-from daskmeans.kmeans.native import Fit, lloyd, tile_rows
+from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 
 
@@ -37,15 +39,17 @@ class KMeans:
         Stop when the sum of squared shifts of the centroids falls to `tol` times the mean variance of a feature.
     random_state : int, numpy.random.Generator, numpy.random.RandomState or None, default 42
         None draws a seed from the system.
-    init : {"k-means||", "random"}, path, array of shape (n_clusters, n_features) or KMeans, default "k-means||"
-        k-means|| runs on a sample of the rows; a path names a ``.npy`` file or a model directory; a fitted estimator
-        is a warm start.
+    init : {"auto", "k-means||", "random"}, path, array of shape (n_clusters, n_features) or KMeans, default "auto"
+        "auto" seeds by k-means++ within regions of a sample, improves the seeds on growing samples and takes longer
+        steps than Lloyd's, which comes to a lower inertia sooner. Any other choice starts Lloyd's algorithm on all
+        rows: from k-means|| on a sample, from random rows, from a ``.npy`` file or a model directory, from an array, or
+        from a fitted estimator.
     n_init : int, default 1
         Runs with different seeds; the one of the lowest inertia is kept.
     oversampling_factor : float, default 2.0
         Rows that k-means|| draws as candidates, as a multiple of half of `n_clusters` in each of five rounds.
     max_samples_per_batch : int, default 32768
-        Rows at most that are compared with all centroids at once; affects memory, never results.
+        Rows at most whose distances to all centroids `transform` computes at once; affects memory, never results.
     sample_fraction : float, default 1.0
         Share of the rows to fit on, chosen by a hash of their numbers.
     normalize : bool, default True
@@ -60,7 +64,10 @@ class KMeans:
     inertia_ : float
         Sum of squared distances of the fitted rows to their nearest centroid.
     inertia_history_ : list of float
-        Inertia before each update.
+        After each update: sum of squared distances of the rows to the means of their clusters.
+    iterations_ : list of dict
+        Facts of each update, on samples too: phase, phases, rows, iteration, inertia, shift, relabelled, compared (the
+        share of pairs of rows and centroids that were scored), seconds.
     n_iter_ : int
     converged_ : bool
     n_features_in_ : int
@@ -83,7 +90,7 @@ class KMeans:
         max_iter: int = 300,
         tol: float = 1e-4,
         random_state: Any = 42,
-        init: Any = "k-means||",
+        init: Any = "auto",
         n_init: int = 1,
         oversampling_factor: float = 2.0,
         max_samples_per_batch: int = 32768,
@@ -152,7 +159,15 @@ class KMeans:
 
     # --- work ---
 
-    def fit(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> KMeans:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        column: str | None = None,
+        client: Client | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> KMeans:
         """Find the centroids of the rows of `X`.
 
         Parameters
@@ -163,6 +178,8 @@ class KMeans:
             Column of a dataframe that holds the vectors; default: the only one that does.
         client : distributed.Client, optional
             Default: the current client; without one the work runs in this process.
+        checkpoints : Checkpoints, optional
+            Where the fit is kept while it is made, to go on from there.
 
         Raises
         ------
@@ -181,19 +198,37 @@ class KMeans:
                 where="n_clusters",
                 remedy=f"set n_clusters to {blocks.n_rows} or less",
             )
-        best = min((self._run(blocks, init, seed + run) for run in range(self.n_init)), key=lambda fit: fit.inertia)
+        runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
+        best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_ = best.centroids
-        self.inertia_, self.inertia_history_ = best.inertia, best.history
+        self.inertia_, self.inertia_history_, self.iterations_ = best.inertia, best.history, best.iterations
         self.n_iter_, self.converged_ = best.n_iter, best.converged
         self.n_features_in_ = best.centroids.shape[1]
-        self.labels_ = self.predict(X, column=column)
+        if self.max_iter and not self.converged_:
+            warnings.warn(
+                f"k-means stopped after max_iter = {self.max_iter} updates, before it converged to tol = {self.tol}",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        known = not is_lazy(X) and self.sample_fraction == 1.0
+        self.labels_ = labels() if known else self.predict(X, column=column)
+        blocks.release()
         return self
 
-    def _run(self, blocks: Blocks, init: Any, seed: int) -> Fit:
-        batch = self.max_samples_per_batch
-        rows = tile_rows(self.n_clusters, batch)
-        centroids = seed_centroids(blocks, init, self.n_clusters, self.oversampling_factor, rows, seed)
-        return lloyd(blocks, centroids, max_iter=self.max_iter, tol=self.tol, batch=batch)
+    def _run(
+        self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None
+    ) -> tuple[Fit, Callable[[], np.ndarray]]:
+        seed = self.seed_ + run
+        return fit_blocks(
+            blocks,
+            lambda: seed_centroids(blocks, init, self.n_clusters, self.oversampling_factor, seed),
+            max_iter=self.max_iter,
+            tol=self.tol,
+            seed=seed,
+            grow=isinstance(init, str) and init == "auto",
+            run=run,
+            checkpoints=checkpoints,
+        )
 
     def _check_params(self) -> None:
         whole = (int, np.integer)
@@ -237,7 +272,9 @@ class KMeans:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
         self._check_fitted()
         blocks = load(X, column, self.normalize, 1.0, 0, client)
-        return -lloyd(blocks, self.cluster_centers_, max_iter=0, tol=0, batch=self.max_samples_per_batch).inertia
+        fit, _ = fit_blocks(blocks, lambda: self.cluster_centers_, max_iter=0, tol=0.0, seed=0, grow=False)
+        blocks.release()
+        return -fit.inertia
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -291,6 +328,7 @@ class KMeans:
             "normalize": self.normalize,
             "inertia": self.inertia_,
             "inertia_per_iteration": self.inertia_history_,
+            "iterations": self.iterations_,
             "n_iter": self.n_iter_,
             "converged": self.converged_,
             "seed": self.seed_,
@@ -315,6 +353,7 @@ class KMeans:
         loaded = cls(**known | {"n_clusters": facts["n_clusters"], "normalize": facts["normalize"]})
         loaded.cluster_centers_ = centroids
         loaded.inertia_, loaded.inertia_history_ = facts["inertia"], facts["inertia_per_iteration"]
+        loaded.iterations_ = facts["iterations"]
         loaded.n_iter_, loaded.converged_ = facts["n_iter"], facts["converged"]
         loaded.n_features_in_, loaded.seed_ = facts["n_features"], facts["seed"]
         return loaded
@@ -334,10 +373,9 @@ def seed_from(random_state: Any) -> int:
 
 
 def _labels(X: Any, km: KMeans) -> np.ndarray:
-    rows = tile_rows(len(km.cluster_centers_), km.max_samples_per_batch)
-    return nearest(km.rows(X), km.cluster_centers_, rows)
+    return nearest(km.rows(X), km.cluster_centers_)[0]
 
 
 def _distances(X: Any, km: KMeans) -> np.ndarray:
-    rows = tile_rows(len(km.cluster_centers_), km.max_samples_per_batch)
-    return all_distances(km.rows(X), km.cluster_centers_, rows)
+    fitting = config.get_bytes("tile-bytes") // (4 * len(km.cluster_centers_))
+    return all_distances(km.rows(X), km.cluster_centers_, max(16, min(km.max_samples_per_batch, fitting)))

@@ -1,217 +1,340 @@
-"""Lloyd's algorithm over blocks: exact labels, integer sums, the same bits however the rows are spread."""
+"""The engine: exact passes over growing samples and then all rows, the same bits however the rows are spread.
+
+A fit is its centroids and a few numbers (:class:`Fit`). What the workers keep beside their rows only saves work, so a
+fit can be stopped after any update, or lose a worker, and go on to the same result.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 
-from daskmeans import config, progress, runtime
+from daskmeans import progress, runtime
 from daskmeans.errors import DataError
-from daskmeans.kernels.nearest import nearest, squared_distances
+from daskmeans.kernels.codes import COLUMNS, neighbours
 from daskmeans.kernels.products import squared_norms64
-from daskmeans.kernels.update import add_numbers, add_rows, means, scale_for
-from daskmeans.kmeans.blocks import Block, Blocks
+from daskmeans.kernels.search import Travel, groups_per_bound, n_bounds
+from daskmeans.kernels.update import means, scale_for, within
+from daskmeans.kmeans import passes
+from daskmeans.kmeans.blocks import Blocks
+from daskmeans.kmeans.passes import Pass
+
+# The first sample holds this many rows for each cluster, each further one GROWTH times as many, while that is less
+# than 1 / GROWTH of all rows: a sample nearly as large as the whole would cost more updates than it saves.
+FIRST_SAMPLE, GROWTH = 32, 3
+# Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
+# would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
+SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.1
+# Centroids go this much farther than to the means of their rows, as long as that lowers the inertia.
+RELAXATION = 0.75
+# Rows whose mean stands for the middle of all rows.
+MIDDLE_ROWS = 1024
 
 
 @dataclass
 class Fit:
-    """What a run of the engine found.
+    """Where a fit stands: all that it needs to go on.
 
     Attributes
     ----------
     centroids : ndarray of float32, shape (k, d)
-    inertia : float
-        Sum of squared distances of all rows to their nearest of these centroids.
-    history : list of float
-        Inertia before each update.
+        Those of the next pass, or the result.
+    phase, phases : int
+        On which sample the fit is, of how many; the last phase is on all rows.
     n_iter : int
+        Updates on all rows.
     converged : bool
+    inertia : float
+        Sum of squared distances of all rows to their nearest centroid, once the fit has ended.
+    history : list of float
+        After each update on all rows: sum of squared distances of the rows to the means of their clusters.
+    iterations : list of dict
+        Facts of each update, on samples too: phase, phases, rows, iteration, inertia, shift, relabelled, compared,
+        seconds.
     """
 
     centroids: np.ndarray
-    inertia: float = math.inf
-    history: list[float] = field(default_factory=list)
+    phase: int = 0
+    phases: int = 1
     n_iter: int = 0
     converged: bool = False
+    inertia: float = math.inf
+    history: list[float] = field(default_factory=list)
+    iterations: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Checkpoints(Protocol):
+    """Where fits are kept while they are made."""
+
+    def last(self, run: int) -> Fit | None:
+        """The fit from which run number `run` can go on; None if there is none."""
+
+    def save(self, run: int, fit: Fit) -> None:
+        """Called after every update; whether it is time is for the implementation to decide."""
+
+
+class Forgetful:
+    """Checkpoints that keep nothing."""
+
+    def last(self, run: int) -> Fit | None:
+        return None
+
+    def save(self, run: int, fit: Fit) -> None:
+        pass
 
 
 @dataclass(frozen=True)
-class Scales:
-    """Powers of two that turn coordinates and squared distances into integers whose sums cannot overflow."""
+class Stop:
+    """When updates end.
 
-    coordinates: float
-    distances: float
+    Attributes
+    ----------
+    updates : int
+        At most so many.
+    shift : float
+        When the squared distances of the centroids to the means of their rows sum to no more than this, times the
+        mean variance of a feature.
+    gain : float
+        When the inertia falls by less than this share.
+    """
+
+    updates: int
+    shift: float
+    gain: float = 0.0
 
 
-def tile_rows(n_clusters: int, max_samples_per_batch: int) -> int:
-    """Rows whose scores against all centroids fill one tile."""
-    return max(16, min(max_samples_per_batch, config.get_bytes("tile-bytes") // (4 * n_clusters)))
+def sample_sizes(n_rows: int, n_clusters: int) -> list[int]:
+    """Rows of the samples that a fit grows through; empty where all rows are few enough to begin with.
+
+    Examples
+    --------
+    >>> sample_sizes(1_000_000, 1000)
+    [32000, 96000, 288000]
+    >>> sample_sizes(50_000, 1000)
+    []
+    """
+    sizes = []
+    size = FIRST_SAMPLE * n_clusters
+    while GROWTH * size < n_rows:
+        sizes.append(size)
+        size *= GROWTH
+    return sizes
 
 
-def lloyd(blocks: Blocks, centroids: np.ndarray, *, max_iter: int, tol: float, batch: int) -> Fit:
-    """Improve `centroids` until they move by less than `tol`, relative to the variance of the rows.
+def fit_blocks(
+    blocks: Blocks,
+    seeds: Callable[[], np.ndarray],
+    *,
+    max_iter: int,
+    tol: float,
+    seed: int,
+    grow: bool,
+    run: int = 0,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Fit, Callable[[], np.ndarray]]:
+    """Improve centroids until they stay where they are.
 
     Parameters
     ----------
     blocks : Blocks
-    centroids : ndarray of float32, shape (k, d)
+    seeds : callable
+        Gives the initial centroids; not called where a checkpoint stands for them.
     max_iter : int
-        Updates at most; with 0 the centroids stay and only their inertia is found.
+        Updates on all rows at most; with 0 the centroids stay and only their inertia is found.
     tol : float
         As in scikit-learn: the sum of squared shifts is compared with `tol` times the mean variance of a feature.
-    batch : int
-        Rows scored at once, at most.
+    seed : int
+        Chooses the samples.
+    grow : bool
+        Whether to begin on samples, and to take longer steps than to the means. Otherwise every update is one of
+        Lloyd's on all rows.
+    run : int, default 0
+        Which of several runs this is.
+    checkpoints : Checkpoints
 
     Raises
     ------
     DataError
         The rows have another dimension than the centroids.
     """
-    stats = _stats(blocks)
-    if len(stats.mean) != centroids.shape[1]:
+    checkpoints = checkpoints or Forgetful()
+    fit = checkpoints.last(run)
+    if fit is None:
+        start = time.perf_counter()
+        fit = Fit(seeds())
+        facts = {"phase": "seed", "rows": blocks.n_rows, "seconds": time.perf_counter() - start, "run": run}
+        runtime.log_event("daskmeans-kmeans", facts | {"n_clusters": len(fit.centroids)}, blocks.client)
+    if blocks.dimension != fit.centroids.shape[1]:
         raise DataError(
-            f"the rows have {len(stats.mean)} dimensions", expected=f"{centroids.shape[1]}, as the centroids"
+            f"the rows have {blocks.dimension} dimensions", expected=f"{fit.centroids.shape[1]}, as the centroids"
         )
-    fit = Fit(centroids)
-    rows = tile_rows(len(centroids), batch)
-    with progress.line("k-means", max_iter or None) as line:
-        while fit.n_iter < max_iter and not fit.converged:
+    sizes = sample_sizes(blocks.n_rows, len(fit.centroids)) if grow and max_iter else []
+    fit.phases = len(sizes) + 1
+    with progress.line("k-means", None) as line:
+
+        def report(fit: Fit) -> None:
+            line.advance(progress.note(fit.iterations))
+            facts = fit.iterations[-1] | {"run": run, "n_clusters": len(fit.centroids)}
+            runtime.log_event("daskmeans-kmeans", facts, blocks.client)
+            checkpoints.save(run, fit)
+
+        while fit.phase < len(sizes):
+            size = sizes[fit.phase]
+            sample = blocks.subset(size, seed)
+            stop = Stop(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
+            _Series(sample, fit, seed, relax=True).improve(stop, report)
+            sample.release()
+        series = _Series(blocks, fit, seed, relax=grow)
+        if math.isinf(fit.inertia):
+            series.improve(Stop(max_iter, tol), report)
+            fit.inertia = series.inertia()
+            checkpoints.save(run, fit)
+    return fit, series.labels
+
+
+class _Series:
+    """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
+
+    def __init__(self, blocks: Blocks, fit: Fit, seed: int, relax: bool) -> None:
+        self.blocks, self.fit, self.relax = blocks, fit, relax
+        k = len(fit.centroids)
+        center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
+        largest, longest = (max(column) for column in zip(*blocks.map(passes.reach, name="kmeans-reach"), strict=True))
+        # No centroid is farther out than the longest row, but for initial ones and those that went beyond the means.
+        outermost = math.sqrt(longest) + math.sqrt(squared_norms64(fit.centroids).max())
+        self.now = Pass(
+            fit=uuid4().hex,
+            number=-1,
+            centroids=fit.centroids,
+            center=center,
+            order=neighbours(fit.centroids, COLUMNS),
+            travel=Travel(np.zeros(k), np.zeros(n_bounds(k))),
+            scale=scale_for(largest, blocks.n_rows),
+            square_scale=scale_for((2.0 * outermost) ** 2, blocks.n_rows),
+        )
+        self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
+        self.energy = 0.0
+
+    def improve(self, stop: Stop, report: Callable[[Fit], None]) -> None:
+        """Update the centroids of the fit until it is time to stop; then they are means of rows."""
+        fit = self.fit
+        phase, last = fit.phase, fit.phase == fit.phases - 1
+        inertias = [update["inertia"] for update in fit.iterations if update["phase"] == phase]
+        while len(inertias) < stop.updates and not fit.converged and fit.phase == phase:
             start = time.perf_counter()
-            shift = _iterate(blocks, fit, stats, rows)
-            fit.converged = shift <= tol * stats.variance
-            line.advance(f"inertia {fit.history[-1]:,.6g}")
-            event = {"iteration": fit.n_iter, "inertia": fit.history[-1], "shift": shift}
-            runtime.log_event("daskmeans-kmeans", event | {"seconds": time.perf_counter() - start}, blocks.client)
-    scale = _scales(stats, fit.centroids).distances
-    fit.inertia = sum(map(int, blocks.map(_inertia, fit.centroids, scale, rows, name="kmeans-inertia"))) / scale
-    return fit
+            moved, compared = self._advance(fit.centroids)
+            inertia = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
+            centroids, held = self._means()
+            shift = math.fsum(((centroids.astype(np.float64) - fit.centroids) ** 2).ravel())
+            gain = 1.0 - inertia / inertias[-1] if inertias and inertias[-1] else math.inf
+            inertias.append(inertia)
+            ends = shift <= stop.shift * self._variance() or gain < stop.gain
+            if self.relax and 0.0 < gain < math.inf and not ends and len(inertias) < stop.updates:
+                centroids = np.where(held[:, None], _beyond(fit.centroids, centroids), centroids)
+            fit.centroids = centroids
+            fit.iterations.append(
+                {
+                    "phase": phase,
+                    "phases": fit.phases,
+                    "rows": self.blocks.n_rows,
+                    "iteration": len(inertias),
+                    "inertia": inertia,
+                    "shift": shift,
+                    "relabelled": moved,
+                    "compared": compared / (self.blocks.n_rows * len(centroids)),
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            if last:
+                fit.n_iter, fit.converged = len(inertias), ends
+                fit.history.append(inertia)
+            elif ends or len(inertias) == stop.updates:
+                fit.phase += 1
+            report(fit)
+
+    def inertia(self) -> float:
+        """Sum of squared distances of the rows to the nearest of the fit's centroids."""
+        self._advance(self.fit.centroids)
+        scaled = self.blocks.map(passes.inertia, self.now, name="kmeans-inertia")
+        return sum(map(int, scaled)) / self.now.square_scale
+
+    def labels(self) -> np.ndarray:
+        """Labels of the rows after :meth:`inertia`; int32, shape (n_rows,)."""
+        found = [part for parts in self.blocks.map(passes.labels, self.now, name="kmeans-labels") for part in parts]
+        return np.concatenate([mine for _, mine in sorted(found, key=lambda part: part[0])])
+
+    def _advance(self, centroids: np.ndarray) -> tuple[int, int]:
+        """A pass: numbers of rows that have changed their cluster, and of pairs that were scored."""
+        self.now = replace(
+            self.now,
+            number=self.now.number + 1,
+            centroids=centroids,
+            travel=_travel(self.now, centroids),
+        )
+        parts = self.blocks.map(passes.advance, self.now, name="kmeans-pass")
+        sums, counts = sum(part.sums for part in parts), sum(part.counts for part in parts)
+        anew, moved, compared = (sum(getattr(part, name) for part in parts) for name in ("anew", "moved", "compared"))
+        if self.now.number == 0:
+            self.energy = sum(part.energy for part in parts) / self.now.square_scale
+        if anew == self.blocks.n_rows:
+            self.sums, self.counts = sums, counts
+        elif anew:  # rows that were lost are not in the changes, and what they had added is not known
+            parts = self.blocks.map(passes.totals, self.now, name="kmeans-totals")
+            self.sums, self.counts = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        else:
+            self.sums, self.counts = self.sums + sums, self.counts + counts
+        return moved, compared
+
+    def _means(self) -> tuple[np.ndarray, np.ndarray]:
+        """The means of the rows of each cluster, and whether the cluster had rows.
+
+        An empty cluster is given the row that is farthest from its centroid, as scikit-learn does. Rows that lie on
+        their centroid are not taken, so with fewer distinct rows than clusters some stay empty, where they are.
+        """
+        sums, counts = self.sums, self.counts
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            sums, counts = sums.copy(), counts.copy()
+            self._refill(empty, sums, counts)
+        return means(sums, counts, self.now.scale, self.now.centroids), self.counts > 0
+
+    def _refill(self, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
+        found = self.blocks.map(passes.farthest, self.now, len(empty), name="kmeans-refill")
+        distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.lexsort((numbers, -distances))[: len(empty)]
+        order = order[distances[order] > 0.0]
+        if len(order) == 0:
+            return
+        for cluster, label, row in zip(empty, labels[order], self.blocks.rows(numbers[order]), strict=False):
+            if counts[label] < 2:
+                continue
+            scaled = np.rint(row.astype(np.float64) * self.now.scale).astype(np.int64)
+            sums[cluster], counts[cluster] = scaled, 1
+            sums[label] -= scaled
+            counts[label] -= 1
+
+    def _variance(self) -> float:
+        """Mean variance of a feature over the rows."""
+        n = self.blocks.n_rows
+        off_center = self.sums.sum(axis=0) / (self.now.scale * n) - self.now.center
+        return max(0.0, self.energy / n - math.fsum(off_center**2)) / len(off_center)
 
 
-def _iterate(blocks: Blocks, fit: Fit, stats: Stats, rows: int) -> float:
-    """One update of `fit`; returns the sum of squared shifts of the centroids."""
-    scales = _scales(stats, fit.centroids)
-    partial = blocks.map(_step, fit.centroids, scales, rows, name="kmeans-step")
-    sums, counts = sum(p[0] for p in partial), sum(p[1] for p in partial)
-    fit.history.append(sum(int(p[2]) for p in partial) / scales.distances)
-    empty = np.flatnonzero(counts == 0)
-    if len(empty):
-        _refill(blocks, fit.centroids, empty, sums, counts, scales, rows)
-    moved = means(sums, counts, scales.coordinates, fit.centroids)
-    shift = math.fsum(((moved.astype(np.float64) - fit.centroids) ** 2).ravel())
-    fit.centroids, fit.n_iter = moved, fit.n_iter + 1
-    return shift
+def _beyond(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Where `old` comes to when it goes to `new` and then on."""
+    return (new + RELAXATION * (new.astype(np.float64) - old)).astype(np.float32)
 
 
-def _refill(
-    blocks: Blocks,
-    centroids: np.ndarray,
-    empty: np.ndarray,
-    sums: np.ndarray,
-    counts: np.ndarray,
-    scales: Scales,
-    rows: int,
-) -> None:
-    """Give each empty cluster the row that is farthest from its centroid, as scikit-learn does.
-
-    Changes `sums` and `counts`. Rows that lie on their centroid are not taken, so with fewer distinct rows than
-    clusters some stay empty, where they are.
-    """
-    found = blocks.map(_farthest, centroids, len(empty), rows, name="kmeans-refill")
-    distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((numbers, -distances))[: len(empty)]
-    order = order[distances[order] > 0.0]
-    if len(order) == 0:
-        return
-    for cluster, label, row in zip(empty, labels[order], blocks.rows(numbers[order]), strict=False):
-        if counts[label] < 2:
-            continue
-        scaled = np.rint(row.astype(np.float64) * scales.coordinates).astype(np.int64)
-        sums[cluster], counts[cluster] = scaled, 1
-        sums[label] -= scaled
-        counts[label] -= 1
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Of all rows: their number, mean, mean variance of a feature, largest coordinate and norm."""
-
-    n_rows: int
-    mean: np.ndarray
-    variance: float
-    largest: float
-    longest: float
-
-
-def _stats(blocks: Blocks) -> Stats:
-    n = blocks.n_rows
-    extremes = blocks.map(_extremes, name="kmeans-stats")
-    largest, longest = (max(column) for column in zip(*extremes, strict=True))
-    scales = Scales(scale_for(largest, n), scale_for(longest**2, n))
-    moments = blocks.map(_moments, scales, name="kmeans-stats")
-    mean = sum(m[0] for m in moments) / (scales.coordinates * n)
-    energy = sum(int(m[1]) for m in moments) / scales.distances
-    variance = max(0.0, energy / n - math.fsum(mean**2)) / len(mean)
-    return Stats(n, mean, variance, largest, longest)
-
-
-def _scales(stats: Stats, centroids: np.ndarray) -> Scales:
-    reach = stats.longest + math.sqrt(squared_norms64(centroids).max())
-    return Scales(scale_for(stats.largest, stats.n_rows), scale_for(reach**2, stats.n_rows))
-
-
-def _extremes(group: list[Block]) -> tuple[float, float]:
-    largest, longest = 0.0, 0.0
-    for block in group:
-        with block.open() as arrays:
-            largest = max(largest, float(np.abs(arrays["rows"]).max()))
-            longest = max(longest, float(squared_norms64(arrays["rows"]).max()))
-    return largest, math.sqrt(longest)
-
-
-def _moments(group: list[Block], scales: Scales) -> tuple[np.ndarray, int]:
-    sums, counts = np.zeros((1, group[0].dimension), np.int64), np.zeros(1, np.int64)
-    energy = 0
-    for block in group:
-        with block.open() as arrays:
-            add_rows(arrays["rows"], np.zeros(block.n_rows, np.int32), scales.coordinates, sums, counts)
-            energy += add_numbers(squared_norms64(arrays["rows"]), scales.distances)
-    return sums[0], energy
-
-
-def _step(group: list[Block], centroids: np.ndarray, scales: Scales, rows: int) -> tuple[np.ndarray, np.ndarray, int]:
-    sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-    inertia = 0
-    for block in group:
-        with block.open() as arrays:
-            X = arrays["rows"]
-            labels = nearest(X, centroids, rows)
-            add_rows(X, labels, scales.coordinates, sums, counts)
-            inertia += add_numbers(squared_distances(X, centroids, labels), scales.distances)
-    return sums, counts, inertia
-
-
-def _inertia(group: list[Block], centroids: np.ndarray, scale: float, rows: int) -> int:
-    inertia = 0
-    for block in group:
-        with block.open() as arrays:
-            labels = nearest(arrays["rows"], centroids, rows)
-            inertia += add_numbers(squared_distances(arrays["rows"], centroids, labels), scale)
-    return inertia
-
-
-def _farthest(
-    group: list[Block], centroids: np.ndarray, count: int, rows: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    distances, numbers, labels = [], [], []
-    for block in group:
-        with block.open() as arrays:
-            mine = nearest(arrays["rows"], centroids, rows)
-            far = squared_distances(arrays["rows"], centroids, mine)
-        top = np.lexsort((np.arange(block.n_rows), -far))[:count]
-        distances.append(far[top])
-        numbers.append(block.numbers[top])
-        labels.append(mine[top])
-    return np.concatenate(distances), np.concatenate(numbers), np.concatenate(labels)
+def _travel(now: Pass, centroids: np.ndarray) -> Travel:
+    """How far centroids have moved by the time that they are at `centroids`; rounded up."""
+    steps = np.sqrt(((centroids.astype(np.float64) - now.centroids) ** 2).sum(axis=1)) * (1.0 + 2.0**-40)
+    together = COLUMNS * groups_per_bound(len(centroids))
+    widest = np.maximum.reduceat(steps[now.order], np.arange(0, len(steps), together))
+    up = 1.0 + 2.0**-50
+    return Travel((now.travel.each + steps) * up, (now.travel.groups + widest) * up)

@@ -1,66 +1,132 @@
-"""Initial centroids: k-means|| on a sample, random rows, or what the caller gives."""
+"""Initial centroids: k-means++ by region or k-means|| on a sample, random rows, or what the caller gives."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from upath import UPath
 
+from daskmeans import runtime
 from daskmeans.errors import DataError, NotFoundError, UsageError
+from daskmeans.kernels.codes import floats
 from daskmeans.kernels.hashing import hash_integers, uniform
-from daskmeans.kernels.jit import kernel
-from daskmeans.kernels.nearest import nearest, squared_distances
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.nearest import BATCH_ROWS, nearest, squared_distances, tiles
 from daskmeans.kernels.products import rounding_bound, squared_norms64
+from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
 from daskmeans.kernels.update import add_rows, means, scale_for
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.vectors.files import open_path
 
-SAMPLE_PER_CLUSTER = 32
+# Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
+SAMPLE_PER_CLUSTER = 16
+OVERSAMPLED_PER_CLUSTER = 32
 SAMPLE_BYTES = 1 << 29
 ROUNDS = 5
-# Updates on the sample: three cost half a pass over 100,000 rows (k = 500) and save two.
-POLISH = 3
+# Clusters that are seeded within one region, and rows and updates by which regions are found.
+PER_REGION, ROWS_PER_REGION, REGION_UPDATES = COLUMNS, 256, 4
 
 
-def seed_centroids(
-    blocks: Blocks, init: Any, n_clusters: int, oversampling_factor: float, tile_rows: int, seed: int
-) -> np.ndarray:
+def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_factor: float, seed: int) -> np.ndarray:
     """Initial centroids, float32, shape (k, d).
 
     Parameters
     ----------
     blocks : Blocks
-    init : {"k-means||", "random"} or ndarray
-    n_clusters, oversampling_factor, tile_rows, seed
+    init : {"auto", "k-means||", "random"} or ndarray
+    n_clusters, oversampling_factor, seed
         As in :class:`daskmeans.KMeans`.
     """
     if isinstance(init, np.ndarray):
         return init
     if init == "random":
         return blocks.sample(n_clusters, seed)[1]
+    per_cluster = SAMPLE_PER_CLUSTER if init == "auto" else OVERSAMPLED_PER_CLUSTER
     affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * blocks.dimension))
-    numbers, X = blocks.sample(min(SAMPLE_PER_CLUSTER * n_clusters, affordable), seed)
-    candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, tile_rows, seed)
-    centroids = X[candidates[plus_plus(X[candidates], weights, n_clusters, seed)]]
-    for _ in range(POLISH):
-        centroids = polish(X, centroids, tile_rows)
-    return centroids
+    numbers, X = blocks.sample(min(per_cluster * n_clusters, affordable), seed)
+    if init == "auto":
+        return X[by_region(X, n_clusters, seed)]
+    candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, seed)
+    return X[candidates[plus_plus(X[candidates], weights, n_clusters, seed)]]
 
 
-def polish(X: np.ndarray, centroids: np.ndarray, tile_rows: int) -> np.ndarray:
-    """The means of the rows of `X` that are nearest to each centroid; a centroid without rows stays."""
-    labels = nearest(X, centroids, tile_rows)
+def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """Indices of `n_clusters` rows of `X`, drawn by k-means++ within regions, each of which gets its share of them.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (m, d), m >= n_clusters
+    n_clusters, seed : int
+
+    Returns
+    -------
+    ndarray of int64, shape (n_clusters,)
+
+    Notes
+    -----
+    k-means++ over all rows takes ``m * k`` distances; regions of about √(m·k) rows take the square root of that, more
+    or less, for seeds that are as good. A region's share is that of the inertia about its middle.
+    """
+    if n_clusters <= 2 * PER_REGION:
+        return plus_plus(X, np.ones(len(X), np.int64), n_clusters, seed)
+    regions = round(n_clusters / PER_REGION)
+    few = X[_spread(len(X), ROWS_PER_REGION * regions)]
+    fewer = few[_spread(len(few), ROWS_PER_REGION // 4 * regions)]
+    middles = fewer[by_region(fewer, regions, seed)]
+    for _ in range(REGION_UPDATES):
+        middles = _updated(few, middles)
+    labels, squares = _nearest(X, middles)
+    shares = _shares(np.bincount(labels, squares, regions), np.bincount(labels, minlength=regions), n_clusters)
+    order, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=regions))
+    members = np.split(order, ends[:-1])
+
+    def draw(i: int) -> np.ndarray:
+        mine = members[i]
+        return mine[plus_plus(X[mine], np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
+
+    drawn = runtime.call([partial(draw, i) for i in range(regions) if shares[i]])
+    return np.concatenate(drawn)
+
+
+def _spread(n: int, count: int) -> np.ndarray:
+    """`count` of the numbers below `n`, evenly spread; all of them if there are fewer."""
+    return np.arange(n) if count >= n else np.arange(count) * n // count
+
+
+def _nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts = runtime.call([partial(nearest, X[rows], centroids) for rows in tiles(len(X), 4 * BATCH_ROWS)])
+    labels, squares = zip(*parts, strict=True)
+    return np.concatenate(labels), np.concatenate(squares)
+
+
+def _updated(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The means of the rows that are nearest to each centroid; one without rows stays."""
+    labels, _ = _nearest(X, centroids)
     scale = scale_for(float(np.abs(X).max()), len(X))
     sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
     add_rows(X, labels, scale, sums, counts)
     return means(sums, counts, scale, centroids)
 
 
+def _shares(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
+    """`total` shared out by `inertia`: at least one and at most `rows` for each region that has rows."""
+    weights = np.where(rows > 0, inertia, 0.0)
+    weights = weights / weights.sum() if weights.sum() > 0 else rows / rows.sum()
+    shares = np.clip(np.floor(weights * total), np.minimum(rows, 1), rows).astype(np.int64)
+    while (missing := total - shares.sum()) != 0:
+        step = 1 if missing > 0 else -1
+        free = shares < rows if missing > 0 else shares > 1
+        wish = np.where(free, step * (weights * total - shares), -np.inf)
+        shares[np.argsort(-wish, kind="stable")[: min(abs(missing), free.sum())]] += step
+    return shares
+
+
 def oversample(
-    X: np.ndarray, numbers: np.ndarray, n_clusters: int, oversampling_factor: float, tile_rows: int, seed: int
+    X: np.ndarray, numbers: np.ndarray, n_clusters: int, oversampling_factor: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of k-means||: rows drawn in a few rounds with probability proportional to their squared distance.
 
@@ -71,7 +137,7 @@ def oversample(
         Row numbers; whether a row is drawn depends on its number, the round and the seed.
     n_clusters, oversampling_factor
         Each round draws about ``oversampling_factor * n_clusters / 2`` rows.
-    tile_rows, seed : int
+    seed : int
 
     Returns
     -------
@@ -98,8 +164,7 @@ def oversample(
         drawn = np.flatnonzero(luck * potential < draw * distances)
         if len(drawn) == 0:
             continue
-        labels = nearest(X, X[drawn], tile_rows)
-        closer_by = squared_distances(X, X[drawn], labels)
+        labels, closer_by = _nearest(X, X[drawn])
         closer = closer_by < distances
         owner[closer] = len(chosen) + labels[closer]
         distances[closer] = closer_by[closer]
@@ -129,39 +194,58 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
     Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of 2 + ln k rows drawn in each
     turn the one that lowers the potential most is taken, as scikit-learn does.
     """
-    trials = 2 + int(math.log(n_clusters))
-    luck = uniform(hash_integers(np.arange(n_clusters * trials, dtype=np.uint64), seed)).reshape(n_clusters, trials)
+    trials = min(ROWS, 2 + int(math.log(n_clusters)))
+    luck = uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
+    X = (X - X.mean(axis=0, dtype=np.float64)).astype(np.float32)  # so that float32 has digits left for distances
+    columns = floats(X)
     norms = squared_norms64(X).astype(np.float32)
-    return _plus_plus(np.ascontiguousarray(X.T), norms, weights, luck, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
+    return _plus_plus(frozen(X), columns, norms, weights, luck, trials, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
 
 
 @kernel
-def _plus_plus(XT, norms, weights, luck, bound):  # type: ignore[no-untyped-def]
-    _d, m = XT.shape
-    n_clusters, trials = luck.shape
-    chosen = np.empty(n_clusters, np.int64)
-    free = np.ones(m, np.bool_)
-    distances = np.full(m, np.float32(np.inf))
+def _plus_plus(X, columns, norms, weights, luck, trials, bound):  # type: ignore[no-untyped-def]
+    m = X.shape[0]
+    packed, scales, halves = columns
+    chosen, free = np.empty(luck.shape[0], np.int64), np.ones(m, np.bool_)
     mass = weights.astype(np.float64)
-    tried = np.empty(m, np.float32)
-    for turn in range(n_clusters):
+    distances = np.full(packed.shape[0] * COLUMNS, np.float32(np.inf))
+    tried = np.empty((ROWS, len(distances)), np.float32)
+    picks = np.zeros(ROWS, np.int32)
+    row_scales, row_biases = np.ones(m, np.float32), np.zeros(m, np.int32)
+    scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
+    for turn in range(luck.shape[0]):
         total = _sum(mass)
-        best, lowest = -1, np.inf
-        kept = distances
-        for trial in range(trials if turn else 1):
-            pick = _draw(mass, free, luck[turn, trial] * total)
-            _squared_distances_to(XT, norms, pick, bound, tried)
+        for t in range(trials):
+            picks[t] = _draw(mass, free, luck[turn, t] * total)
+        for g in range(packed.shape[0]):
+            score_tile(X, row_scales, row_biases, picks, 0, packed, g, scales, halves, scores, tops)
+            here = slice(g * COLUMNS, (g + 1) * COLUMNS)
+            for t in range(trials):
+                _nearer(scores[t], norms[picks[t]], bound, distances[here], tried[t, here])
+        best, lowest = 0, np.inf
+        for t in range(trials if turn else 1):
             potential = 0.0
             for i in range(m):
-                tried[i] = min(tried[i], distances[i])
-                potential += weights[i] * np.float64(tried[i])
+                potential += weights[i] * np.float64(tried[t, i])
             if potential < lowest:
-                best, lowest, kept = pick, potential, tried.copy()
-        distances = kept
-        chosen[turn], free[best] = best, False
+                best, lowest = t, potential
+        distances[:] = tried[best]
+        chosen[turn], free[picks[best]] = picks[best], False
         for i in range(m):
             mass[i] = weights[i] * np.float64(distances[i]) if free[i] else 0.0
     return chosen
+
+
+@kernel
+def _nearer(scores, norm, bound, distances, tried):  # type: ignore[no-untyped-def]
+    """Squared distances to a row with these scores, where they are less than `distances`.
+
+    Distances within the rounding error of zero are zero, so that copies of a row have no mass once it is taken.
+    """
+    for c in range(scores.shape[0]):
+        distance = norm - np.float32(2.0) * scores[c]
+        distance = distance if distance > np.float32(8.0 * bound) * norm else np.float32(0.0)
+        tried[c] = min(distance, distances[c])
 
 
 @kernel
@@ -184,37 +268,17 @@ def _draw(mass, free, target):  # type: ignore[no-untyped-def]
     return np.argmax(free)
 
 
-@kernel
-def _squared_distances_to(XT, norms, pick, bound, out):  # type: ignore[no-untyped-def]
-    """Squared distances of all columns of `XT` to one of them, float32, summed in the order of the coordinates.
-
-    Distances within the rounding error of zero are zero, so that copies of a row have no mass once it is taken.
-    """
-    point = XT[:, pick].copy()
-    for start in range(0, XT.shape[1], 1024):  # so that the sums stay in the first-level cache
-        sums = out[start : start + 1024]
-        sums[:] = 0.0
-        for j in range(XT.shape[0]):
-            row, c = XT[j, start : start + 1024], point[j]
-            for i in range(sums.shape[0]):
-                sums[i] += row[i] * c
-    for i in range(XT.shape[1]):
-        size = norms[i] + norms[pick]
-        distance = size - np.float32(2.0) * out[i]
-        out[i] = distance if distance > np.float32(4.0 * bound) * size else np.float32(0.0)
-
-
 def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
-    """`init` as "k-means||", "random" or a float32 matrix of centroids.
+    """`init` as "auto", "k-means||", "random" or a float32 matrix of centroids.
 
     Raises
     ------
     UsageError
-        Centroids whose number is not `n_clusters`, or a name that is neither of the two nor a path.
+        Centroids whose number is not `n_clusters`, or a name that is none of the three nor a path.
     """
     from daskmeans.kmeans import model
 
-    if isinstance(init, str) and init in ("k-means||", "random"):
+    if isinstance(init, str) and init in ("auto", "k-means||", "random"):
         return init
     if isinstance(init, (str, UPath)):
         path = open_path(init, storage_options)
@@ -222,7 +286,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
             raise NotFoundError(
                 f"{init!r} is neither a way to initialise nor a path that exists",
                 where="init",
-                expected="'k-means||', 'random', a .npy file or a model directory",
+                expected="'auto', 'k-means||', 'random', a .npy file or a model directory",
             )
         centroids = model.read_centroids(path / model.CENTROIDS if path.is_dir() else path)
     else:

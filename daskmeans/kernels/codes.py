@@ -1,0 +1,236 @@
+"""Rows and centroids in the form that the screen compares: bytes with a known error, or float32 as they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.products import rounding_bound, squared_norms64
+from daskmeans.kernels.tile import COLUMNS, multiplies_bytes
+
+# Products of more coordinates could overflow the 32 bits of a sum of bytes.
+MOST_COORDINATES = 1 << 16
+
+
+class Codes(NamedTuple):
+    """Rows as the screen reads them.
+
+    A row less the `center` is ``scales * codes``, up to an error whose norm is at most ``errors``.
+    """
+
+    codes: np.ndarray
+    """int8, shape (n, d rounded up to 4), or the rows themselves, float32, shape (n, d)."""
+    scales: np.ndarray
+    """float32, shape (n,)"""
+    biases: np.ndarray
+    """int32, shape (n,): 128 times the sum of a row's codes."""
+    errors: np.ndarray
+    """float32, shape (n,)"""
+    squares: np.ndarray
+    """float64, shape (n,): squared norms of the rows, less the center where they are bytes."""
+
+
+def as_bytes(n_features: int) -> bool:
+    """Whether rows of this dimension are compared as bytes on this machine."""
+    return multiplies_bytes() and n_features < MOST_COORDINATES
+
+
+def layout(n: int, d: int, bytewise: bool) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and type of the arrays of :class:`Codes` for `n` rows; without `codes` where they are the rows."""
+    arrays: dict[str, tuple[tuple[int, ...], type]] = {"codes": ((n, -(-d // 4) * 4), np.int8)} if bytewise else {}
+    for name, kind in {"scales": np.float32, "biases": np.int32, "errors": np.float32, "squares": np.float64}.items():
+        arrays[name] = (n,), kind
+    return arrays
+
+
+def encode(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray] | None = None) -> Codes:
+    """Codes of the rows of `X`.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d), C-contiguous
+    center : ndarray of float64, shape (d,)
+        Subtracted from rows and centroids alike before they become bytes, which leaves distances as they are and
+        makes the bytes finer. Float32 codes need no center.
+    arrays : dict of ndarray, optional
+        Written instead of new arrays; shapes and types as in :func:`layout`.
+    """
+    X, center = frozen(X), frozen(center)
+    bytewise = as_bytes(X.shape[1])
+    if arrays is None:
+        n, d = X.shape
+        arrays = {name: np.zeros(shape, kind) for name, (shape, kind) in layout(n, d, bytewise).items()}
+    codes = Codes(**{"codes": X} | {name: arrays[name] for name in layout(0, 0, bytewise)})
+    if bytewise:
+        _to_bytes(X, center, *codes)
+    else:
+        codes.scales[:], codes.biases[:], codes.errors[:] = 1.0, 0, 0.0
+        codes.squares[:] = squared_norms64(X)
+    return codes
+
+
+@kernel
+def squares_about(X, center):  # type: ignore[no-untyped-def]
+    """Squared distance of each row to `center`, float64; as :func:`encode` finds it for bytes."""
+    out = np.empty(X.shape[0], np.float64)
+    for i in range(X.shape[0]):
+        square = 0.0
+        for j in range(X.shape[1]):
+            x = np.float64(X[i, j]) - center[j]
+            square += x * x
+        out[i] = square
+    return out
+
+
+@kernel
+def _byte_scale(largest):  # type: ignore[no-untyped-def]
+    """What one step of a byte stands for, and its inverse; zeros where there is nothing that bytes could tell apart."""
+    scale = np.float32(largest / 127.0)
+    if scale >= 2.0**-100:
+        return scale, 1.0 / np.float64(scale)
+    return np.float32(0.0), 0.0
+
+
+@kernel
+def _to_bytes(X, center, codes, scales, biases, errors, squares):  # type: ignore[no-untyped-def]
+    d = X.shape[1]
+    x = np.empty(d, np.float64)
+    for i in range(X.shape[0]):
+        largest = 0.0
+        for j in range(d):
+            x[j] = np.float64(X[i, j]) - center[j]
+            largest = max(largest, abs(x[j]))
+        scale, inverse = _byte_scale(largest)
+        total, lost, square = 0, 0.0, 0.0
+        for j in range(d):
+            q = np.rint(x[j] * inverse)
+            codes[i, j] = np.int8(q)
+            total += int(q)
+            rest = x[j] - q * np.float64(scale)
+            lost += rest * rest
+            square += x[j] * x[j]
+        scales[i] = scale
+        biases[i] = 128 * total
+        errors[i] = np.float32(np.sqrt(lost) * (1 + 2.0**-20))
+        squares[i] = square
+
+
+class Screen(NamedTuple):
+    """Centroids as the screen reads them, in groups of forty-eight, and what an exact comparison needs of them."""
+
+    packed: np.ndarray
+    """uint8, shape (groups, d / 4, 48, 4), or float32, shape (groups, d, 48)."""
+    scales: np.ndarray
+    """float32, shape (groups, 48)"""
+    halves: np.ndarray
+    """float32, shape (groups, 48): half the squared norm of a centroid less the center; infinite without one."""
+    ids: np.ndarray
+    """int32, shape (groups, 48): which centroid; -1 without one."""
+    groups: np.ndarray
+    """int32, shape (k,): the group of each centroid."""
+    centroids: np.ndarray
+    """float32, shape (k, d)"""
+    longest: float
+    """Norm of the longest centroid less the center."""
+    error: float
+    """Largest norm of what the bytes of a centroid have lost."""
+    rounding: float
+    """Rounding error of a score, relative to the norms of what is multiplied."""
+
+
+def screen(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None = None) -> Screen:
+    """`centroids` made ready to be compared with rows that are encoded with the same `center`.
+
+    Parameters
+    ----------
+    centroids : ndarray of float32, shape (k, d), C-contiguous
+    center : ndarray of float64, shape (d,)
+    order : ndarray of int, shape (k,), optional
+        The order in which centroids fill the groups; default: as they come. Never changes a label.
+    """
+    centroids, center = frozen(centroids), frozen(center)
+    k, d = centroids.shape
+    groups = -(-k // COLUMNS)
+    ids = np.full(groups * COLUMNS, -1, np.int32)
+    ids[:k] = np.arange(k) if order is None else order
+    bytewise = as_bytes(d)
+    scales, halves = np.ones((groups, COLUMNS), np.float32), np.full((groups, COLUMNS), np.inf, np.float32)
+    errors = np.zeros(groups * COLUMNS)
+    if bytewise:
+        width = -(-d // 4) * 4
+        packed = np.empty((groups, width // 4, COLUMNS, 4), np.uint8)
+        longest = _pack_bytes(centroids, center, ids, packed, scales.ravel(), halves.ravel(), errors)
+    else:
+        packed, scales, halves = floats(centroids[ids[:k]])
+        longest = float(np.sqrt(squared_norms64(centroids).max()))
+    where = np.empty(k, np.int32)
+    where[ids[:k]] = np.arange(k) // COLUMNS
+    error, rounding = float(errors.max()), 2.0**-20 if bytewise else rounding_bound(d)
+    return Screen(packed, scales, halves, ids.reshape(-1, COLUMNS), where, centroids, longest, error, rounding)
+
+
+def floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of `C` as columns of float32: packed, their scales, half their squared norms; as in :class:`Screen`."""
+    k, d = C.shape
+    groups = -(-k // COLUMNS)
+    packed, halves = np.zeros((groups, d, COLUMNS), np.float32), np.full((groups, COLUMNS), np.inf, np.float32)
+    for g in range(groups):
+        mine = C[g * COLUMNS : (g + 1) * COLUMNS]
+        packed[g, :, : len(mine)] = mine.T
+    halves.ravel()[:k] = 0.5 * squared_norms64(frozen(C))
+    return packed, np.ones((groups, COLUMNS), np.float32), halves
+
+
+@kernel
+def _pack_bytes(centroids, center, ids, packed, scales, halves, errors):  # type: ignore[no-untyped-def]
+    d = centroids.shape[1]
+    c = np.empty(d, np.float64)
+    longest = 0.0
+    packed[:] = 128  # zero, in bytes that are unsigned
+    for p in range(ids.shape[0]):
+        if ids[p] < 0:
+            continue
+        g, column = p // packed.shape[2], p % packed.shape[2]
+        largest, square = 0.0, 0.0
+        for j in range(d):
+            c[j] = np.float64(centroids[ids[p], j]) - center[j]
+            largest = max(largest, abs(c[j]))
+            square += c[j] * c[j]
+        scale, inverse = _byte_scale(largest)
+        lost = 0.0
+        for j in range(d):
+            q = np.rint(c[j] * inverse)
+            packed[g, j // 4, column, j % 4] = np.uint8(q + 128)
+            rest = c[j] - q * np.float64(scale)
+            lost += rest * rest
+        scales[p] = scale
+        halves[p] = np.float32(0.5 * square)
+        errors[p] = np.sqrt(lost) * (1 + 2.0**-20)
+        longest = max(longest, np.sqrt(square) * (1 + 2.0**-20))
+    return longest
+
+
+def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
+    """An order of the centroids in which each run of `size` holds centroids that are near one another.
+
+    Examples
+    --------
+    >>> neighbours(np.float32([[0], [9], [1], [8]]), 2).tolist() in ([0, 2, 3, 1], [1, 3, 2, 0])
+    True
+    """
+    todo, done = [np.arange(len(centroids))], []
+    while todo:
+        mine = todo.pop()
+        if len(mine) <= size:
+            done.append(mine)
+            continue
+        # Cut across the line between a centroid far from the middle and the one farthest from it.
+        C = centroids[mine]
+        one = C[((C - C.mean(axis=0)) ** 2).sum(axis=1).argmax()]
+        other = C[((C - one) ** 2).sum(axis=1).argmax()]
+        along = mine[np.argsort(C @ (other - one), kind="stable")]
+        half = max(1, round(len(mine) / (2 * size))) * size
+        todo += [along[half:], along[:half]]
+    return np.concatenate(done)

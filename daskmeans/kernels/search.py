@@ -1,0 +1,315 @@
+"""Nearest centroids, found by a screen, settled in float64, and skipped where bounds prove that nothing can change.
+
+For each row the search knows how far its centroid is at most, and for each group of centroids how near its nearest
+one, other than the row's own, is at least. Centroids move, and the bounds move with them. A row whose centroid is
+nearer than every bound keeps its label unseen; for any other row only the groups are compared whose bound fails
+(Ding et al., *Yinyang K-Means*, ICML 2015). The labels are those of a comparison with every centroid, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.lanes import squared_distance64
+from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
+
+# Bounds of a row at most: beyond, several groups of centroids share one.
+MOST_BOUNDS = 96
+
+
+class Bounds(NamedTuple):
+    """What is known of each row before a search; written by it.
+
+    Distances are stored less (`upper`) or plus (`lower`) the way that centroids had moved until then, so that a row
+    that is skipped is not written.
+    """
+
+    labels: np.ndarray
+    """int32, shape (n,): the nearest centroid of the last search; -1 for none."""
+    upper: np.ndarray
+    """float32, shape (n,): at most so far is the centroid of the label."""
+    lower: np.ndarray
+    """float32, shape (n, bounds): at least so far are the other centroids of the groups that share a bound."""
+
+
+class Travel(NamedTuple):
+    """How far centroids have moved, in all, since the first search that wrote the bounds."""
+
+    each: np.ndarray
+    """float64, shape (k,)"""
+    groups: np.ndarray
+    """float64, shape (bounds,): the sum over updates of the largest step in the group."""
+
+
+def n_bounds(n_clusters: int) -> int:
+    """Bounds of a row for `n_clusters` centroids.
+
+    Examples
+    --------
+    >>> n_bounds(1000), n_bounds(100_000)
+    (21, 95)
+    """
+    return math.ceil(math.ceil(n_clusters / COLUMNS) / groups_per_bound(n_clusters))
+
+
+def groups_per_bound(n_clusters: int) -> int:
+    """Groups of centroids that share a bound."""
+    return math.ceil(math.ceil(n_clusters / COLUMNS) / MOST_BOUNDS)
+
+
+def still(n_clusters: int, bounds: int) -> Travel:
+    """Centroids that have not moved."""
+    return Travel(frozen(np.zeros(n_clusters)), frozen(np.zeros(bounds)))
+
+
+@kernel
+def search(X, codes, screen, bounds, travel, together, nearest):  # type: ignore[no-untyped-def]
+    """Find the nearest centroid of each row; of equally near ones, that of the lowest number.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d), C-contiguous
+    codes : Codes
+        Of `X`.
+    screen : Screen
+        Of the centroids, with the same center.
+    bounds : Bounds
+        Read and written.
+    travel : Travel
+    together : int
+        Groups that share a bound.
+    nearest : ndarray of float64, shape (n,) or (0,)
+        Written, if it has elements: the squared distance to the nearest centroid, of rows that are not skipped.
+
+    Returns
+    -------
+    compared : int
+        Pairs of rows and centroids that were scored.
+    """
+    n, groups = X.shape[0], screen.ids.shape[0]
+    size = max(64, min(2048, (1 << 18) // groups))
+    lists = np.empty((groups, size + ROWS), np.int32)
+    counts = np.empty(groups, np.int64)
+    top = np.empty((size, groups), np.float32)
+    rows = np.empty(size, ROW)
+    compared = 0
+    for begin in range(0, n, size):
+        end = min(begin + size, n)
+        _plan(X, codes, screen, bounds, travel, together, begin, end, lists, counts, top, rows)
+        compared += _score(codes, screen, begin, lists, counts, top)
+        _keep_close(begin, end, lists, counts, top, rows)
+        compared += _settle(X, codes, screen, begin, lists, counts, rows)
+        _bound(X, codes, screen, bounds, travel, together, begin, end, top, rows)
+        if nearest.shape[0]:
+            for i in range(begin, end):
+                if rows[i - begin].label >= 0:
+                    nearest[i] = _square(X, screen, i, rows[i - begin])
+    return compared
+
+
+# What a search knows of a row: the nearest centroid so far (-1: the row is skipped), its squared distance (-1: not
+# computed, as no other came close), its score and the second largest score of its group; the score that another must
+# reach to be nearer; the error of a score.
+ROW = np.dtype(
+    [
+        ("label", np.int64),
+        ("square", np.float64),
+        ("floor", np.float64),
+        ("slack", np.float64),
+        ("score", np.float32),
+        ("second", np.float32),
+    ]
+)
+
+
+@kernel
+def _plan(X, codes, screen, bounds, travel, together, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+    """Put each row that may have another label into the lists of the groups where it may be."""
+    labels, upper, lower = bounds
+    groups = screen.ids.shape[0]
+    counts[:] = 0
+    for i in range(begin, end):
+        row = rows[i - begin]
+        label = labels[i]
+        row.label = -1
+        if label >= 0 and not _open(lower[i], travel.groups, upper[i] + travel.each[label]):
+            continue
+        row.label, row.square, row.floor = screen.centroids.shape[0], np.inf, -np.inf
+        row.score, row.second = -np.inf, -np.inf
+        row.slack = _slack(codes, screen, i, X.shape[1])
+        top[i - begin, :] = np.inf
+        reach = np.inf
+        if label >= 0:
+            row.label, row.square = label, squared_distance64(X[i], screen.centroids[label])
+            row.floor = 0.5 * (codes.squares[i] - row.square)
+            reach = _above(np.sqrt(row.square))
+            upper[i] = _above(reach - travel.each[label])
+        for g in range(groups):
+            b = g // together
+            if label < 0 or lower[i, b] - travel.groups[b] < reach:
+                lists[g, counts[g]] = i
+                counts[g] += 1
+
+
+@kernel
+def _slack(codes, screen, i, d):  # type: ignore[no-untyped-def]
+    """How far a score of row `i` may be from the true one."""
+    norm, lost = np.sqrt(codes.squares[i]), codes.errors[i]
+    slack = lost * screen.longest + (norm + lost) * screen.error
+    slack += screen.rounding * (norm * screen.longest + screen.longest * screen.longest)
+    slack += (d + 8) * 2.0**-50 * (norm + screen.longest) ** 2  # the comparison in float64
+    return slack + (d + 2) * 2.0**-126  # what products and norms too small for float32 may lose
+
+
+@kernel
+def _open(lower, travel, reach):  # type: ignore[no-untyped-def]
+    """Whether any bound fails."""
+    failed = lower.shape[0] == 0
+    for b in range(lower.shape[0]):
+        failed |= lower[b] - travel[b] < reach
+    return failed
+
+
+@kernel
+def _above(value):  # type: ignore[no-untyped-def]
+    """A float32 that is no less."""
+    return np.float32(value + abs(value) * 2.0**-22 + 2.0**-126)
+
+
+@kernel
+def _below(value):  # type: ignore[no-untyped-def]
+    """A float32 that is no more."""
+    return np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
+
+
+@kernel
+def _score(codes, screen, begin, lists, counts, top):  # type: ignore[no-untyped-def]
+    """The largest score of each listed row in each group."""
+    scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty(ROWS, np.float32)
+    compared = 0
+    for g in range(lists.shape[0]):
+        picked, count = lists[g], counts[g]
+        _fill(picked, count)
+        for start in range(0, count, ROWS):
+            score_tile(
+                codes.codes, codes.scales, codes.biases, picked, start, screen.packed, g, screen.scales, screen.halves,
+                scores, tops,
+            )  # fmt: skip
+            for r in range(ROWS):
+                top[picked[start + r] - begin, g] = tops[r]
+        compared += count * COLUMNS
+    return compared
+
+
+@kernel
+def _fill(picked, count):  # type: ignore[no-untyped-def]
+    """Repeat the last row, so that the last tile is full."""
+    if count:
+        picked[count : count + ROWS] = picked[count - 1]
+
+
+@kernel
+def _keep_close(begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+    """Leave in the lists only rows that may find their nearest centroid in the group."""
+    for t in range(end - begin):
+        row = rows[t]
+        if row.square == np.inf and row.label >= 0:  # nothing is known but the scores
+            largest = top[t, 0]
+            for g in range(1, top.shape[1]):
+                largest = max(largest, top[t, g])
+            row.floor = largest - row.slack
+    for g in range(lists.shape[0]):
+        picked, kept = lists[g], 0
+        for p in range(counts[g]):
+            row = rows[picked[p] - begin]
+            if top[picked[p] - begin, g] + row.slack >= row.floor:
+                picked[kept] = picked[p]
+                kept += 1
+        counts[g] = kept
+
+
+@kernel
+def _settle(X, codes, screen, begin, lists, counts, rows):  # type: ignore[no-untyped-def]
+    """Compare in float64 the centroids whose scores may be the largest."""
+    scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
+    compared = 0
+    for g in range(lists.shape[0]):
+        picked, count = lists[g], counts[g]
+        _fill(picked, count)
+        for start in range(0, count, ROWS):
+            score_tile(
+                codes.codes, codes.scales, codes.biases, picked, start, screen.packed, g, screen.scales, screen.halves,
+                scores, tops,
+            )  # fmt: skip
+            for r in range(min(ROWS, count - start)):
+                i = picked[start + r]
+                row = rows[i - begin]
+                least = row.floor - row.slack
+                for c in range(COLUMNS):
+                    if scores[r, c] < least:
+                        continue
+                    j = screen.ids[g, c]
+                    if row.square == np.inf:
+                        row.label, row.square = j, -1.0
+                    elif j != row.label:
+                        row.square = _square(X, screen, i, row)
+                        square = squared_distance64(X[i], screen.centroids[j])
+                        if square > row.square or (square == row.square and j > row.label):
+                            continue
+                        row.label, row.square = j, square
+                        row.floor = max(row.floor, 0.5 * (codes.squares[i] - square))
+                        least = row.floor - row.slack
+                    row.score, row.second = scores[r, c], tops[r, 1]
+        compared += count * COLUMNS
+    return compared
+
+
+@kernel
+def _square(X, screen, i, row):  # type: ignore[no-untyped-def]
+    """Squared distance of row `i` to the nearest centroid so far."""
+    return row.square if row.square >= 0.0 else squared_distance64(X[i], screen.centroids[row.label])
+
+
+@kernel
+def _bound(X, codes, screen, bounds, travel, together, begin, end, top, rows):  # type: ignore[no-untyped-def]
+    """Note the labels, and the bounds that follow from the scores."""
+    labels, upper, lower = bounds
+    for i in range(begin, end):
+        row, tops = rows[i - begin], top[i - begin]
+        if row.label < 0:
+            continue
+        before, labels[i] = labels[i], row.label
+        if lower.shape[1] == 0:
+            continue
+        group = screen.groups[row.label]
+        if row.score == tops[group]:  # not where it is infinite: the group was not compared
+            tops[group] = row.second
+        if before >= 0 and before != row.label:
+            _leave(X, screen, i, before, screen.groups[before] // together, together, tops, travel, lower)
+        _lower(codes.squares[i] - 2.0 * row.slack, tops, together, travel.groups, lower[i])
+        if before != row.label:
+            square = row.square if row.square >= 0.0 else codes.squares[i] - 2.0 * (row.score - row.slack)
+            upper[i] = _above(_above(np.sqrt(max(square, 0.0))) - travel.each[row.label])
+
+
+@kernel
+def _leave(X, screen, i, before, bound, together, tops, travel, lower):  # type: ignore[no-untyped-def]
+    """The centroid that was the row's own is now one of the others of its group."""
+    if tops[bound * together] == np.inf:
+        distance = np.sqrt(squared_distance64(X[i], screen.centroids[before]))
+        lower[i, bound] = min(lower[i, bound], _below(distance + travel.groups[bound]))
+
+
+@kernel
+def _lower(square, tops, together, travel, lower):  # type: ignore[no-untyped-def]
+    """Bounds of the groups that were compared."""
+    for b in range(lower.shape[0]):
+        score = tops[b * together]
+        for g in range(b * together + 1, min((b + 1) * together, tops.shape[0])):
+            score = max(score, tops[g])
+        distance = np.sqrt(min(max(square - 2.0 * score, 0.0), 1e37))
+        lower[b] = lower[b] if score == np.inf else _below(distance + travel[b])

@@ -1,0 +1,237 @@
+"""Scores of eight rows with forty-eight centroids: the inner loop, written for the vector units of this machine.
+
+numba compiles loops, but does not reach the instructions that multiply bytes, nor keeps a tile of sums in registers.
+So this one loop is written in LLVM's own language: for codes of one byte where the processor multiplies those (VNNI),
+and for float32 everywhere. Each score is summed in the order of the coordinates, with fused multiply-add for float32,
+so it is the same on every machine, whatever the width of its registers.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from daskmeans import config
+
+ROWS, COLUMNS = 8, 48
+
+I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+class Registers(NamedTuple):
+    """How a tile is cut so that its sums stay in registers: `lanes` numbers in each, `rows` x `vectors` of them."""
+
+    lanes: int
+    rows: int
+    vectors: int
+
+
+@cache
+def features() -> frozenset[str]:
+    """Names of the instruction sets of this machine, as LLVM calls them."""
+    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+
+
+def registers() -> Registers:
+    """The cut for this machine's registers: 32 of 512 bits, 32 of 128 bits (ARM), or 16 of 256 bits."""
+    if "avx512f" in features():
+        return Registers(16, 8, 3)
+    if "neon" in features():
+        return Registers(4, 8, 3)
+    return Registers(8, 4, 3)
+
+
+def multiplies_bytes() -> bool:
+    """Whether this machine has an instruction that multiplies and adds bytes, and it is not switched off."""
+    return config.get("kernels") != "float32" and bool({"avx512vnni", "avxvnni"} & features())
+
+
+def capability() -> str:
+    """What the comparisons run on, in words.
+
+    Examples
+    --------
+    >>> capability().split()[0] in ("int8", "float32")
+    True
+    """
+    if multiplies_bytes():
+        return "int8 (AVX-512 VNNI)" if "avx512vnni" in features() else "int8 (AVX-VNNI)"
+    for feature, name in {"avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON"}.items():
+        if feature in features():
+            return f"float32 ({name})"
+    return "float32"
+
+
+def _typed(  # type: ignore[no-untyped-def]
+    typing, codes, scales, biases, picked, start, packed, group, column_scales, halves, scores, tops
+):
+    """Score eight rows with the forty-eight centroids of one group.
+
+    Parameters
+    ----------
+    codes : ndarray of int8 or float32, shape (n, width), C-contiguous
+        Rows; `width` is a multiple of 4 for int8.
+    scales : ndarray of float32, shape (n,)
+    biases : ndarray of int32, shape (n,)
+        Subtracted from the products of int8 codes: 128 times the sum of a row's codes.
+    picked : ndarray of int32
+    start : int
+        The rows are ``picked[start : start + 8]``.
+    packed : ndarray of uint8, shape (groups, width / 4, 48, 4), or of float32, shape (groups, width, 48)
+    group : int
+    column_scales, halves : ndarray of float32, shape (groups, 48)
+        A score is ``product * scale of the row * scale of the column - half``.
+    scores : ndarray of float32, shape (8, 48)
+        Written.
+    tops : ndarray of float32, shape (8,) or (8, 2)
+        Written: the largest or the two largest scores of each row.
+    """
+    arrays = (codes, scales, biases, picked, packed, column_scales, halves, scores, tops)
+    if not all(isinstance(a, types.Array) and a.layout == "C" for a in arrays):
+        return None
+    signature = types.void(codes, scales, biases, picked, start, packed, group, column_scales, halves, scores, tops)
+    return signature, _score_tile
+
+
+score_tile: Any = intrinsic(_typed)
+
+
+def _score_tile(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+    from numba.core import cgutils
+    from numba.np.arrayobj import make_array
+
+    def array(i: int) -> Any:
+        return make_array(signature.args[i])(context, b, args[i])
+
+    def pointer(i: int, kind: ir.Type) -> Any:
+        return b.bitcast(array(i).data, kind.as_pointer())
+
+    def integer(i: int) -> Any:
+        return context.cast(b, args[i], signature.args[i], types.int64)
+
+    bytewise = signature.args[0].dtype == types.int8
+    cut = registers()
+    number, step = (I32, 4) if bytewise else (F32, 1)
+    vector = ir.VectorType(number, cut.lanes)
+    floats = ir.VectorType(F32, cut.lanes)
+    width = cgutils.unpack_tuple(b, array(0).shape, 2)[1]
+    steps = b.sdiv(width, I64(step))
+    picked = b.gep(pointer(3, I32), [integer(4)])
+    rows = [b.sext(b.load(b.gep(picked, [I64(r)])), I64) for r in range(ROWS)]
+    codes = pointer(0, number)
+    bases = [b.gep(codes, [b.mul(row, steps)]) for row in rows]
+    packed = b.gep(pointer(5, number), [b.mul(integer(6), b.mul(steps, I64(COLUMNS)))])
+    columns = b.mul(integer(6), I64(COLUMNS))
+    column_scales, halves = (b.gep(pointer(i, F32), [columns]) for i in (7, 8))
+    scores, tops = pointer(9, F32), pointer(10, F32)
+    row_scales = [b.load(b.gep(pointer(1, F32), [row])) for row in rows]
+    row_biases = [b.load(b.gep(pointer(2, I32), [row])) for row in rows]
+
+    for r0 in range(0, ROWS, cut.rows):
+        for c0 in range(0, COLUMNS, cut.lanes * cut.vectors):
+            sums = _products(b, bytewise, cut, bases[r0 : r0 + cut.rows], packed, c0, steps, vector)
+            for v in range(cut.vectors):
+                at = I64(c0 + v * cut.lanes)
+                column_scale, half = (
+                    b.load(b.bitcast(b.gep(p, [at]), floats.as_pointer()), align=4) for p in (column_scales, halves)
+                )
+                for r in range(cut.rows):
+                    total = sums[r][v]
+                    if bytewise:
+                        total = b.sitofp(b.sub(total, _spread(b, row_biases[r0 + r], vector)), floats)
+                    scaled = b.fmul(b.fmul(total, _spread(b, row_scales[r0 + r], floats)), column_scale)
+                    place = b.gep(scores, [b.add(I64((r0 + r) * COLUMNS), at)])
+                    b.store(b.fsub(scaled, half), b.bitcast(place, floats.as_pointer()), align=4)
+    wanted = signature.args[10].ndim
+    for r in range(ROWS):
+        largest = _largest(b, b.gep(scores, [I64(r * COLUMNS)]), floats)
+        for i in range(wanted):
+            b.store(largest[i], b.gep(tops, [I64(wanted * r + i)]))
+    return context.get_dummy_value()
+
+
+def _products(
+    b: ir.IRBuilder, bytewise: bool, cut: Registers, bases: list[Any], packed: Any, c0: int, steps: Any, vector: Any
+) -> list[list[Any]]:
+    """The loop over coordinates: sums of products of each row with each vector of columns, kept in registers."""
+    entry, loop, done = b.block, b.append_basic_block("products"), b.append_basic_block("scores")
+    zero = ir.Constant(vector, [0 if bytewise else 0.0] * cut.lanes)
+    b.branch(loop)
+    b.position_at_end(loop)
+    i = b.phi(I64)
+    i.add_incoming(I64(0), entry)
+    sums = [[b.phi(vector) for _ in range(cut.vectors)] for _ in bases]
+    at = b.gep(packed, [b.add(b.mul(i, I64(COLUMNS)), I64(c0))])
+    columns = [
+        b.load(b.bitcast(b.gep(at, [I64(v * cut.lanes)]), vector.as_pointer()), align=4) for v in range(cut.vectors)
+    ]
+    added = []
+    for base, totals in zip(bases, sums, strict=True):
+        row = _spread(b, b.load(b.gep(base, [i]), align=4), vector)
+        added.append([_multiply_add(b, t, c, row, bytewise) for t, c in zip(totals, columns, strict=True)])
+    after = b.add(i, I64(1))
+    i.add_incoming(after, loop)
+    for totals, news in zip(sums, added, strict=True):
+        for total, new in zip(totals, news, strict=True):
+            total.add_incoming(zero, entry)
+            total.add_incoming(new, loop)
+    b.cbranch(b.icmp_signed("<", after, steps), loop, done)
+    b.position_at_end(done)
+    return added
+
+
+def _multiply_add(b: ir.IRBuilder, total: Any, columns: Any, row: Any, bytewise: bool) -> Any:
+    vector = total.type
+    if bytewise:  # unsigned bytes of the columns times signed bytes of the row, four products into each sum
+        f = _declared(b, f"llvm.x86.avx512.vpdpbusd.{32 * vector.count}", vector)
+        return b.call(f, [total, columns, row])
+    return b.call(_declared(b, f"llvm.fma.v{vector.count}f32", vector), [columns, row, total])
+
+
+def _declared(b: ir.IRBuilder, name: str, vector: ir.VectorType) -> Any:
+    known = b.module.globals.get(name)
+    return known or ir.Function(b.module, ir.FunctionType(vector, [vector] * 3), name)
+
+
+def _spread(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> Any:
+    """`value` in every lane."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    one = b.insert_element(undefined, value, I32(0))
+    return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
+
+
+def _largest(b: ir.IRBuilder, scores: Any, floats: ir.VectorType) -> tuple[Any, Any]:
+    """The largest and the second largest of forty-eight numbers, none of them NaN."""
+    parts = [
+        b.load(b.bitcast(b.gep(scores, [I64(c)]), floats.as_pointer()), align=4)
+        for c in range(0, COLUMNS, floats.count)
+    ]
+    top, second = parts[0], ir.Constant(floats, [-math.inf] * floats.count)
+    for part in parts[1:]:
+        top, second = _larger(b, top, part), _larger(b, second, _smaller(b, top, part))
+    lanes = floats.count
+    while lanes > 1:
+        lanes //= 2
+        a, c = (_lanes(b, top, start, lanes) for start in (0, lanes))
+        rest = _larger(b, *(_lanes(b, second, start, lanes) for start in (0, lanes)))
+        top, second = _larger(b, a, c), _larger(b, rest, _smaller(b, a, c))
+    return b.extract_element(top, I32(0)), b.extract_element(second, I32(0))
+
+
+def _larger(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def _smaller(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.select(b.fcmp_ordered(">", x, y), y, x)
+
+
+def _lanes(b: ir.IRBuilder, vector: Any, start: int, count: int) -> Any:
+    mask = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
+    return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)

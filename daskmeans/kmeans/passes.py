@@ -1,0 +1,178 @@
+"""One pass over the rows of one worker: what the rows know of the centroids, kept beside them from pass to pass.
+
+Everything that is kept (codes, labels, bounds) only saves work. A block that has lost it, or never had it, compares its
+rows with every centroid and finds the same labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from daskmeans.kernels.codes import Codes, as_bytes, encode, layout, screen, squares_about
+from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.nearest import squared_distances
+from daskmeans.kernels.search import Bounds, Travel, groups_per_bound, n_bounds, search
+from daskmeans.kernels.update import add_numbers, add_rows, extremes, move_rows
+from daskmeans.kmeans.blocks import Block
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all rows are compared with.
+
+    Attributes
+    ----------
+    fit : str
+        Name of the series of passes; what rows know from another series is not used.
+    number : int
+        Counts the passes of the series.
+    centroids : ndarray of float32, shape (k, d)
+    center : ndarray of float64, shape (d,)
+        The same in all passes of a series.
+    order : ndarray of int64, shape (k,)
+        Likewise; neighbours in this order share bounds.
+    travel : Travel
+        How far centroids have moved since the first pass of the series.
+    scale : float
+        Makes integers of coordinates.
+    square_scale : float
+        Makes integers of squared distances.
+    """
+
+    fit: str
+    number: int
+    centroids: np.ndarray
+    center: np.ndarray
+    order: np.ndarray
+    travel: Travel
+    scale: float
+    square_scale: float
+
+
+class Advance(NamedTuple):
+    """What a pass has changed in one group of blocks."""
+
+    sums: np.ndarray
+    """int64, shape (k, d): change of the scaled sums of the rows of each cluster."""
+    counts: np.ndarray
+    """int64, shape (k,): change of their number."""
+    energy: int
+    """Scaled sum of squared distances to the center, of rows that begin anew."""
+    moved: int
+    """Rows whose label has changed."""
+    compared: int
+    """Pairs of rows and centroids that were scored."""
+    anew: int
+    """Rows that knew nothing of the pass before."""
+
+
+def advance(group: list[Block], now: Pass) -> Advance:
+    """Find the nearest centroid of each row."""
+    k, d = now.centroids.shape
+    sums, counts = np.zeros((k, d), np.int64), np.zeros(k, np.int64)
+    energy = moved = compared = anew = 0
+    columns = screen(now.centroids, now.center, now.order)
+    travel = Travel(*map(frozen, now.travel))
+    unwanted = np.empty(0)
+    for block in group:
+        begins = _prepare(block, now)
+        with block.open() as arrays:
+            X, codes = arrays["rows"], _codes(arrays)
+            bounds = Bounds(arrays["labels"], arrays["upper"], arrays["lower"])
+            if begins:
+                if begins == "all":
+                    encode(X, now.center, arrays)
+                    block.notes["codes"] = now.fit
+                bounds.labels[:] = -1
+                anew += block.n_rows
+                squares = codes.squares if as_bytes(block.dimension) else squares_about(X, frozen(now.center))
+                energy += add_numbers(squares, now.square_scale)
+            before = bounds.labels.copy()
+            compared += search(X, codes, columns, bounds, travel, groups_per_bound(k), unwanted)
+            moved += move_rows(X, before, bounds.labels, now.scale, sums, counts)
+        block.notes["pass"] = now.fit, now.number
+    return Advance(sums, counts, energy, moved, compared, anew)
+
+
+def _prepare(block: Block, now: Pass) -> str:
+    """What of `block` has to begin anew: "" nothing, "labels" its labels and bounds, "all" its codes too."""
+    fit, number = block.notes.pop("pass", ("", 0))
+    if (fit, number) == (now.fit, now.number - 1):
+        return ""
+    if block.notes.get("codes") == now.fit:
+        return "labels"
+    arrays = layout(block.n_rows, block.dimension, as_bytes(block.dimension))
+    arrays |= {"labels": ((block.n_rows,), np.int32), "upper": ((block.n_rows,), np.float32)}
+    arrays |= {"lower": ((block.n_rows, n_bounds(len(now.centroids))), np.float32)}
+    for name, (shape, dtype) in arrays.items():
+        block.allocate(name, shape, dtype)
+    return "all"
+
+
+def _codes(arrays: dict[str, np.ndarray]) -> Codes:
+    return Codes(*(arrays[name] if name in arrays else arrays["rows"] for name in Codes._fields))
+
+
+def _at_pass(group: list[Block], now: Pass) -> None:
+    """Bring blocks that were lost after the pass to where the others are."""
+    if late := [block for block in group if block.notes.get("pass") != (now.fit, now.number)]:
+        advance(late, now)
+
+
+def totals(group: list[Block], now: Pass) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled sums and number of the rows of each cluster."""
+    _at_pass(group, now)
+    sums, counts = np.zeros(now.centroids.shape, np.int64), np.zeros(len(now.centroids), np.int64)
+    for block in group:
+        with block.open() as arrays:
+            add_rows(arrays["rows"], arrays["labels"], now.scale, sums, counts)
+    return sums, counts
+
+
+def inertia(group: list[Block], now: Pass) -> int:
+    """Scaled sum of squared distances of the rows to their centroids."""
+    _at_pass(group, now)
+    total = 0
+    for block in group:
+        with block.open() as arrays:
+            distances = squared_distances(arrays["rows"], now.centroids, arrays["labels"])
+        total += add_numbers(distances, now.square_scale)
+    return total
+
+
+def labels(group: list[Block], now: Pass) -> list[tuple[int, np.ndarray]]:
+    """The labels of each block, with the number of its first row."""
+    _at_pass(group, now)
+    found = []
+    for block in group:
+        with block.open() as arrays:
+            found.append((block.first, arrays["labels"].copy()))
+    return found
+
+
+def farthest(group: list[Block], now: Pass, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the `count` rows of each block that are farthest from their centroid: squared distances, numbers, labels."""
+    _at_pass(group, now)
+    distances, numbers, labels = [], [], []
+    for block in group:
+        with block.open() as arrays:
+            mine = arrays["labels"].copy()
+            far = squared_distances(arrays["rows"], now.centroids, mine)
+        top = np.lexsort((np.arange(block.n_rows), -far))[:count]
+        distances.append(far[top])
+        numbers.append(block.numbers[top])
+        labels.append(mine[top])
+    return np.concatenate(distances), np.concatenate(numbers), np.concatenate(labels)
+
+
+def reach(group: list[Block]) -> tuple[float, float]:
+    """Largest absolute coordinate and largest squared norm of the rows."""
+    largest, longest = 0.0, 0.0
+    for block in group:
+        with block.open() as arrays:
+            mine = extremes(arrays["rows"])
+        largest, longest = max(largest, mine[0]), max(longest, mine[1])
+    return largest, longest

@@ -1,0 +1,176 @@
+"""The search for nearest centroids: labels are those of a float64 brute force, whatever screen and bounds are used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daskmeans import KMeans
+from daskmeans.kernels.codes import COLUMNS, encode, neighbours, screen
+from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.nearest import nearest
+from daskmeans.kernels.search import Bounds, Travel, groups_per_bound, n_bounds, search, still
+from daskmeans.kernels.tile import capability, features, multiplies_bytes
+from helpers import blobs
+
+SCREENS = ["auto", "float32"]
+
+
+def brute(X, C):
+    """Labels in float64, ties to the lower label, and the squared distances to all centroids."""
+    squares = ((X[:, None].astype(float) - C[None].astype(float)) ** 2).sum(-1)
+    return squares.argmin(1), squares
+
+
+def check_labels(X, C, labels):
+    """The labels are the brute force's, but for differences below the rounding of float64."""
+    expected, squares = brute(X, C)
+    rows = np.arange(len(X))
+    slack = 1e-13 * (1 + X.shape[1]) * (1e-300 + squares.max())
+    assert (squares[rows, labels] <= squares[rows, expected] + slack).all()
+
+
+def adversarial(kind: str, n: int, d: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X, C = rng.normal(size=(n, d)), rng.normal(size=(k, d))
+    if kind == "copies":  # duplicate rows and duplicate centroids
+        X, C = X[rng.integers(0, 3, n) % n], C[rng.integers(0, 2, k) % k]
+    elif kind == "equidistant":  # all centroids on a sphere about all rows
+        X = np.zeros((n, d))
+        C = np.sign(C)
+    elif kind == "tiny":
+        X, C = X * 1e-30, C * 1e-30
+    elif kind == "huge":
+        X, C = X * 1e14, C * 1e14
+    elif kind == "far":  # small differences far from the origin
+        X, C = 1000 + X, 1000 + C
+    elif kind == "one of the rows":
+        C = X[rng.integers(0, n, k)]
+    elif kind == "mixed sizes":
+        X, C = X * 10.0 ** rng.integers(-6, 6, (n, 1)), C * 10.0 ** rng.integers(-6, 6, (k, 1))
+    elif kind == "zeros":
+        X[::2], C[::2] = 0, 0
+    return np.ascontiguousarray(X, np.float32), np.ascontiguousarray(C, np.float32)
+
+
+KINDS = ["plain", "copies", "equidistant", "tiny", "huge", "far", "one of the rows", "mixed sizes", "zeros"]
+
+
+@pytest.mark.parametrize("kernels", SCREENS)
+@pytest.mark.parametrize("kind", KINDS)
+@given(n=st.integers(1, 70), d=st.integers(1, 40), k=st.integers(1, 120), seed=st.integers(0, 1000))
+def test_labels_are_exact_on_adversarial_data(kernels, kind, n, d, k, seed):
+    X, C = adversarial(kind, n, d, k, seed)
+    with dask.config.set({"daskmeans.kernels": kernels}):
+        labels, squares = nearest(X, C)
+    check_labels(X, C, labels)
+    np.testing.assert_allclose(squares, brute(X, C)[1][np.arange(n), labels], rtol=1e-12)
+
+
+def test_both_screens_give_the_same_bits():
+    X, C = adversarial("far", 5000, 64, 300, 0)
+    answers = []
+    for kernels in SCREENS:
+        with dask.config.set({"daskmeans.kernels": kernels}):
+            answers.append(nearest(X, C))
+    np.testing.assert_array_equal(answers[0][0], answers[1][0])
+    np.testing.assert_array_equal(answers[0][1], answers[1][1])
+
+
+@pytest.mark.parametrize("kernels", SCREENS)
+@given(
+    seed=st.integers(0, 1000),
+    k=st.integers(1, 150),
+    steps=st.lists(st.sampled_from([0.0, 1e-6, 1e-3, 0.03, 0.3, 3.0]), min_size=1, max_size=6),
+    together=st.integers(1, 3),
+)
+def test_bounds_never_change_a_label(kernels, seed, k, steps, together):
+    rng = np.random.default_rng(seed)
+    X, C = adversarial("plain", 200, 6, k, seed)
+    center = X.mean(axis=0, dtype=float)
+    order = neighbours(C, COLUMNS)
+    groups = -(-k // (COLUMNS * together))
+    with dask.config.set({"daskmeans.kernels": kernels}):
+        codes = encode(X, center)
+        bounds = Bounds(np.full(200, -1, np.int32), np.empty(200, np.float32), np.empty((200, groups), np.float32))
+        each, widest = np.zeros(k), np.zeros(groups)
+        for size in steps:
+            search(
+                frozen(X), codes, screen(C, center, order), bounds, Travel(frozen(each), frozen(widest)), together,
+                np.empty(0),
+            )  # fmt: skip
+            check_labels(X, C, bounds.labels)
+            some = rng.random((k, 1)) < 0.3  # a few centroids move much, most little
+            moved = (C + size * rng.normal(size=C.shape) * np.where(some, 1, 0.01)).astype(np.float32)
+            way = np.sqrt(((moved.astype(float) - C) ** 2).sum(1)) * (1 + 1e-12)
+            each = each + way
+            widest = widest + [
+                way[order[b * COLUMNS * together : (b + 1) * COLUMNS * together]].max() for b in range(groups)
+            ]
+            C = moved
+
+
+def test_bounds_save_most_of_the_work_once_centroids_rest():
+    X = blobs(n=4000, d=16, k=60)
+    C = KMeans(60, normalize=False, max_iter=5).fit(X).cluster_centers_
+    center = X.mean(axis=0, dtype=float)
+    codes, columns = encode(X, center), screen(C, center)
+    bounds = Bounds(np.full(4000, -1, np.int32), np.empty(4000, np.float32), np.empty((4000, 2), np.float32))
+    first, second = (search(frozen(X), codes, columns, bounds, still(60, 2), 1, np.empty(0)) for _ in range(2))
+    assert first >= 4000 * 60
+    assert second < first / 3
+
+
+@given(k=st.integers(1, 200_000))
+def test_bounds_of_a_row_are_few_and_cover_all_centroids(k):
+    groups = -(-k // COLUMNS)
+    assert n_bounds(k) * groups_per_bound(k) >= groups
+    assert n_bounds(k) <= 96
+
+
+@given(k=st.integers(1, 300), seed=st.integers(0, 20))
+def test_neighbours_is_a_permutation(k, seed):
+    C = np.random.default_rng(seed).normal(size=(k, 3)).astype(np.float32)
+    C[::3] = C[0]
+    assert sorted(neighbours(C, COLUMNS).tolist()) == list(range(k))
+
+
+def test_the_screen_is_named():
+    with dask.config.set({"daskmeans.kernels": "float32"}):
+        assert capability().startswith("float32")
+        assert not multiplies_bytes()
+    assert capability().startswith("int8") == bool({"avx512vnni", "avxvnni"} & features())
+
+
+# Other machines' instructions, as far as this one has them too: narrower registers, and no bytes.
+OTHERS = {"AVX2": {"avx2", "fma"}, "AVX-VNNI": {"avx2", "fma", "avxvnni"}}
+
+PROGRAM = """
+import sys, numpy as np
+from daskmeans.kernels import tile
+tile.features = lambda: frozenset(sys.argv[1].split(","))
+from daskmeans import KMeans
+X = np.random.default_rng(0).normal(size=(3000, 40)).astype(np.float32)
+km = KMeans(60, max_iter=4).fit(X)
+history = [inertia.hex() for inertia in km.inertia_history_]
+print(tile.capability(), km.inertia_.hex(), history, km.labels_.sum(), km.cluster_centers_.tobytes().hex(), sep="|")
+"""
+
+
+@pytest.mark.skipif("avx512vnni" not in features(), reason="needs a processor that has all of these instructions")
+def test_the_same_bits_with_other_instructions(tmp_path):
+    answers = {}
+    for name, there in {**OTHERS, "this machine": features()}.items():
+        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, ",".join(sorted(there))]
+        # A cache of its own: numba does not know what the program pretends.
+        environment = {"NUMBA_CACHE_DIR": str(tmp_path / name), "PATH": "/usr/bin"}
+        answers[name] = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert len({answer.split("|", 1)[1] for answer in answers.values()}) == 1, answers
+    assert answers["AVX2"].startswith("float32 (AVX2)")
+    assert answers["AVX-VNNI"].startswith("int8 (AVX-VNNI)")
