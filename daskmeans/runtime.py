@@ -9,6 +9,8 @@ import contextlib
 import functools
 import logging
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import uuid4
@@ -21,6 +23,7 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker
+from distributed.comm import CommClosedError
 from threadpoolctl import ThreadpoolController
 
 from daskmeans import progress
@@ -145,6 +148,35 @@ def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     return compute_here([dask.delayed(function, pure=False)() for function in functions])
 
 
+def feed(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: str, label: str, client: Client
+) -> list[Future]:
+    """Futures of ``function(*call)``, once all are there; the first value of each call is sent to a worker for it.
+
+    Few are on their way at a time, so that the workers need no memory for all of them. What is lost with a worker is
+    sent again.
+    """
+    futures: list[Any] = [None] * len(calls)
+    with _explained(label), _line(label, calls) as line:
+        todo, numbers, done = deque(range(len(calls))), {}, distributed.as_completed()
+        while todo or not done.is_empty():
+            while todo and done.count() < 2 * n_threads(client):
+                i = todo.popleft()
+                value, *others = calls[i]
+                future = client.submit(function, _scatter(value, client, broadcast=False), *others, key=key(name))
+                numbers[future.key], futures[i] = i, future
+                done.add(future)
+            future = next(done)
+            if future.cancelled() and client.status == "running":
+                todo.append(numbers[future.key])
+            else:
+                if future.status != "finished":
+                    future.result()
+                if line is not None:
+                    line.advance()
+    return futures
+
+
 def submit(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: Sequence[str], name: str, client: Client
 ) -> list[Future]:
@@ -238,7 +270,7 @@ def _libraries() -> ThreadpoolController:
 def share(value: Any, client: Client | None = None) -> Any:
     """`value` sent to every worker once; hand the result to tasks in its place."""
     client = current_client(client)
-    return value if client is None else client.scatter([value], broadcast=True, hash=False)[0]
+    return value if client is None else _scatter(value, client, broadcast=True)
 
 
 def spread(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any, ...]:
@@ -249,10 +281,13 @@ def spread(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any,
     )
 
 
-def place(value: Any, client: Client | None = None) -> Any:
-    """`value` sent to some worker; hand the result to tasks in its place."""
-    client = current_client(client)
-    return value if client is None else client.scatter([value], hash=False)[0]
+def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
+    """`value` sent to one worker, or to each; to another one if that dies meanwhile."""
+    for wait in (0.1, 0.5, 2.0):  # the scheduler needs a moment to notice
+        with contextlib.suppress(CommClosedError):
+            return client.scatter([value], broadcast=broadcast, hash=False)[0]
+        time.sleep(wait)
+    return client.scatter([value], broadcast=broadcast, hash=False)[0]
 
 
 def key(name: str) -> str:

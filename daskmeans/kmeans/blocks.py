@@ -13,7 +13,6 @@ from uuid import uuid4
 import dask
 import distributed
 import numpy as np
-from dask.delayed import Delayed
 from distributed import Client, Future
 
 from daskmeans import config, forecast, runtime
@@ -299,16 +298,17 @@ class Blocks:
 class _Loaded(Blocks):
     """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
 
-    def __init__(self, make: Callable[[int], Delayed], count: int, quota: Quota, client: Client | None) -> None:
-        self._make = make
-        super().__init__(runtime.hold([make(i) for i in range(count)], "load vectors", client), quota, client)
+    def __init__(
+        self, read: Callable[[Sequence[int], str], list[Any]], count: int, quota: Quota, client: Client | None
+    ):
+        self._read = read
+        super().__init__(read(range(count), "load vectors"), quota, client)
         self._firsts = [0, *accumulate(self.lengths)][:-1]
 
     def _restored(self, members: Sequence[int]) -> Sequence[int]:
-        for i in members:
-            if self._held[i].cancelled():
-                (self._held[i],) = runtime.hold([self._make(i)], client=self.client)
-        runtime.settle([self._held[i] for i in members], "", self.client)
+        gone = [i for i in members if self._held[i].cancelled()]
+        for i, future in zip(gone, self._read(gone, ""), strict=True):
+            self._held[i] = future
         return members
 
 
@@ -372,14 +372,16 @@ def load(
         offsets = [0, *accumulate(runtime.compute(sizes, "count rows", client))][:-1]
     quota = Quota(uuid4().hex, forecast.block_bytes(client), n_clusters)
     given = not lazy and client is None
-    read = dask.delayed(_load_block, pure=False)
+    calls = [(part, i, normalize, offsets[i], sample_fraction, seed, quota, given) for i, part in enumerate(parts)]
 
-    def make(i: int) -> Delayed:
-        part = parts[i] if lazy else runtime.place(parts[i], client)
-        name = runtime.key("load-block")
-        return read(part, i, normalize, offsets[i], sample_fraction, seed, quota, given, dask_key_name=name)
+    def read(members: Sequence[int], label: str) -> list[Any]:
+        mine = [calls[i] for i in members]
+        if client is not None and not lazy:
+            return runtime.feed(_load_block, mine, "load-block", label, client)
+        task = dask.delayed(_load_block, pure=False)
+        return runtime.hold([task(*call, dask_key_name=runtime.key("load-block")) for call in mine], label, client)
 
-    return _Loaded(make, len(parts), quota, client)
+    return _Loaded(read, len(parts), quota, client)
 
 
 # --- on the workers ---
