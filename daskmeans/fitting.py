@@ -63,7 +63,7 @@ def fit_step(
     source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None
 ) -> None:
     """Fit `model` on `source` and make the directory `path` of it."""
-    forecast.check_fit(source.rows, source.dimension, model.sample_fraction, client)
+    forecast.check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
     with manifest.step(
         path, "fit", fit_settings(model, reading), source.identity(), overwrite=overwrite, client=client
     ) as step:

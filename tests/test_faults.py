@@ -9,7 +9,7 @@ import distributed
 import numpy as np
 import pytest
 
-from daskmeans import forecast
+from daskmeans import runtime
 from daskmeans.kmeans.blocks import load
 from helpers import Killer, blobs, count_visits, rows_of
 
@@ -40,7 +40,7 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
     X = blobs(n=900)
     alone = load(X, None, True, 1.0, 0, None)
     if shelf == "disk":
-        monkeypatch.setattr(forecast, "block_bytes", lambda client: 0)
+        monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
     mortal.register_plugin(Killer(phase, tmp_path / "killed"))
     blocks = load(X if given == "matrix" else da.from_array(X, chunks=(90, -1)), None, True, 1.0, 0, mortal)
     subset = blocks.subset(300, 1)

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daskmeans import runtime
 from daskmeans.errors import RunError
-from daskmeans.kmeans import storage
-from daskmeans.kmeans.blocks import Block
-from daskmeans.kmeans.storage import PAGE, Cache, Quota
+from daskmeans.kmeans.blocks import Block, Quota
+from daskmeans.kmeans.storage import PAGE, Cache
 
 DISK = {"memory": 0}
 
@@ -81,8 +81,7 @@ def test_a_killed_process_leaves_nothing_behind(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         import numpy as np
-        from daskmeans.kmeans.blocks import Block
-        from daskmeans.kmeans.storage import Quota
+        from daskmeans.kmeans.blocks import Block, Quota
         blocks = [Block(np.ones((1 << 16, 64), np.float32), Quota("fit", memory=0)) for _ in range(4)]
         print("ready", flush=True)
         time.sleep(60)
@@ -166,4 +165,4 @@ def test_memory_is_used_up_to_the_quota_then_the_disk():
 
 def test_files_lie_where_dask_is_told(tmp_path):
     with dask.config.set({"temporary-directory": str(tmp_path)}):
-        assert storage.here() == str(tmp_path)
+        assert runtime.local_directory() == str(tmp_path)

@@ -19,10 +19,32 @@ from daskmeans import config, forecast, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_integers, uniform
 from daskmeans.kmeans.inputs import as_matrix, check_rows, is_lazy, partitions, prepare
-from daskmeans.kmeans.storage import Quota, shelf
+from daskmeans.kmeans.storage import shelf
 
 # Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
 SUBSET = 0x5B5E7
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one process may keep of one fit in memory.
+
+    Attributes
+    ----------
+    fit : str
+        A name that no other fit has.
+    memory : int
+        Bytes of blocks, of all fits together, and of the engine's tasks.
+    n_clusters : int
+        What an engine allocates beside the rows depends on it.
+    threads : int
+        Tasks of the engine that this process runs at a time.
+    """
+
+    fit: str
+    memory: int
+    n_clusters: int = 1
+    threads: int = 0
 
 
 class Block:
@@ -66,7 +88,8 @@ class Block:
         self.n_rows, self.dimension = rows.shape
         held = (0 if borrowed else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
         noted = forecast.note_bytes(self.n_rows, self.dimension, quota.n_clusters)
-        self._quota, self._shelf = quota, shelf(quota, held + noted)
+        working = quota.threads * forecast.engine_bytes(self.dimension, quota.n_clusters)
+        self._quota, self._shelf = quota, shelf(quota.fit, held + noted, quota.memory - working)
         self.nbytes = 0 if self._shelf.on_disk else rows.nbytes
         self.notes: dict[str, Any] = {}
         self.first = 0
@@ -370,7 +393,8 @@ def load(
     if sample_fraction < 1.0:
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=runtime.key("count")) for part in parts]
         offsets = [0, *accumulate(runtime.compute(sizes, "count rows", client))][:-1]
-    quota = Quota(uuid4().hex, forecast.block_bytes(client), n_clusters)
+    kept = max(0, runtime.memory_to_keep(client) - forecast.reading_bytes(client))
+    quota = Quota(uuid4().hex, kept, n_clusters, runtime.threads_each(client))
     given = not lazy and client is None
     calls = [(part, i, normalize, offsets[i], sample_fraction, seed, quota, given) for i, part in enumerate(parts)]
 
