@@ -28,6 +28,7 @@ from daskmeans.duplicates.result import DedupResult
 from daskmeans.errors import MemoryForecastError, OutputError, UsageError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.sampling import sample_limit
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, Cluster, Part, open_buckets
 from daskmeans.vectors.files import Input, open_path, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
@@ -200,7 +201,7 @@ def _search(
     folder = out / "decisions"
     folder.mkdir()
     wanted = config.get("recall-sample")
-    limit = recall.sample_limit(buckets.rows, wanted)
+    limit = sample_limit(buckets.rows, wanted)
     tile_bytes = config.get_bytes("tile-bytes")
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
     task, lean = delayed(decide_part, pure=False), _lean(buckets)
