@@ -9,7 +9,7 @@ import daskmeans
 # Not scipy: dask.array and numba import it where it is installed.
 HEAVY = {
     *("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask", "torch"),
-    *("bokeh", "matplotlib", "sklearn", "wordllama"),
+    *("bokeh", "faiss", "matplotlib", "sklearn", "wordllama"),
 }
 
 names = [module.name for module in pkgutil.walk_packages(daskmeans.__path__, "daskmeans.")]

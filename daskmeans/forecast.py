@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from dask.utils import format_bytes
 from distributed import Client
@@ -12,6 +13,10 @@ from daskmeans.errors import MemoryForecastError
 
 # A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
 COPIES = 4
+# Blocks of a fit, those of the largest sample counted too, as a multiple of those of all rows.
+SAMPLES = 1.5
+# What every worker holds of its share of the memory, at least, before rows go to disk.
+EVEN = 0.8
 # Below this a partition is mostly overhead.
 LEAST = 4 << 20
 
@@ -38,9 +43,89 @@ def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
     return rows * (dimension + 12 + 4 * min(math.ceil(n_clusters / 48), 96))
 
 
-def block_bytes(client: Client | None) -> int:
-    """Bytes of blocks, with what is noted about them, that one process may hold in memory."""
-    return runtime.memory_in_all(client) // max(1, len(client.nthreads()) if client else 1)
+def engine_bytes(dimension: int, n_clusters: int) -> int:
+    """Bytes of one task of a fit beside its blocks: centroids in a few forms, a sum for each, one tile of scores."""
+    return 24 * n_clusters * dimension + config.get_bytes("tile-bytes")
+
+
+def reading_bytes(client: Client | None, most: int | None = None) -> int:
+    """Bytes that one process takes to read partitions, `most` bytes of vectors or less in each."""
+    partition = partition_bytes(client)
+    return runtime.threads_each(client) * COPIES * min(partition, partition if most is None else most)
+
+
+@dataclass(frozen=True)
+class FitForecast:
+    """Bytes that a fit will take, at most.
+
+    Attributes
+    ----------
+    worker : int
+        Memory of a worker; of this process, beside what it has, if there is no cluster.
+    blocks : int
+        Vectors and what is noted about them, in all processes together.
+    cached : int
+        What of that lies on local disks.
+    disks : tuple of Disk
+        Where; empty if nothing does.
+    """
+
+    worker: int
+    blocks: int
+    cached: int
+    disks: tuple[runtime.Disk, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"the fit holds {format_bytes(self.blocks)} and takes up to {format_bytes(self.worker)} in each process"
+        ]
+        lines += [
+            f"{format_bytes(self.on(disk))} of it lie in unnamed files below {disk.path} on {disk.host} "
+            f"({disk.kind}, {format_bytes(disk.free)} free) until it ends"
+            for disk in self.disks
+        ]
+        return "; ".join(lines)
+
+    def on(self, disk: runtime.Disk) -> int:
+        """Bytes on `disk`."""
+        return self.cached * disk.processes // sum(each.processes for each in self.disks)
+
+
+def fit(rows: int, dimension: int, n_clusters: int, client: Client | None) -> FitForecast:
+    """What a fit on `rows` vectors will take: in the memory of the workers what fits there, the rest on their disks."""
+    blocks = int(SAMPLES * (fit_bytes(rows, dimension) + note_bytes(rows, dimension, n_clusters)))
+    engine = runtime.threads_each(client) * engine_bytes(dimension, n_clusters)
+    memory = max(0, runtime.memory_to_keep(client) - reading_bytes(client) - engine)
+    worker = min(memory, blocks) + reading_bytes(client, 4 * rows * dimension) + engine
+    # Partitions come to the workers as these have time, so some may be full while others are not.
+    spread = int(EVEN * memory * runtime.n_processes(client))
+    cached = 0 if blocks <= memory else max(0, blocks - spread)
+    disks = tuple(runtime.disks(client)) if cached else ()
+    return FitForecast(worker + (runtime.BASE if client is not None else 0), blocks, cached, disks)
+
+
+def check_fit(rows: int, dimension: int, n_clusters: int, sample_fraction: float, client: Client | None) -> FitForecast:
+    """The forecast of a fit, told to the log; where its rows do not fit into memory, it tells where they will lie.
+
+    Raises
+    ------
+    MemoryForecastError
+        They do not fit onto the local disks either.
+    """
+    foreseen = fit(int(rows * sample_fraction), dimension, n_clusters, client)
+    for disk in foreseen.disks:
+        need = format_bytes(foreseen.on(disk))
+        if foreseen.on(disk) > disk.free or disk.in_memory:
+            raise MemoryForecastError(
+                f"fitting {rows:,} rows of {dimension} dimensions needs {need} here, which "
+                + (f"is memory ({disk.kind})" if disk.in_memory else f"has {format_bytes(disk.free)}"),
+                where=f"{disk.path} on {disk.host}",
+                expected="room on a disk for what the workers' memory cannot hold",
+                remedy="give a --local-directory on a larger disk, more workers, a higher --memory-limit, or a "
+                "--sample-fraction",
+            )
+    runtime.logger.info("%s", foreseen)
+    return foreseen
 
 
 def assign_bytes(dimension: int, n_clusters: int, partition_bytes: int) -> int:
@@ -73,24 +158,3 @@ def partition_bytes(client: Client | None) -> int:
             remedy="give workers a higher --memory-limit, such as 1GiB, or fewer --threads-per-worker",
         )
     return min(configured, have // (2 * COPIES))
-
-
-def check_fit(rows: int, dimension: int, sample_fraction: float, client: Client | None) -> None:
-    """Refuse a fit whose rows do not fit into the memory of all workers, beside the partitions that are being read.
-
-    Raises
-    ------
-    MemoryForecastError
-    """
-    held, have = fit_bytes(rows, dimension, sample_fraction), runtime.memory_in_all(client)
-    reading = COPIES * min(partition_bytes(client), 4 * rows * dimension) * runtime.n_threads(client)
-    if held + reading > have:
-        fraction = max(0.0, sample_fraction * (have - reading) / held)
-        raise MemoryForecastError(
-            f"fitting {rows:,} rows of {dimension} dimensions holds {format_bytes(held)} of vectors and needs "
-            f"{format_bytes(reading)} to read them, and the workers have {format_bytes(have)}",
-            where="fit",
-            expected="all vectors of the fit in the workers' memory",
-            remedy=(f"add --sample-fraction {0.9 * fraction:.3f}, " if fraction > 0.001 else "")
-            + "more workers, or a higher --memory-limit",
-        )

@@ -150,6 +150,8 @@ def step(
     except OSError as error:
         raise OutputError(f"the directory cannot be made ({error.strerror})", where=str(out)) from None
     made = Step(out, head, client)
+    if kept:
+        made.facts["resumed"] = True  # seconds and peaks are those of the last part
     made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
     for child in list(out.iterdir()):
         if child.name not in {NAME, *kept}:

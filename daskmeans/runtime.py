@@ -9,7 +9,12 @@ import contextlib
 import functools
 import logging
 import os
+import socket
+import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +26,8 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker
+from distributed.comm import CommClosedError
+from distributed.system import MEMORY_LIMIT
 from threadpoolctl import ThreadpoolController
 
 from daskmeans import progress
@@ -29,7 +36,9 @@ from daskmeans.errors import ClusterError
 logger = logging.getLogger("daskmeans")
 
 # Measured: what a worker takes once it has imported the libraries and compiled the kernels.
-BASE = 300 << 20
+BASE = 400 << 20
+# Above this share of its limit a worker moves data to disk, and blocks that it moves lose what is noted about them.
+TARGET = 0.6
 # Bytes of arguments that tasks may bring along, together; dask warns of more than 10 MB in one of them.
 LARGE = 8 << 20
 
@@ -78,21 +87,96 @@ def n_threads(client: Client | None = None) -> int:
     return THREADS if client is None else max(1, sum(client.nthreads().values()))
 
 
+def threads_each(client: Client | None = None) -> int:
+    """Threads that run tasks in one process, at most."""
+    return THREADS if client is None else max(client.nthreads().values(), default=1)
+
+
+def n_processes(client: Client | None = None) -> int:
+    """Processes that run tasks."""
+    return 1 if client is None else max(1, len(client.nthreads()))
+
+
 def memory_per_task(client: Client | None = None) -> int | None:
     """Bytes that one task may use, on the tightest worker; None without a limit."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values() if client is not None else ()
     return min((_usable(w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
-def memory_in_all(client: Client | None = None) -> int:
-    """Bytes that all workers may use together; without a client or a limit, what this machine has free."""
-    limits = [w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()] if client else [0]
-    return sum(map(_usable, limits)) if all(limits) else int(psutil.virtual_memory().available)
+def memory_to_keep(client: Client | None = None) -> int:
+    """Bytes of data that each process may keep between tasks: of the tightest worker, or of this process."""
+    if client is None:
+        return int(0.8 * _available())
+    limits = [w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
+    return max(0, int(TARGET * min(limits)) - BASE) if all(limits) else _available() // (2 * max(1, len(limits)))
+
+
+def _available() -> int:
+    """What this machine has free, or this process, if its cgroup or its limits leave it less."""
+    return int(min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss))
 
 
 def _usable(limit: int) -> int:
     """What a worker has for data: it pauses at 80 % of its limit, Python and its libraries take the base."""
     return max(0, int(0.8 * limit) - BASE)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system on which processes keep files.
+
+    Attributes
+    ----------
+    host, path : str
+        The machine, and the directory of one of its processes.
+    kind : str
+        Such as ext4.
+    free : int
+        Bytes.
+    processes : int
+        How many of them keep their files on it.
+    """
+
+    host: str
+    path: str
+    kind: str
+    free: int
+    processes: int = 1
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its files take memory."""
+        return self.kind in ("tmpfs", "ramfs")
+
+
+def disks(client: Client | None = None) -> list[Disk]:
+    """The file systems on which the workers, or this process, keep files."""
+    found = client.run(_disk).values() if client is not None else [_disk()]
+    shared: dict[tuple[str, int], Disk] = {}
+    for place, disk in found:
+        count = shared[place].processes if place in shared else 0
+        shared[place] = replace(disk, processes=count + 1)
+    return list(shared.values())
+
+
+def local_directory(dask_worker: Any = None) -> str:
+    """The directory for the files of this process: the worker's own, if one runs here."""
+    global _home
+    with contextlib.suppress(ValueError):
+        _home = str((dask_worker or distributed.get_worker()).local_directory)
+    # What arrives from another worker is unpickled outside of any task.
+    return _home if os.path.isdir(_home) else dask.config.get("temporary-directory") or tempfile.gettempdir()
+
+
+_home = ""
+
+
+def _disk(dask_worker: Any = None) -> tuple[tuple[str, int], Disk]:
+    path = os.path.realpath(local_directory(dask_worker))
+    mounts = {p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)}
+    mount = max((m for m in mounts if os.path.commonpath([m, path]) == m), key=len, default="")
+    host = socket.gethostname()
+    return (host, os.stat(path).st_dev), Disk(host, path, mounts.get(mount, ""), psutil.disk_usage(path).free)
 
 
 def reset_peaks(client: Client | None = None) -> None:
@@ -143,6 +227,35 @@ def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None
 def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """Results of `functions`, called by threads of this process."""
     return compute_here([dask.delayed(function, pure=False)() for function in functions])
+
+
+def feed(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: str, label: str, client: Client
+) -> list[Future]:
+    """Futures of ``function(*call)``, once all are there; the first value of each call is sent to a worker for it.
+
+    Few are on their way at a time, so that the workers need no memory for all of them. What is lost with a worker is
+    sent again.
+    """
+    futures: list[Any] = [None] * len(calls)
+    with _explained(label), _line(label, calls) as line:
+        todo, numbers, done = deque(range(len(calls))), {}, distributed.as_completed()
+        while todo or not done.is_empty():
+            while todo and done.count() < 2 * n_threads(client):
+                i = todo.popleft()
+                value, *others = calls[i]
+                future = client.submit(function, _scatter(value, client, broadcast=False), *others, key=key(name))
+                numbers[future.key], futures[i] = i, future
+                done.add(future)
+            future = next(done)
+            if future.cancelled() and client.status == "running":
+                todo.append(numbers[future.key])
+            else:
+                if future.status != "finished":
+                    future.result()
+                if line is not None:
+                    line.advance()
+    return futures
 
 
 def submit(
@@ -238,7 +351,7 @@ def _libraries() -> ThreadpoolController:
 def share(value: Any, client: Client | None = None) -> Any:
     """`value` sent to every worker once; hand the result to tasks in its place."""
     client = current_client(client)
-    return value if client is None else client.scatter([value], broadcast=True, hash=False)[0]
+    return value if client is None else _scatter(value, client, broadcast=True)
 
 
 def spread(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any, ...]:
@@ -249,10 +362,13 @@ def spread(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any,
     )
 
 
-def place(value: Any, client: Client | None = None) -> Any:
-    """`value` sent to some worker; hand the result to tasks in its place."""
-    client = current_client(client)
-    return value if client is None else client.scatter([value], hash=False)[0]
+def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
+    """`value` sent to one worker, or to each; to another one if that dies meanwhile."""
+    for wait in (0.1, 0.5, 2.0):  # the scheduler needs a moment to notice
+        with contextlib.suppress(CommClosedError):
+            return client.scatter([value], broadcast=broadcast, hash=False)[0]
+        time.sleep(wait)
+    return client.scatter([value], broadcast=broadcast, hash=False)[0]
 
 
 def key(name: str) -> str:

@@ -2,72 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
-from daskmeans import forecast, manifest, runtime
+from daskmeans import manifest, runtime
 from daskmeans.assignment import assign, refuse_reserved
 from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.search import dedup, dedup_inputs, dedup_settings
-from daskmeans.errors import DataError, OutputError, RunError, UsageError
-from daskmeans.kmeans.estimator import KMeans, seed_from
-from daskmeans.kmeans.model import CENTROIDS, MODEL
-from daskmeans.kmeans.seeding import resolve_init
+from daskmeans.errors import DataError, OutputError, RunError
+from daskmeans.fitting import fit_settings, fit_step, refuse_misfit, resolve
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.reading import DEFAULTS, Reading
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, open_buckets
-from daskmeans.vectors.files import directories, open_path, refuse_overlap
+from daskmeans.vectors.files import directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.regroup import regroup
 from daskmeans.vectors.rejects import PARTS, gather_rejects
-from daskmeans.vectors.source import Source, open_source
-
-# Partitions for each thread, so that none waits long for the others. More would cost: a row group that is cut is
-# decoded again, up to the slice, for each of its slices.
-PER_THREAD = 2
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How embeddings are read; the fields are the flags of the command line."""
-
-    id_field: str = "id"
-    embedding_field: str | None = None
-    metadata_fields: tuple[str, ...] = ()
-    storage_options: Mapping[str, Any] | None = None
-    on_bad_row: str = "error"
-
-    def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:
-        """The source of `inputs`, cut to what the memory of a task allows."""
-        return open_source(
-            inputs,
-            id_field=self.id_field,
-            embedding_field=self.embedding_field,
-            metadata_fields=self.metadata_fields,
-            storage_options=self.storage_options,
-            on_bad_row=self.on_bad_row,
-            allow_zero=allow_zero,
-            partition_bytes=forecast.partition_bytes(client),
-            min_partitions=PER_THREAD * runtime.n_threads(client),
-        )
-
-    def path(self, url: str | UPath) -> UPath:
-        """`url` with the storage options."""
-        return open_path(url, self.storage_options)
+from daskmeans.vectors.source import Source
 
 
 def fit(
     inputs: Any,
     out: str | UPath,
     model: KMeans,
-    reading: Reading = Reading(),
+    reading: Reading = DEFAULTS,
     *,
     overwrite: bool = False,
     client: Client | None = None,
@@ -96,72 +61,19 @@ def fit(
     """
     client = runtime.current_client(client)
     path = reading.path(out)
-    _resolve(model, reading, path, path, overwrite)
+    resolve(model, reading, path, path, overwrite)
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
-    _refuse_misfit(source, model)
-    _fit(source, path, model, reading, overwrite, client)
+    refuse_misfit(source, model)
+    fit_step(source, path, model, reading, overwrite, client)
     return model
-
-
-def _resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> None:
-    """Put what paths and None stand for into `model`, so that they can be compared with those of an earlier run.
-
-    `out` is what is going to be written, and `path` the directory of the model in it.
-    """
-    given = model.init
-    model.init = resolve_init(given, model.n_clusters, reading.storage_options)
-    if isinstance(model.init, np.ndarray) and isinstance(given, str | UPath):  # it would be gone when the fit goes on
-        refuse_overlap(out, [reading.path(given)])
-    if model.random_state is None:
-        model.random_state = _drawn_before(path, overwrite)
-    model.random_state = seed_from(model.random_state)
-
-
-def _drawn_before(path: UPath, overwrite: bool) -> int | None:
-    """The seed of the fit that is in `path`, unless that is to be replaced."""
-    found = manifest.peek(path)
-    if found is None or found["step"] != "fit" or (found["finished"] and overwrite):
-        return None
-    return found["settings"].get("random_state")  # type: ignore[no-any-return]
-
-
-def _refuse_misfit(source: Source, model: KMeans) -> None:
-    """Refuse a model that cannot be fitted on the rows of `source`."""
-    if source.rows < model.n_clusters:
-        raise UsageError(
-            f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
-            where="--n-clusters",
-            remedy=f"set --n-clusters to {source.rows:,} or less",
-        )
-    if isinstance(model.init, np.ndarray) and model.init.shape[1] != source.dimension:
-        raise UsageError(
-            f"the initial centroids have {model.init.shape[1]} dimensions",
-            where="--init",
-            expected=f"{source.dimension}, as the vectors in {source.files[0]} have",
-            remedy="give centroids or a model that was fitted on such embeddings",
-        )
-
-
-def _fit(source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None) -> None:
-    forecast.check_fit(source.rows, source.dimension, model.sample_fraction, client)
-    with manifest.step(
-        path, "fit", fit_settings(model, reading), source.identity(), overwrite=overwrite, client=client
-    ) as step:
-        vectors = source.vectors_only()
-        model.fit(vectors.rejecting_to(path / PARTS).frame(), column=source.embedding_field, client=client)
-        # Lazy, from rows whose rejects are not listed a second time.
-        model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
-        model.write(path, source.fingerprint())
-        outputs = [{"path": CENTROIDS, "rows": model.n_clusters}, {"path": MODEL}]
-        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path), "outputs": outputs}
 
 
 def assign_files(
     inputs: Any,
     model: str | UPath,
     out: str | UPath,
-    reading: Reading = Reading(),
+    reading: Reading = DEFAULTS,
     *,
     layout: str = "bucketed",
     embedding_dtype: str = "float32",
@@ -234,7 +146,7 @@ def run(
     out: str | UPath,
     model: KMeans,
     threshold: float | None = None,
-    reading: Reading = Reading(),
+    reading: Reading = DEFAULTS,
     *,
     eps: float | None = None,
     layout: str = "bucketed",
@@ -278,7 +190,7 @@ def run(
     """
     client = runtime.current_client(client)
     root = reading.path(out)
-    _resolve(model, reading, root, root / "model", overwrite)
+    resolve(model, reading, root, root / "model", overwrite)
     deciding = dedup_settings(threshold, eps, keep, rule, search, model.random_state)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
@@ -288,7 +200,7 @@ def run(
     check_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
     refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
     _refuse_foreign(root, paths)
-    _refuse_misfit(source, model)
+    refuse_misfit(source, model)
 
     @cache
     def checked() -> Source:  # before the fit, so that a duplicate id does not cost one
@@ -296,7 +208,7 @@ def run(
 
     _once(
         paths["model"], "fit", fit_settings(model, reading), source.identity(), overwrite,
-        lambda: _fit(checked(), paths["model"], model, reading, overwrite, client),
+        lambda: fit_step(checked(), paths["model"], model, reading, overwrite, client),
     )  # fmt: skip
     assigning = assign_settings(reading, layout, embedding_dtype)
     _once(
@@ -346,14 +258,6 @@ def _once(
                 remedy="choose another --out, or add --overwrite to do it again",
             )
     work()
-
-
-def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
-    """What determines a fit besides its input."""
-    params = model.get_params()
-    if isinstance(model.init, np.ndarray):
-        params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"
-    return params | {"embedding_field": reading.embedding_field, "on_bad_row": reading.on_bad_row}
 
 
 def assign_settings(reading: Reading, layout: str, embedding_dtype: str) -> dict[str, Any]:

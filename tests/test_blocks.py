@@ -12,10 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from daskmeans import forecast
+from daskmeans import runtime
 from daskmeans.errors import DataError
-from daskmeans.kmeans.blocks import Block, load
-from daskmeans.kmeans.storage import Quota
+from daskmeans.kmeans.blocks import Block, Quota, load
 from helpers import blobs, count_visits, rows_of
 
 
@@ -31,7 +30,7 @@ def place(request):
 @pytest.fixture(params=["memory", "disk"])
 def shelf(request, monkeypatch):
     if request.param == "disk":
-        monkeypatch.setattr(forecast, "block_bytes", lambda client: 0)
+        monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
     return request.param
 
 

@@ -3,10 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskmeans.duplicates.recall import Sample, join_samples, mark_twins, sample_limit, summarize, take_sample, wilson
+from daskmeans.duplicates.recall import Sample, join_samples, mark_twins, summarize, take_sample
 from daskmeans.kernels.hashing import hash_integers
 from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.sampling import sample_limit, wilson
 
 
 def test_the_interval_covers_the_true_share():

@@ -244,13 +244,6 @@ def test_rows_that_vanish_between_steps_are_noticed(tmp_path, embeddings, monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fit_that_cannot_fit_is_refused_before_it_starts(tmp_path, embeddings, monkeypatch):
-    monkeypatch.setattr("daskmeans.runtime.memory_in_all", lambda client: 320_000)
-    with pytest.raises(MemoryForecastError, match=r"37\.50 kiB(.|\n)*--sample-fraction 0\.\d+"):
-        workflow.fit(embeddings, tmp_path / "out", dkm.KMeans(3))
-    assert not (tmp_path / "out").exists()
-
-
 def test_workers_too_small_for_anything_are_refused_not_waited_for(tmp_path, embeddings, monkeypatch):
     monkeypatch.setattr("daskmeans.runtime.memory_per_task", lambda client: 10 << 20)
     with pytest.raises(MemoryForecastError, match=r"--memory-limit(.|\n)*such as 1GiB"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from daskmeans.kernels.pairs import find_twins
 from daskmeans.kernels.products import rounding_bound
+from daskmeans.kernels.sampling import wilson
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,6 @@ class Sample:
     """int64, shape (m,): place of the row in its cluster."""
     rows: np.ndarray
     """float32, shape (m, d)"""
-
-
-def sample_limit(rows: int, wanted: int) -> int:
-    """Hash below which a row may be among the `wanted` smallest hashes of `rows`.
-
-    A little more than `wanted` rows lie below it, and fewer do with a probability of 10⁻⁹ (six standard deviations), so
-    one pass finds the sample without knowing the hashes of all rows first.
-
-    Examples
-    --------
-    >>> sample_limit(100, 100) == 2**64 - 1
-    True
-    """
-    share = (wanted + 6 * math.sqrt(wanted)) / max(rows, 1)
-    return min(2**64 - 1, int(share * 2**64))
 
 
 def take_sample(hashes: np.ndarray, centroid: int, X: np.ndarray, limit: int) -> Sample:
@@ -93,19 +78,3 @@ def summarize(seen: np.ndarray) -> dict[str, Any]:
     recall = found / with_twin if with_twin else None
     low, high = wilson(found, with_twin)
     return {"recall": recall, "low": low, "high": high, "sampled": seen.shape[1], "with_twin": with_twin}
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a share (Wilson, JASA 1927); (0, 1) without trials.
-
-    Examples
-    --------
-    >>> [round(bound, 3) for bound in wilson(8, 10)]
-    [0.49, 0.943]
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    p, spread = successes / trials, z * z / trials
-    centre = (p + spread / 2) / (1 + spread)
-    half = z * math.sqrt(p * (1 - p) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from daskmeans.duplicates.result import DedupResult
 from daskmeans.errors import MemoryForecastError, OutputError, UsageError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.sampling import sample_limit
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, Cluster, Part, open_buckets
 from daskmeans.vectors.files import Input, open_path, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
@@ -200,7 +201,7 @@ def _search(
     folder = out / "decisions"
     folder.mkdir()
     wanted = config.get("recall-sample")
-    limit = recall.sample_limit(buckets.rows, wanted)
+    limit = sample_limit(buckets.rows, wanted)
     tile_bytes = config.get_bytes("tile-bytes")
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
     task, lean = delayed(decide_part, pure=False), _lean(buckets)
@@ -244,8 +245,7 @@ def decide_part(
     """
     columns = [buckets.id_field, *(c for c in columns_of(settings.keep) if c != buckets.id_field)]
     tables, samples = [], []
-    for cluster in part.clusters:
-        table, X = read_cluster(buckets, cluster, columns)
+    for cluster, table, X in read_clusters(buckets, part, columns):
         ids = table[buckets.id_field].combine_chunks()
         samples.append(recall.take_sample(hash_column(ids, settings.random_state), cluster.centroid, X, limit))
         order = rank(table, settings.keep, buckets.id_field, settings.random_state)
@@ -265,12 +265,13 @@ def decide_part(
     return [len(table) - exact - semantic, exact, semantic], recall.join_samples(samples, len(table))
 
 
-def read_cluster(buckets: Buckets, cluster: Cluster, columns: list[str]) -> tuple[pa.Table, np.ndarray]:
-    """`columns` of the rows of `cluster`, and their unit vectors (float32, shape (rows, d), a copy)."""
-    table = buckets.read(cluster, [*columns, buckets.embedding_field])
-    X = np.array(to_matrix(table[buckets.embedding_field], cluster.file))
-    normalize_rows(X)
-    return table.select(columns), X
+def read_clusters(buckets: Buckets, part: Part, columns: list[str]) -> Iterator[tuple[Cluster, pa.Table, np.ndarray]]:
+    """The clusters of `part`: `columns` of their rows, and their unit vectors (float32, shape (rows, d), a copy)."""
+    tables = buckets.read_each(part.clusters, [*columns, buckets.embedding_field])
+    for cluster, table in zip(part.clusters, tables, strict=True):
+        X = np.array(to_matrix(table[buckets.embedding_field], cluster.file))
+        normalize_rows(X)
+        yield cluster, table.select(columns), X
 
 
 def _measure(
@@ -294,7 +295,6 @@ def find_sample_twins(
 ) -> np.ndarray:
     """Which sampled rows have a twin in `part`; see `recall.mark_twins`."""
     seen = np.zeros((2, len(sample.rows)), bool)
-    for cluster in part.clusters:
-        _, X = read_cluster(buckets, cluster, [])
+    for cluster, _, X in read_clusters(buckets, part, []):
         recall.mark_twins(sample, X, cluster.centroid, threshold, tile_bytes, seen)
     return seen

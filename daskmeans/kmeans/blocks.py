@@ -13,17 +13,38 @@ from uuid import uuid4
 import dask
 import distributed
 import numpy as np
-from dask.delayed import Delayed
 from distributed import Client, Future
 
 from daskmeans import config, forecast, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_integers, uniform
 from daskmeans.kmeans.inputs import as_matrix, check_rows, is_lazy, partitions, prepare
-from daskmeans.kmeans.storage import Quota, shelf
+from daskmeans.kmeans.storage import shelf
 
 # Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
 SUBSET = 0x5B5E7
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one process may keep of one fit in memory.
+
+    Attributes
+    ----------
+    fit : str
+        A name that no other fit has.
+    memory : int
+        Bytes of blocks, of all fits together, and of the engine's tasks.
+    n_clusters : int
+        What an engine allocates beside the rows depends on it.
+    threads : int
+        Tasks of the engine that this process runs at a time.
+    """
+
+    fit: str
+    memory: int
+    n_clusters: int = 1
+    threads: int = 0
 
 
 class Block:
@@ -67,7 +88,8 @@ class Block:
         self.n_rows, self.dimension = rows.shape
         held = (0 if borrowed else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
         noted = forecast.note_bytes(self.n_rows, self.dimension, quota.n_clusters)
-        self._quota, self._shelf = quota, shelf(quota, held + noted)
+        working = quota.threads * forecast.engine_bytes(self.dimension, quota.n_clusters)
+        self._quota, self._shelf = quota, shelf(quota.fit, held + noted, quota.memory - working)
         self.nbytes = 0 if self._shelf.on_disk else rows.nbytes
         self.notes: dict[str, Any] = {}
         self.first = 0
@@ -299,16 +321,17 @@ class Blocks:
 class _Loaded(Blocks):
     """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
 
-    def __init__(self, make: Callable[[int], Delayed], count: int, quota: Quota, client: Client | None) -> None:
-        self._make = make
-        super().__init__(runtime.hold([make(i) for i in range(count)], "load vectors", client), quota, client)
+    def __init__(
+        self, read: Callable[[Sequence[int], str], list[Any]], count: int, quota: Quota, client: Client | None
+    ):
+        self._read = read
+        super().__init__(read(range(count), "load vectors"), quota, client)
         self._firsts = [0, *accumulate(self.lengths)][:-1]
 
     def _restored(self, members: Sequence[int]) -> Sequence[int]:
-        for i in members:
-            if self._held[i].cancelled():
-                (self._held[i],) = runtime.hold([self._make(i)], client=self.client)
-        runtime.settle([self._held[i] for i in members], "", self.client)
+        gone = [i for i in members if self._held[i].cancelled()]
+        for i, future in zip(gone, self._read(gone, ""), strict=True):
+            self._held[i] = future
         return members
 
 
@@ -370,16 +393,19 @@ def load(
     if sample_fraction < 1.0:
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=runtime.key("count")) for part in parts]
         offsets = [0, *accumulate(runtime.compute(sizes, "count rows", client))][:-1]
-    quota = Quota(uuid4().hex, forecast.block_bytes(client), n_clusters)
+    kept = max(0, runtime.memory_to_keep(client) - forecast.reading_bytes(client))
+    quota = Quota(uuid4().hex, kept, n_clusters, runtime.threads_each(client))
     given = not lazy and client is None
-    read = dask.delayed(_load_block, pure=False)
+    calls = [(part, i, normalize, offsets[i], sample_fraction, seed, quota, given) for i, part in enumerate(parts)]
 
-    def make(i: int) -> Delayed:
-        part = parts[i] if lazy else runtime.place(parts[i], client)
-        name = runtime.key("load-block")
-        return read(part, i, normalize, offsets[i], sample_fraction, seed, quota, given, dask_key_name=name)
+    def read(members: Sequence[int], label: str) -> list[Any]:
+        mine = [calls[i] for i in members]
+        if client is not None and not lazy:
+            return runtime.feed(_load_block, mine, "load-block", label, client)
+        task = dask.delayed(_load_block, pure=False)
+        return runtime.hold([task(*call, dask_key_name=runtime.key("load-block")) for call in mine], label, client)
 
-    return _Loaded(make, len(parts), quota, client)
+    return _Loaded(read, len(parts), quota, client)
 
 
 # --- on the workers ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import dask.dataframe as dd
 import numpy as np
 import pyarrow as pa
 
-from daskmeans import runtime
+from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.vectors.matrix import to_matrix, vector_columns
@@ -35,8 +36,9 @@ def partitions(X: Any, column: str | None) -> list[Any]:
 
 
 def slices(X: np.ndarray) -> list[np.ndarray]:
-    """`X` cut by rows, a few slices for each thread; one empty slice if there are no rows."""
-    cuts = np.linspace(0, len(X), max(1, min(len(X), 4 * runtime.n_threads())) + 1).astype(int)
+    """`X` cut by rows: a few slices for each thread, none larger than a partition; empty if there are no rows."""
+    wanted = max(4 * runtime.n_threads(), math.ceil(X.nbytes / config.get_bytes("partition-bytes")))
+    cuts = np.linspace(0, len(X), max(1, min(len(X), wanted)) + 1).astype(int)
     return [X[a:b] for a, b in pairwise(cuts)]
 
 

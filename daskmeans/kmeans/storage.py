@@ -1,4 +1,4 @@
-"""Where the arrays of blocks lie: in memory while a quota lasts, beyond it in an unnamed file on a local disk."""
+"""Where the arrays of blocks lie: in memory up to a limit, beyond it in an unnamed file on a local disk."""
 
 from __future__ import annotations
 
@@ -15,35 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakValueDictionary, finalize
 
-import dask
-import distributed
 import numpy as np
 from dask.utils import format_bytes
 
+from daskmeans import runtime
 from daskmeans.errors import RunError
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 # Written at once where a file has to be filled with zeros.
 ZEROS = bytes(1 << 20)
-
-
-@dataclass(frozen=True)
-class Quota:
-    """What one process may keep of one fit in memory.
-
-    Attributes
-    ----------
-    fit : str
-        A name that no other fit has.
-    memory : int
-        Bytes of blocks in memory, in this process, of all fits together.
-    n_clusters : int
-        What an engine allocates beside the rows depends on it.
-    """
-
-    fit: str
-    memory: int
-    n_clusters: int = 1
 
 
 class Shelf(Protocol):
@@ -61,26 +41,20 @@ class Shelf(Protocol):
         """The arrays that `kept` stands for, for the length of a ``with`` block."""
 
 
-def shelf(quota: Quota, nbytes: int) -> Shelf:
-    """A shelf for `nbytes` of arrays: memory if the quota allows it."""
-    directory = here()
+def shelf(fit: str, nbytes: int, limit: int) -> Shelf:
+    """A shelf for `nbytes` of arrays: in memory if all shelves of this process then hold no more than `limit` bytes.
+
+    Those on disk that belong to one fit have one file.
+    """
+    directory = runtime.local_directory()
     with _lock:
         tally = _tallies.setdefault(directory, _Tally())
-        if tally.take(nbytes, quota.memory):
+        if tally.take(nbytes, limit):
             return _Memory(tally, nbytes)
-        cache = _caches.get((quota.fit, directory))
+        cache = _caches.get((fit, directory))
         if cache is None:
-            cache = _caches[quota.fit, directory] = Cache(directory)
+            cache = _caches[fit, directory] = Cache(directory)
         return _Disk(cache)
-
-
-def here() -> str:
-    """The directory for the files of this process: the worker's own, if tasks of one run here."""
-    global _home
-    with contextlib.suppress(ValueError):
-        _home = str(distributed.get_worker().local_directory)
-    # A block that arrives from another worker is unpickled outside of any task.
-    return _home if os.path.isdir(_home) else dask.config.get("temporary-directory") or tempfile.gettempdir()
 
 
 class Cache:
@@ -193,7 +167,6 @@ class _Tally:
 _caches: WeakValueDictionary[tuple[str, str], Cache] = WeakValueDictionary()
 _tallies: dict[str, _Tally] = {}
 _lock = threading.Lock()
-_home = ""
 
 
 class _Memory:

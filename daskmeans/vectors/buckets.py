@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -79,27 +82,45 @@ class Buckets:
         columns : list of str, optional
             Default: all.
         """
-        file = self.path / cluster.file
-        try:
-            stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True)
-            names = columns or [self.id_field, self.embedding_field, *self.metadata_fields, CENTROID, L2, COSINE]
-            table = stored.read_row_groups(
-                list(cluster.row_groups), [n for n in names if n in stored.schema_arrow.names]
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"the file cannot be read ({error})", where=str(file), remedy="run `daskmeans assign` again"
-            ) from None
-        if len(table) != cluster.rows:
-            raise DataError(
-                f"cluster {cluster.centroid} has {len(table)} rows",
-                where=str(file),
-                expected=f"{cluster.rows}, as {manifest.NAME} says",
-                remedy="run `daskmeans assign` again",
-            )
-        if CENTROID in names and CENTROID not in table.column_names:  # hive: the directory's name holds it
-            table = table.append_column(CENTROID, pa.array(np.full(len(table), cluster.centroid, np.int32)))
-        return table.select(names)
+        return next(self.read_each([cluster], columns))
+
+    def read_each(self, clusters: Iterable[Cluster], columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of each of `clusters`, as :meth:`read` gives them; each file is opened once."""
+        names = columns or [self.id_field, self.embedding_field, *self.metadata_fields, CENTROID, L2, COSINE]
+        for name, mine in groupby(clusters, attrgetter("file")):
+            file = self.path / name
+            with _explained(file):
+                stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True)
+            held = [column for column in names if column in stored.schema_arrow.names]
+            for cluster in mine:
+                with _explained(file):
+                    table = stored.read_row_groups(list(cluster.row_groups), held)
+                yield _checked(table, cluster, file, names)
+
+
+@contextlib.contextmanager
+def _explained(file: UPath) -> Iterator[None]:
+    """Turn what Arrow raises about `file` into an error that says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"the file cannot be read ({error})", where=str(file), remedy="run `daskmeans assign` again"
+        ) from None
+
+
+def _checked(table: pa.Table, cluster: Cluster, file: UPath, names: list[str]) -> pa.Table:
+    """The columns `names` of the rows of `cluster`, which are all there."""
+    if len(table) != cluster.rows:
+        raise DataError(
+            f"cluster {cluster.centroid} has {len(table)} rows",
+            where=str(file),
+            expected=f"{cluster.rows}, as {manifest.NAME} says",
+            remedy="run `daskmeans assign` again",
+        )
+    if CENTROID in names and CENTROID not in table.column_names:  # hive: the directory's name holds it
+        table = table.append_column(CENTROID, pa.array(np.full(len(table), cluster.centroid, np.int32)))
+    return table.select(names)
 
 
 def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None) -> Buckets:

@@ -1,0 +1,85 @@
+"""The step that fits a model on files: what it depends on and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from upath import UPath
+
+from daskmeans import forecast, manifest
+from daskmeans.errors import UsageError
+from daskmeans.kmeans.estimator import KMeans, seed_from
+from daskmeans.kmeans.model import CENTROIDS, MODEL
+from daskmeans.kmeans.seeding import resolve_init
+from daskmeans.reading import Reading
+from daskmeans.vectors.files import refuse_overlap
+from daskmeans.vectors.rejects import PARTS, gather_rejects
+from daskmeans.vectors.source import Source
+
+
+def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> None:
+    """Put what paths and None stand for into `model`, so that they can be compared with those of an earlier run.
+
+    `out` is what is going to be written, and `path` the directory of the model in it.
+    """
+    given = model.init
+    model.init = resolve_init(given, model.n_clusters, reading.storage_options)
+    if isinstance(model.init, np.ndarray) and isinstance(given, str | UPath):  # it would be gone when the fit goes on
+        refuse_overlap(out, [reading.path(given)])
+    if model.random_state is None:
+        model.random_state = _drawn_before(path, overwrite)
+    model.random_state = seed_from(model.random_state)
+
+
+def _drawn_before(path: UPath, overwrite: bool) -> int | None:
+    """The seed of the fit that is in `path`, unless that is to be replaced."""
+    found = manifest.peek(path)
+    if found is None or found["step"] != "fit" or (found["finished"] and overwrite):
+        return None
+    return found["settings"].get("random_state")  # type: ignore[no-any-return]
+
+
+def refuse_misfit(source: Source, model: KMeans) -> None:
+    """Refuse a model that cannot be fitted on the rows of `source`."""
+    if source.rows < model.n_clusters:
+        raise UsageError(
+            f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
+            where="--n-clusters",
+            remedy=f"set --n-clusters to {source.rows:,} or less",
+        )
+    if isinstance(model.init, np.ndarray) and model.init.shape[1] != source.dimension:
+        raise UsageError(
+            f"the initial centroids have {model.init.shape[1]} dimensions",
+            where="--init",
+            expected=f"{source.dimension}, as the vectors in {source.files[0]} have",
+            remedy="give centroids or a model that was fitted on such embeddings",
+        )
+
+
+def fit_step(
+    source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None
+) -> None:
+    """Fit `model` on `source` and make the directory `path` of it."""
+    forecast.check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
+    with manifest.step(
+        path, "fit", fit_settings(model, reading), source.identity(), overwrite=overwrite, client=client
+    ) as step:
+        vectors = source.vectors_only()
+        model.fit(vectors.rejecting_to(path / PARTS).frame(), column=source.embedding_field, client=client)
+        # Lazy, from rows whose rejects are not listed a second time.
+        model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
+        model.write(path, source.fingerprint())
+        outputs = [{"path": CENTROIDS, "rows": model.n_clusters}, {"path": MODEL}]
+        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path), "outputs": outputs}
+
+
+def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
+    """What determines a fit besides its input."""
+    params = model.get_params()
+    del params["max_samples_per_batch"]  # decides on memory alone, and may be what a fit was killed for
+    if isinstance(model.init, np.ndarray):
+        params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"
+    return params | {"embedding_field": reading.embedding_field, "on_bad_row": reading.on_bad_row}

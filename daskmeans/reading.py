@@ -1,0 +1,50 @@
+"""How a command reads embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client
+from upath import UPath
+
+from daskmeans import forecast, runtime
+from daskmeans.vectors.files import open_path
+from daskmeans.vectors.source import Source, open_source
+
+# Partitions for each thread, so that none waits long for the others. More would cost: a row group that is cut is
+# decoded again, up to the slice, for each of its slices.
+PER_THREAD = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How embeddings are read; the fields are the flags of the command line."""
+
+    id_field: str = "id"
+    embedding_field: str | None = None
+    metadata_fields: tuple[str, ...] = ()
+    storage_options: Mapping[str, Any] | None = None
+    on_bad_row: str = "error"
+
+    def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:
+        """The source of `inputs`, cut to what the memory of a task allows."""
+        return open_source(
+            inputs,
+            id_field=self.id_field,
+            embedding_field=self.embedding_field,
+            metadata_fields=self.metadata_fields,
+            storage_options=self.storage_options,
+            on_bad_row=self.on_bad_row,
+            allow_zero=allow_zero,
+            partition_bytes=forecast.partition_bytes(client),
+            min_partitions=PER_THREAD * runtime.n_threads(client),
+        )
+
+    def path(self, url: str | UPath) -> UPath:
+        """`url` with the storage options."""
+        return open_path(url, self.storage_options)
+
+
+DEFAULTS = Reading()

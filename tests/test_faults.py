@@ -1,0 +1,51 @@
+"""A worker that is killed, whatever it was doing, changes nothing but the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dask.array as da
+import distributed
+import numpy as np
+import pytest
+
+from daskmeans import runtime
+from daskmeans.kmeans.blocks import load
+from helpers import Killer, blobs, count_visits, rows_of
+
+
+@pytest.fixture(params=["replaced", "not replaced"])
+def mortal(request) -> Iterator[distributed.Client]:
+    """A client of two workers of which one will be killed; another takes its place, or none does."""
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        for nanny in cluster.workers.values():
+            nanny.auto_restart = request.param == "replaced"
+        yield client
+
+
+def everything(blocks) -> list[np.ndarray]:
+    """What can be asked of blocks, in an order that does not depend on their groups."""
+    numbers, X, _ = zip(*(entry for part in blocks.map(rows_of, name="test-rows") for entry in part), strict=True)
+    order = np.argsort(np.concatenate(numbers))
+    held = np.concatenate(numbers)[order]
+    return [held, np.concatenate(X)[order], *blocks.sample(50, 3), blocks.rows(held[::-7])]
+
+
+@pytest.mark.parametrize(("shelf", "given"), [("memory", "matrix"), ("disk", "partitions")])
+@pytest.mark.parametrize("phase", ["load-block", "count-rows", "subset-block", "kmeans-sample", "test-visits"])
+def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monkeypatch):
+    X = blobs(n=900)
+    alone = load(X, None, True, 1.0, 0, None)
+    if shelf == "disk":
+        monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
+    mortal.register_plugin(Killer(phase, tmp_path / "killed"))
+    blocks = load(X if given == "matrix" else da.from_array(X, chunks=(90, -1)), None, True, 1.0, 0, mortal)
+    subset = blocks.subset(300, 1)
+    for found, expected in ((blocks, alone), (subset, alone.subset(300, 1))):
+        found.map(count_visits, 1, name="test-visits")
+        np.testing.assert_equal(everything(found), everything(expected))
+        assert found.n_rows == expected.n_rows == sum(found.lengths)
+    assert (tmp_path / "killed").exists()

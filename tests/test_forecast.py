@@ -1,0 +1,96 @@
+"""What a fit will take is told before it starts, and it takes no more; what no disk can hold is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+
+import dask
+import distributed
+import numpy as np
+import pytest
+
+import daskmeans as dkm
+from daskmeans import forecast, runtime, workflow
+from daskmeans.errors import MemoryForecastError
+from helpers import write_embeddings
+
+DISK = runtime.Disk("here", "/scratch", "ext4", free=1 << 40)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A function that puts another disk in the place of this machine's."""
+
+    def use(**facts):
+        monkeypatch.setattr(runtime, "disks", lambda client: [replace(DISK, **facts)])
+
+    use()
+    return use
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
+
+
+def test_what_fits_into_memory_needs_no_disk(disk):
+    found = forecast.fit(1000, 64, 10, None)
+    assert (found.cached, found.disks) == (0, ())
+    assert found.blocks >= 1000 * 64 * 5
+    assert found.worker >= found.blocks
+
+
+def test_what_does_not_fit_is_cached_and_told(disk, little_memory, caplog):
+    with caplog.at_level(logging.INFO, "daskmeans"):
+        found = forecast.check_fit(1_000_000, 256, 1000, 0.5, None)
+    assert found.cached == found.blocks == forecast.fit(500_000, 256, 1000, None).blocks
+    assert found.worker < forecast.fit(500_000, 256, 1000, None).blocks
+    for words in ("/scratch", "ext4", "1.00 TiB", dask.utils.format_bytes(found.cached), "until it ends"):
+        assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"), [({"free": 1 << 20}, r"1\.00 MiB"), ({"kind": "tmpfs"}, r"is memory \(tmpfs\)")]
+)
+def test_a_fit_that_no_disk_can_hold_is_refused_before_it_starts(tmp_path, disk, little_memory, facts, words):
+    path = write_embeddings(tmp_path / "rows.parquet", np.ones((1000, 300), np.float32))
+    disk(**facts)
+    with pytest.raises(MemoryForecastError, match=rf"/scratch on here(.|\n)*{words}(.|\n)*--local-directory"):
+        workflow.fit(path, tmp_path / "out", dkm.KMeans(3))
+    assert not (tmp_path / "out").exists()
+
+
+def test_disks_are_those_of_the_workers(client):
+    (found,) = runtime.disks(client)
+    assert found.processes == 2
+    assert found.free > 0
+    assert found.kind
+    assert "worker" in found.path
+    (own,) = runtime.disks()
+    assert own.processes == 1
+
+
+@pytest.mark.timeout(200)
+def test_a_fit_larger_than_memory_takes_no_more_than_forecast_and_gives_the_same(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(150_000, 256)).astype(np.float32)  # 146 MiB
+    path = write_embeddings(tmp_path / "rows.parquet", X, row_group_size=5000)
+    found, models = {}, {}
+    for limit in ("600MiB", "4GiB"):
+        with (
+            dask.config.set({"daskmeans.partition-bytes": "4MiB", "daskmeans.tile-bytes": "1MiB"}),
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address=":0"
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            found[limit] = forecast.fit(*X.shape, 20, client)
+            model = workflow.fit(path, tmp_path / limit, dkm.KMeans(20, max_iter=2), client=client)
+        models[limit] = model.cluster_centers_.tobytes(), model.inertia_
+        peak = json.loads((tmp_path / limit / "manifest.json").read_text())["peak_bytes"]["worker"]
+        print(limit, peak >> 20, found[limit].worker >> 20, found[limit].cached >> 20)
+        assert peak <= found[limit].worker
+    assert models["600MiB"] == models["4GiB"]
+    assert found["600MiB"].cached > 0 == found["4GiB"].cached
