@@ -165,7 +165,7 @@ def test_without_faiss_the_extra_is_named(monkeypatch):
 @needs_faiss
 def test_the_index_is_built_from_what_it_is_given():
     X, centroids = spread(800), spread(300, seed=1)
-    labels = nearest(X, centroids, 64)
+    labels = nearest(X, centroids)[0]
     index, compared = build(centroids, X, labels, 0.9, 0)
     assert (index.nearest(X, centroids) == labels).mean() >= 0.9
     assert 0 < compared <= 1

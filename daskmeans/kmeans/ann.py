@@ -91,7 +91,7 @@ class Index:
         for rows in tiles(len(X), TILE):
             nearest_of(X[rows], centroids, half_norms, self.candidates(X[rows]), labels[rows])
         if len(lost := np.flatnonzero(labels < 0)):  # all their lists are empty
-            labels[lost] = nearest(X[lost], centroids, TILE)
+            labels[lost] = nearest(X[lost], centroids)[0]
         return labels
 
 
@@ -217,7 +217,7 @@ def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: floa
     choices = []
     for nlist in _sizes(len(centroids)):
         lists = _centres(centroids, nlist, seed)
-        members = nearest(centroids, lists, TILE)
+        members = nearest(centroids, lists)[0]
         rank = ranks(X, lists, members[labels])[listed]
         reached = np.bincount(rank, minlength=nlist).cumsum()
         nprobe = 1 + next(i for i in range(nlist) if wilson(int(reached[i]), m)[0] >= min(recall, limit))
