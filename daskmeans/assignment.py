@@ -8,14 +8,22 @@ import numpy as np
 import pandas as pd
 
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.nearest import cosine_distances, nearest
+from daskmeans.kernels.nearest import cosine_distances, nearest, squared_distances
+from daskmeans.kmeans.ann import Index
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.inputs import vector_column
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2
 from daskmeans.vectors.matrix import to_column, to_matrix
 
 
-def assign(frame: dd.DataFrame, model: KMeans, *, column: str | None = None, dtype: str = "float32") -> dd.DataFrame:
+def assign(
+    frame: dd.DataFrame,
+    model: KMeans,
+    *,
+    column: str | None = None,
+    dtype: str = "float32",
+    assign: str | Index = "exact",
+) -> dd.DataFrame:
     """Add the nearest centroid and the distances to it to every row, lazily.
 
     Parameters
@@ -28,13 +36,17 @@ def assign(frame: dd.DataFrame, model: KMeans, *, column: str | None = None, dty
         Column of the vectors; default: the only one that holds lists of floats.
     dtype : {"float32", "float16"}, default "float32"
         How vectors are stored in the result. Distances are computed before this rounding.
+    assign : {"exact", "ann"} or Index, default "exact"
+        As in :meth:`KMeans.predict`; "ann" reads some rows now. Distances are exact all the same: those to the centroid
+        that the row was given.
 
     Returns
     -------
     dask dataframe
         `frame` with its vectors as the model compares them (normalised, unless the model was fitted without), and
 
-        - ``centroid`` int32: the nearest centroid by Euclidean distance, ties to the lower label;
+        - ``centroid`` int32: the nearest centroid by Euclidean distance, ties to the lower label (by an index: nearly
+          always);
         - ``l2_dist_to_cent`` float32: ‖u − c‖;
         - ``cosine_dist_to_cent`` float32: 1 − u·c / (‖u‖ ‖c‖).
 
@@ -59,10 +71,18 @@ def assign(frame: dd.DataFrame, model: KMeans, *, column: str | None = None, dty
     column = vector_column(frame, column)
     refuse_reserved(list(frame.columns))
     empty = frame._meta.iloc[:0]
+    index = model.index_for(frame, assign, column=column)
     blank = {column: to_column(np.empty((0, model.n_features_in_), np.float32), dtype), CENTROID: np.empty(0, np.int32)}
     meta = empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)})
     return frame.map_partitions(
-        _assign, dask.delayed(model, pure=False), column, dtype, meta=meta, token="assign", enforce_metadata=False
+        _assign,
+        dask.delayed(model, pure=False),
+        dask.delayed(index, pure=False),
+        column,
+        dtype,
+        meta=meta,
+        token="assign",
+        enforce_metadata=False,
     )
 
 
@@ -76,10 +96,14 @@ def refuse_reserved(columns: list[str]) -> None:
         )
 
 
-def _assign(part: pd.DataFrame, model: KMeans, column: str, dtype: str) -> pd.DataFrame:
+def _assign(part: pd.DataFrame, model: KMeans, index: Index | None, column: str, dtype: str) -> pd.DataFrame:
     X = model.rows(part[column])
     centroids = model.cluster_centers_
-    labels, squares = nearest(X, centroids)
+    if index is not None:
+        labels = index.nearest(X, centroids)
+        squares = squared_distances(X, centroids, labels)
+    else:
+        labels, squares = nearest(X, centroids)
     with np.errstate(over="ignore"):
         stored = to_column(X, dtype)
     if dtype == "float16" and not model.normalize:

@@ -23,6 +23,7 @@ from daskmeans.cluster import cluster as start_cluster
 from daskmeans.errors import DaskmeansError, NotFoundError, UsageError
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
+from daskmeans.vectors.buckets import index_facts
 from daskmeans.workflow import Reading
 
 
@@ -69,7 +70,7 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
-        with progress.RichProgress(console) as display, progress.shown_on(display):
+        with progress.display_on(console) as display, progress.shown_on(display):
             yield client
 
 
@@ -190,8 +191,8 @@ def fit(
 @flags.cluster
 @flags.output
 def assign(
-    inputs: tuple[str, ...], model: str, out: str, layout: str, embedding_dtype: str, overwrite: bool,
-    reading: Reading, cluster: ClusterSettings, output: Output,
+    inputs: tuple[str, ...], model: str, out: str, layout: str, embedding_dtype: str, assign: str, assign_recall: float,
+    overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Give every row its cluster and distances, grouped by cluster."""
     from daskmeans import workflow
@@ -199,10 +200,12 @@ def assign(
     with _session(cluster, output) as client:
         buckets = workflow.assign_files(
             inputs, model, out, reading,
-            layout=layout, embedding_dtype=embedding_dtype, overwrite=overwrite, client=client,
+            layout=layout, embedding_dtype=embedding_dtype, assign=assign, assign_recall=assign_recall,
+            overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
-           "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}, output)  # fmt: skip
+           "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}
+          | index_facts(buckets.manifest), output)  # fmt: skip
 
 
 @kmeans.command()
@@ -304,8 +307,8 @@ def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ..
 @flags.output
 def run(
     inputs: tuple[str, ...], out: str, model: KMeans, threshold: float | None, eps: float | None, keep: tuple[str, ...],
-    rule: str, search: str, layout: str, embedding_dtype: str, overwrite: bool, reading: Reading,
-    cluster: ClusterSettings, output: Output,
+    rule: str, search: str, layout: str, embedding_dtype: str, assign: str, assign_recall: float, overwrite: bool,
+    reading: Reading, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
     from daskmeans import workflow
@@ -313,7 +316,8 @@ def run(
     with _session(cluster, output) as client:
         result = workflow.run(
             inputs, out, model, threshold, reading, eps=eps, layout=layout, embedding_dtype=embedding_dtype,
-            keep=keep, rule=rule, search=search, overwrite=overwrite, client=client,
+            assign=assign, assign_recall=assign_recall, keep=keep, rule=rule, search=search, overwrite=overwrite,
+            client=client,
         )  # fmt: skip
     _show({"out": out} | result.summary, output)
     _hint(f"daskmeans apply {out.rstrip('/')}/dedup {' '.join(inputs)} --out KEPT", output)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from daskmeans.cluster import ClusterSettings
+from daskmeans.kmeans.ann import TARGET
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.workflow import Reading
 
@@ -173,9 +174,23 @@ def deciding(command: Command) -> Command:
 _STORING = [
     click.option("--layout", type=click.Choice(["bucketed", "hive"]), default="bucketed", show_default=True),
     click.option("--embedding-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True),
+    click.option(
+        "--assign",
+        type=click.Choice(["exact", "ann"]),
+        default="exact",
+        show_default=True,
+        help="ann: by an index over the centroids, for very many; what share of the labels is exact is measured.",
+    ),
+    click.option(
+        "--assign-recall",
+        type=click.FLOAT,
+        default=TARGET,
+        show_default=True,
+        help="Share of exact labels that --assign ann aims at.",
+    ),
 ]
 
 
 def storing(command: Command) -> Command:
-    """Flags of the clusters' files."""
+    """Flags of the clusters and their files."""
     return _added(command, _STORING)

@@ -13,7 +13,7 @@ from upath import UPath
 from daskmeans import config, forecast, manifest
 from daskmeans.duplicates.result import open_decisions
 from daskmeans.kmeans import model
-from daskmeans.vectors.buckets import open_buckets
+from daskmeans.vectors.buckets import index_facts, open_buckets
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.source import Source, open_source
 
@@ -79,7 +79,7 @@ def _clusters(path: UPath) -> dict[str, Any]:
         "clusters_with_rows": buckets.n_clusters,
         "rows_per_cluster": {"median": int(np.median(sizes)), "largest": int(sizes.max())},
         "forecast": {"dedup_per_task": format_bytes(forecast.dedup_bytes(int(sizes.max()), buckets.dimension))},
-    }
+    } | index_facts(buckets.manifest)
 
 
 def _decisions(path: UPath) -> dict[str, Any]:

@@ -12,15 +12,18 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.assignment import assign, refuse_reserved
+from daskmeans.assignment import assign as assign_rows
+from daskmeans.assignment import refuse_reserved
 from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.search import dedup, dedup_inputs, dedup_settings
 from daskmeans.errors import DataError, OutputError, RunError
 from daskmeans.fitting import fit_settings, fit_step, refuse_misfit, resolve
+from daskmeans.kmeans.ann import TARGET, Index
+from daskmeans.kmeans.ann import check as check_assign
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.reading import DEFAULTS, Reading
-from daskmeans.vectors.buckets import COSINE, L2, Buckets, open_buckets
+from daskmeans.vectors.buckets import COSINE, L2, Buckets, index_facts, open_buckets
 from daskmeans.vectors.files import directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.regroup import regroup
@@ -77,6 +80,8 @@ def assign_files(
     *,
     layout: str = "bucketed",
     embedding_dtype: str = "float32",
+    assign: str = "exact",
+    assign_recall: float = TARGET,
     overwrite: bool = False,
     client: Client | None = None,
 ) -> Buckets:
@@ -89,6 +94,11 @@ def assign_files(
     model : str or UPath
     layout : {"bucketed", "hive"}, default "bucketed"
     embedding_dtype : {"float32", "float16"}, default "float32"
+    assign : {"exact", "ann"}, default "exact"
+        "ann": by an index over the centroids, for very many of them. What share of the labels is exact is measured, and
+        stands in the manifest as ``ann``.
+    assign_recall : float, default 0.99
+        The share that an index aims at.
 
     Raises
     ------
@@ -96,6 +106,7 @@ def assign_files(
         Among others: the rows have another dimension than the model; an id occurs twice.
     """
     client = runtime.current_client(client)
+    settings = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
     km, path = KMeans.load(reading.path(model)), reading.path(out)
     source = reading.open(inputs, client, allow_zero=not km.normalize)
     refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
@@ -109,7 +120,6 @@ def assign_files(
     manifest.check_free(path, "assign", overwrite=overwrite)
     refuse_reserved([source.id_field, *source.metadata_fields])
     source = check_ids(source, reading.on_bad_row, client)
-    settings = assign_settings(reading, layout, embedding_dtype)
     _assign(source, km, reading.path(model), path, settings, overwrite, client)
     return open_buckets(path)
 
@@ -126,9 +136,13 @@ def _assign(
     with manifest.step(
         path, "assign", settings, assign_inputs(source, model), overwrite=overwrite, client=client
     ) as step:
-        rows = source.rejecting_to(path / PARTS).frame()
-        frame = assign(rows, km, column=source.embedding_field, dtype=settings["embedding_dtype"])
-        vectors = source.embedding_field
+        rows, vectors = source.rejecting_to(path / PARTS).frame(), source.embedding_field
+        how: str | Index = settings["assign"]
+        if how == "ann":  # from rows whose rejects are not listed a second time
+            sampled = source.vectors_only().frame()
+            how = km.build_index(sampled, column=vectors, recall=settings["assign_recall"], client=client)
+            step.facts["ann"] = how.facts
+        frame = assign_rows(rows, km, column=vectors, dtype=settings["embedding_dtype"], assign=how)
         step.facts |= regroup(
             frame, path, layout=settings["layout"], id_field=source.id_field, embedding_field=vectors, client=client
         )
@@ -151,6 +165,8 @@ def run(
     eps: float | None = None,
     layout: str = "bucketed",
     embedding_dtype: str = "float32",
+    assign: str = "exact",
+    assign_recall: float = TARGET,
     keep: Sequence[str] = ("hard",),
     rule: str = "survivors",
     search: str = "clusters",
@@ -167,7 +183,7 @@ def run(
         As in :func:`fit`.
     threshold, eps : float
         Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
-    layout, embedding_dtype
+    layout, embedding_dtype, assign, assign_recall
         As in :func:`assign_files`.
     keep, rule, search
         As in :func:`daskmeans.dedup`.
@@ -191,6 +207,7 @@ def run(
     client = runtime.current_client(client)
     root = reading.path(out)
     resolve(model, reading, root, root / "model", overwrite)
+    assigning = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
     deciding = dedup_settings(threshold, eps, keep, rule, search, model.random_state)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
@@ -210,7 +227,6 @@ def run(
         paths["model"], "fit", fit_settings(model, reading), source.identity(), overwrite,
         lambda: fit_step(checked(), paths["model"], model, reading, overwrite, client),
     )  # fmt: skip
-    assigning = assign_settings(reading, layout, embedding_dtype)
     _once(
         paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
         lambda: _assign(
@@ -226,8 +242,8 @@ def run(
     )  # fmt: skip
     result = open_decisions(paths["dedup"])
     steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_finished, paths.values())}
-    rejected = manifest.read(paths["clusters"], "assign")["rejected"]
-    result.summary |= {"rejected": rejected, "steps": steps}
+    assigned = manifest.read(paths["clusters"], "assign")
+    result.summary |= {"rejected": assigned["rejected"], "steps": steps} | index_facts(assigned)
     manifest.write_json(root / "summary.json", result.summary)
     return result
 
@@ -260,9 +276,20 @@ def _once(
     work()
 
 
-def assign_settings(reading: Reading, layout: str, embedding_dtype: str) -> dict[str, Any]:
-    """What determines the clusters besides the input and the model."""
+def assign_settings(
+    reading: Reading, layout: str, embedding_dtype: str, assign: str, assign_recall: float
+) -> dict[str, Any]:
+    """What determines the clusters besides the input and the model.
+
+    Raises
+    ------
+    UsageError
+        Rows cannot be assigned in this way; MissingExtraError if that takes a package.
+    """
+    check_assign(assign, assign_recall)
     return {
+        "assign": assign,
+        "assign_recall": assign_recall if assign == "ann" else None,
         "layout": layout,
         "embedding_dtype": embedding_dtype,
         "id_field": reading.id_field,

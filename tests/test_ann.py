@@ -31,7 +31,7 @@ def spread(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
     return (rng.normal(size=(n, d)) * np.linspace(1.5, 0.1, d)).astype(np.float32)
 
 
-def tune(X: np.ndarray, centroids: np.ndarray, recall: float = 0.95, seed: int = 0) -> tuple[Index, dict]:
+def tune(X: np.ndarray, centroids: np.ndarray, recall: float = 0.95, seed: int = 0) -> Index:
     return tuned(X, None, centroids, as_is, lambda rows: distances(rows, centroids).argmin(1), recall, seed)
 
 
@@ -68,8 +68,8 @@ def test_the_nearest_of_some_candidates(rng, n, k, d):
 @needs_faiss
 def test_the_recall_is_that_of_brute_force():
     X, centroids = spread(6000), spread(700, seed=1)
-    index, facts = tune(X, centroids)
-    labels = index.nearest(X, centroids)
+    index = tune(X, centroids)
+    facts, labels = index.facts, index.nearest(X, centroids)
     exact = distances(X, centroids).argmin(1)
     checked = sample(X, None, as_is, len(X), 0)[3000:]
     right = index.nearest(checked, centroids) == distances(checked, centroids).argmin(1)
@@ -84,7 +84,7 @@ def test_the_recall_is_that_of_brute_force():
 @needs_faiss
 def test_more_recall_takes_more_comparisons():
     X, centroids = spread(4000), spread(700, seed=1)
-    found = [tune(X, centroids, target)[1] for target in (0.5, 0.9, 0.99)]
+    found = [tune(X, centroids, target).facts for target in (0.5, 0.9, 0.99)]
     compared = [facts["compared"] for facts in found]
     assert compared == sorted(compared) and compared[0] < compared[-1]
     assert [facts["recall"] > facts["target"] - 0.01 for facts in found] == [True] * 3
@@ -97,8 +97,8 @@ def test_more_recall_takes_more_comparisons():
 )
 def test_every_shape_has_an_index(n, k, d):
     X, centroids = spread(n, d), spread(k, d, seed=1)
-    index, facts = tune(X, centroids, 0.9)
-    labels = index.nearest(X, centroids)
+    index = tune(X, centroids, 0.9)
+    facts, labels = index.facts, index.nearest(X, centroids)
     assert labels.shape == (n,) and labels.dtype == np.int32
     assert (labels == distances(X, centroids).argmin(1)).mean() > 0.8 if n else facts["recall"] is None
     assert facts["sampled"] == n // 2
@@ -108,7 +108,7 @@ def test_every_shape_has_an_index(n, k, d):
 def test_equal_centroids_and_rows_on_them():
     centroids = np.repeat(spread(60, 8), 5, axis=0)
     X = np.concatenate([centroids, np.zeros((40, 8), np.float32)])
-    index, _ = tune(X, centroids, 0.9)
+    index = tune(X, centroids, 0.9)
     labels = index.nearest(X, centroids)
     found = distances(X, centroids)
     assert (found[np.arange(len(X)), labels] == found.min(1)).mean() > 0.85
@@ -117,10 +117,9 @@ def test_equal_centroids_and_rows_on_them():
 @needs_faiss
 def test_a_label_depends_on_the_row_alone(monkeypatch):
     X, centroids = spread(5000), spread(700, seed=1)
-    index, facts = tune(X, centroids)
+    index, again = tune(X, centroids), tune(X, centroids)
     labels = index.nearest(X, centroids)
-    again, same = tune(X, centroids)
-    assert same == facts and again.packed.tobytes() == index.packed.tobytes()
+    assert again.facts == index.facts and again.packed.tobytes() == index.packed.tobytes()
     sent = pickle.loads(pickle.dumps(index))
     order = np.random.default_rng(0).permutation(len(X))
     pieces = np.split(order, [1, 2, 30, 31, 2500])
@@ -166,6 +165,6 @@ def test_without_faiss_the_extra_is_named(monkeypatch):
 def test_the_index_is_built_from_what_it_is_given():
     X, centroids = spread(800), spread(300, seed=1)
     labels = nearest(X, centroids)[0]
-    index, compared = build(centroids, X, labels, 0.9, 0)
+    index = build(centroids, X, labels, 0.9, 0)
     assert (index.nearest(X, centroids) == labels).mean() >= 0.9
-    assert 0 < compared <= 1
+    assert 0 < index.facts["compared"] <= 1

@@ -24,6 +24,8 @@ from daskmeans.kernels.shortlist import closest, nearest_of, ranks
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions
 
 TARGET = 0.99
+# Clusters from which an index may be faster than exact labels.
+MANY = 4096
 TILE = 2048
 SHORTLIST = 16
 # Measured: what it costs to open a list, in codes that could be compared in that time.
@@ -46,6 +48,13 @@ class Index:
     nprobe, shortlist : int
         Lists that a row is compared with, centroids that it is compared with exactly.
 
+    Attributes
+    ----------
+    facts : dict
+        ``nlist``, ``nprobe``, ``shortlist``; ``compared``, the share of the centroids that a row is compared with;
+        ``target``; ``recall`` as measured on ``sampled`` rows that the index was not tuned on, and its 95 % interval,
+        ``low`` to ``high``.
+
     Notes
     -----
     Jégou, Douze & Schmid, *Product quantization for nearest neighbor search*, PAMI 2011; André, Kermarrec &
@@ -55,6 +64,10 @@ class Index:
     def __init__(self, lists: np.ndarray, packed: np.ndarray, nprobe: int, shortlist: int) -> None:
         self.lists, self.packed = lists, packed
         self.nprobe, self.shortlist = nprobe, shortlist
+        self.facts: dict[str, Any] = {"nlist": len(lists), "nprobe": nprobe, "shortlist": shortlist}
+
+    def __repr__(self) -> str:
+        return f"Index({', '.join(f'{name}={value!r}' for name, value in self.facts.items())})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_index"}
@@ -95,6 +108,20 @@ class Index:
         return labels
 
 
+def check(assign: Any, recall: float = TARGET) -> None:
+    """Raise UsageError if labels cannot be found as `assign` says, or not with this `recall`."""
+    if assign == "ann":
+        _faiss()
+        if not 0 < recall <= 0.999:
+            raise UsageError(
+                f"recall={recall!r}",
+                expected="a number above 0, up to 0.999",
+                remedy="let every label be exact: assign='exact' (--assign exact)",
+            )
+    elif assign != "exact" and not isinstance(assign, Index):
+        raise UsageError(f"assign={assign!r}", expected="'exact', 'ann' or an index from KMeans.build_index")
+
+
 def tuned(
     X: Any,
     column: str | None,
@@ -104,7 +131,7 @@ def tuned(
     recall: float,
     seed: int,
     client: Client | None = None,
-) -> tuple[Index, dict[str, Any]]:
+) -> Index:
     """An index over `centroids` for the rows of `X`, tuned on some of them and measured on others.
 
     Parameters
@@ -120,14 +147,6 @@ def tuned(
         Share of rows whose label should be that of the nearest centroid.
     seed : int
 
-    Returns
-    -------
-    index : Index
-    facts : dict
-        ``nlist``, ``nprobe``, ``shortlist``; ``compared``, the share of the centroids that a row is compared with;
-        ``target``; ``recall`` as measured on ``sampled`` rows that the index was not tuned on, and its 95 % interval,
-        ``low`` to ``high``.
-
     Raises
     ------
     MissingExtraError
@@ -135,31 +154,17 @@ def tuned(
     UsageError
         `recall` is out of range.
     """
-    _faiss()
-    if not 0 < recall <= 0.999:
-        raise UsageError(
-            f"recall={recall!r}",
-            expected="a number above 0, up to 0.999",
-            remedy="let every label be exact: assign='exact' (--assign exact)",
-        )
+    check("ann", recall)
     found = sample(X, column, rows, 2 * config.get("ann-sample"), seed, client)
     labels = exact(found)
     half = (len(found) + 1) // 2
-    index, compared = build(centroids, found[:half], labels[:half], recall, seed)
+    index = build(centroids, found[:half], labels[:half], recall, seed)
     right = int((index.nearest(found[half:], centroids) == labels[half:]).sum())
     sampled = len(found) - half
     low, high = wilson(right, sampled)
-    return index, {
-        "nlist": len(index.lists),
-        "nprobe": index.nprobe,
-        "shortlist": index.shortlist,
-        "compared": compared,
-        "target": recall,
-        "recall": right / sampled if sampled else None,
-        "low": low,
-        "high": high,
-        "sampled": sampled,
-    }
+    share = right / sampled if sampled else None
+    index.facts |= {"target": recall, "recall": share, "low": low, "high": high, "sampled": sampled}
+    return index
 
 
 def sample(
@@ -173,7 +178,7 @@ def sample(
     parts = partitions(X, column)
     lengths = runtime.compute([dask.delayed(len, pure=False)(part) for part in parts], "count rows", client)
     limit = sample_limit(sum(lengths), count)
-    take = dask.delayed(_take, pure=False)
+    take, rows = dask.delayed(_take, pure=False), dask.delayed(rows, pure=False)  # it may hold the centroids
     firsts = [0, *accumulate(lengths)][:-1]
     tasks = [take(part, first, rows, seed, limit) for part, first in zip(parts, firsts, strict=True)]
     hashes, found = (
@@ -190,7 +195,7 @@ def _take(
     return hashes[taken], rows(part)[taken]
 
 
-def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: float, seed: int) -> tuple[Index, float]:
+def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: float, seed: int) -> Index:
     """The cheapest of some indexes that finds the exact `labels` of a share of at least `recall` of the rows.
 
     Parameters
@@ -201,12 +206,6 @@ def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: floa
     recall : float
         Reached by the lower bound of the share's interval, as far as that is possible with so few rows.
     seed : int
-
-    Returns
-    -------
-    index : Index
-    compared : float
-        Share of the centroids that a row is compared with.
     """
     m = len(X)
     limit = wilson(m, m)[0]
@@ -224,7 +223,9 @@ def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: floa
         scanned = np.bincount(members, minlength=nlist)[closest(X, lists, nprobe)].sum() / max(1, m)
         choices.append((scanned + OPENING * nprobe + nlist, nlist, nprobe, lists, scanned / len(centroids)))
     _, _, nprobe, lists, compared = min(choices, key=lambda choice: choice[:2])
-    return Index(lists, _pack(centroids, lists), nprobe, flat.shortlist), float(compared)
+    index = Index(lists, _pack(centroids, lists), nprobe, flat.shortlist)
+    index.facts["compared"] = float(compared)
+    return index
 
 
 def _listed(index: Index, X: np.ndarray, labels: np.ndarray) -> np.ndarray:

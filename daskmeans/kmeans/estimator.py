@@ -17,7 +17,7 @@ from upath import UPath
 from daskmeans import config, manifest, runtime
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest
-from daskmeans.kmeans import model
+from daskmeans.kmeans import ann, model
 from daskmeans.kmeans.blocks import Blocks, load
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks
@@ -73,6 +73,8 @@ class KMeans:
     n_features_in_ : int
     seed_ : int
         The seed that was used; drawn if `random_state` is None.
+    ann_ : dict
+        What the last index over the centroids is like; there if one was built. See :meth:`build_index`.
 
     Examples
     --------
@@ -254,15 +256,72 @@ class KMeans:
         """Fit, then the distances of the rows of `X` to the centroids."""
         return self.fit(X, column=column, client=client).transform(X, column=column)
 
-    def predict(self, X: Any, *, column: str | None = None) -> Any:
+    def predict(self, X: Any, *, column: str | None = None, assign: str | ann.Index = "exact") -> Any:
         """Label of the nearest centroid of each row of `X`; ties go to the lower label.
+
+        Parameters
+        ----------
+        X, column
+            As in :meth:`fit`.
+        assign : {"exact", "ann"} or Index, default "exact"
+            For very many clusters: an index from :meth:`build_index`, or "ann" to build one for these rows. Then not
+            every label is that of the nearest centroid; ``ann_`` says how many are.
 
         Returns
         -------
         ndarray or dask array of int32, shape (n_samples,)
             A dask array for dask input, lazy.
         """
-        return self._on_rows(_labels, X, column, np.empty(0, np.int32))
+        index = self.index_for(X, assign, column=column)
+        return self._on_rows(_labels, X, column, np.empty(0, np.int32), index)
+
+    def index_for(
+        self, X: Any, assign: str | ann.Index, *, column: str | None = None, client: Client | None = None
+    ) -> ann.Index | None:
+        """The index that `assign` stands for, built for the rows of `X` if it is "ann"; None if it is "exact"."""
+        ann.check(assign)
+        if assign == "ann":
+            return self.build_index(X, column=column, client=client)
+        return assign if isinstance(assign, ann.Index) else None
+
+    def build_index(
+        self, X: Any, *, column: str | None = None, recall: float = ann.TARGET, client: Client | None = None
+    ) -> ann.Index:
+        """An index over the centroids, for labels of rows like those of `X` when there are very many clusters.
+
+        It is tuned on a sample of the rows, until the share of labels that are exact should be `recall`; on another
+        sample that share is measured and kept in ``ann_``, which is saved with the model.
+
+        Parameters
+        ----------
+        X, column, client
+            As in :meth:`fit`; some rows are read now.
+        recall : float, default 0.99
+
+        Returns
+        -------
+        Index
+            For `assign` of :meth:`predict` and :func:`daskmeans.assign`.
+
+        Raises
+        ------
+        MissingExtraError
+            faiss is not installed: ``pip install "daskmeans[ann]"``.
+        UsageError
+            `recall` is not above 0 and up to 0.999.
+        """
+        self._check_fitted()
+        centroids = self.cluster_centers_
+        if len(centroids) < ann.MANY:
+            runtime.logger.warning(
+                "%s clusters are few for an index: below %s, exact labels are faster", f"{len(centroids):,}",
+                f"{ann.MANY:,}",
+            )  # fmt: skip
+        index = ann.tuned(
+            X, column, centroids, self.rows, lambda rows: nearest(rows, centroids)[0], recall, self.seed_, client
+        )
+        self.ann_ = index.facts
+        return index
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
         """Euclidean distance of each row of `X` to each centroid; float32, shape (n_samples, n_clusters)."""
@@ -284,15 +343,16 @@ class KMeans:
                 NotFittedError = UsageError
             raise NotFittedError("This KMeans instance is not fitted yet. Call fit, or KMeans.load.")
 
-    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray) -> Any:
+    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
         self._check_fitted()
         apply = dask.delayed(function, pure=False)
         if not is_lazy(X):
-            return np.concatenate(runtime.compute_here([apply(part, self) for part in slices(as_matrix(X))]))
+            return np.concatenate(runtime.compute_here([apply(part, self, *more) for part in slices(as_matrix(X))]))
+        km, *args = (dask.delayed(arg, pure=False) for arg in (self, *more))  # sent once, not with every task
         sizes = X.chunks[0] if isinstance(X, da.Array) else (np.nan,) * X.npartitions
         shape = meta.shape[1:]
         blocks = [
-            da.from_delayed(apply(part, self), (size, *shape), meta=meta)
+            da.from_delayed(apply(part, km, *args), (size, *shape), meta=meta)
             for part, size in zip(partitions(X, column), sizes, strict=True)
         ]
         return da.concatenate(blocks, allow_unknown_chunksizes=True)
@@ -333,6 +393,7 @@ class KMeans:
             "converged": self.converged_,
             "seed": self.seed_,
             "engine": "native",
+            "ann": getattr(self, "ann_", None),
             "parameters": named,
             "input_fingerprint": fingerprint,
             "versions": manifest.versions(),
@@ -356,6 +417,8 @@ class KMeans:
         loaded.iterations_ = facts["iterations"]
         loaded.n_iter_, loaded.converged_ = facts["n_iter"], facts["converged"]
         loaded.n_features_in_, loaded.seed_ = facts["n_features"], facts["seed"]
+        if facts.get("ann"):
+            loaded.ann_ = facts["ann"]
         return loaded
 
 
@@ -372,7 +435,9 @@ def seed_from(random_state: Any) -> int:
     raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^63), a generator or None")
 
 
-def _labels(X: Any, km: KMeans) -> np.ndarray:
+def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
+    if index is not None:
+        return index.nearest(km.rows(X), km.cluster_centers_)
     return nearest(km.rows(X), km.cluster_centers_)[0]
 
 

@@ -163,3 +163,14 @@ def _packed(parts: list[Part], target: int) -> list[Part]:
         packed[-1].extend(part.clusters)
         held += part.rows
     return [Part(tuple(clusters)) for clusters in packed]
+
+
+def index_facts(assigned: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest of an assign step tells of an index over the centroids, as ``ann``; nothing if it used none.
+
+    Examples
+    --------
+    >>> index_facts({"rows": 7, "ann": {"recall": 0.99}}), index_facts({"rows": 7})
+    ({'ann': {'recall': 0.99}}, {})
+    """
+    return {name: assigned[name] for name in ("ann",) if name in assigned}
