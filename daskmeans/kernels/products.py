@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from daskmeans.kernels.jit import kernel
+from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import dot64
 
 
@@ -18,13 +18,33 @@ def squared_norms64(X):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def normalize_rows(X):  # type: ignore[no-untyped-def]
-    """Scale the rows of a float32 matrix to unit length in place; a zero row stays as it is."""
+def unit_rows(X, out):  # type: ignore[no-untyped-def]
+    """Write the rows of a float32 matrix, scaled to unit length, into `out`; a zero row stays as it is."""
     for i in range(X.shape[0]):
         norm = np.sqrt(dot64(X[i], X[i]))
-        if norm > 0.0:
-            for j in range(X.shape[1]):
-                X[i, j] = np.float32(np.float64(X[i, j]) / norm)
+        for j in range(X.shape[1]):
+            out[i, j] = np.float32(np.float64(X[i, j]) / norm) if norm > 0.0 else X[i, j]
+
+
+def normalize_rows(X: np.ndarray) -> None:
+    """Scale the rows of a float32 matrix to unit length in place; a zero row stays as it is."""
+    unit_rows(frozen(X), X)
+
+
+@kernel
+def unusual_rows(X):  # type: ignore[no-untyped-def]
+    """The first row that holds NaN or infinity, the first with a number above 1e15, the first of zeros; -1 for none."""
+    infinite, large, zero = -1, -1, -1
+    for i in range(X.shape[0]):
+        square = dot64(X[i], X[i])
+        if zero < 0 and square == 0.0:
+            zero = i
+        if large < 0 and not square <= 1e30:
+            if infinite < 0 and not np.isfinite(square):
+                infinite = i
+            elif np.abs(X[i]).max() > 1e15:
+                large = i
+    return infinite, large, zero
 
 
 def rounding_bound(n_features: int) -> float:

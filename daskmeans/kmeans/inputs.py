@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.products import unit_rows, unusual_rows
 from daskmeans.vectors.matrix import to_matrix, vector_columns
 
 
@@ -73,22 +74,22 @@ def as_matrix(X: Any) -> np.ndarray:
 
 def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> None:
     """Raise DataError for a row that k-means cannot place."""
-    largest = np.abs(X).max(initial=0.0)  # NaN or infinity if any number is
-    if not np.isfinite(largest):
-        row = int(np.flatnonzero(~np.isfinite(X).all(axis=1))[0])
+    infinite, large, zero = unusual_rows(frozen(X))
+    if infinite >= 0:
         raise DataError(
             "the vector holds NaN or infinity",
-            where=_at(where, row),
+            where=_at(where, infinite),
             expected="finite numbers",
             remedy="repair or remove the row",
         )
-    if largest > 1e15 and not normalize:  # squares of these would not fit into float32
-        row = int((np.abs(X).max(axis=1) > 1e15).argmax())
-        raise DataError("the vector holds a number above 1e15", where=_at(where, row), remedy="scale the vectors down")
-    if normalize and not (filled := X.any(axis=1)).all():
+    if large >= 0 and not normalize:  # squares of these would not fit into float32
+        raise DataError(
+            "the vector holds a number above 1e15", where=_at(where, large), remedy="scale the vectors down"
+        )
+    if zero >= 0 and normalize:
         raise DataError(
             "a vector of zeros has no direction",
-            where=_at(where, int(np.flatnonzero(~filled)[0])),
+            where=_at(where, zero),
             expected="a vector that can be normalised",
             remedy="remove the row, or fit with normalize=False (--no-normalize)",
         )
@@ -100,8 +101,9 @@ def prepare(part: Any, normalize: bool, where: str = "") -> np.ndarray:
     check_rows(X, normalize, where)
     if normalize:
         given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
-        X = X.copy() if given or not X.flags.writeable else X
-        normalize_rows(X)
+        unit = np.empty_like(X) if given or not X.flags.writeable else X
+        unit_rows(frozen(X), unit)
+        return unit
     return X
 
 
