@@ -20,6 +20,7 @@ from __future__ import annotations
 
 __all__ = [
     "ClusterError",
+    "ClusterSizeWarning",
     "DaskmeansError",
     "DataError",
     "MemoryForecastError",
@@ -116,6 +117,10 @@ class MemoryForecastError(RunError):
 
 class ClusterError(RunError):
     """A scheduler that cannot be reached, or was lost."""
+
+
+class ClusterSizeWarning(UserWarning):
+    """A cluster that has more rows than asked for, and cannot be split."""
 
 
 class ConvergenceWarning(UserWarning):

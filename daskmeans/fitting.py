@@ -72,7 +72,7 @@ def fit_step(
         # Lazy, from rows whose rejects are not listed a second time.
         model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
         model.write(path, source.fingerprint())
-        outputs = [{"path": CENTROIDS, "rows": model.n_clusters}, {"path": MODEL}]
+        outputs = [{"path": CENTROIDS, "rows": len(model.cluster_centers_)}, {"path": MODEL}]
         step.facts |= {"rows": source.rows, "rejected": gather_rejects(path), "outputs": outputs}
 
 

@@ -76,7 +76,7 @@ _KMEANS = [
     click.option("--tol", type=click.FLOAT, default=1e-4, show_default=True, help="Relative shift at which to stop."),
     click.option("--random-state", type=click.INT, default=42, show_default=True, help="Seed of all that is random."),
     click.option(
-        "--init", default="k-means||", show_default=True, help="k-means||, random, a .npy file or a model directory."
+        "--init", default="auto", show_default=True, help="auto, k-means||, random, a .npy file or a model directory."
     ),
     click.option("--n-init", type=click.INT, default=1, show_default=True, help="Runs, of which the best is kept."),
     click.option("--oversampling-factor", type=click.FLOAT, default=2.0, show_default=True, help="Of k-means||."),
@@ -87,6 +87,7 @@ _KMEANS = [
         "--sample-fraction", type=click.FLOAT, default=1.0, show_default=True, help="Share of rows to fit on."
     ),
     click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale rows to unit length."),
+    click.option("--max-cluster-size", type=click.INT, help="Split clusters of more rows after the fit."),
     click.option("--engine", type=click.Choice(["auto", "native"]), default="auto", show_default=True),
 ]
 

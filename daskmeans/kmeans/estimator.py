@@ -22,6 +22,7 @@ from daskmeans.kmeans.blocks import Blocks, load
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
+from daskmeans.kmeans.split import split
 
 
 class KMeans:
@@ -54,6 +55,8 @@ class KMeans:
         Share of the rows to fit on, chosen by a hash of their numbers.
     normalize : bool, default True
         Scale rows to unit length first, as embeddings are compared by cosine. Centroids are means and stay unscaled.
+    max_cluster_size : int, optional
+        Clusters of more fitted rows are split after the fit, so that there are more than `n_clusters` in the end.
     engine : {"auto", "native"}, default "auto"
 
     Attributes
@@ -98,6 +101,7 @@ class KMeans:
         max_samples_per_batch: int = 32768,
         sample_fraction: float = 1.0,
         normalize: bool = True,
+        max_cluster_size: int | None = None,
         engine: str = "auto",
     ) -> None:
         self.n_clusters = n_clusters
@@ -110,6 +114,7 @@ class KMeans:
         self.max_samples_per_batch = max_samples_per_batch
         self.sample_fraction = sample_fraction
         self.normalize = normalize
+        self.max_cluster_size = max_cluster_size
         self.engine = engine
 
     # --- scikit-learn's contract, without scikit-learn ---
@@ -202,8 +207,11 @@ class KMeans:
             )
         runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
-        self.cluster_centers_ = best.centroids
-        self.inertia_, self.inertia_history_, self.iterations_ = best.inertia, best.history, best.iterations
+        self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
+        if self.max_cluster_size is not None:
+            self.cluster_centers_ = split(blocks, best.centroids, self.max_cluster_size, seed)
+            self.inertia_, labels = _measured(blocks, self.cluster_centers_)
+        self.inertia_history_, self.iterations_ = best.history, best.iterations
         self.n_iter_, self.converged_ = best.n_iter, best.converged
         self.n_features_in_ = best.centroids.shape[1]
         if self.max_iter and not self.converged_:
@@ -239,6 +247,11 @@ class KMeans:
             "max_iter": (isinstance(self.max_iter, whole) and self.max_iter >= 0, "an integer >= 0"),
             "n_init": (isinstance(self.n_init, whole) and self.n_init >= 1, "an integer >= 1"),
             "max_samples_per_batch": (self.max_samples_per_batch >= 1, "an integer >= 1"),
+            "max_cluster_size": (
+                self.max_cluster_size is None
+                or (isinstance(self.max_cluster_size, whole) and self.max_cluster_size >= 1),
+                "an integer >= 1, or None",
+            ),
             "tol": (self.tol >= 0, "a number >= 0"),
             "oversampling_factor": (self.oversampling_factor > 0, "a number > 0"),
             "sample_fraction": (0 < self.sample_fraction <= 1, "a number in (0, 1]"),
@@ -325,15 +338,15 @@ class KMeans:
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
         """Euclidean distance of each row of `X` to each centroid; float32, shape (n_samples, n_clusters)."""
-        return self._on_rows(_distances, X, column, np.empty((0, self.n_clusters), np.float32))
+        return self._on_rows(_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
         self._check_fitted()
         blocks = load(X, column, self.normalize, 1.0, 0, client)
-        fit, _ = fit_blocks(blocks, lambda: self.cluster_centers_, max_iter=0, tol=0.0, seed=0, grow=False)
+        inertia, _ = _measured(blocks, self.cluster_centers_)
         blocks.release()
-        return -fit.inertia
+        return -inertia
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -433,6 +446,12 @@ def seed_from(random_state: Any) -> int:
     if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**63:
         return int(random_state)
     raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^63), a generator or None")
+
+
+def _measured(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
+    """Sum of squared distances of all rows to the nearest of `centroids`, and what gives their labels."""
+    fit, labels = fit_blocks(blocks, lambda: centroids, max_iter=0, tol=0.0, seed=0, grow=False)
+    return fit.inertia, labels
 
 
 def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
