@@ -30,9 +30,9 @@ from daskmeans.kmeans.passes import Pass
 FIRST_SAMPLE, GROWTH = 32, 3
 # Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
 # would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
-SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.1
+SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.5
 # Centroids go this much farther than to the means of their rows, as long as that lowers the inertia.
-RELAXATION = 0.75
+RELAXATION = 0.85
 # Rows whose mean stands for the middle of all rows.
 MIDDLE_ROWS = 1024
 
