@@ -1,4 +1,4 @@
-"""The step that fits a model on files: what it depends on and what it refuses."""
+"""The step that fits a model on files: what it depends on, what it refuses, and where it goes on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from distributed import Client
 from upath import UPath
 
-from daskmeans import forecast, manifest
+from daskmeans import config, forecast, manifest
 from daskmeans.errors import UsageError
+from daskmeans.kmeans.checkpoint import CHECKPOINTS, Checkpoints
 from daskmeans.kmeans.estimator import KMeans, seed_from
 from daskmeans.kmeans.model import CENTROIDS, MODEL
 from daskmeans.kmeans.seeding import resolve_init
@@ -62,13 +63,25 @@ def refuse_misfit(source: Source, model: KMeans) -> None:
 def fit_step(
     source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None
 ) -> None:
-    """Fit `model` on `source` and make the directory `path` of it."""
+    """Fit `model` on `source` and make the directory `path` of it, from a checkpoint if there is one."""
     forecast.check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
+    settings, made_from = fit_settings(model, reading), source.identity()
     with manifest.step(
-        path, "fit", fit_settings(model, reading), source.identity(), overwrite=overwrite, client=client
+        path, "fit", settings, made_from, overwrite=overwrite, resume=CHECKPOINTS, client=client
     ) as step:
         vectors = source.vectors_only()
-        model.fit(vectors.rejecting_to(path / PARTS).frame(), column=source.embedding_field, client=client)
+        checkpoints = Checkpoints(
+            path / CHECKPOINTS,
+            {"settings": settings, "inputs": made_from, "daskmeans": manifest.versions()["daskmeans"]},
+            max_iter=model.max_iter,
+            every=config.get("checkpoint-seconds"),
+        )
+        model.fit(
+            vectors.rejecting_to(path / PARTS).frame(),
+            column=source.embedding_field,
+            client=client,
+            checkpoints=checkpoints,
+        )
         # Lazy, from rows whose rejects are not listed a second time.
         model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
         model.write(path, source.fingerprint())

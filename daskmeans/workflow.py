@@ -21,6 +21,7 @@ from daskmeans.errors import DataError, OutputError, RunError
 from daskmeans.fitting import fit_settings, fit_step, refuse_misfit, resolve
 from daskmeans.kmeans.ann import TARGET, Index
 from daskmeans.kmeans.ann import check as check_assign
+from daskmeans.kmeans.checkpoint import CHECKPOINTS
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.reading import DEFAULTS, Reading
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, index_facts, open_buckets
@@ -42,6 +43,9 @@ def fit(
 ) -> KMeans:
     """Fit `model` on files of embeddings and write it into the directory `out`.
 
+    A fit that was interrupted, in whatever way, goes on from its last checkpoint when it is called again, and ends in
+    the same bits as one that was not.
+
     Parameters
     ----------
     inputs : path or list of paths
@@ -50,7 +54,7 @@ def fit(
     model : KMeans
     reading : Reading, optional
     overwrite : bool, default False
-        Replace a finished output.
+        Replace a finished output, or an unfinished one of other settings or another input. One of the same goes on.
     client : distributed.Client, optional
 
     Returns
@@ -61,6 +65,8 @@ def fit(
     Raises
     ------
     UsageError, DataError, MemoryForecastError
+    OutputError
+        Among others: `out` holds an unfinished fit with other settings or of another input.
     """
     client = runtime.current_client(client)
     path = reading.path(out)
@@ -175,7 +181,8 @@ def run(
 ) -> DedupResult:
     """Fit, assign and dedup in one go, into ``model``, ``clusters`` and ``dedup`` below `out`.
 
-    A step that an earlier run has finished, with the same settings on the same input, is not done again.
+    A step that an earlier run has finished, with the same settings on the same input, is not done again; a fit that
+    was interrupted goes on.
 
     Parameters
     ----------
@@ -226,6 +233,7 @@ def run(
     _once(
         paths["model"], "fit", fit_settings(model, reading), source.identity(), overwrite,
         lambda: fit_step(checked(), paths["model"], model, reading, overwrite, client),
+        resume=CHECKPOINTS,
     )  # fmt: skip
     _once(
         paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
@@ -259,6 +267,7 @@ def _once(
     inputs: dict[str, Any],
     overwrite: bool,
     work: Callable[[], object],
+    resume: str | None = None,
 ) -> None:
     """Do `work` unless `path` holds its finished result already."""
     found = manifest.peek(path) if path.exists() else None
@@ -273,6 +282,8 @@ def _once(
                 where=str(path),
                 remedy="choose another --out, or add --overwrite to do it again",
             )
+    if resume:
+        manifest.goes_on(path, settings, inputs, resume, overwrite=overwrite)
     work()
 
 
