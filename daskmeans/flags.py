@@ -144,7 +144,9 @@ _OUTPUT = [
     click.option("--verbose", is_flag=True, help="Log what is done."),
 ]
 
-overwrite = click.option("--overwrite", is_flag=True, help="Replace a finished output.")
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace a finished output, or an unfinished one of other settings."
+)
 
 _DECIDING = [
     click.option("--threshold", type=click.FLOAT, help="Cosine similarity from which two rows are duplicates."),

@@ -52,7 +52,7 @@ def describe(
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
     tail = {"settings": found["settings"], "versions": found["versions"]}
     if not found["finished"]:
-        return head | {"remedy": "run the command again; it replaces what is there"} | tail
+        return head | {"remedy": "run the command again; it goes on, or replaces what is there"} | tail
     facts = {"fit": _model, "assign": _clusters, "dedup": _decisions}.get(found["step"], _other)
     return head | facts(path) | {"seconds": found["seconds"]} | tail
 
