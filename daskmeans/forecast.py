@@ -13,8 +13,8 @@ from daskmeans.errors import MemoryForecastError
 
 # A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
 COPIES = 4
-# Blocks of a fit, those of the largest sample counted too, as a multiple of those of all rows.
-SAMPLES = 1.5
+# Blocks of a fit, those of a sample of a third of the rows counted too, as a multiple of those of all rows.
+SAMPLES = 4 / 3
 # What every worker holds of its share of the memory, at least, before rows go to disk.
 EVEN = 0.8
 # Below this a partition is mostly overhead.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import operator
 import os
 import socket
 import tempfile
@@ -15,18 +16,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 from uuid import uuid4
 
 import dask
 import distributed
-import numpy as np
 import psutil
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker
 from distributed.comm import CommClosedError
+from distributed.protocol import pickle
 from distributed.system import MEMORY_LIMIT
 from threadpoolctl import ThreadpoolController
 
@@ -291,6 +293,15 @@ def settle(futures: Sequence[Future], label: str, client: Client) -> None:
             raise
 
 
+def answers(futures: Sequence[Future], lost: Any, client: Client) -> list[Any]:
+    """As :func:`gather`, but `lost` stands for the results of tasks whose arguments went with a worker."""
+    for _ in distributed.as_completed(futures):
+        pass
+    gone = [future.cancelled() and client.status == "running" for future in futures]
+    found = iter(gather(list(compress(futures, map(operator.not_, gone))), "", client))
+    return [lost if missing else next(found) for missing in gone]
+
+
 def gather(futures: Sequence[Future], label: str, client: Client) -> list[Any]:
     """Results of `futures`, which are released; an error of one cancels the others and is raised as it was."""
     try:
@@ -355,11 +366,14 @@ def share(value: Any, client: Client | None = None) -> Any:
 
 
 def spread(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any, ...]:
-    """`arguments` for `count` tasks: large arrays go to each worker once, small ones arrive sooner with the tasks."""
-    return tuple(
-        share(value, client) if isinstance(value, np.ndarray) and value.nbytes * count > LARGE else value
-        for value in arguments
-    )
+    """`arguments` for `count` tasks: large ones are sent to each worker once, small ones arrive sooner with tasks."""
+    return tuple(share(value, client) if _pickled_bytes(value) * count > LARGE else value for value in arguments)
+
+
+def _pickled_bytes(value: Any) -> int:
+    buffers: list[Any] = []
+    head = pickle.dumps(value, buffer_callback=buffers.append)
+    return len(head) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
 def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:

@@ -9,9 +9,10 @@ import distributed
 import numpy as np
 import pytest
 
-from daskmeans import runtime
+from daskmeans import KMeans, runtime
+from daskmeans.errors import ConvergenceWarning
 from daskmeans.kmeans.blocks import load
-from helpers import Killer, blobs, count_visits, rows_of
+from helpers import Killer, add_up, blobs, count_visits, rows_of
 
 
 @pytest.fixture(params=["replaced", "not replaced"])
@@ -48,4 +49,36 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
         found.map(count_visits, 1, name="test-visits")
         np.testing.assert_equal(everything(found), everything(expected))
         assert found.n_rows == expected.n_rows == sum(found.lengths)
+    assert (tmp_path / "killed").exists()
+
+
+@pytest.mark.parametrize(
+    ("phase", "nth"),
+    [("kmeans-reach", 1), ("kmeans-pass", 1), ("kmeans-pass", 4), ("kmeans-pass", 9), ("kmeans-inertia", 1)],
+)
+def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path):
+    X = blobs(n=3000, d=24, k=20)
+    settings = {"n_clusters": 20, "random_state": 3, "max_iter": 6, "tol": 0}
+    with pytest.warns(ConvergenceWarning):
+        alone = KMeans(**settings).fit(X)
+    mortal.register_plugin(Killer(phase, tmp_path / "killed", nth))
+    with pytest.warns(ConvergenceWarning):
+        found = KMeans(**settings).fit(da.from_array(X, chunks=(250, -1)), client=mortal)
+    assert (tmp_path / "killed").exists()
+    np.testing.assert_array_equal(found.cluster_centers_, alone.cluster_centers_)
+    np.testing.assert_array_equal(found.labels_.compute(), alone.labels_)
+    assert found.inertia_history_ == alone.inertia_history_
+    assert found.inertia_ == alone.inertia_
+
+
+def test_arguments_that_went_with_the_only_worker_are_sent_again(tmp_path):
+    X = blobs(n=900)
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        blocks = load(X, None, False, 1.0, 0, client)
+        client.register_plugin(Killer("test-large", tmp_path / "killed"))
+        large = np.arange(2 << 20)
+        assert sum(blocks.map(add_up, large, name="test-large")) == 900 * large.sum()
     assert (tmp_path / "killed").exists()

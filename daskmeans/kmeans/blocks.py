@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import dask
+import dask.array as da
 import distributed
 import numpy as np
+from dask.utils import format_bytes
 from distributed import Client, Future
 
 from daskmeans import config, forecast, runtime
@@ -217,25 +221,26 @@ class Blocks:
         share = 1.2 * count / self.n_rows
         while True:
             found = self.map(_hashed_below, min(share, 1.0), seed, name="kmeans-sample")
-            hashes, numbers, X = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            hashes, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
             if len(numbers) >= count:
                 break
             share *= 2
-        chosen = np.lexsort((numbers, hashes))[:count]
-        chosen = chosen[np.argsort(numbers[chosen])]
-        return numbers[chosen], X[chosen]
+        chosen = np.sort(numbers[np.lexsort((numbers, hashes))[:count]])
+        return chosen, self.rows(chosen)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """The rows with these numbers, in this order; float32, shape (len(numbers), d)."""
-        found = self.map(_rows_numbered, np.unique(numbers), name="kmeans-rows")
-        lying, X = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        order = np.argsort(lying)
-        return X[order[np.searchsorted(lying, numbers, sorter=order)]]  # type: ignore[no-any-return]
+        wanted, places = np.unique(numbers, return_inverse=True)
+        X = np.empty((len(wanted), self.dimension), np.float32)
+        for lying, rows in self.map(_rows_numbered, wanted, name="kmeans-rows"):
+            X[np.searchsorted(wanted, lying)] = rows
+        return X if np.array_equal(wanted, numbers) else X[places]
 
     def release(self) -> None:
         """Give up the blocks, in memory and on disk."""
-        for held in self._held if self.client is not None else ():
-            held.release()
+        for future in self._held if self.client is not None else ():
+            if future is not None:
+                future.release()
         self._held, self._groups = [], []
 
     def _measured(self, members: Sequence[int]) -> list[Group]:
@@ -278,7 +283,6 @@ class Blocks:
             return list(
                 zip(groups, runtime.call([partial(function, self._here(g), *args) for g in groups]), strict=True)
             )
-        args = runtime.spread(args, len(groups), self.client)
         answers = self._asked(groups, function, args, name)
         while lost := [i for group, answer in answers if isinstance(answer, Lost) for i in group.members]:
             found = [(group, answer) for group, answer in answers if not isinstance(answer, Lost)]
@@ -300,13 +304,14 @@ class Blocks:
         moving: bool = False,
     ) -> list[tuple[Group, Any]]:
         futures = self._sent(groups, function, args, name, moving)
-        return list(zip(groups, runtime.gather(futures, "", self.client), strict=True))
+        return list(zip(groups, runtime.answers(futures, Lost(), self.client), strict=True))
 
     def _sent(
         self, groups: Sequence[Group], function: Callable[..., Any], args: tuple[Any, ...], name: str, moving: bool
     ) -> list[Future]:
         """A future for each of `groups`; with `moving`, dask brings the blocks to wherever the task runs."""
         calls = []
+        args = runtime.spread(args, len(groups), self.client)
         for group in groups:
             held = [self._held[i] for i in group.members]
             call = Call(function, [f.key for f in held], [self._firsts[i] for i in group.members])
@@ -327,6 +332,8 @@ class _Loaded(Blocks):
         self._read = read
         super().__init__(read(range(count), "load vectors"), quota, client)
         self._firsts = [0, *accumulate(self.lengths)][:-1]
+        if cached := sum(self.map(_cached, name="count-rows")):
+            runtime.logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
 
     def _restored(self, members: Sequence[int]) -> Sequence[int]:
         gone = [i for i in members if self._held[i].cancelled()]
@@ -383,6 +390,13 @@ def load(
     """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
 
     With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew.
+
+    Raises
+    ------
+    DataError
+        A row cannot be placed: NaN, infinity, null, zeros when normalising.
+    MemoryForecastError
+        The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
     """
     lazy = is_lazy(X)
     if not lazy:
@@ -396,6 +410,9 @@ def load(
     kept = max(0, runtime.memory_to_keep(client) - forecast.reading_bytes(client))
     quota = Quota(uuid4().hex, kept, n_clusters, runtime.threads_each(client))
     given = not lazy and client is None
+    if isinstance(X, np.ndarray | da.Array) and not math.isnan(X.shape[0]) and (normalize or not given):
+        rows, dimension = X.shape
+        forecast.check_fit(rows, dimension, n_clusters, sample_fraction, client)
     calls = [(part, i, normalize, offsets[i], sample_fraction, seed, quota, given) for i, part in enumerate(parts)]
 
     def read(members: Sequence[int], label: str) -> list[Any]:
@@ -412,16 +429,26 @@ def load(
 
 
 def _called(call: Call, moved: list[Block], *args: Any) -> Any:
-    if moved:
-        blocks: list[Any] = moved
-    else:
-        data = distributed.get_worker().data
-        blocks = [data.get(key, Lost()) for key in call.keys]
-    if any(isinstance(block, Lost) for block in blocks):
+    blocks = moved or [_found(key) for key in call.keys]
+    if not all(isinstance(block, Block) for block in blocks):
         return Lost()
     for block, first in zip(blocks, call.firsts, strict=True):
         block.first = first
     return call.function(blocks, *args)
+
+
+def _found(key: str) -> Any:
+    """The block of this key, or None if it is not on this worker."""
+    block: Any = _seen.get(key)
+    if block is None:
+        block = distributed.get_worker().data.get(key)
+        if isinstance(block, Block):
+            _seen[key] = block
+    return block
+
+
+# Asking a worker takes microseconds a block, and there may be hundreds.
+_seen: WeakValueDictionary[str, Block] = WeakValueDictionary()
 
 
 def _load_block(
@@ -439,6 +466,10 @@ def _shapes(group: list[Block]) -> list[tuple[int, int]]:
     return [(block.n_rows, block.dimension) for block in group]
 
 
+def _cached(group: list[Block]) -> int:
+    return sum(4 * block.n_rows * block.dimension for block in group if block.on_disk)
+
+
 def _below(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which rows have a hash below `share`, by their numbers."""
     return uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
@@ -452,30 +483,25 @@ def _chosen_rows(group: list[Block], quota: Quota, share: float, seed: int) -> B
     for block, mine, begin, end in zip(group, chosen, ends[:-1], ends[1:], strict=True):
         numbers[begin:end] = block.numbers[mine]
         with block.open() as arrays:
-            np.take(arrays["rows"], mine, axis=0, out=X[begin:end])
+            np.take(arrays["rows"], mine, axis=0, out=X[begin:end], mode="clip")
     return Block(X, quota, numbers)
 
 
-def _hashed_below(group: list[Block], share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    hashes, numbers, rows = [], [], []
-    for block in group:
-        hashed = hash_integers(block.numbers.astype(np.uint64), seed)
-        chosen = np.flatnonzero(uniform(hashed) < share)
-        hashes.append(hashed[chosen])
-        numbers.append(block.numbers[chosen])
-        with block.open() as arrays:
-            rows.append(arrays["rows"][chosen])
-    return np.concatenate(hashes), np.concatenate(numbers), np.concatenate(rows)
+def _hashed_below(group: list[Block], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = np.concatenate([block.numbers for block in group])
+    hashes = hash_integers(numbers.astype(np.uint64), seed)
+    chosen = uniform(hashes) < share
+    return hashes[chosen], numbers[chosen]
 
 
 def _rows_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    numbers, rows = [], []
-    for block in group:
-        _, places, found = np.intersect1d(block.numbers, wanted, assume_unique=True, return_indices=True)
-        numbers.append(wanted[found])
+    found = [np.intersect1d(block.numbers, wanted, assume_unique=True, return_indices=True) for block in group]
+    ends = np.cumsum([0, *(len(numbers) for numbers, _, _ in found)])
+    X = np.empty((ends[-1], max(block.dimension for block in group)), np.float32)
+    for block, (_, places, _), begin, end in zip(group, found, ends[:-1], ends[1:], strict=True):
         with block.open() as arrays:
-            rows.append(arrays["rows"][places])
-    return np.concatenate(numbers), np.concatenate(rows)
+            np.take(arrays["rows"], places, axis=0, out=X[begin:end], mode="clip")
+    return np.concatenate([numbers for numbers, _, _ in found]), X
 
 
 def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:
