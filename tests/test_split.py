@@ -8,7 +8,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskmeans import KMeans, assign
@@ -57,6 +57,7 @@ def test_no_cluster_is_larger_than_asked_for(n, d, k, limit, seed):
     assert len(found) >= len(start)
 
 
+@settings(max_examples=25)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=8), limit=st.integers(1, 30), noise=st.booleans())
 def test_only_copies_of_one_row_may_be_too_many(counts, limit, noise):
     rng = np.random.default_rng(len(counts))
@@ -100,13 +101,13 @@ def test_clusters_that_are_not_split_keep_their_numbers():
 def test_equal_bits_for_any_partitions_and_workers(client, thread_client):
     X = skewed(900, 24, 1)
     X[100:140] = X[:40]
-    settings = {"n_clusters": 6, "max_cluster_size": 40, "normalize": False}
-    alone = KMeans(**settings).fit(X)
+    chosen = {"n_clusters": 6, "max_cluster_size": 40, "normalize": False}
+    alone = KMeans(**chosen).fit(X)
     assert np.bincount(alone.labels_).max() <= 40
-    others = {f"{n} partitions": KMeans(**settings).fit(frame(X, n)) for n in (1, 7, 64)}
+    others = {f"{n} partitions": KMeans(**chosen).fit(frame(X, n)) for n in (1, 7, 64)}
     for workers in (1, 4):
-        others[f"{workers} workers"] = KMeans(**settings).fit(frame(X, 7), client=thread_client(workers))
-    others["2 processes"] = KMeans(**settings).fit(frame(X, 7), client=client)
+        others[f"{workers} workers"] = KMeans(**chosen).fit(frame(X, 7), client=thread_client(workers))
+    others["2 processes"] = KMeans(**chosen).fit(frame(X, 7), client=client)
     for name, km in others.items():
         np.testing.assert_array_equal(km.cluster_centers_, alone.cluster_centers_, err_msg=name)
         np.testing.assert_array_equal(np.asarray(km.labels_), alone.labels_, err_msg=name)

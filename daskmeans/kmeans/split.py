@@ -1,8 +1,9 @@
 """Clusters that are too large, split until none is.
 
 Each round compares all rows with all centroids, and puts several centroids in the place of one that has too many rows:
-k-means on a sample of its own rows finds them. Rows of other clusters may be nearer to the new centroids, and a new
-cluster may be too large again, so rounds follow until all are small enough.
+k-means on a sample of its own rows finds them, and again for those of them that take too large a share of the sample.
+Rows of other clusters may be nearer to the new centroids, and a sample is a sample, so rounds follow until all clusters
+are small enough; two or three for most data.
 
 Copies of a row cannot be parted. So a cluster may stay in which one row occurs too often; the other rows in it are no
 more than a cluster may have.
@@ -14,10 +15,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import dask
 import numpy as np
 
 from daskmeans import progress, runtime
@@ -27,7 +28,6 @@ from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.nearest import nearest
 from daskmeans.kernels.update import means, scale_for
 from daskmeans.kmeans.blocks import Block, Blocks
-from daskmeans.kmeans.seeding import plus_plus
 
 # New centroids, as a multiple of those that a cluster needs at least; and at most for one cluster in one round.
 SLACK = 1.25
@@ -35,6 +35,8 @@ MOST = 64
 # Distinct rows that are sampled for each new centroid, and bytes of samples that are held at once.
 SAMPLE_PER_CENTROID = 64
 SAMPLE_BYTES = 1 << 28
+# Rows of the sample that tell how large a new cluster will be.
+FEWEST = 8
 # Updates of the new centroids on the sample, at most.
 UPDATES = 10
 
@@ -116,7 +118,7 @@ def split(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int, seed: in
             divisible = [crowd for crowd in crowds if not crowd.stuck]
             if not divisible or len(centroids) >= most:  # then each row could have had a centroid of its own
                 break
-            centroids = _replaced(centroids, divisible, _divide(blocks, divisible, seed))
+            centroids = _replaced(centroids, divisible, _divide(blocks, divisible))
             event = {"n_clusters": len(centroids), "largest": int(sizes.max()), "split": len(divisible)}
             runtime.log_event("daskmeans-split", event | {"seconds": time.perf_counter() - start}, blocks.client)
     blocks.map(_forget, name="kmeans-split")
@@ -141,15 +143,14 @@ def _crowds(
             yield Crowd(cluster, int(sizes[cluster]), limit, sample.counts[mine], sample.numbers[mine])
 
 
-def _divide(blocks: Blocks, crowds: list[Crowd], seed: int) -> list[np.ndarray]:
+def _divide(blocks: Blocks, crowds: list[Crowd]) -> list[np.ndarray]:
     """For each of `crowds` the centroids that take the place of its own."""
-    made = []
-    task = dask.delayed(_centroids, pure=False)
+    made: list[np.ndarray] = []
     for batch in _batches(np.array([4 * blocks.dimension * len(crowd.numbers) for crowd in crowds])):
         mine = crowds[batch]
         rows = blocks.rows(np.concatenate([crowd.numbers for crowd in mine]))
         cuts = np.cumsum([len(crowd.numbers) for crowd in mine])[:-1]
-        made += runtime.compute_here([task(X, c, seed) for X, c in zip(np.split(rows, cuts), mine, strict=True)])
+        made += runtime.call([partial(_centroids, X, c) for X, c in zip(np.split(rows, cuts), mine, strict=True)])
     return made
 
 
@@ -187,18 +188,31 @@ def _warn(crowd: Crowd) -> None:
 # --- on the sample of one cluster ---
 
 
-def _centroids(X: np.ndarray, crowd: Crowd, seed: int) -> np.ndarray:
+def _centroids(X: np.ndarray, crowd: Crowd) -> np.ndarray:
     """Centroids that take the place of one: rows that occur too often, and the means of groups of the others."""
     rest = ~crowd.copied
-    count = min(int(rest.sum()), int(_wanted(crowd.others, crowd.limit)))
-    return np.concatenate([X[crowd.copied], _k_means(X[rest], crowd.counts[rest], count, seed)])
+    rows, weights = X[rest], crowd.counts[rest]
+    if not len(rows):
+        return X
+    parts = _parted(rows, weights, crowd.limit * weights.sum() / crowd.others)
+    return np.concatenate([X[crowd.copied], *parts])
 
 
-def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Centroids of weighted rows, no two of which are the same; float32, shape (n_clusters, d)."""
-    if n_clusters == 0:
-        return X[:0]
-    seeds = centroids = X[plus_plus(X, weights, n_clusters, seed)]
+def _parted(X: np.ndarray, weights: np.ndarray, limit: float) -> list[np.ndarray]:
+    """Centroids of weighted rows, in matrices: those of groups that are still too heavy in the place of their own."""
+    count = min(len(X), int(_wanted(weights.sum(), limit)))
+    centroids, labels = _k_means(X, weights, count)
+    parts: list[np.ndarray] = []
+    for label, centroid in enumerate(centroids):
+        mine = labels == label
+        again = weights[mine].sum() > limit and FEWEST <= mine.sum() < len(X)
+        parts += _parted(X[mine], weights[mine], limit) if again else [centroid[None]]
+    return parts
+
+
+def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids of weighted rows, no two of which are the same, float32, shape (n_clusters, d); labels of the rows."""
+    seeds = centroids = X[_drawn(weights, n_clusters)]
     scale = scale_for(float(np.abs(X).max()), int(weights.sum()))
     labels = nearest(X, centroids)[0]
     for _ in range(UPDATES):
@@ -209,7 +223,15 @@ def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> 
         if np.array_equal(before, labels):
             break
     # Means of rows that differ in their last bits may be one and the same; the rows themselves never are.
-    return centroids if n_clusters == 1 or np.ptp(labels) else seeds
+    return (centroids, labels) if n_clusters == 1 or np.ptp(labels) else (seeds, nearest(X, seeds)[0])
+
+
+def _drawn(weights: np.ndarray, count: int) -> np.ndarray:
+    """Indices of `count` rows, the heavier a row the sooner: spread evenly over the running sum of the weights."""
+    marks = (2 * np.arange(count) + 1) * weights.sum() // (2 * count)
+    drawn = np.unique(np.searchsorted(np.cumsum(weights), marks, side="right"))
+    others = np.setdiff1d(np.arange(len(weights)), drawn)
+    return np.concatenate([drawn, others[: count - len(drawn)]])
 
 
 @kernel
