@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Sequence
+
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -17,7 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from daskmeans import KMeans
-from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
+from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
+from daskmeans.kmeans.native import Fit
 from daskmeans.kmeans.seeding import plus_plus
 from daskmeans.vectors.matrix import to_column
 from helpers import blobs
@@ -231,3 +236,69 @@ def test_plus_plus_never_takes_a_row_twice_nor_one_without_weight_while_others_a
     for seed in range(20):
         assert set(plus_plus(X, weights, 3, seed).tolist()) in ({0, 2, 3}, {1, 2, 3})
         assert sorted(plus_plus(X, weights, 5, seed).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_fit_that_ends_before_it_converges_warns():
+    X = np.random.default_rng(0).normal(size=(500, 8))
+    with pytest.warns(ConvergenceWarning, match="max_iter = 2"):
+        KMeans(20, max_iter=2).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert KMeans(6).fit(blobs()).converged_
+        KMeans(6, max_iter=0).fit(blobs())
+
+
+class Kept:
+    """Checkpoints of every update, in memory; `at` is the one to go on from."""
+
+    def __init__(self, at: int | None = None, fits: Sequence[Fit] = ()) -> None:
+        self.at, self.fits = at, list(fits)
+
+    def last(self, run: int) -> Fit | None:
+        return None if self.at is None else copy.deepcopy(self.fits[self.at])
+
+    def save(self, run: int, fit: Fit) -> None:
+        self.fits.append(copy.deepcopy(fit))
+
+
+@pytest.mark.parametrize("init", ["auto", "random"])
+def test_a_fit_goes_on_from_any_update_to_the_same_bits(init):
+    X = blobs(n=4000, d=12, k=30)
+    settings = {"n_clusters": 25, "init": init, "random_state": 3}
+    kept = Kept()
+    whole = KMeans(**settings).fit(X, checkpoints=kept)
+    phases = {fit.phase for fit in kept.fits}
+    assert phases == ({0, 1} if init == "auto" else {0})
+    for at in range(len(kept.fits)):
+        again = KMeans(**settings).fit(X, checkpoints=Kept(at, kept.fits))
+        np.testing.assert_array_equal(again.cluster_centers_, whole.cluster_centers_, err_msg=str(at))
+        np.testing.assert_array_equal(again.labels_, whole.labels_)
+        assert (again.inertia_, again.inertia_history_) == (whole.inertia_, whole.inertia_history_)
+        assert again.n_iter_ == whole.n_iter_
+
+
+def test_the_default_ends_lower_than_lloyd_from_the_same_rows_or_nearly():
+    X = blobs(n=6000, d=16, k=60, copies=0)
+    ratios = [
+        KMeans(60, random_state=s).fit(X).inertia_ / KMeans(60, init="k-means||", random_state=s).fit(X).inertia_
+        for s in range(5)
+    ]
+    assert np.mean(ratios) < 1.01
+
+
+def test_the_last_update_leaves_means_of_rows():
+    X = blobs(n=3000, d=8, k=20)
+    km = KMeans(20, max_iter=4, normalize=False).fit(X)
+    # The labels that these centroids came from are those of the update before; from a converged fit they are the same.
+    done = KMeans(20, tol=0, normalize=False).fit(X)
+    means = np.stack([X[done.labels_ == c].astype(float).mean(0) for c in range(20)])
+    np.testing.assert_allclose(done.cluster_centers_, means, atol=1e-5)
+    assert km.inertia_ <= km.inertia_history_[-1] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_one_cluster_for_each_row(d):
+    X = np.random.default_rng(0).normal(size=(150, d)).astype(np.float32)
+    km = KMeans(150, normalize=False).fit(X)
+    assert km.inertia_ == pytest.approx(0, abs=1e-9)
+    assert len(np.unique(km.labels_)) == 150

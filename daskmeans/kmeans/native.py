@@ -106,7 +106,7 @@ class Stop:
 
     updates: int
     shift: float
-    gain: float = 0.0
+    gain: float = -math.inf
 
 
 def sample_sizes(n_rows: int, n_clusters: int) -> list[int]:
@@ -206,8 +206,7 @@ class _Series:
         k = len(fit.centroids)
         center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
         largest, longest = (max(column) for column in zip(*blocks.map(passes.reach, name="kmeans-reach"), strict=True))
-        # No centroid is farther out than the longest row, but for initial ones and those that went beyond the means.
-        outermost = math.sqrt(longest) + math.sqrt(squared_norms64(fit.centroids).max())
+        self.longest = math.sqrt(longest)
         self.now = Pass(
             fit=uuid4().hex,
             number=-1,
@@ -216,7 +215,7 @@ class _Series:
             order=neighbours(fit.centroids, COLUMNS),
             travel=Travel(np.zeros(k), np.zeros(n_bounds(k))),
             scale=scale_for(largest, blocks.n_rows),
-            square_scale=scale_for((2.0 * outermost) ** 2, blocks.n_rows),
+            square_scale=scale_for((2.0 * self.longest) ** 2, blocks.n_rows),
         )
         self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
         self.energy = 0.0
@@ -261,8 +260,10 @@ class _Series:
     def inertia(self) -> float:
         """Sum of squared distances of the rows to the nearest of the fit's centroids."""
         self._advance(self.fit.centroids)
-        scaled = self.blocks.map(passes.inertia, self.now, name="kmeans-inertia")
-        return sum(map(int, scaled)) / self.now.square_scale
+        # Given centroids may lie far out.
+        reach = self.longest + math.sqrt(squared_norms64(self.fit.centroids).max())
+        scale = scale_for(reach**2, self.blocks.n_rows)
+        return sum(map(int, self.blocks.map(passes.inertia, self.now, scale, name="kmeans-inertia"))) / scale
 
     def labels(self) -> np.ndarray:
         """Labels of the rows after :meth:`inertia`; int32, shape (n_rows,)."""

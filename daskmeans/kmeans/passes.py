@@ -39,7 +39,7 @@ class Pass:
     scale : float
         Makes integers of coordinates.
     square_scale : float
-        Makes integers of squared distances.
+        Makes integers of squared distances to the center.
     """
 
     fit: str
@@ -132,14 +132,14 @@ def totals(group: list[Block], now: Pass) -> tuple[np.ndarray, np.ndarray]:
     return sums, counts
 
 
-def inertia(group: list[Block], now: Pass) -> int:
-    """Scaled sum of squared distances of the rows to their centroids."""
+def inertia(group: list[Block], now: Pass, scale: float) -> int:
+    """Sum of squared distances of the rows to their centroids, times `scale`."""
     _at_pass(group, now)
     total = 0
     for block in group:
         with block.open() as arrays:
             distances = squared_distances(arrays["rows"], now.centroids, arrays["labels"])
-        total += add_numbers(distances, now.square_scale)
+        total += add_numbers(distances, scale)
     return total
 
 

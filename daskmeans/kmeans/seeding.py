@@ -24,7 +24,9 @@ from daskmeans.vectors.files import open_path
 
 # Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
 SAMPLE_PER_CLUSTER = 16
-OVERSAMPLED_PER_CLUSTER = 32
+OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 16384
+# Up to so many clusters k-means|| costs little beside the updates, and it never cuts through a cluster.
+OVERSAMPLE_UP_TO = 512
 SAMPLE_BYTES = 1 << 29
 ROUNDS = 5
 # Clusters that are seeded within one region, and rows and updates by which regions are found.
@@ -45,10 +47,11 @@ def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_fact
         return init
     if init == "random":
         return blocks.sample(n_clusters, seed)[1]
-    per_cluster = SAMPLE_PER_CLUSTER if init == "auto" else OVERSAMPLED_PER_CLUSTER
+    regional = init == "auto" and n_clusters > OVERSAMPLE_UP_TO
+    oversampled = max(OVERSAMPLED_PER_CLUSTER * n_clusters, OVERSAMPLED_AT_LEAST)
     affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * blocks.dimension))
-    numbers, X = blocks.sample(min(per_cluster * n_clusters, affordable), seed)
-    if init == "auto":
+    numbers, X = blocks.sample(min(SAMPLE_PER_CLUSTER * n_clusters if regional else oversampled, affordable), seed)
+    if regional:
         return X[by_region(X, n_clusters, seed)]
     candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, seed)
     return X[candidates[plus_plus(X[candidates], weights, n_clusters, seed)]]
