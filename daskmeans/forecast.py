@@ -33,19 +33,19 @@ def fit_bytes(rows: int, dimension: int, sample_fraction: float = 1.0) -> int:
 
 
 def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
-    """Bytes that the engine notes beside `rows` float32 vectors: codes, label, bounds for groups of centroids.
+    """Bytes that the engine notes beside `rows` float32 vectors: codes, labels, bounds for groups of centroids.
 
     Examples
     --------
     >>> note_bytes(1, 384, 1000)
-    480
+    496
     """
-    return rows * (dimension + 12 + 4 * min(math.ceil(n_clusters / 48), 96))
+    return rows * (dimension + 28 + 4 * min(math.ceil(n_clusters / 48), 96))
 
 
 def engine_bytes(dimension: int, n_clusters: int) -> int:
     """Bytes of one task of a fit beside its blocks: centroids in a few forms, a sum for each, one tile of scores."""
-    return 24 * n_clusters * dimension + config.get_bytes("tile-bytes")
+    return 32 * n_clusters * dimension + config.get_bytes("tile-bytes")
 
 
 def reading_bytes(client: Client | None, most: int | None = None) -> int:
@@ -101,7 +101,7 @@ def fit(rows: int, dimension: int, n_clusters: int, client: Client | None) -> Fi
     spread = int(EVEN * memory * runtime.n_processes(client))
     cached = 0 if blocks <= memory else max(0, blocks - spread)
     disks = tuple(runtime.disks(client)) if cached else ()
-    return FitForecast(worker + (runtime.BASE if client is not None else 0), blocks, cached, disks)
+    return FitForecast(worker + (runtime.BASE + runtime.COMPILING if client is not None else 0), blocks, cached, disks)
 
 
 def check_fit(rows: int, dimension: int, n_clusters: int, sample_fraction: float, client: Client | None) -> FitForecast:

@@ -37,8 +37,9 @@ from daskmeans.errors import ClusterError
 
 logger = logging.getLogger("daskmeans")
 
-# Measured: what a worker takes once it has imported the libraries and compiled the kernels.
-BASE = 400 << 20
+# Measured: what a worker takes once it has imported the libraries and read files, and what compiling kernels adds,
+# which the first process on a machine does.
+BASE, COMPILING = 350 << 20, 100 << 20
 # Above this share of its limit a worker moves data to disk, and blocks that it moves lose what is noted about them.
 TARGET = 0.6
 # Bytes of arguments that tasks may bring along, together; dask warns of more than 10 MB in one of them.
@@ -110,7 +111,11 @@ def memory_to_keep(client: Client | None = None) -> int:
     if client is None:
         return int(0.8 * _available())
     limits = [w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
-    return max(0, int(TARGET * min(limits)) - BASE) if all(limits) else _available() // (2 * max(1, len(limits)))
+    return (
+        max(0, int(TARGET * min(limits)) - BASE - COMPILING)
+        if all(limits)
+        else _available() // (2 * max(1, len(limits)))
+    )
 
 
 def _available() -> int:
@@ -357,6 +362,11 @@ def _one_thread_each() -> contextlib.AbstractContextManager[Any]:
 @functools.cache
 def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
+
+
+def find_libraries_anew() -> None:
+    """Call this after an import that may have loaded another BLAS."""
+    _libraries.cache_clear()
 
 
 def share(value: Any, client: Client | None = None) -> Any:
