@@ -207,7 +207,9 @@ def note(iterations: Sequence[Mapping[str, Any]]) -> str:
         figures.append(f"inertia {now['inertia']:,.6g}{change}")
     if rows and "relabelled" in now:
         figures.append(f"{_percent(now['relabelled'] / rows, '.2g')} relabelled")
-    if rows and now.get("seconds"):
+    if phase == "seed":
+        figures.append(f"{now['seconds']:.2g} s")
+    elif rows and now.get("seconds"):
         figures.append(f"{_compact(rows / now['seconds'])} rows/s")
     return "\n".join(part for part in (_phase(now), " · ".join(figures)) if part)
 

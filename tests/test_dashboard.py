@@ -13,10 +13,12 @@ import dask
 import distributed
 import pytest
 
+import daskmeans as dkm
 from daskmeans import dashboard
 from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.cluster import dashboard as announced
 from daskmeans.dashboard import TOPIC, VALUES, add_page, latest_fit, legend, lines, points, words
+from helpers import blobs
 
 
 def update(phase: int, iteration: int, inertia: float, **facts: object) -> dict:
@@ -104,7 +106,7 @@ def test_the_latest_fit_is_shown_with_all_its_runs():
 
 def test_the_heading_says_how_far_the_fit_is():
     assert words([]) == "No fit has been logged since this scheduler started."
-    assert words(FIT[:1]) == "k = 7 · seed from 200 rows · 2k rows/s"
+    assert words(FIT[:1]) == "k = 7 · seed from 200 rows · 0.1 s"
     assert words(FIT) == "k = 7 · all 1,000 rows · update 2 · inertia 190 (−5 %) · 10 % relabelled · 2k rows/s"
 
 
@@ -138,6 +140,22 @@ def test_the_page_is_added_once(fresh_client):
     assert add_page(fresh_client) and add_page(fresh_client)
     with urlopen(page_of(fresh_client)) as response:
         assert response.read().decode().count('<a href="kmeans">') == 1
+
+
+def test_a_fit_brings_the_page_and_what_it_shows(thread_client):
+    pytest.importorskip("bokeh", reason='no bokeh: pip install "daskmeans[dashboard]"')
+    client = thread_client(1)
+    km = dkm.KMeans(4, n_init=2, random_state=0).fit(blobs(800))
+    with urlopen(page_of(client)) as response:
+        assert response.status == 200
+    fit = latest_fit(message for _, message in client.get_events(TOPIC))
+    assert [message["phase"] for message in fit].count("seed") == 2
+    found = points(fit)
+    updates = [message for message in fit if "inertia" in message]
+    assert len(found["update"]) == len(updates) >= len(km.iterations_)
+    assert found["spread"] == [message["inertia"] / message["rows"] for message in updates]
+    assert all(0 <= share <= 1 or math.isnan(share) for share in found["relabelled"])
+    assert words(fit).startswith("k = 4 · run 2 · all 800 rows · update ")
 
 
 def told(caplog, client) -> str:

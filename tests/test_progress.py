@@ -76,7 +76,7 @@ def test_a_log_hears_of_work_that_takes_long():
 @pytest.mark.parametrize(
     ("iterations", "words"),
     [
-        ([{"phase": "seed", "rows": 32_000, "seconds": 0.5}], "seed from 32,000 rows\n64k rows/s"),
+        ([{"phase": "seed", "rows": 32_000, "seconds": 0.5}], "seed from 32,000 rows\n0.5 s"),
         ([{"iteration": 3, "inertia": 1234.5}], "update 3 · inertia 1,234.5"),
         ([{"iteration": 1, "inertia": 10.0}, {"iteration": 2, "inertia": 10.1}], "update 2 · inertia 10.1 (+1 %)"),
         ([{"iteration": 1, "inertia": 0.0}, {"iteration": 2, "inertia": 0.0}], "update 2 · inertia 0"),

@@ -15,6 +15,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config, manifest, runtime
+from daskmeans.dashboard import add_page
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest
 from daskmeans.kmeans import ann, model
@@ -198,6 +199,9 @@ class KMeans:
         self._check_params()
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
+        client = runtime.current_client(client)
+        if client is not None:
+            add_page(client)
         blocks = load(X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters)
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
