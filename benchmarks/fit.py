@@ -6,7 +6,7 @@ python benchmarks/fit.py INPUT [--n-clusters 1000] [--budget-iterations 25] [--r
 INPUT are Parquet files. Everything is counted: seeding, conversion, the final labels of all rows. Imports and
 compilation are done before; what they cost with and without numba's cache is stated apart. The target is the median of
 faiss's inertia; one float64 scorer judges all centroids on all rows. Who has iterations to choose from is raced with
-the number that reached the target in a pilot run and its neighbours; the fastest that reach it in the median count.
+the number that reached the target in a pilot run and numbers around it; the fastest that reach it in the median count.
 """
 
 import argparse
