@@ -8,7 +8,7 @@ number of full iterations; everything is counted, as in fit.py, the conversion o
 """
 
 import numpy as np
-from common import Entry, fit_table, new_record, own_ladders, parser, race_to_target, steps, stored, write
+from common import Entry, fit_table, new_record, own_ladders, parser, race_to_target, stored, write
 from synthetic import CLUSTERED, REAL, embeddings
 
 # Dimension, number of clusters, type, shares of variance, share of copies.
@@ -34,7 +34,10 @@ def main() -> None:
     n = args.budget_iterations
     random = {"init": "random", "algorithm": "lloyd", "tol": 0}
     faiss = Entry("faiss", "faiss", knob={"iterations": n})
-    ladders = [[Entry("scikit-learn", "scikit-learn", random, {"max_iter": i}) for i in steps(n)], *own_ladders()]
+    ladders = [
+        [Entry("scikit-learn", "scikit-learn", random, {"max_iter": i}) for i in (round(0.8 * n), n)],
+        *own_ladders(),
+    ]
     record = new_record("shapes", args, rows=args.rows, budget_iterations=n) | {"best": {}}
     for case in args.cases:
         dimension, k, dtype, levels, copies = CASES[case]
