@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rich.table import Table
 from daskmeans import flags, progress, runtime
 from daskmeans.cluster import ClusterSettings, dashboard
 from daskmeans.cluster import cluster as start_cluster
-from daskmeans.errors import DaskmeansError, NotFoundError, UsageError
+from daskmeans.errors import ClusterSizeWarning, ConvergenceWarning, DaskmeansError, NotFoundError, UsageError
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
@@ -70,8 +71,24 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
-        with progress.display_on(console) as display, progress.shown_on(display):
+        with progress.display_on(console) as display, progress.shown_on(display), _warnings_as_messages():
             yield client
+
+
+@contextlib.contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Tell warnings of this package without the line of code that they come from."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, ConvergenceWarning | ClusterSizeWarning):
+                runtime.logger.warning("%s", message)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _show(facts: dict[str, Any], output: Output) -> None:
@@ -83,6 +100,26 @@ def _show(facts: dict[str, Any], output: Output) -> None:
         for name, value in _flat(facts):
             table.add_row(f"[dim]{name}", _plain(value))
         Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _show_advice(facts: dict[str, Any], output: Output) -> None:
+    """Print advice: as JSON, or as a table of forecasts with the reasons and the command below."""
+    if output.json or output.quiet:
+        _show(facts, output)
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("clusters", "rows each", "largest", "fit", "assign", "dedup", "worker memory"):
+        table.add_column(name, justify="right")
+    for each in facts["forecasts"]:
+        seconds = [f"{value:,.3g} s" for value in each["seconds"].values()]
+        rows = [f"{each[name]:,}" for name in ("n_clusters", "rows_per_cluster", "largest_cluster")]
+        style = "bold" if each["n_clusters"] == facts["n_clusters"] else ""
+        table.add_row(*rows, *seconds, format_bytes(max(each["worker_bytes"].values())), style=style)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    for reason in facts["reasons"]:
+        console.print(f"· {_plain(reason)}")
+    console.print(f"\n{_plain(facts['command'])}")
 
 
 def _hint(command: str, output: Output) -> None:
@@ -324,16 +361,34 @@ def run(
 
 
 @kmeans.command()
-@click.argument("path")
+@click.argument("path", required=False)
+@click.option("--system", is_flag=True, help="Say what this machine offers, and what of it is used.")
+@click.option("--advise", is_flag=True, help="Propose a number of clusters, and forecast what the steps will take.")
+@click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this one too.")
 @click.option("--id-field", default="id", show_default=True)
 @click.option("--embedding-field", help="Column of vectors; default: the only list of floats.")
 @click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
+@flags.cluster
 @flags.output
 def info(
-    path: str, id_field: str, embedding_field: str | None, storage_options: dict[str, Any] | None, output: Output
-) -> None:
-    """Say what a file or directory is: ours, or embeddings."""
+    path: str | None, system: bool, advise: bool, n_clusters: tuple[int, ...], id_field: str,
+    embedding_field: str | None, storage_options: dict[str, Any] | None, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Say what a file or directory is: ours, or embeddings; what this machine offers; or what steps will take."""
+    from daskmeans.advice import advise as find_advice
     from daskmeans.info import describe
+    from daskmeans.system import describe_system
 
-    facts = describe(path, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options)
-    _show(facts, output)
+    if (path is None) != system or (advise and system):
+        raise UsageError("there is nothing to look at, or too much", expected="a PATH, PATH --advise, or --system")
+    reading: dict[str, Any] = {
+        "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options
+    }  # fmt: skip
+    if path is None:
+        _show(describe_system(), output)
+    elif advise:
+        with _session(cluster, output) as client:
+            facts = find_advice(path, **reading, n_clusters=n_clusters, client=client)
+        _show_advice(facts, output)
+    else:
+        _show(describe(path, **reading), output)

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskmeans import runtime
+from daskmeans import forecast, runtime
 from daskmeans.errors import RunError
 from daskmeans.kmeans.blocks import Block, Quota
 from daskmeans.kmeans.storage import PAGE, Cache
@@ -153,7 +153,7 @@ def test_open_arrays_take_memory_only_while_they_are_open(tmp_path):
 
 def test_memory_is_used_up_to_the_quota_then_the_disk():
     rows = np.ones((1000, 250), np.float32)
-    quota = Quota("mixed", memory=3_000_000 + 3 * 1000 * (250 + 12 + 4), n_clusters=1)
+    quota = Quota("mixed", memory=3 * (rows.nbytes + forecast.note_bytes(1000, 250, 1)))
     blocks = [Block(rows.copy(), quota) for _ in range(5)]
     assert [block.on_disk for block in blocks] == [False, False, False, True, True]
     assert sys.getsizeof(blocks[0]) > rows.nbytes > 1000 > sys.getsizeof(blocks[-1])

@@ -163,7 +163,7 @@ def _batches(held: np.ndarray) -> Iterator[slice]:
         begin = end
 
 
-def _wanted(rows: Any, limit: int) -> Any:
+def _wanted(rows: Any, limit: float) -> Any:
     """Centroids that clusters of so many rows are split into."""
     return np.minimum(MOST, np.ceil(SLACK * rows / limit)).astype(np.int64)
 

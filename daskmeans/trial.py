@@ -1,0 +1,216 @@
+"""What the steps cost on this machine: measured by doing them on a sample of the input.
+
+Each trial clusters and deduplicates the same sample, with as many rows in a cluster as the whole input would have with
+some number of clusters. So clusters are compared as they will be, and fits take about as many updates.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask import delayed
+from distributed import Client
+from threadpoolctl import threadpool_limits
+
+from daskmeans import config, progress, runtime, workflow
+from daskmeans.duplicates.decide import decide
+from daskmeans.errors import ConvergenceWarning, DataError
+from daskmeans.kernels.nearest import nearest
+from daskmeans.kernels.products import normalize_rows
+from daskmeans.kmeans import model
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.reading import Reading
+from daskmeans.vectors.buckets import open_buckets
+from daskmeans.vectors.files import open_path
+from daskmeans.vectors.matrix import to_matrix
+from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.slices import Partition
+from daskmeans.vectors.source import Source
+
+# Rows of the sample, and bytes of float32 vectors, at most; rows of a trial that costs only what every run does.
+SAMPLE_ROWS, SAMPLE_BYTES = 16_384, 32 << 20
+FEW_ROWS = 256
+# Seconds that the first run takes longer than others, at most: more is what compiling has taken, and is not done again.
+LOADING = 1.0
+# Rows that are compared with one another to see how long that takes.
+COMPARED_ROWS = 4096
+# Clusters of a trial, and rows in each of them, at least: fits of fewer tell nothing.
+LEAST_CLUSTERS, FEWEST_ROWS = 8, 20
+# Partitions at most that are read at the same time to see how long that takes.
+READERS = 4
+# The usual one; times hardly depend on it.
+THRESHOLD = 0.9
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All steps over a sample.
+
+    Attributes
+    ----------
+    rows, n_clusters : int
+    seconds : dict
+        By step.
+    updates : list of dict
+        Of the fit: rows, share of pairs compared and seconds of each, as in :attr:`KMeans.iterations_`.
+    sizes : ndarray of int64
+        Rows of each cluster that has any.
+    """
+
+    rows: int
+    n_clusters: int
+    seconds: dict[str, float]
+    updates: list[dict[str, float]]
+    sizes: np.ndarray
+
+    @property
+    def density(self) -> float:
+        """Rows for each cluster."""
+        return self.rows / self.n_clusters
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of rows in the same cluster, in either order."""
+        return int((self.sizes**2).sum())
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured.
+
+    Attributes
+    ----------
+    read : float
+        Seconds for a row of the input, beyond those for a row of a trial; with all threads.
+    compare, pair : float
+        Seconds for a row and a centroid, and for a pair of rows (in either order); with one thread.
+    loading : float
+        Seconds in which workers get their compiled kernels, when they do that for the first time.
+    fixed : Trial
+        Of very few rows.
+    trials : tuple of Trial
+        Of the sample, with more and more clusters.
+    rejected : float
+        Share of the rows that cannot be worked with.
+    """
+
+    read: float
+    compare: float
+    pair: float
+    loading: float
+    fixed: Trial
+    trials: tuple[Trial, ...]
+    rejected: float
+
+
+def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
+    """Try the steps.
+
+    Parameters
+    ----------
+    source : Source
+        Whose bad rows are skipped.
+    reading : Reading
+        How `source` was opened.
+    client : Client or None
+        Of workers that see the temporary files of this machine.
+    """
+    table, read, rejected = _sample(source, client)
+    with tempfile.TemporaryDirectory(prefix="daskmeans-") as folder:
+        few, rows = Path(folder) / "few", Path(folder) / "rows"
+        _write(table.slice(0, FEW_ROWS), few, client)
+        _write(table, rows, client)
+        again = reading.open(f"{rows}.parquet", client, allow_zero=False)
+        read -= _read(again, again.partitions, 0, client)[1]
+        n_clusters = _trials(len(table), source.rows)
+        first = _run(rows, n_clusters[0], reading, client)  # every worker compiles, or loads what it did before
+        trials = tuple(_run(rows, k, reading, client) for k in n_clusters)
+        fixed = _run(few, 2, reading, client)
+    X = np.array(to_matrix(table[source.embedding_field])[:COMPARED_ROWS])
+    compare, pair = runtime.compute([delayed(_rates, pure=False)(X)], client=client)[0]
+    loading = min(LOADING, max(0.0, first.seconds["fit"] - trials[0].seconds["fit"]))
+    return Costs(max(0.0, read), compare, pair, loading, fixed, trials, rejected)
+
+
+def _trials(sampled: int, rows: int) -> list[int]:
+    """Numbers of clusters of a sample: in steps of four, with up to eight times the square root of `rows` in each.
+
+    Examples
+    --------
+    >>> _trials(16_384, 1_000_000)
+    [8, 32, 128, 512]
+    """
+    densest = min(8 * math.sqrt(rows), sampled / LEAST_CLUSTERS)
+    densities = [densest / 4**i for i in range(4)]
+    return sorted({max(1, round(sampled / d)) for i, d in enumerate(densities) if i == 0 or d >= FEWEST_ROWS})
+
+
+def _sample(source: Source, client: Client | None) -> tuple[pa.Table, float, float]:
+    """Some rows, the seconds that a row takes to be read, and the share of the rows that are skipped."""
+    count = min(runtime.n_threads(client), READERS, source.n_partitions)
+    chosen = [source.partitions[(2 * i + 1) * source.n_partitions // (2 * count)] for i in range(count)]
+    wanted = max(FEW_ROWS, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * source.dimension)))
+    table, seconds, kept = _read(source, chosen, wanted // count, client)
+    if not len(table):
+        raise DataError("no row of the sample can be worked with", where=str(source.files[0]))
+    return table, seconds, 1 - kept / sum(part.rows for part in chosen)
+
+
+def _read(
+    source: Source, partitions: Sequence[Partition], wanted: int, client: Client | None
+) -> tuple[pa.Table, float, int]:
+    """About `wanted` rows of each of `partitions`, the seconds that a row took, with all threads, and rows in all."""
+    tasks = [delayed(_read_part, pure=False)(source.reader, part, wanted) for part in partitions]
+    tables, seconds, kept = zip(*runtime.compute(tasks, client=client), strict=True)
+    rows = sum(part.rows for part in partitions)
+    return pa.concat_tables(tables), sum(seconds) / rows / runtime.n_threads(client), sum(kept)
+
+
+def _read_part(reader: Reader, partition: Partition, wanted: int) -> tuple[pa.Table, float, int]:
+    start = time.perf_counter()
+    table = reader.table(partition)
+    seconds = time.perf_counter() - start
+    places = np.linspace(0, max(0, len(table) - 1), min(wanted, len(table))).astype(np.int64)
+    return table.take(pa.array(places)), seconds, len(table)
+
+
+def _rates(X: np.ndarray) -> tuple[float, float]:
+    """Seconds for a row and a centroid, and for a pair of rows of a cluster, with one thread."""
+    normalize_rows(X := X.copy())
+    few, many = X[: len(X) // 64], X[: len(X) // 4]
+    compare = _seconds(partial(nearest, X, many)) - _seconds(partial(nearest, X, few))
+    with threadpool_limits(limits=1):
+        pair = _seconds(partial(decide, X, np.float32(THRESHOLD), "survivors", config.get_bytes("tile-bytes")))
+    return max(0.0, compare) / (len(X) * max(1, len(many) - len(few))), pair / len(X) ** 2
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _write(table: pa.Table, path: Path, client: Client | None) -> None:
+    pq.write_table(table, f"{path}.parquet", row_group_size=math.ceil(len(table) / (4 * runtime.n_threads(client))))
+
+
+def _run(path: Path, n_clusters: int, reading: Reading, client: Client | None) -> Trial:
+    """All steps over the rows in `path`.parquet."""
+    with warnings.catch_warnings(), progress.shown_on(progress.Silent()):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        km, out = KMeans(n_clusters), open_path(str(path))
+        result = workflow.run(f"{path}.parquet", out, km, THRESHOLD, reading, overwrite=True, client=client)
+    seconds = {name: step["seconds"] for name, step in result.summary["steps"].items()}
+    updates = model.read_model(out / "model")[1]["iterations"]
+    sizes = np.array([cluster.rows for cluster in open_buckets(out / "clusters").clusters()])
+    return Trial(result.summary["rows"], n_clusters, seconds, updates, sizes)

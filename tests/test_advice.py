@@ -1,0 +1,127 @@
+"""The number of clusters that is proposed, its reasons, and forecasts that follow from what was measured."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from daskmeans import runtime
+from daskmeans.advice import Model, _proposed, advise
+from daskmeans.cli import main
+from daskmeans.errors import DataError, UsageError
+from daskmeans.trial import Costs, Trial
+from helpers import blobs, write_embeddings
+
+UPDATES = 10
+
+
+def trial(rows: int, n_clusters: int, fixed: float, comparing: float) -> Trial:
+    """Steps of which each takes `fixed` seconds, and a fit as many more as it compares rows with centroids."""
+    sizes = np.full(n_clusters, rows // n_clusters)
+    update = {"rows": rows, "compared": 1.0, "seconds": (fixed / 2 + comparing) / UPDATES}
+    seconds = {"fit": fixed + comparing, "assign": fixed, "dedup": fixed}
+    return Trial(rows, n_clusters, seconds, [update] * UPDATES, sizes)
+
+
+def costs(pair: float = 1e-8, compare: float = 1e-9, read: float = 0.0) -> Costs:
+    comparing = {k: UPDATES * 10_000 * k * compare / runtime.n_threads() for k in (10, 40, 160)}
+    trials = tuple(trial(10_000, k, 1.0, seconds) for k, seconds in comparing.items())
+    return Costs(read, compare, pair, 0.0, trial(250, 2, 0.1, 0.0), trials, 0.0)
+
+
+def model(rows: int, **kwargs: float) -> Model:
+    return Model(rows, 64, costs(**kwargs), None)
+
+
+def test_a_forecast_for_the_rows_of_a_trial_is_the_trial():
+    found = model(10_000).forecast(40).seconds
+    assert found == pytest.approx(costs().trials[1].seconds, rel=0.1)
+
+
+def test_pairs_in_clusters_take_time_with_the_square_of_the_rows():
+    few, many = (model(rows, pair=1e-6).forecast(10).seconds["dedup"] for rows in (1_000_000, 2_000_000))
+    assert many / few == pytest.approx(4, rel=0.05)
+
+
+def test_pairs_of_rows_and_centroids_take_time_with_their_product():
+    few, many = (model(1_000_000, compare=1e-6).forecast(k).seconds["fit"] for k in (48_000, 96_000))
+    assert many > 1.5 * few
+
+
+def test_reading_counts_for_fit_and_assign():
+    without, slow = (model(1_000_000, read=read).forecast(1000).seconds for read in (0.0, 1e-3))
+    assert [slow[step] - without[step] for step in ("fit", "assign", "dedup")] == pytest.approx([1000, 1000, 0])
+
+
+@pytest.mark.parametrize("rows", [1, 19, 300, 10_000, 3_000_000, 1_000_000_000])
+def test_every_forecast_is_a_positive_number(rows):
+    for k in {1, min(rows, 7), max(1, rows // 20), rows}:
+        found = model(rows).forecast(k)
+        assert all(0 < value < np.inf for value in (*found.seconds.values(), *found.worker_bytes.values()))
+        assert 1 <= found.largest_cluster <= rows
+
+
+def test_dearer_pairs_ask_for_more_clusters():
+    cheap, dear = (_proposed(model(1_000_000, pair=pair))[0] for pair in (1e-10, 1e-6))
+    assert cheap.n_clusters < dear.n_clusters <= 50_000
+
+
+def test_clusters_that_memory_cannot_hold_are_not_proposed(thread_client, monkeypatch):
+    roomy = _proposed(model(3_000_000, pair=1e-12))[0]
+    monkeypatch.setattr("daskmeans.runtime.memory_per_task", lambda client: 64 << 20)
+    tight = _proposed(model(3_000_000, pair=1e-12))[0]
+    assert tight.n_clusters > roomy.n_clusters
+    assert tight.worker_bytes["dedup"] < roomy.worker_bytes["dedup"]
+
+
+def test_advice_on_a_file_is_a_command_that_runs(tmp_path, two_workers):
+    X = blobs(n=900)
+    path = write_embeddings(tmp_path / "in put.parquet", X, text=[f"text {i}" for i in range(len(X))])
+    scheduler = ["--scheduler", two_workers.scheduler_address]
+    done = CliRunner().invoke(main, ["info", str(path), "--advise", "--json", "--n-clusters", "33", *scheduler])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert (facts["rows"], facts["dimension"]) == (900, 16)
+    k = facts["n_clusters"]
+    assert 1 <= k <= 900 // 20
+    assert {f["n_clusters"] for f in facts["forecasts"]} == {max(1, k // 4), k, 4 * k, 33}
+    words = shlex.split(facts["command"])
+    assert words[:3] == ["daskmeans", "run", str(path)]
+    words[words.index("--out") + 1] = str(tmp_path / "out")
+    done = CliRunner().invoke(main, [*words[1:], *scheduler])
+    assert done.exit_code == 0, done.output
+
+
+def test_advice_in_words(embeddings, two_workers, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    scheduler = ["--scheduler", two_workers.scheduler_address]
+    done = CliRunner().invoke(main, ["info", str(embeddings), "--advise", *scheduler])
+    assert done.exit_code == 0, done.output
+    for words in ("clusters", "dedup", "rows²/k", "worker memory", "daskmeans run", "--n-clusters"):
+        assert words in done.stdout
+
+
+def test_rows_that_cannot_be_worked_with_are_counted(tmp_path):
+    X = blobs(n=400, d=4)
+    X[::4] = np.nan
+    facts = advise(write_embeddings(tmp_path / "in.parquet", X))
+    assert any("25.00%" in reason and "--on-bad-row skip" in reason for reason in facts["reasons"])
+
+
+def test_an_input_without_a_good_row(tmp_path):
+    vectors = pa.array([[0.0, 0.0]] * 5, pa.list_(pa.float32(), 2))
+    pq.write_table(pa.table({"id": range(5), "embedding": vectors}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match="no row"):
+        advise(tmp_path / "in.parquet")
+
+
+def test_advice_on_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("no vectors")
+    with pytest.raises(UsageError):
+        advise(tmp_path / "notes.txt")

@@ -1,0 +1,99 @@
+"""What `info --system` says of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import daskmeans
+from daskmeans import system
+from daskmeans.cli import main
+
+
+def shown(*words: str) -> dict:
+    done = CliRunner().invoke(main, ["info", *words, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_the_machine_in_json_and_in_words():
+    facts = shown("--system")
+    assert set(facts) == {"processor", "memory", "kernels", "kernel_cache", "local_disk", "gpu", "versions", "extras"}
+    assert 1 <= facts["processor"]["cores_used"] <= facts["processor"]["cores_allowed"] <= facts["processor"]["cores"]
+    assert facts["processor"]["cores_allowed"] <= len(os.sched_getaffinity(0))
+    assert 0 < facts["memory"]["worker_bytes"] <= facts["memory"]["limit_bytes"] <= facts["memory"]["total_bytes"]
+    assert facts["versions"]["numpy"] == version("numpy")
+    words = CliRunner().invoke(main, ["info", "--system"])
+    assert facts["kernels"] in words.stdout
+    assert "GiB" in words.stdout
+
+
+def test_threads_that_the_environment_allows():
+    script = "import json; from daskmeans.system import describe_system as f; print(json.dumps(f()['processor']))"
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    processor = json.loads(done.stdout)
+    assert (processor["OMP_NUM_THREADS"], processor["cores_used"]) == ("1", 1)
+
+
+def test_kernels_that_the_configuration_asks_for(monkeypatch):
+    import dask
+
+    with dask.config.set({"daskmeans.kernels": "float32"}):
+        assert system.describe_system()["kernels"].startswith("float32")
+
+
+def test_a_kernel_cache_that_cannot_be_written(tmp_path):
+    package = shutil.copytree(
+        Path(daskmeans.__file__).parent, tmp_path / "daskmeans", ignore=lambda *_: ["__pycache__"]
+    )
+    (package / "kernels" / "__pycache__").touch()  # a file where numba would make a directory
+    script = "import json; from daskmeans.system import describe_system as f; print(json.dumps(f()['kernel_cache']))"
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), "/dev/null")
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script],
+        cwd=tmp_path,  # where Python looks first
+        env=os.environ | nowhere,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["directory"], facts["writable"]) == ("none", False)
+    assert "NUMBA_CACHE_DIR" in facts["remedy"]
+
+
+def test_extras_and_what_they_lack(monkeypatch):
+    monkeypatch.setattr(system, "_installed", lambda package: package != "scipy")
+    extras = system.describe_system()["extras"]
+    assert extras["demo"] == "missing: scipy"
+    assert extras["dashboard"] == "installed"
+    assert "test" not in extras
+
+
+def test_gpus_that_the_driver_lists(tmp_path, monkeypatch):
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
+    monkeypatch.setattr(system, "GPUS", tmp_path)
+    assert system.describe_system()["gpu"]["found"] == "NVIDIA H200"
+    monkeypatch.setattr(system, "GPUS", tmp_path / "none")
+    assert system.describe_system()["gpu"] == {"found": "none", "used": "none"}
+
+
+@pytest.mark.parametrize("words", [["info"], ["info", "--advise"]])
+def test_info_needs_something_to_look_at(words):
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert "--system" in done.stderr
