@@ -10,6 +10,7 @@ import functools
 import logging
 import operator
 import os
+import sys
 import socket
 import tempfile
 import time
@@ -356,17 +357,13 @@ def compute_here(tasks: Sequence[Delayed], line: progress.Line | None = None) ->
 
 def _one_thread_each() -> contextlib.AbstractContextManager[Any]:
     """Limit BLAS to one thread in the ``with`` block; finding the libraries takes long, so it is done once."""
-    return _libraries().limit(limits=1)
+    return _libraries("faiss" in sys.modules).limit(limits=1)
 
 
 @functools.cache
-def _libraries() -> ThreadpoolController:
+def _libraries(with_faiss: bool) -> ThreadpoolController:
+    """The BLAS libraries of this process; faiss, once it is imported, brings one of its own."""
     return ThreadpoolController()
-
-
-def find_libraries_anew() -> None:
-    """Call this after an import that may have loaded another BLAS."""
-    _libraries.cache_clear()
 
 
 def share(value: Any, client: Client | None = None) -> Any:

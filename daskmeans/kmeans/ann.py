@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.util import find_spec
@@ -278,9 +277,6 @@ def _one_thread() -> Iterator[Any]:
 def _faiss() -> Any:
     if find_spec("faiss") is None:
         raise MissingExtraError("faiss", "ann")
-    known = "faiss" in sys.modules
     import faiss
 
-    if not known:
-        runtime.find_libraries_anew()  # it brings a BLAS of its own
     return faiss
