@@ -10,7 +10,6 @@ import functools
 import logging
 import operator
 import os
-import sys
 import socket
 import tempfile
 import time
@@ -357,12 +356,11 @@ def compute_here(tasks: Sequence[Delayed], line: progress.Line | None = None) ->
 
 def _one_thread_each() -> contextlib.AbstractContextManager[Any]:
     """Limit BLAS to one thread in the ``with`` block; finding the libraries takes long, so it is done once."""
-    return _libraries("faiss" in sys.modules).limit(limits=1)
+    return _libraries().limit(limits=1)
 
 
 @functools.cache
-def _libraries(with_faiss: bool) -> ThreadpoolController:
-    """The BLAS libraries of this process; faiss, once it is imported, brings one of its own."""
+def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 

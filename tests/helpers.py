@@ -45,8 +45,12 @@ def square(x: int) -> int:
 
 
 def blas_threads() -> int:
-    """Threads that BLAS would use in this process."""
-    return max(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+    """Threads that BLAS would use in this process.
+
+    One that runs on OpenMP, such as faiss brings, is set for each thread, so that what this one has says nothing.
+    """
+    found = [lib for lib in threadpool_info() if lib["user_api"] == "blas" and lib["threading_layer"] != "openmp"]
+    return max(lib["num_threads"] for lib in found)
 
 
 def rows_of(group: list) -> list[tuple[np.ndarray, np.ndarray, bool]]:
