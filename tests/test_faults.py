@@ -11,7 +11,7 @@ import pytest
 
 from daskmeans import KMeans, runtime
 from daskmeans.errors import ConvergenceWarning
-from daskmeans.kmeans.loading import load
+from daskmeans.kmeans.blocks import load
 from helpers import Killer, add_up, blobs, count_visits, rows_of
 
 

@@ -16,7 +16,7 @@ from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.nearest import squared_distances
 from daskmeans.kernels.search import Bounds, Travel, groups_per_bound, n_bounds, search
 from daskmeans.kernels.update import add_numbers, add_rows, extremes, move_rows
-from daskmeans.kmeans.block import Block
+from daskmeans.kmeans.blocks import Block
 
 
 @dataclass(frozen=True)
