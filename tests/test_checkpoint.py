@@ -47,7 +47,7 @@ def at(update: int, run: int = 0, **facts) -> Fit:
     rng = np.random.default_rng([update, run])
     history = rng.random(update).tolist()
     return Fit(
-        rng.normal(size=(3, 4)).astype(np.float32),
+        *rng.normal(size=(2, 3, 4)).astype(np.float32),
         n_iter=update,
         history=history,
         iterations=[{"iteration": i + 1, "inertia": x} for i, x in enumerate(history)],
@@ -56,7 +56,8 @@ def at(update: int, run: int = 0, **facts) -> Fit:
 
 
 def same(a: Fit | None, b: Fit) -> bool:
-    state = [{**vars(fit), "centroids": fit.centroids.tobytes()} for fit in (a, b) if fit]
+    arrays = "centroids", "before"
+    state = [{**vars(fit), **{name: getattr(fit, name).tobytes() for name in arrays}} for fit in (a, b) if fit]
     return len(state) == 2 and state[0] == state[1]
 
 
@@ -90,7 +91,8 @@ def test_the_last_two_of_a_run_are_kept(place):
         one.save(0, at(update))
     one.save(1, at(1, 1))
     names = sorted(path.name for path in place.iterdir())
-    assert names == [f"run-{n}.{s}" for n in ("000-000004", "000-000005", "001-000001") for s in ("json", "npy")]
+    files = "before.npy", "json", "npy"
+    assert names == [f"run-{n}.{s}" for n in ("000-000004", "000-000005", "001-000001") for s in files]
 
 
 def test_the_first_and_the_last_update_and_whatever_is_due_are_kept(place, monkeypatch):
@@ -146,7 +148,7 @@ def test_a_checkpoint_with_damage_anywhere_is_not_believed(tmp_path_factory, dat
     one = kept(UPath(path))
     for update in (1, 2):
         one.save(0, at(update))
-    newest = path / f"run-000-000002.{data.draw(st.sampled_from(['json', 'npy']))}"
+    newest = path / f"run-000-000002.{data.draw(st.sampled_from(['json', 'npy', 'before.npy']))}"
     content = bytearray(newest.read_bytes())
     for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=20)):
         content[position] ^= data.draw(st.integers(1, 255))
@@ -156,7 +158,7 @@ def test_a_checkpoint_with_damage_anywhere_is_not_believed(tmp_path_factory, dat
     assert same(found, at(1)) or same(found, at(2))  # spaces in JSON mean nothing
     again.save(0, at(3))
     assert same(kept(UPath(path)).last(0), at(3))
-    assert len(list(path.iterdir())) == 4
+    assert len(list(path.iterdir())) == 6
 
 
 class Crash(BaseException):
@@ -195,7 +197,7 @@ def test_a_kill_between_any_two_writes_leaves_the_old_checkpoint_or_the_new(monk
             again.last(0)
             again.save(0, at(4))
             assert same(kept(path).last(0), at(4))
-            assert len(list(path.iterdir())) == 4
+            assert len(list(path.iterdir())) == 6
         else:
             break
     assert outcomes == sorted(outcomes)

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 from daskmeans.kernels.hashing import hash_column, hash_integers, hash_rows, uniform
 from daskmeans.kernels.lanes import dot64, squared_distance64
 from daskmeans.kernels.nearest import all_distances, cosine_distances, nearest, squared_distances
-from daskmeans.kernels.products import normalize_rows, rounding_bound, squared_norms64
+from daskmeans.kernels.products import are_unit, normalize_rows, rounding_bound, squared_norms64
 from daskmeans.kernels.update import add_numbers, add_rows, scale_for
 
 numbers = st.floats(-100, 100, width=32)
@@ -88,6 +88,20 @@ def test_normalize_makes_unit_rows_and_leaves_zeros():
     X = np.float32([[3, 4], [0, 0], [1e-30, 0], [1e15, 1e15]])
     normalize_rows(X)
     np.testing.assert_allclose(squared_norms64(X), [1, 0, 1, 1], atol=1e-7)
+
+
+@given(seed=st.integers(0, 1000), d=st.sampled_from([1, 2, 7, 48, 300, 2048]))
+def test_rows_that_were_normalised_stay_as_they_are(seed, d):
+    X = np.random.default_rng(seed).normal(size=(20, d)).astype(np.float32) + np.float32(0.01)
+    elsewhere = X / np.linalg.norm(X, axis=1, keepdims=True)
+    assert not are_unit(X)
+    normalize_rows(X)
+    for rows in (X, elsewhere):
+        assert are_unit(rows)
+        again = rows.copy()
+        normalize_rows(again)
+        assert np.array_equal(again, rows)
+        assert not are_unit(np.vstack([rows, rows[:1] * np.float32(1.0001)]))
 
 
 @given(order=st.permutations(range(12)), seed=st.integers(0, 100))

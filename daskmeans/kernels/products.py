@@ -18,16 +18,36 @@ def squared_norms64(X):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def unit_rows(X, out):  # type: ignore[no-untyped-def]
-    """Write the rows of a float32 matrix, scaled to unit length, into `out`; a zero row stays as it is."""
+def _is_unit(square):  # type: ignore[no-untyped-def]
+    """Whether a row of this squared norm has unit length, as nearly as rows that were normalised in float32 have."""
+    return abs(square - 1.0) <= 2.0**-21
+
+
+@kernel
+def are_unit(X):  # type: ignore[no-untyped-def]
+    """Whether :func:`unit_rows` would leave every row of a float32 matrix as it is."""
+    unit = True
     for i in range(X.shape[0]):
-        norm = np.sqrt(dot64(X[i], X[i]))
+        unit &= _is_unit(dot64(X[i], X[i]))
+    return unit
+
+
+@kernel
+def unit_rows(X, out):  # type: ignore[no-untyped-def]
+    """Write the rows of a float32 matrix, scaled to unit length, into `out`.
+
+    A row of zeros stays as it is, and so does one that is of unit length already: normalised again, it has the same
+    bits.
+    """
+    for i in range(X.shape[0]):
+        square = dot64(X[i], X[i])
+        norm = 1.0 if square == 0.0 or _is_unit(square) else np.sqrt(square)
         for j in range(X.shape[1]):
-            out[i, j] = np.float32(np.float64(X[i, j]) / norm) if norm > 0.0 else X[i, j]
+            out[i, j] = np.float32(np.float64(X[i, j]) / norm)
 
 
 def normalize_rows(X: np.ndarray) -> None:
-    """Scale the rows of a float32 matrix to unit length in place; a zero row stays as it is."""
+    """:func:`unit_rows` in place."""
     unit_rows(frozen(X), X)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from daskmeans.kernels.jit import kernel
-from daskmeans.kernels.lanes import dot64
+from daskmeans.kernels.lanes import dot64, squared_distance64
 
 
 def scale_for(largest: float, count: int) -> float:
@@ -93,6 +93,15 @@ def extremes(X):  # type: ignore[no-untyped-def]
             largest = max(largest, abs(X[i, j]))
         longest = max(longest, dot64(X[i], X[i]))
     return np.float64(largest), longest
+
+
+@kernel
+def squared_shift(old, new):  # type: ignore[no-untyped-def]
+    """Sum of squared distances between the rows of two float32 matrices, in one order on every machine."""
+    total = 0.0
+    for i in range(old.shape[0]):
+        total += squared_distance64(old[i], new[i])
+    return total
 
 
 def means(sums: np.ndarray, counts: np.ndarray, scale: float, centroids: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Checkpoints of a fit: where it goes on after it was killed.
 
-A checkpoint is two files: the centroids (``.npy``), then a small one (``.json``) that holds the rest and the checksums
-of both. Only the second makes it valid, and neither replaces one that is valid, so that at every moment the newest
-checkpoint is whole, on object stores too.
+A checkpoint is three files: the centroids (``.npy``), those of the update before (``.before.npy``), then a small one
+(``.json``) that holds the rest and the checksums of all. Only the last makes it valid, and none replaces one that is
+valid, so that at every moment the newest checkpoint is whole, on object stores too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from daskmeans.errors import DataError
 from daskmeans.kmeans.native import Fit
 
 CHECKPOINTS = "checkpoints"
+# Arrays of a fit, by the ends of their files' names.
+ARRAYS = {".npy": "centroids", ".before.npy": "before"}
 # Writing takes at most one part in so many of the time, however large the centroids and slow the storage.
 SHARE = 20
 
@@ -43,7 +45,7 @@ class Checkpoints:
     Examples
     --------
     >>> kept = Checkpoints(UPath("memory://doctest-checkpoints"), {"n_clusters": 2}, max_iter=300, every=10)
-    >>> kept.save(0, Fit(np.eye(2, dtype=np.float32), n_iter=7))
+    >>> kept.save(0, Fit(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), n_iter=7))
     >>> kept.last(0).n_iter
     7
     """
@@ -84,22 +86,22 @@ class Checkpoints:
     def _write(self, run: int, fit: Fit) -> None:
         numbers = [int(name.rpartition("-")[2]) for name in self._names(run)]
         name = f"{_prefix(run)}{1 + max(numbers, default=0):06d}"
-        file = io.BytesIO()
-        np.save(file, fit.centroids, allow_pickle=False)
-        centroids = file.getvalue()
-        state = {field.name: getattr(fit, field.name) for field in fields(fit) if field.name != "centroids"}
-        head = {"identity": self._identity, "centroids": _checksum(centroids), "fit": state}
+        arrays = {suffix: _packed(getattr(fit, field)) for suffix, field in ARRAYS.items()}
+        state = {field.name: getattr(fit, field.name) for field in fields(fit) if field.name not in ARRAYS.values()}
+        checksums = {suffix: _checksum(array) for suffix, array in arrays.items()}
+        head = {"identity": self._identity, "arrays": checksums, "fit": state}
         self._path.mkdir(parents=True, exist_ok=True)
-        (self._path / f"{name}.npy").write_bytes(centroids)
+        for suffix, array in arrays.items():
+            (self._path / f"{name}{suffix}").write_bytes(array)
         manifest.write_json(self._path / f"{name}.json", head | {"checksum": _checksum_of(head)})
         self._sweep(run, {name, self._newest.get(run, name)})
         self._newest[run] = name
 
     def _sweep(self, run: int, kept: set[str]) -> None:
         """Remove the checkpoints of `run` that are not `kept`, and what was left half-written."""
-        whole = {name + suffix for name in kept for suffix in (".json", ".npy")}
-        # "json" before "npy": without its .json, centroids are no damaged checkpoint but none.
-        for path in sorted(self._path.iterdir(), key=lambda path: path.name.partition(".")[::-1]):
+        whole = {name + suffix for name in kept for suffix in (".json", *ARRAYS)}
+        # ".json" before the arrays: without its .json, centroids are no damaged checkpoint but none.
+        for path in sorted(self._path.iterdir(), key=lambda path: not path.name.endswith(".json")):
             if path.name.startswith(_prefix(run)) and path.name not in whole:
                 manifest.remove(path)
 
@@ -113,14 +115,16 @@ class Checkpoints:
         try:
             head = json.loads(path.read_bytes())
             checksum = head.pop("checksum")
-            centroids = (self._path / f"{name}.npy").read_bytes()
+            arrays = {suffix: (self._path / f"{name}{suffix}").read_bytes() for suffix in ARRAYS}
+            sums = {suffix: _checksum(array) for suffix, array in arrays.items()}
         except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
             checksum = None
-        if checksum is None or checksum != _checksum_of(head) or head["centroids"] != _checksum(centroids):
+        if checksum is None or checksum != _checksum_of(head) or head["arrays"] != sums:
             raise DataError("the checkpoint is damaged", where=str(path))
         if head["identity"] != self._identity:
             raise DataError("the checkpoint is of another fit", where=str(path))
-        return Fit(centroids=np.load(io.BytesIO(centroids), allow_pickle=False), **head["fit"])
+        loaded = {ARRAYS[suffix]: np.load(io.BytesIO(array), allow_pickle=False) for suffix, array in arrays.items()}
+        return Fit(**loaded, **head["fit"])
 
     def _place(self, run: int, fit: Fit) -> str:
         """Where `fit` stands, for people."""
@@ -135,6 +139,12 @@ class Checkpoints:
 
 def _prefix(run: int) -> str:
     return f"run-{run:03d}-"
+
+
+def _packed(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def _checksum(content: bytes) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.products import unit_rows, unusual_rows
+from daskmeans.kernels.products import are_unit, unit_rows, unusual_rows
 from daskmeans.vectors.matrix import to_matrix, vector_columns
 
 
@@ -99,7 +99,7 @@ def prepare(part: Any, normalize: bool, where: str = "") -> np.ndarray:
     """Matrix of a partition, checked and, if asked for, normalised; never changes `part`."""
     X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
     check_rows(X, normalize, where)
-    if normalize:
+    if normalize and not are_unit(frozen(X)):
         given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
         unit = np.empty_like(X) if given or not X.flags.writeable else X
         unit_rows(frozen(X), unit)

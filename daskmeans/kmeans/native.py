@@ -18,9 +18,10 @@ import numpy as np
 from daskmeans import progress, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.codes import COLUMNS, neighbours
+from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.search import Travel, groups_per_bound, n_bounds
-from daskmeans.kernels.update import means, scale_for, within
+from daskmeans.kernels.update import means, scale_for, squared_shift, within
 from daskmeans.kmeans import passes
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.passes import Pass
@@ -31,8 +32,9 @@ FIRST_SAMPLE, GROWTH = 32, 3
 # Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
 # would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
 SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.5
-# Centroids go this much farther than to the means of their rows, as long as that lowers the inertia.
-RELAXATION = 0.85
+# As long as that lowers the inertia, centroids go farther than to the means of their rows: by this much of the way
+# there, and by this much of the step before.
+RELAXATION, MOMENTUM = 0.85, 0.4
 # Rows whose mean stands for the middle of all rows.
 MIDDLE_ROWS = 1024
 
@@ -45,6 +47,8 @@ class Fit:
     ----------
     centroids : ndarray of float32, shape (k, d)
         Those of the next pass, or the result.
+    before : ndarray of float32, shape (k, d)
+        Those of the last pass on the same rows; without one, those of the next.
     phase, phases : int
         On which sample the fit is, of how many; the last phase is on all rows.
     n_iter : int
@@ -60,6 +64,7 @@ class Fit:
     """
 
     centroids: np.ndarray
+    before: np.ndarray
     phase: int = 0
     phases: int = 1
     n_iter: int = 0
@@ -167,7 +172,8 @@ def fit_blocks(
     fit = checkpoints.last(run)
     if fit is None:
         start = time.perf_counter()
-        fit = Fit(seeds())
+        centroids = seeds()
+        fit = Fit(centroids, centroids)
         facts = {"phase": "seed", "rows": blocks.n_rows, "seconds": time.perf_counter() - start, "run": run}
         runtime.log_event("daskmeans-kmeans", facts | {"n_clusters": len(fit.centroids)}, blocks.client)
     if blocks.dimension != fit.centroids.shape[1]:
@@ -230,13 +236,15 @@ class _Series:
             moved, compared = self._advance(fit.centroids)
             inertia = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
             centroids, held = self._means()
-            shift = math.fsum(((centroids.astype(np.float64) - fit.centroids) ** 2).ravel())
+            shift = squared_shift(frozen(fit.centroids), frozen(centroids))
             gain = 1.0 - inertia / inertias[-1] if inertias and inertias[-1] else math.inf
             inertias.append(inertia)
             ends = shift <= stop.shift * self._variance() or gain < stop.gain
+            before = centroids
             if self.relax and 0.0 < gain < math.inf and not ends and len(inertias) < stop.updates:
-                centroids = np.where(held[:, None], _beyond(fit.centroids, centroids), centroids)
-            fit.centroids = centroids
+                before = fit.centroids
+                centroids = np.where(held[:, None], _beyond(fit, centroids), centroids)
+            fit.before, fit.centroids = before, centroids
             fit.iterations.append(
                 {
                     "phase": phase,
@@ -255,6 +263,7 @@ class _Series:
                 fit.history.append(inertia)
             elif ends or len(inertias) == stop.updates:
                 fit.phase += 1
+                fit.before = centroids
             report(fit)
 
     def inertia(self) -> float:
@@ -327,9 +336,10 @@ class _Series:
         return max(0.0, self.energy / n - math.fsum(off_center**2)) / len(off_center)
 
 
-def _beyond(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Where `old` comes to when it goes to `new` and then on."""
-    return (new + RELAXATION * (new.astype(np.float64) - old)).astype(np.float32)
+def _beyond(fit: Fit, means: np.ndarray) -> np.ndarray:
+    """Where the centroids of `fit` come to when they go to `means` and then on."""
+    old = fit.centroids.astype(np.float64)
+    return (means + RELAXATION * (means - old) + MOMENTUM * (old - fit.before)).astype(np.float32)
 
 
 def _travel(now: Pass, centroids: np.ndarray) -> Travel:
