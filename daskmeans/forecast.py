@@ -35,12 +35,15 @@ def fit_bytes(rows: int, dimension: int, sample_fraction: float = 1.0) -> int:
 def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
     """Bytes that the engine notes beside `rows` float32 vectors: codes, labels, bounds for groups of centroids.
 
+    With thousands of clusters, also which groups are near.
+
     Examples
     --------
-    >>> note_bytes(1, 384, 1000)
-    496
+    >>> note_bytes(1, 384, 1000), note_bytes(1, 384, 4096)
+    (496, 820)
     """
-    return rows * (dimension + 28 + 4 * min(math.ceil(n_clusters / 48), 96))
+    groups = math.ceil(n_clusters / 48)
+    return rows * (dimension + 28 + 4 * min(groups, 96) + (64 if groups >= 48 else 0))
 
 
 def engine_bytes(dimension: int, n_clusters: int) -> int:

@@ -21,7 +21,7 @@ from upath import UPath
 import daskmeans as dkm
 from daskmeans import manifest, workflow
 from daskmeans.errors import OutputError, UsageError
-from daskmeans.kmeans import checkpoint
+from daskmeans.kmeans import checkpoint, native
 from daskmeans.kmeans.checkpoint import Checkpoints
 from daskmeans.kmeans.native import Fit
 from helpers import blobs, write_embeddings
@@ -47,7 +47,7 @@ def at(update: int, run: int = 0, **facts) -> Fit:
     rng = np.random.default_rng([update, run])
     history = rng.random(update).tolist()
     return Fit(
-        *rng.normal(size=(2, 3, 4)).astype(np.float32),
+        *rng.normal(size=(3, 3, 4)).astype(np.float32),
         n_iter=update,
         history=history,
         iterations=[{"iteration": i + 1, "inertia": x} for i, x in enumerate(history)],
@@ -56,7 +56,7 @@ def at(update: int, run: int = 0, **facts) -> Fit:
 
 
 def same(a: Fit | None, b: Fit) -> bool:
-    arrays = "centroids", "before"
+    arrays = "centroids", "before", "origin"
     state = [{**vars(fit), **{name: getattr(fit, name).tobytes() for name in arrays}} for fit in (a, b) if fit]
     return len(state) == 2 and state[0] == state[1]
 
@@ -91,7 +91,7 @@ def test_the_last_two_of_a_run_are_kept(place):
         one.save(0, at(update))
     one.save(1, at(1, 1))
     names = sorted(path.name for path in place.iterdir())
-    files = "before.npy", "json", "npy"
+    files = "before.npy", "json", "npy", "origin.npy"
     assert names == [f"run-{n}.{s}" for n in ("000-000004", "000-000005", "001-000001") for s in files]
 
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_with_damage_anywhere_is_not_believed(tmp_path_factory, dat
     one = kept(UPath(path))
     for update in (1, 2):
         one.save(0, at(update))
-    newest = path / f"run-000-000002.{data.draw(st.sampled_from(['json', 'npy', 'before.npy']))}"
+    newest = path / f"run-000-000002.{data.draw(st.sampled_from(['json', 'npy', 'before.npy', 'origin.npy']))}"
     content = bytearray(newest.read_bytes())
     for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=20)):
         content[position] ^= data.draw(st.integers(1, 255))
@@ -158,7 +158,7 @@ def test_a_checkpoint_with_damage_anywhere_is_not_believed(tmp_path_factory, dat
     assert same(found, at(1)) or same(found, at(2))  # spaces in JSON mean nothing
     again.save(0, at(3))
     assert same(kept(UPath(path)).last(0), at(3))
-    assert len(list(path.iterdir())) == 6
+    assert len(list(path.iterdir())) == 8
 
 
 class Crash(BaseException):
@@ -197,7 +197,7 @@ def test_a_kill_between_any_two_writes_leaves_the_old_checkpoint_or_the_new(monk
             again.last(0)
             again.save(0, at(4))
             assert same(kept(path).last(0), at(4))
-            assert len(list(path.iterdir())) == 6
+            assert len(list(path.iterdir())) == 8
         else:
             break
     assert outcomes == sorted(outcomes)
@@ -486,7 +486,7 @@ def interrupted_everywhere(X, **settings) -> None:
     while True:
         patch = interrupted_after(1)
         try:
-            parts = km(**settings).fit(X, checkpoints=Checkpoints(path, {}, max_iter=30, every=0))
+            parts = km(**settings).fit(X, checkpoints=Checkpoints(path, {}, max_iter=whole.max_iter, every=0))
             break
         except KeyboardInterrupt:
             updates += 1
@@ -501,6 +501,12 @@ def test_a_fit_that_grows_through_samples_goes_on_in_each():
     rows = blobs(n=4000, d=8, k=9)
     assert km(init="auto", n_clusters=4).fit(rows).iterations_[-1]["phases"] > 2
     interrupted_everywhere(rows, init="auto", n_clusters=4, tol=1e-4)
+
+
+def test_a_fit_that_begins_with_near_groups_goes_on_in_each_update(monkeypatch):
+    monkeypatch.setattr(native, "NEAR_GROUPS", 1)
+    rows = blobs(n=1500, d=8, k=40)
+    interrupted_everywhere(rows, init="auto", n_clusters=120, tol=1e-4, max_iter=7)
 
 
 # --- warm starts ---
@@ -528,7 +534,7 @@ def test_a_warm_start_that_was_interrupted_goes_on(tmp_path, rows):
 
 def test_the_centroids_of_a_checkpoint_start_another_fit(tmp_path, rows):
     interrupt(3, workflow.fit, rows, tmp_path / "model", km())
-    newest = max((tmp_path / "model" / "checkpoints").glob("*.npy"))
+    newest = max((tmp_path / "model" / "checkpoints").glob("*[0-9].npy"))
     warm = workflow.fit(rows, tmp_path / "warm", km(init=str(newest), max_iter=0))
     three = workflow.fit(rows, tmp_path / "three", km(max_iter=3))
     assert (warm.cluster_centers_ == three.cluster_centers_).all()

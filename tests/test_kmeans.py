@@ -22,6 +22,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from daskmeans import KMeans
 from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
+from daskmeans.kmeans import native
 from daskmeans.kmeans.native import Fit
 from daskmeans.kmeans.seeding import plus_plus
 from daskmeans.vectors.matrix import to_column
@@ -99,6 +100,23 @@ def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
         np.testing.assert_array_equal(np.asarray(km.labels_), alone.labels_, err_msg=name)
         assert km.inertia_ == alone.inertia_, name
         assert km.inertia_history_ == alone.inertia_history_, name
+
+
+def test_updates_on_near_groups_give_equal_bits_and_exact_labels(client, thread_client, monkeypatch):
+    monkeypatch.setattr(native, "NEAR_GROUPS", 1)
+    X = blobs(n=1500, d=24, k=40)
+    alone = KMeans(150, random_state=5, max_iter=8).fit(X)
+    compared = [update["compared"] for update in alone.iterations_]
+    assert max(compared[:3]) < 0.8 < compared[3]
+    np.testing.assert_array_equal(alone.predict(X), alone.labels_)
+    for found in (
+        KMeans(150, random_state=5, max_iter=8).fit(frame(X, 7)),
+        KMeans(150, random_state=5, max_iter=8).fit(frame(X, 7), client=thread_client(4)),
+        KMeans(150, random_state=5, max_iter=8).fit(X, client=client),
+    ):
+        np.testing.assert_array_equal(found.cluster_centers_, alone.cluster_centers_)
+        np.testing.assert_array_equal(np.asarray(found.labels_), alone.labels_)
+        assert found.inertia_history_ == alone.inertia_history_
 
 
 def test_sample_fraction_is_the_same_sample_in_any_partitions():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import dask
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskmeans import KMeans
-from daskmeans.kernels.codes import COLUMNS, encode, neighbours, screen
+from daskmeans.kernels.codes import COLUMNS, encode, screen
+from daskmeans.kernels.groups import group_middles, near_groups, neighbours
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.nearest import nearest
-from daskmeans.kernels.search import Bounds, Travel, groups_per_bound, n_bounds, search, still
+from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search, still
 from daskmeans.kernels.tile import capability, features, multiplies_bytes
 from helpers import blobs
 
@@ -86,34 +88,58 @@ def test_both_screens_give_the_same_bits():
 @pytest.mark.parametrize("kernels", SCREENS)
 @given(
     seed=st.integers(0, 1000),
-    k=st.integers(1, 150),
-    steps=st.lists(st.sampled_from([0.0, 1e-6, 1e-3, 0.03, 0.3, 3.0]), min_size=1, max_size=6),
+    k=st.integers(1, 250),
+    steps=st.lists(
+        st.tuples(st.sampled_from([0.0, 1e-6, 1e-3, 0.03, 0.3, 3.0]), st.booleans()), min_size=1, max_size=6
+    ),
     together=st.integers(1, 3),
 )
 def test_bounds_never_change_a_label(kernels, seed, k, steps, together):
+    """Passes over near groups first, as long as the first of `steps` say so, then over all."""
     rng = np.random.default_rng(seed)
     X, C = adversarial("plain", 200, 6, k, seed)
     center = X.mean(axis=0, dtype=float)
     order = neighbours(C, COLUMNS)
-    groups = -(-k // (COLUMNS * together))
+    group = np.empty(k, int)
+    group[order] = np.arange(k) // COLUMNS
+    near = near_groups(X, group_middles(C, order, COLUMNS), min(2, -(-k // COLUMNS)))[0]
+    bounded = -(-k // (COLUMNS * together))
     with dask.config.set({"daskmeans.kernels": kernels}):
         codes = encode(X, center)
-        bounds = Bounds(np.full(200, -1, np.int32), np.empty(200, np.float32), np.empty((200, groups), np.float32))
-        each, widest = np.zeros(k), np.zeros(groups)
-        for size in steps:
+        bounds = Bounds(np.full(200, -1, np.int32), np.empty(200, np.float32), np.zeros((200, bounded), np.float32))
+        each, widest = np.zeros(k), np.zeros(bounded)
+        some_groups = True
+        for size, only_near in steps:
+            some_groups &= only_near
             search(
                 frozen(X), codes, screen(C, center, order), bounds, Travel(frozen(each), frozen(widest)), together,
-                np.empty(0),
+                near if some_groups else ALL_GROUPS, np.empty(0),
             )  # fmt: skip
-            check_labels(X, C, bounds.labels)
+            for i in range(200):
+                those = np.flatnonzero(np.isin(group, near[i])) if some_groups else np.arange(k)
+                check_labels(X[i : i + 1], C[those], np.searchsorted(those, bounds.labels[i : i + 1]))
+                assert bounds.labels[i] in those
             some = rng.random((k, 1)) < 0.3  # a few centroids move much, most little
             moved = (C + size * rng.normal(size=C.shape) * np.where(some, 1, 0.01)).astype(np.float32)
             way = np.sqrt(((moved.astype(float) - C) ** 2).sum(1)) * (1 + 1e-12)
             each = each + way
             widest = widest + [
-                way[order[b * COLUMNS * together : (b + 1) * COLUMNS * together]].max() for b in range(groups)
+                way[order[b * COLUMNS * together : (b + 1) * COLUMNS * together]].max() for b in range(bounded)
             ]
             C = moved
+
+
+@given(n=st.integers(1, 30), d=st.integers(1, 40), groups=st.integers(1, 120), seed=st.integers(0, 1000))
+def test_near_groups_are_those_of_a_brute_force(n, d, groups, seed):
+    X, middles = adversarial("copies" if seed % 3 == 0 else "plain", n, d, groups, seed)
+    count = 1 + seed % min(groups, 16)
+    near, _ = near_groups(X, middles, count)
+    _, squares = brute(X, middles)
+    assert all(len(set(mine)) == count for mine in near.tolist())
+    np.testing.assert_allclose(np.take_along_axis(squares, near, 1), np.sort(squares)[:, :count], atol=1e-3)
+    if seed % 3 == 0:  # copies of a middle: the lower number first
+        for mine, square in zip(near, squares, strict=True):
+            assert all(a < b for a, b in pairwise(mine) if square[a] == square[b])
 
 
 def test_bounds_save_most_of_the_work_once_centroids_rest():
@@ -122,7 +148,9 @@ def test_bounds_save_most_of_the_work_once_centroids_rest():
     center = X.mean(axis=0, dtype=float)
     codes, columns = encode(X, center), screen(C, center)
     bounds = Bounds(np.full(4000, -1, np.int32), np.empty(4000, np.float32), np.empty((4000, 2), np.float32))
-    first, second = (search(frozen(X), codes, columns, bounds, still(60, 2), 1, np.empty(0)) for _ in range(2))
+    first, second = (
+        search(frozen(X), codes, columns, bounds, still(60, 2), 1, ALL_GROUPS, np.empty(0)) for _ in range(2)
+    )
     assert first >= 4000 * 60
     assert second < first / 3
 
@@ -141,6 +169,14 @@ def test_neighbours_is_a_permutation(k, seed):
     assert sorted(neighbours(C, COLUMNS).tolist()) == list(range(k))
 
 
+def test_neighbours_are_near_one_another():
+    rng = np.random.default_rng(0)
+    truth = rng.permutation(np.repeat(np.arange(6), COLUMNS))
+    C = (20 * rng.normal(size=(6, 8))[truth] + rng.normal(size=(len(truth), 8))).astype(np.float32)
+    found = truth[neighbours(C, COLUMNS)].reshape(6, COLUMNS)
+    assert (found == found[:, :1]).all()
+
+
 def test_the_screen_is_named():
     with dask.config.set({"daskmeans.kernels": "float32"}):
         assert capability().startswith("float32")
@@ -156,8 +192,10 @@ import sys, numpy as np
 from daskmeans.kernels import tile
 tile.features = lambda: frozenset(sys.argv[1].split(","))
 from daskmeans import KMeans
+from daskmeans.kmeans import native
+native.NEAR_GROUPS = 1
 X = np.random.default_rng(0).normal(size=(3000, 40)).astype(np.float32)
-km = KMeans(60, max_iter=4).fit(X)
+km = KMeans(150, max_iter=5).fit(X)
 history = [inertia.hex() for inertia in km.inertia_history_]
 print(tile.capability(), km.inertia_.hex(), history, km.labels_.sum(), km.cluster_centers_.tobytes().hex(), sep="|")
 """

@@ -210,27 +210,3 @@ def _pack_bytes(centroids, center, ids, packed, scales, halves, errors):  # type
         errors[p] = np.sqrt(lost) * (1 + 2.0**-20)
         longest = max(longest, np.sqrt(square) * (1 + 2.0**-20))
     return longest
-
-
-def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
-    """An order of the centroids in which each run of `size` holds centroids that are near one another.
-
-    Examples
-    --------
-    >>> neighbours(np.float32([[0], [9], [1], [8]]), 2).tolist() in ([0, 2, 3, 1], [1, 3, 2, 0])
-    True
-    """
-    todo, done = [np.arange(len(centroids))], []
-    while todo:
-        mine = todo.pop()
-        if len(mine) <= size:
-            done.append(mine)
-            continue
-        # Cut across the line between a centroid far from the middle and the one farthest from it.
-        C = centroids[mine]
-        one = C[((C - C.mean(axis=0)) ** 2).sum(axis=1).argmax()]
-        other = C[((C - one) ** 2).sum(axis=1).argmax()]
-        along = mine[np.argsort(C @ (other - one), kind="stable")]
-        half = max(1, round(len(mine) / (2 * size))) * size
-        todo += [along[half:], along[:half]]
-    return np.concatenate(done)

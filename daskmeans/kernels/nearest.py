@@ -10,7 +10,7 @@ from daskmeans.kernels.codes import encode, screen
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import dot64, squared_distance64
 from daskmeans.kernels.products import squared_norms64
-from daskmeans.kernels.search import Bounds, search, still
+from daskmeans.kernels.search import ALL_GROUPS, Bounds, search, still
 
 # Rows that are encoded at once: as bytes they stay in the second-level cache for common dimensions.
 BATCH_ROWS = 2048
@@ -44,7 +44,8 @@ def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarra
     unbounded = np.empty((len(X), 0), np.float32)
     for rows in tiles(len(X), BATCH_ROWS):
         bounds = Bounds(labels[rows], np.empty(0, np.float32), unbounded[rows])
-        search(X[rows], encode(X[rows], center), columns, bounds, still(len(centroids), 0), 1, squares[rows])
+        codes, rest = encode(X[rows], center), still(len(centroids), 0)
+        search(X[rows], codes, columns, bounds, rest, 1, ALL_GROUPS, squares[rows])
     return labels, squares
 
 

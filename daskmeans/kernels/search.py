@@ -19,6 +19,8 @@ from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
 
 # Bounds of a row at most: beyond, several groups of centroids share one.
 MOST_BOUNDS = 96
+# What a search takes for `near` where rows are compared with all groups.
+ALL_GROUPS = np.empty((0, 0), np.int32)
 
 
 class Bounds(NamedTuple):
@@ -67,8 +69,10 @@ def still(n_clusters: int, bounds: int) -> Travel:
 
 
 @kernel
-def search(X, codes, screen, bounds, travel, together, nearest):  # type: ignore[no-untyped-def]
+def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: ignore[no-untyped-def]
     """Find the nearest centroid of each row; of equally near ones, that of the lowest number.
+
+    Rows without a label must have bounds that hold for any row, such as zeros.
 
     Parameters
     ----------
@@ -82,6 +86,8 @@ def search(X, codes, screen, bounds, travel, together, nearest):  # type: ignore
     travel : Travel
     together : int
         Groups that share a bound.
+    near : ndarray of int32, shape (n, m) or (0, 0)
+        The groups that each row is compared with; one of them is that of its label. Without elements: all groups.
     nearest : ndarray of float64, shape (n,) or (0,)
         Written, if it has elements: the squared distance to the nearest centroid, of rows that are not skipped.
 
@@ -99,7 +105,7 @@ def search(X, codes, screen, bounds, travel, together, nearest):  # type: ignore
     compared = 0
     for begin in range(0, n, size):
         end = min(begin + size, n)
-        _plan(X, codes, screen, bounds, travel, together, begin, end, lists, counts, top, rows)
+        _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, top, rows)
         compared += _score(codes, screen, begin, lists, counts, top)
         _keep_close(begin, end, lists, counts, top, rows)
         compared += _settle(X, codes, screen, begin, lists, counts, rows)
@@ -127,10 +133,10 @@ ROW = np.dtype(
 
 
 @kernel
-def _plan(X, codes, screen, bounds, travel, together, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
     """Put each row that may have another label into the lists of the groups where it may be."""
     labels, upper, lower = bounds
-    groups = screen.ids.shape[0]
+    few = near.shape[1]
     counts[:] = 0
     for i in range(begin, end):
         row = rows[i - begin]
@@ -148,7 +154,8 @@ def _plan(X, codes, screen, bounds, travel, together, begin, end, lists, counts,
             row.floor = 0.5 * (codes.squares[i] - row.square)
             reach = _above(np.sqrt(row.square))
             upper[i] = _above(reach - travel.each[label])
-        for g in range(groups):
+        for t in range(few if few else screen.ids.shape[0]):
+            g = near[i, t] if few else t
             b = g // together
             if label < 0 or lower[i, b] - travel.groups[b] < reach:
                 lists[g, counts[g]] = i
@@ -218,9 +225,10 @@ def _keep_close(begin, end, lists, counts, top, rows):  # type: ignore[no-untype
     for t in range(end - begin):
         row = rows[t]
         if row.square == np.inf and row.label >= 0:  # nothing is known but the scores
-            largest = top[t, 0]
-            for g in range(1, top.shape[1]):
-                largest = max(largest, top[t, g])
+            largest = np.float32(-np.inf)
+            for g in range(top.shape[1]):
+                if top[t, g] != np.inf:
+                    largest = max(largest, top[t, g])
             row.floor = largest - row.slack
     for g in range(lists.shape[0]):
         picked, kept = lists[g], 0

@@ -232,8 +232,11 @@ class Blocks:
         """The rows with these numbers, in this order; float32, shape (len(numbers), d)."""
         wanted, places = np.unique(numbers, return_inverse=True)
         X = np.empty((len(wanted), self.dimension), np.float32)
-        for lying, rows in self.map(_rows_numbered, wanted, name="kmeans-rows"):
-            X[np.searchsorted(wanted, lying)] = rows
+        if self.client is None:
+            self.map(_copy_rows, wanted, X, name="kmeans-rows")
+        else:
+            for found, rows in self.map(_rows_numbered, wanted, name="kmeans-rows"):
+                X[found] = rows
         return X if np.array_equal(wanted, numbers) else X[places]
 
     def release(self) -> None:
@@ -495,13 +498,23 @@ def _hashed_below(group: list[Block], share: float, seed: int) -> tuple[np.ndarr
 
 
 def _rows_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = [np.intersect1d(block.numbers, wanted, assume_unique=True, return_indices=True) for block in group]
-    ends = np.cumsum([0, *(len(numbers) for numbers, _, _ in found)])
-    X = np.empty((ends[-1], max(block.dimension for block in group)), np.float32)
-    for block, (_, places, _), begin, end in zip(group, found, ends[:-1], ends[1:], strict=True):
+    """Rows of a group whose numbers are among `wanted`, and where among those."""
+    numbers = np.concatenate([block.numbers for block in group])
+    places = np.flatnonzero(np.isin(wanted, numbers, assume_unique=True))
+    X = np.empty((len(places), max(block.dimension for block in group)), np.float32)
+    _copy_rows(group, wanted[places], X)
+    return places, X
+
+
+def _copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
+    """Copy rows of a group to where their numbers are among `wanted`, which ascend."""
+    for block in group:
+        _, mine, places = np.intersect1d(block.numbers, wanted, assume_unique=True, return_indices=True)
         with block.open() as arrays:
-            np.take(arrays["rows"], places, axis=0, out=X[begin:end], mode="clip")
-    return np.concatenate([numbers for numbers, _, _ in found]), X
+            if len(mine) and places[-1] - places[0] == len(places) - 1:
+                np.take(arrays["rows"], mine, axis=0, out=X[places[0] : places[-1] + 1], mode="clip")
+            else:
+                X[places] = arrays["rows"][mine]
 
 
 def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:

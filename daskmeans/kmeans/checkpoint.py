@@ -1,8 +1,9 @@
 """Checkpoints of a fit: where it goes on after it was killed.
 
-A checkpoint is three files: the centroids (``.npy``), those of the update before (``.before.npy``), then a small one
-(``.json``) that holds the rest and the checksums of all. Only the last makes it valid, and none replaces one that is
-valid, so that at every moment the newest checkpoint is whole, on object stores too.
+A checkpoint is the centroids (``.npy``), those of the update before (``.before.npy``) and of the phase's beginning
+(``.origin.npy``), then a small file (``.json``) that holds the rest and the checksums of all. Only the last makes it
+valid, and none replaces one that is valid, so that the newest checkpoint is whole at every moment, on object stores
+too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from daskmeans.kmeans.native import Fit
 
 CHECKPOINTS = "checkpoints"
 # Arrays of a fit, by the ends of their files' names.
-ARRAYS = {".npy": "centroids", ".before.npy": "before"}
+ARRAYS = {".npy": "centroids", ".before.npy": "before", ".origin.npy": "origin"}
 # Writing takes at most one part in so many of the time, however large the centroids and slow the storage.
 SHARE = 20
 
@@ -45,7 +46,7 @@ class Checkpoints:
     Examples
     --------
     >>> kept = Checkpoints(UPath("memory://doctest-checkpoints"), {"n_clusters": 2}, max_iter=300, every=10)
-    >>> kept.save(0, Fit(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), n_iter=7))
+    >>> kept.save(0, Fit(*np.zeros((3, 2, 2), np.float32), n_iter=7))
     >>> kept.last(0).n_iter
     7
     """

@@ -17,10 +17,11 @@ import numpy as np
 
 from daskmeans import progress, runtime
 from daskmeans.errors import DataError
-from daskmeans.kernels.codes import COLUMNS, neighbours
+from daskmeans.kernels.groups import group_middles, neighbours
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.search import Travel, groups_per_bound, n_bounds
+from daskmeans.kernels.tile import COLUMNS
 from daskmeans.kernels.update import means, scale_for, squared_shift, within
 from daskmeans.kmeans import passes
 from daskmeans.kmeans.blocks import Blocks
@@ -35,6 +36,9 @@ SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.5
 # As long as that lowers the inertia, centroids go farther than to the means of their rows: by this much of the way
 # there, and by this much of the step before.
 RELAXATION, MOMENTUM = 0.85, 0.4
+# With at least three times as many groups of centroids as this, the first updates of a phase compare each row with so
+# many groups only.
+NEAR_GROUPS, NEAR_UPDATES = 16, 3
 # Rows whose mean stands for the middle of all rows.
 MIDDLE_ROWS = 1024
 
@@ -49,6 +53,8 @@ class Fit:
         Those of the next pass, or the result.
     before : ndarray of float32, shape (k, d)
         Those of the last pass on the same rows; without one, those of the next.
+    origin : ndarray of float32, shape (k, d)
+        Those with which the phase began; they decide which groups of centroids are near to which rows.
     phase, phases : int
         On which sample the fit is, of how many; the last phase is on all rows.
     n_iter : int
@@ -65,6 +71,7 @@ class Fit:
 
     centroids: np.ndarray
     before: np.ndarray
+    origin: np.ndarray
     phase: int = 0
     phases: int = 1
     n_iter: int = 0
@@ -173,7 +180,7 @@ def fit_blocks(
     if fit is None:
         start = time.perf_counter()
         centroids = seeds()
-        fit = Fit(centroids, centroids)
+        fit = Fit(centroids, centroids, centroids)
         facts = {"phase": "seed", "rows": blocks.n_rows, "seconds": time.perf_counter() - start, "run": run}
         runtime.log_event("daskmeans-kmeans", facts | {"n_clusters": len(fit.centroids)}, blocks.client)
     if blocks.dimension != fit.centroids.shape[1]:
@@ -210,6 +217,9 @@ class _Series:
     def __init__(self, blocks: Blocks, fit: Fit, seed: int, relax: bool) -> None:
         self.blocks, self.fit, self.relax = blocks, fit, relax
         k = len(fit.centroids)
+        order = neighbours(fit.origin, COLUMNS)
+        middles = group_middles(fit.origin, order, COLUMNS)
+        self.near = NEAR_GROUPS if relax and len(middles) >= 3 * NEAR_GROUPS else 0
         center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
         largest, longest = (max(column) for column in zip(*blocks.map(passes.reach, name="kmeans-reach"), strict=True))
         self.longest = math.sqrt(longest)
@@ -218,7 +228,9 @@ class _Series:
             number=-1,
             centroids=fit.centroids,
             center=center,
-            order=neighbours(fit.centroids, COLUMNS),
+            order=order,
+            middles=middles,
+            near=0,
             travel=Travel(np.zeros(k), np.zeros(n_bounds(k))),
             scale=scale_for(largest, blocks.n_rows),
             square_scale=scale_for((2.0 * self.longest) ** 2, blocks.n_rows),
@@ -233,13 +245,14 @@ class _Series:
         inertias = [update["inertia"] for update in fit.iterations if update["phase"] == phase]
         while len(inertias) < stop.updates and not fit.converged and fit.phase == phase:
             start = time.perf_counter()
-            moved, compared = self._advance(fit.centroids)
+            near = self.near if len(inertias) < NEAR_UPDATES else 0
+            moved, compared = self._advance(fit.centroids, near)
             inertia = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
             centroids, held = self._means()
             shift = squared_shift(frozen(fit.centroids), frozen(centroids))
             gain = 1.0 - inertia / inertias[-1] if inertias and inertias[-1] else math.inf
             inertias.append(inertia)
-            ends = shift <= stop.shift * self._variance() or gain < stop.gain
+            ends = not near and (shift <= stop.shift * self._variance() or gain < stop.gain)
             before = centroids
             if self.relax and 0.0 < gain < math.inf and not ends and len(inertias) < stop.updates:
                 before = fit.centroids
@@ -263,7 +276,7 @@ class _Series:
                 fit.history.append(inertia)
             elif ends or len(inertias) == stop.updates:
                 fit.phase += 1
-                fit.before = centroids
+                fit.before = fit.origin = centroids
             report(fit)
 
     def inertia(self) -> float:
@@ -279,12 +292,13 @@ class _Series:
         found = [part for parts in self.blocks.map(passes.labels, self.now, name="kmeans-labels") for part in parts]
         return np.concatenate([mine for _, mine in sorted(found, key=lambda part: part[0])])
 
-    def _advance(self, centroids: np.ndarray) -> tuple[int, int]:
+    def _advance(self, centroids: np.ndarray, near: int = 0) -> tuple[int, int]:
         """A pass: numbers of rows that have changed their cluster, and of pairs that were scored."""
         self.now = replace(
             self.now,
             number=self.now.number + 1,
             centroids=centroids,
+            near=near,
             travel=_travel(self.now, centroids),
         )
         parts = self.blocks.map(passes.advance, self.now, name="kmeans-pass")

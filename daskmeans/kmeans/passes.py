@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from daskmeans.kernels.codes import Codes, as_bytes, encode, layout, screen, squares_about
+from daskmeans.kernels.groups import near_groups
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.nearest import squared_distances
-from daskmeans.kernels.search import Bounds, Travel, groups_per_bound, n_bounds, search
+from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search
 from daskmeans.kernels.update import add_numbers, add_rows, extremes, move_rows
 from daskmeans.kmeans.blocks import Block
 
@@ -34,6 +35,10 @@ class Pass:
         The same in all passes of a series.
     order : ndarray of int64, shape (k,)
         Likewise; neighbours in this order share bounds.
+    middles : ndarray of float32, shape (groups, d)
+        Likewise; of each run of forty-eight centroids in this order.
+    near : int
+        Rows are compared with so many groups of centroids, those whose middles are nearest; 0: with all.
     travel : Travel
         How far centroids have moved since the first pass of the series.
     scale : float
@@ -47,6 +52,8 @@ class Pass:
     centroids: np.ndarray
     center: np.ndarray
     order: np.ndarray
+    middles: np.ndarray
+    near: int
     travel: Travel
     scale: float
     square_scale: float
@@ -79,6 +86,7 @@ def advance(group: list[Block], now: Pass) -> Advance:
     unwanted = np.empty(0)
     for block in group:
         begins = _prepare(block, now)
+        _choose_groups(block, now)
         with block.open() as arrays:
             X, codes = arrays["rows"], _codes(arrays)
             bounds = Bounds(arrays["labels"], arrays["upper"], arrays["lower"])
@@ -86,12 +94,13 @@ def advance(group: list[Block], now: Pass) -> Advance:
                 if begins == "all":
                     encode(X, now.center, arrays)
                     block.notes["codes"] = now.fit
-                bounds.labels[:] = -1
+                bounds.labels[:], bounds.lower[:] = -1, 0.0
                 anew += block.n_rows
                 squares = codes.squares if as_bytes(block.dimension) else squares_about(X, frozen(now.center))
                 energy += add_numbers(squares, now.square_scale)
             before = bounds.labels.copy()
-            compared += search(X, codes, columns, bounds, travel, groups_per_bound(k), unwanted)
+            near = arrays["near"] if now.near else ALL_GROUPS
+            compared += search(X, codes, columns, bounds, travel, groups_per_bound(k), near, unwanted)
             moved += move_rows(X, before, bounds.labels, now.scale, sums, counts)
         block.notes["pass"] = now.fit, now.number
     return Advance(sums, counts, energy, moved, compared, anew)
@@ -110,6 +119,17 @@ def _prepare(block: Block, now: Pass) -> str:
     for name, (shape, dtype) in arrays.items():
         block.allocate(name, shape, dtype)
     return "all"
+
+
+def _choose_groups(block: Block, now: Pass) -> None:
+    """Keep the groups that each row of `block` is compared with as long as passes need them."""
+    if not now.near:
+        block.drop("near")
+    elif block.notes.get("near") != now.fit:
+        block.allocate("near", (block.n_rows, now.near), np.int32)
+        with block.open() as arrays:
+            arrays["near"][:] = near_groups(arrays["rows"], now.middles, now.near)[0]
+        block.notes["near"] = now.fit
 
 
 def _codes(arrays: dict[str, np.ndarray]) -> Codes:

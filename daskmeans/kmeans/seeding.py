@@ -199,10 +199,19 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
     """
     trials = min(ROWS, 2 + int(math.log(n_clusters)))
     luck = uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
-    X = (X - X.mean(axis=0, dtype=np.float64)).astype(np.float32)  # so that float32 has digits left for distances
+    X = _about(frozen(X), X.mean(axis=0, dtype=np.float64))  # so that float32 has digits left for distances
     columns = floats(X)
     norms = squared_norms64(X).astype(np.float32)
     return _plus_plus(frozen(X), columns, norms, weights, luck, trials, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
+
+
+@kernel
+def _about(X, center):  # type: ignore[no-untyped-def]
+    out = np.empty(X.shape, np.float32)
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            out[i, j] = np.float32(np.float64(X[i, j]) - center[j])
+    return out
 
 
 @kernel
