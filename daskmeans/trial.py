@@ -133,7 +133,8 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
         again = reading.open(f"{rows}.parquet", client, allow_zero=False)
         read -= _read(again, again.partitions, 0, client)[1]
         n_clusters = _trials(len(table), source.rows)
-        first = _run(rows, n_clusters[0], reading, client)  # every worker compiles, or loads what it did before
+        # Every worker compiles, or loads what it compiled before: for few clusters, and what only many need.
+        first, *_ = [_run(rows, k, reading, client) for k in (n_clusters[0], n_clusters[-1])]
         trials = tuple(_run(rows, k, reading, client) for k in n_clusters)
         fixed = _run(few, 2, reading, client)
     X = np.array(to_matrix(table[source.embedding_field])[:COMPARED_ROWS])
@@ -143,15 +144,15 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
 
 
 def _trials(sampled: int, rows: int) -> list[int]:
-    """Numbers of clusters of a sample: in steps of four, with up to eight times the square root of `rows` in each.
+    """Numbers of clusters of a sample: in steps of eight, with up to eight times the square root of `rows` in each.
 
     Examples
     --------
     >>> _trials(16_384, 1_000_000)
-    [8, 32, 128, 512]
+    [8, 64, 512]
     """
     densest = min(8 * math.sqrt(rows), sampled / LEAST_CLUSTERS)
-    densities = [densest / 4**i for i in range(4)]
+    densities = [densest / 8**i for i in range(3)]
     return sorted({max(1, round(sampled / d)) for i, d in enumerate(densities) if i == 0 or d >= FEWEST_ROWS})
 
 
