@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.lanes import dot64
 from daskmeans.kernels.products import rounding_bound, squared_norms64
 from daskmeans.kernels.tile import COLUMNS, multiplies_bytes
 
@@ -74,14 +75,30 @@ def encode(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray] | No
 @kernel
 def squares_about(X, center):  # type: ignore[no-untyped-def]
     """Squared distance of each row to `center`, float64; as :func:`encode` finds it for bytes."""
-    out = np.empty(X.shape[0], np.float64)
+    out, x = np.empty(X.shape[0], np.float64), np.empty(X.shape[1], np.float64)
     for i in range(X.shape[0]):
-        square = 0.0
-        for j in range(X.shape[1]):
-            x = np.float64(X[i, j]) - center[j]
-            square += x * x
-        out[i] = square
+        _less(X[i], center, x)
+        out[i] = dot64(x, x)
     return out
+
+
+@kernel
+def _less(row, center, out):  # type: ignore[no-untyped-def]
+    for j in range(row.shape[0]):
+        out[j] = np.float64(row[j]) - center[j]
+
+
+@kernel
+def _largest(x):  # type: ignore[no-untyped-def]
+    """Largest magnitude; by four in turn, which need not wait for one another."""
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    whole = x.shape[0] // 4 * 4
+    for j in range(0, whole, 4):
+        a, b = max(a, abs(x[j])), max(b, abs(x[j + 1]))
+        c, d = max(c, abs(x[j + 2])), max(d, abs(x[j + 3]))
+    for j in range(whole, x.shape[0]):
+        a = max(a, abs(x[j]))
+    return max(max(a, b), max(c, d))
 
 
 @kernel
@@ -96,25 +113,21 @@ def _byte_scale(largest):  # type: ignore[no-untyped-def]
 @kernel
 def _to_bytes(X, center, codes, scales, biases, errors, squares):  # type: ignore[no-untyped-def]
     d = X.shape[1]
-    x = np.empty(d, np.float64)
+    x, lost = np.empty(d, np.float64), np.empty(d, np.float64)
     for i in range(X.shape[0]):
-        largest = 0.0
-        for j in range(d):
-            x[j] = np.float64(X[i, j]) - center[j]
-            largest = max(largest, abs(x[j]))
-        scale, inverse = _byte_scale(largest)
-        total, lost, square = 0, 0.0, 0.0
+        _less(X[i], center, x)
+        scale, inverse = _byte_scale(_largest(x))
+        code, step, total = codes[i], np.float64(scale), 0
         for j in range(d):
             q = np.rint(x[j] * inverse)
-            codes[i, j] = np.int8(q)
-            total += int(q)
-            rest = x[j] - q * np.float64(scale)
-            lost += rest * rest
-            square += x[j] * x[j]
+            code[j] = np.int8(q)
+            lost[j] = x[j] - q * step
+        for j in range(d):
+            total += code[j]
         scales[i] = scale
         biases[i] = 128 * total
-        errors[i] = np.float32(np.sqrt(lost) * (1 + 2.0**-20))
-        squares[i] = square
+        errors[i] = np.float32(np.sqrt(dot64(lost, lost)) * (1 + 2.0**-20))
+        squares[i] = dot64(x, x)
 
 
 class Screen(NamedTuple):

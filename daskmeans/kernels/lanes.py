@@ -1,7 +1,7 @@
 """Dot products and squared distances of two vectors, in float64 and one fixed order, on vector registers.
 
-Sixteen sums run beside each other and are added in one order at the end. Each product of two float32 numbers is exact
-in float64, and nothing is fused, so the results are the same on every machine.
+Sixteen sums run beside each other and are added in one order at the end, and nothing is fused, so the results are the
+same on every machine. Each product of two float32 numbers is exact in float64.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from daskmeans.kernels.jit import kernel
 
 LANES, STREAMS = 8, 2
 
-I32, I64, F32, F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
-NUMBERS, WIDE = ir.VectorType(F32, LANES), ir.VectorType(F64, LANES)
+I32, I64, F64 = ir.IntType(32), ir.IntType(64), ir.DoubleType()
+WIDE = ir.VectorType(F64, LANES)
 
 
 def _sum_products(typing: Any, x: Any, y: Any) -> Any:
@@ -34,13 +34,13 @@ _squares: Any = intrinsic(_sum_squares)
 
 @kernel
 def dot64(x, y):  # type: ignore[no-untyped-def]
-    """Dot product of two float32 vectors, contiguous and of the same length."""
+    """Dot product of two vectors of floating-point numbers, contiguous and of the same length."""
     return _products(x, y)
 
 
 @kernel
 def squared_distance64(x, y):  # type: ignore[no-untyped-def]
-    """Squared distance of two float32 vectors, contiguous and of the same length; zero for equal vectors."""
+    """Squared distance of two such vectors; zero for equal ones."""
     return _squares(x, y)
 
 
@@ -66,16 +66,19 @@ def _reduce(context: Any, b: ir.IRBuilder, signature: Any, args: Any, *, subtrac
         first, second = (b.fsub(left, right),) * 2 if subtract else (left, right)
         b.store(b.fadd(b.load(total), b.fmul(first, second)), total)
 
+    def wide(value: Any, kind: Any) -> Any:
+        return value if value.type == kind else b.fpext(value, kind)
+
     def load(data: Any, i: Any) -> Any:
-        place = b.bitcast(b.gep(data, [i]), NUMBERS.as_pointer())
-        return b.fpext(b.load(place, align=4), WIDE)
+        lanes = ir.VectorType(data.type.pointee, LANES)
+        return wide(b.load(b.bitcast(b.gep(data, [i]), lanes.as_pointer()), align=4), WIDE)
 
     with cgutils.for_range_slice(b, I64(0), whole, I64(step)) as (i, _):
         for s, total in enumerate(sums):
             at = b.add(i, I64(s * LANES))
             add(total, load(x.data, at), load(y.data, at))
     with cgutils.for_range_slice(b, whole, n, I64(1)) as (i, _):
-        add(tail, *(b.fpext(b.load(b.gep(v.data, [i])), F64) for v in (x, y)))
+        add(tail, *(wide(b.load(b.gep(v.data, [i])), F64) for v in (x, y)))
     lanes = b.load(sums[0])
     for total in sums[1:]:
         lanes = b.fadd(lanes, b.load(total))
