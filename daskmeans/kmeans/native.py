@@ -32,7 +32,7 @@ from daskmeans.kmeans.passes import Pass
 FIRST_SAMPLE, GROWTH = 32, 3
 # Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
 # would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
-SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.5
+SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.3
 # As long as that lowers the inertia, centroids go farther than to the means of their rows: by this much of the way
 # there, and by this much of the step before.
 RELAXATION, MOMENTUM = 0.85, 0.4
@@ -254,7 +254,9 @@ class _Series:
             inertias.append(inertia)
             ends = not near and (shift <= stop.shift * self._variance() or gain < stop.gain)
             before = centroids
-            if self.relax and 0.0 < gain < math.inf and not ends and len(inertias) < stop.updates:
+            # Where seeds were, nothing is known of the way; what a sample has left begins with a step like any other.
+            first = phase == 0 and len(inertias) == 1
+            if self.relax and gain > 0.0 and not (first or ends or len(inertias) == stop.updates):
                 before = fit.centroids
                 centroids = np.where(held[:, None], _beyond(fit, centroids), centroids)
             fit.before, fit.centroids = before, centroids
