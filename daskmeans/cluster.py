@@ -133,10 +133,8 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     # Arrow's own pool keeps what it has freed: measured, a third more memory while buckets are merged.
     pinned |= {"ARROW_DEFAULT_MEMORY_POOL": "system"}
-    # A fit puts on disk what memory cannot hold; what dask puts there loses what is noted about it.
-    spilling = {"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False}
     try:
-        with _deaf_to_interrupts(), _inherited(pinned), dask.config.set(spilling), warnings.catch_warnings():
+        with _deaf_to_interrupts(), _inherited(pinned), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
             return LocalCluster(
                 n_workers=workers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from dask.utils import format_bytes
@@ -10,6 +9,8 @@ from distributed import Client
 
 from daskmeans import config, runtime
 from daskmeans.errors import MemoryForecastError
+from daskmeans.kernels.groups import n_near
+from daskmeans.kernels.search import n_bounds
 
 # A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
 COPIES = 4
@@ -42,8 +43,7 @@ def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
     >>> note_bytes(1, 384, 1000), note_bytes(1, 384, 4096)
     (496, 820)
     """
-    groups = math.ceil(n_clusters / 48)
-    return rows * (dimension + 28 + 4 * min(groups, 96) + (64 if groups >= 48 else 0))
+    return rows * (dimension + 28 + 4 * n_bounds(n_clusters) + 4 * n_near(n_clusters))
 
 
 def engine_bytes(dimension: int, n_clusters: int) -> int:

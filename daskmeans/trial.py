@@ -134,7 +134,7 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
         read -= _read(again, again.partitions, 0, client)[1]
         n_clusters = _trials(len(table), source.rows)
         # Every worker compiles, or loads what it compiled before: for few clusters, and what only many need.
-        first, *_ = [_run(rows, k, reading, client) for k in (n_clusters[0], n_clusters[-1])]
+        first, *_ = [_run(rows, k, reading, client) for k in dict.fromkeys([n_clusters[0], n_clusters[-1]])]
         trials = tuple(_run(rows, k, reading, client) for k in n_clusters)
         fixed = _run(few, 2, reading, client)
     X = np.array(to_matrix(table[source.embedding_field])[:COMPARED_ROWS])

@@ -77,6 +77,15 @@ def count_visits(group: list, step: int) -> list[tuple[int, float]]:
     return found
 
 
+def note_bytes(group: list) -> int:
+    """Bytes of what an engine has noted about the rows of a group."""
+    total = 0
+    for block in group:
+        with block.open() as arrays:
+            total += sum(array.nbytes for name, array in arrays.items() if name != "rows")
+    return total
+
+
 class Killer(distributed.WorkerPlugin):
     """Kills the worker that is the first to begin its `nth` task whose name starts with `prefix`, and no other."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from daskmeans import KMeans, runtime
 from daskmeans.errors import ConvergenceWarning
-from daskmeans.kmeans import native
+from daskmeans.kernels import groups
 from daskmeans.kmeans.blocks import load
 from helpers import Killer, add_up, blobs, count_visits, rows_of
 
@@ -55,10 +55,17 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
 
 @pytest.mark.parametrize(
     ("phase", "nth"),
-    [("kmeans-reach", 1), ("kmeans-pass", 2), ("kmeans-pass", 4), ("kmeans-pass", 9), ("kmeans-inertia", 1)],
+    [
+        ("kmeans-reach", 1),
+        ("kmeans-pass", 1),
+        ("kmeans-pass", 2),
+        ("kmeans-pass", 4),
+        ("kmeans-pass", 9),
+        ("kmeans-inertia", 1),
+    ],
 )
 def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "NEAR_GROUPS", 1)
+    monkeypatch.setattr(groups, "NEAR", 1)
     X = blobs(n=12_000, d=24, k=120)
     settings = {"n_clusters": 120, "random_state": 3, "max_iter": 6, "tol": 0}
     with pytest.warns(ConvergenceWarning):

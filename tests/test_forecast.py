@@ -14,7 +14,9 @@ import pytest
 import daskmeans as dkm
 from daskmeans import forecast, runtime, workflow
 from daskmeans.errors import MemoryForecastError
-from helpers import write_embeddings
+from daskmeans.kmeans import native
+from daskmeans.kmeans.blocks import load
+from helpers import blobs, note_bytes, write_embeddings
 
 DISK = runtime.Disk("here", "/scratch", "ext4", free=1 << 40)
 
@@ -33,6 +35,21 @@ def disk(monkeypatch):
 @pytest.fixture
 def little_memory(monkeypatch):
     monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
+
+
+@pytest.mark.parametrize("n_clusters", [20, 2300, 4800])
+def test_the_notes_beside_the_rows_are_those_that_a_fit_makes(n_clusters):
+    X = blobs(n=5000, d=8)
+    blocks = load(X, None, False, 1.0, 0, None, n_clusters)
+    found = []
+
+    class Looking(native.Forgetful):
+        def save(self, run, fit):
+            found.append(sum(blocks.map(note_bytes, name="test")))
+
+    native.fit_blocks(blocks, lambda: X[:n_clusters], max_iter=1, tol=0, seed=0, grow=True, checkpoints=Looking())
+    foreseen = forecast.note_bytes(5000, 8, n_clusters)
+    assert 0.9 * foreseen <= max(found) <= foreseen
 
 
 def test_what_fits_into_memory_needs_no_disk(disk):

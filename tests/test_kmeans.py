@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import dask.array as da
 import dask.dataframe as dd
@@ -22,7 +23,9 @@ from sklearn.preprocessing import FunctionTransformer
 
 from daskmeans import KMeans
 from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
+from daskmeans.kernels import groups
 from daskmeans.kmeans import native
+from daskmeans.kmeans.blocks import load
 from daskmeans.kmeans.native import Fit
 from daskmeans.kmeans.seeding import plus_plus
 from daskmeans.vectors.matrix import to_column
@@ -58,6 +61,20 @@ def test_empty_clusters_are_refilled_as_scikit_learn_does():
     )
     assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-6)
     assert len(np.unique(ours.labels_)) == 5
+
+
+def test_a_cluster_that_is_refilled_stays_among_the_rows():
+    """Long steps must not carry a centroid on that has jumped to a row from far away."""
+    X = blobs(n=600, d=2, k=6)
+    start = np.vstack([X[:5], [[500, -500]]]).astype(np.float32)
+    after_the_sample = native.Forgetful()
+    after_the_sample.last = lambda run: Fit(start, start, start, phase=1, phases=2)
+    ours, _ = native.fit_blocks(
+        load(X, None, False, 1.0, 0, None), list, max_iter=50, tol=0, seed=0, grow=True, checkpoints=after_the_sample
+    )
+    theirs = Reference(6, init=start.astype(float), tol=0, n_init=1).fit(X.astype(float))
+    assert ours.inertia < 1.02 * theirs.inertia_
+    assert max(b / a for a, b in pairwise(ours.history)) < 1.01
 
 
 def test_fewer_distinct_rows_than_clusters_ends_with_zero_inertia():
@@ -103,7 +120,7 @@ def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
 
 
 def test_updates_on_near_groups_give_equal_bits_and_exact_labels(client, thread_client, monkeypatch):
-    monkeypatch.setattr(native, "NEAR_GROUPS", 1)
+    monkeypatch.setattr(groups, "NEAR", 1)
     X = blobs(n=1500, d=24, k=40)
     alone = KMeans(150, random_state=5, max_iter=8).fit(X)
     compared = [update["compared"] for update in alone.iterations_]

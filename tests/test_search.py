@@ -131,12 +131,12 @@ def test_bounds_never_change_a_label(kernels, seed, k, steps, together):
 
 @given(n=st.integers(1, 30), d=st.integers(1, 40), groups=st.integers(1, 120), seed=st.integers(0, 1000))
 def test_near_groups_are_those_of_a_brute_force(n, d, groups, seed):
-    X, middles = adversarial("copies" if seed % 3 == 0 else "plain", n, d, groups, seed)
+    X, middles = adversarial(("copies", "plain", "far")[seed % 3], n, d, groups, seed)
     count = 1 + seed % min(groups, 16)
     near, _ = near_groups(X, middles, count)
     _, squares = brute(X, middles)
     assert all(len(set(mine)) == count for mine in near.tolist())
-    np.testing.assert_allclose(np.take_along_axis(squares, near, 1), np.sort(squares)[:, :count], atol=1e-3)
+    np.testing.assert_allclose(np.take_along_axis(squares, near, 1), np.sort(squares)[:, :count], atol=0.02)
     if seed % 3 == 0:  # copies of a middle: the lower number first
         for mine, square in zip(near, squares, strict=True):
             assert all(a < b for a, b in pairwise(mine) if square[a] == square[b])
@@ -192,8 +192,8 @@ import sys, numpy as np
 from daskmeans.kernels import tile
 tile.features = lambda: frozenset(sys.argv[1].split(","))
 from daskmeans import KMeans
-from daskmeans.kmeans import native
-native.NEAR_GROUPS = 1
+from daskmeans.kernels import groups
+groups.NEAR = 1
 X = np.random.default_rng(0).normal(size=(3000, 40)).astype(np.float32)
 km = KMeans(150, max_iter=5).fit(X)
 history = [inertia.hex() for inertia in km.inertia_history_]
@@ -203,12 +203,14 @@ print(tile.capability(), km.inertia_.hex(), history, km.labels_.sum(), km.cluste
 
 @pytest.mark.skipif("avx512vnni" not in features(), reason="needs a processor that has all of these instructions")
 def test_the_same_bits_with_other_instructions(tmp_path):
-    answers = {}
+    running = {}
     for name, there in {**OTHERS, "this machine": features()}.items():
         command = [sys.executable, "-W", "ignore", "-c", PROGRAM, ",".join(sorted(there))]
         # A cache of its own: numba does not know what the program pretends.
         environment = {"NUMBA_CACHE_DIR": str(tmp_path / name), "PATH": "/usr/bin"}
-        answers[name] = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        running[name] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    answers = {name: process.communicate()[0] for name, process in running.items()}
+    assert not any(process.returncode for process in running.values())
     assert len({answer.split("|", 1)[1] for answer in answers.values()}) == 1, answers
     assert answers["AVX2"].startswith("float32 (AVX2)")
     assert answers["AVX-VNNI"].startswith("int8 (AVX-VNNI)")

@@ -5,6 +5,8 @@ All of it is the same to the last bit on every machine: which groups a row is co
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from daskmeans.kernels.codes import floats
@@ -12,10 +14,23 @@ from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import dot64, squared_distance64
 from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
 
+# Groups that a row is compared with, where there are at least three times as many.
+NEAR = 16
 # How often a cut between two halves is improved, and how often centroids may change to a group that is nearer.
 CUTS, CHANGES = 8, 2
 # Groups that a centroid may change to.
 CHOICES = 8
+
+
+def n_near(n_clusters: int) -> int:
+    """Groups that a row is compared with as long as exact labels are not needed; 0: all.
+
+    Examples
+    --------
+    >>> n_near(1000), n_near(4096)
+    (0, 16)
+    """
+    return NEAR if math.ceil(n_clusters / COLUMNS) >= 3 * NEAR else 0
 
 
 def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
@@ -105,6 +120,11 @@ def _products(C, y):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _row_products(C, D):  # type: ignore[no-untyped-def]
+    return np.array([dot64(C[i], D[i]) for i in range(C.shape[0])])
+
+
+@kernel
 def _squares(C, y):  # type: ignore[no-untyped-def]
     return np.array([squared_distance64(C[i], y) for i in range(C.shape[0])])
 
@@ -131,8 +151,17 @@ def near_groups(X: np.ndarray, middles: np.ndarray, count: int) -> tuple[np.ndar
     [[0, 1], [2, 1]]
     """
     near, scores = np.zeros((len(X), count), np.int32), np.full((len(X), count), -np.inf, np.float32)
-    _rank(frozen(X), floats(middles), near, scores)
+    _rank(frozen(X), _columns(frozen(middles)), near, scores)
     return near, scores
+
+
+def _columns(middles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`middles` as :func:`floats` makes columns, less their own middle, so that far from the origin digits are left."""
+    center = _mean(middles, np.arange(len(middles)))
+    apart = middles - center
+    packed, scales, halves = floats(apart)
+    halves.ravel()[: len(middles)] = 0.5 * _row_products(frozen(apart), apart + 2.0 * center.astype(np.float64))
+    return packed, scales, halves
 
 
 @kernel

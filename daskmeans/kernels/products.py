@@ -25,7 +25,7 @@ def _is_unit(square):  # type: ignore[no-untyped-def]
 
 @kernel
 def are_unit(X):  # type: ignore[no-untyped-def]
-    """Whether :func:`unit_rows` would leave every row of a float32 matrix as it is."""
+    """Whether every row of a float32 matrix is of unit length, as :func:`unit_rows` understands it."""
     unit = True
     for i in range(X.shape[0]):
         unit &= _is_unit(dot64(X[i], X[i]))
@@ -36,8 +36,8 @@ def are_unit(X):  # type: ignore[no-untyped-def]
 def unit_rows(X, out):  # type: ignore[no-untyped-def]
     """Write the rows of a float32 matrix, scaled to unit length, into `out`.
 
-    A row of zeros stays as it is, and so does one that is of unit length already: normalised again, it has the same
-    bits.
+    A row of zeros stays as it is, and so does one that is of unit length already, give or take 2⁻²²: normalised again,
+    it has the same bits.
     """
     for i in range(X.shape[0]):
         square = dot64(X[i], X[i])

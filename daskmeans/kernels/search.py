@@ -3,7 +3,8 @@
 For each row the search knows how far its centroid is at most, and for each group of centroids how near its nearest
 one, other than the row's own, is at least. Centroids move, and the bounds move with them. A row whose centroid is
 nearer than every bound keeps its label unseen; for any other row only the groups are compared whose bound fails
-(Ding et al., *Yinyang K-Means*, ICML 2015). The labels are those of a comparison with every centroid, in float64.
+(Ding et al., *Yinyang K-Means*, ICML 2015). The labels are those of a comparison in float64 with every centroid, or
+with every centroid of the groups that the caller names for a row.
 """
 
 from __future__ import annotations

@@ -499,8 +499,8 @@ def _hashed_below(group: list[Block], share: float, seed: int) -> tuple[np.ndarr
 
 def _rows_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a group whose numbers are among `wanted`, and where among those."""
-    numbers = np.concatenate([block.numbers for block in group])
-    places = np.flatnonzero(np.isin(wanted, numbers, assume_unique=True))
+    places = np.concatenate([_among(wanted, block.numbers)[0] for block in group])
+    places.sort()
     X = np.empty((len(places), max(block.dimension for block in group)), np.float32)
     _copy_rows(group, wanted[places], X)
     return places, X
@@ -509,12 +509,19 @@ def _rows_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, 
 def _copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
     """Copy rows of a group to where their numbers are among `wanted`, which ascend."""
     for block in group:
-        _, mine, places = np.intersect1d(block.numbers, wanted, assume_unique=True, return_indices=True)
+        places, mine = _among(wanted, block.numbers)
         with block.open() as arrays:
             if len(mine) and places[-1] - places[0] == len(places) - 1:
                 np.take(arrays["rows"], mine, axis=0, out=X[places[0] : places[-1] + 1], mode="clip")
             else:
                 X[places] = arrays["rows"][mine]
+
+
+def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `wanted` are among `numbers`, and where; both ascend."""
+    at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+    places = np.flatnonzero(numbers[at] == wanted)
+    return places, at[places]
 
 
 def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:

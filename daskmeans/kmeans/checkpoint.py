@@ -1,7 +1,7 @@
 """Checkpoints of a fit: where it goes on after it was killed.
 
-A checkpoint is the centroids (``.npy``), those of the update before (``.before.npy``) and of the phase's beginning
-(``.origin.npy``), then a small file (``.json``) that holds the rest and the checksums of all. Only the last makes it
+A checkpoint is the centroids (``.npy``), those of the update before (``.before``) and of the phase's beginning
+(``.origin``), then a small file (``.json``) that holds the rest and the checksums of all. Only the last makes it
 valid, and none replaces one that is valid, so that the newest checkpoint is whole at every moment, on object stores
 too.
 """
@@ -24,7 +24,7 @@ from daskmeans.kmeans.native import Fit
 
 CHECKPOINTS = "checkpoints"
 # Arrays of a fit, by the ends of their files' names.
-ARRAYS = {".npy": "centroids", ".before.npy": "before", ".origin.npy": "origin"}
+ARRAYS = {".npy": "centroids", ".before": "before", ".origin": "origin"}
 # Writing takes at most one part in so many of the time, however large the centroids and slow the storage.
 SHARE = 20
 

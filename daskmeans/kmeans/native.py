@@ -1,4 +1,4 @@
-"""The engine: exact passes over growing samples and then all rows, the same bits however the rows are spread.
+"""The engine: passes over growing samples and then all rows, the last of them exact, the same bits however rows lie.
 
 A fit is its centroids and a few numbers (:class:`Fit`). What the workers keep beside their rows only saves work, so a
 fit can be stopped after any update, or lose a worker, and go on to the same result.
@@ -17,7 +17,7 @@ import numpy as np
 
 from daskmeans import progress, runtime
 from daskmeans.errors import DataError
-from daskmeans.kernels.groups import group_middles, neighbours
+from daskmeans.kernels.groups import group_middles, n_near, neighbours
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.search import Travel, groups_per_bound, n_bounds
@@ -36,9 +36,8 @@ SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.3
 # As long as that lowers the inertia, centroids go farther than to the means of their rows: by this much of the way
 # there, and by this much of the step before.
 RELAXATION, MOMENTUM = 0.85, 0.4
-# With at least three times as many groups of centroids as this, the first updates of a phase compare each row with so
-# many groups only.
-NEAR_GROUPS, NEAR_UPDATES = 16, 3
+# With thousands of clusters, so many updates of a phase compare each row with the groups of centroids near to it only.
+NEAR_UPDATES = 3
 # Rows whose mean stands for the middle of all rows.
 MIDDLE_ROWS = 1024
 
@@ -52,7 +51,8 @@ class Fit:
     centroids : ndarray of float32, shape (k, d)
         Those of the next pass, or the result.
     before : ndarray of float32, shape (k, d)
-        Those of the last pass on the same rows; without one, those of the next.
+        Where the next step comes from: the centroids of the last pass if they took a long step then, else the same as
+        `centroids`.
     origin : ndarray of float32, shape (k, d)
         Those with which the phase began; they decide which groups of centroids are near to which rows.
     phase, phases : int
@@ -219,7 +219,7 @@ class _Series:
         k = len(fit.centroids)
         order = neighbours(fit.origin, COLUMNS)
         middles = group_middles(fit.origin, order, COLUMNS)
-        self.near = NEAR_GROUPS if relax and len(middles) >= 3 * NEAR_GROUPS else 0
+        self.near = n_near(k) if relax else 0
         center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
         largest, longest = (max(column) for column in zip(*blocks.map(passes.reach, name="kmeans-reach"), strict=True))
         self.longest = math.sqrt(longest)
@@ -250,14 +250,14 @@ class _Series:
             inertia = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
             centroids, held = self._means()
             shift = squared_shift(frozen(fit.centroids), frozen(centroids))
-            gain = 1.0 - inertia / inertias[-1] if inertias and inertias[-1] else math.inf
+            gain = _gain(inertias, inertia)
             inertias.append(inertia)
             ends = not near and (shift <= stop.shift * self._variance() or gain < stop.gain)
             before = centroids
             # Where seeds were, nothing is known of the way; what a sample has left begins with a step like any other.
             first = phase == 0 and len(inertias) == 1
             if self.relax and gain > 0.0 and not (first or ends or len(inertias) == stop.updates):
-                before = fit.centroids
+                before = np.where(held[:, None], fit.centroids, centroids)  # one that was empty has no way behind it
                 centroids = np.where(held[:, None], _beyond(fit, centroids), centroids)
             fit.before, fit.centroids = before, centroids
             fit.iterations.append(
@@ -350,6 +350,13 @@ class _Series:
         n = self.blocks.n_rows
         off_center = self.sums.sum(axis=0) / (self.now.scale * n) - self.now.center
         return max(0.0, self.energy / n - math.fsum(off_center**2)) / len(off_center)
+
+
+def _gain(before: list[float], inertia: float) -> float:
+    """Share by which `inertia` is lower than the last one; infinite for the first, 0 after an inertia of 0."""
+    if not before:
+        return math.inf
+    return 1.0 - inertia / before[-1] if before[-1] else 0.0
 
 
 def _beyond(fit: Fit, means: np.ndarray) -> np.ndarray:

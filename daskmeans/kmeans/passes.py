@@ -1,7 +1,7 @@
 """One pass over the rows of one worker: what the rows know of the centroids, kept beside them from pass to pass.
 
 Everything that is kept (codes, labels, bounds) only saves work. A block that has lost it, or never had it, compares its
-rows with every centroid and finds the same labels.
+rows with every centroid of the groups that the pass is about, and finds the same labels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from daskmeans.kernels.codes import Codes, as_bytes, encode, layout, screen, squares_about
 from daskmeans.kernels.groups import near_groups
 from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.nearest import squared_distances
+from daskmeans.kernels.nearest import BATCH_ROWS, squared_distances, tiles
 from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search
 from daskmeans.kernels.update import add_numbers, add_rows, extremes, move_rows
 from daskmeans.kmeans.blocks import Block
@@ -125,10 +125,12 @@ def _choose_groups(block: Block, now: Pass) -> None:
     """Keep the groups that each row of `block` is compared with as long as passes need them."""
     if not now.near:
         block.drop("near")
+        block.notes.pop("near", None)
     elif block.notes.get("near") != now.fit:
         block.allocate("near", (block.n_rows, now.near), np.int32)
         with block.open() as arrays:
-            arrays["near"][:] = near_groups(arrays["rows"], now.middles, now.near)[0]
+            for rows in tiles(block.n_rows, BATCH_ROWS):
+                arrays["near"][rows] = near_groups(arrays["rows"][rows], now.middles, now.near)[0]
         block.notes["near"] = now.fit
 
 
