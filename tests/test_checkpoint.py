@@ -22,7 +22,7 @@ import daskmeans as dkm
 from daskmeans import manifest, workflow
 from daskmeans.errors import OutputError, UsageError
 from daskmeans.kernels import groups
-from daskmeans.kmeans import checkpoint
+from daskmeans.kmeans import checkpoint, native
 from daskmeans.kmeans.checkpoint import Checkpoints
 from daskmeans.kmeans.native import Fit
 from helpers import blobs, write_embeddings
@@ -498,7 +498,8 @@ def interrupted_everywhere(X, **settings) -> None:
         assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
 
 
-def test_a_fit_that_grows_through_samples_goes_on_in_each():
+def test_a_fit_that_grows_through_samples_goes_on_in_each(monkeypatch):
+    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
     rows = blobs(n=4000, d=8, k=9)
     assert km(init="auto", n_clusters=4).fit(rows).iterations_[-1]["phases"] > 2
     interrupted_everywhere(rows, init="auto", n_clusters=4, tol=1e-4)
@@ -506,6 +507,7 @@ def test_a_fit_that_grows_through_samples_goes_on_in_each():
 
 def test_a_fit_that_begins_with_near_groups_goes_on_in_each_update(monkeypatch):
     monkeypatch.setattr(groups, "NEAR", 1)
+    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
     rows = blobs(n=12_000, d=8, k=40)
     assert km(init="auto", n_clusters=120, max_iter=4).fit(rows).iterations_[-1]["phases"] == 2
     interrupted_everywhere(rows, init="auto", n_clusters=120, tol=1e-4, max_iter=4)

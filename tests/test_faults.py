@@ -12,6 +12,7 @@ import pytest
 from daskmeans import KMeans, runtime
 from daskmeans.errors import ConvergenceWarning
 from daskmeans.kernels import groups
+from daskmeans.kmeans import native
 from daskmeans.kmeans.blocks import load
 from helpers import Killer, add_up, blobs, count_visits, rows_of
 
@@ -66,6 +67,7 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
 )
 def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path, monkeypatch):
     monkeypatch.setattr(groups, "NEAR", 1)
+    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
     X = blobs(n=12_000, d=24, k=120)
     settings = {"n_clusters": 120, "random_state": 3, "max_iter": 6, "tol": 0}
     with pytest.warns(ConvergenceWarning):

@@ -63,10 +63,11 @@ def test_empty_clusters_are_refilled_as_scikit_learn_does():
     assert len(np.unique(ours.labels_)) == 5
 
 
-def test_a_cluster_that_is_refilled_stays_among_the_rows():
+def test_a_cluster_that_is_refilled_stays_among_the_rows(monkeypatch):
     """Long steps must not carry a centroid on that has jumped to a row from far away."""
     X = blobs(n=600, d=2, k=6)
     start = np.vstack([X[:5], [[500, -500]]]).astype(np.float32)
+    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
     after_the_sample = native.Forgetful()
     after_the_sample.last = lambda run: Fit(start, start, start, phase=1, phases=2)
     ours, _ = native.fit_blocks(
@@ -102,8 +103,9 @@ def test_quality_is_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
-def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
-    X = blobs(n=900, d=24, k=12)
+def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client, monkeypatch):
+    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
+    X = blobs(n=1300, d=24, k=12)
     settings = {"n_clusters": 12, "init": init, "max_iter": 8, "random_state": 5, "n_init": 2}
     alone = KMeans(**settings).fit(X)
     others = {f"{n} partitions": KMeans(**settings).fit(frame(X, n)) for n in (1, 7, 64)}
@@ -297,7 +299,8 @@ class Kept:
 
 
 @pytest.mark.parametrize("init", ["auto", "random"])
-def test_a_fit_goes_on_from_any_update_to_the_same_bits(init):
+def test_a_fit_goes_on_from_any_update_to_the_same_bits(init, monkeypatch):
+    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
     X = blobs(n=4000, d=12, k=30)
     settings = {"n_clusters": 25, "init": init, "random_state": 3}
     kept = Kept()

@@ -193,8 +193,10 @@ from daskmeans.kernels import tile
 tile.features = lambda: frozenset(sys.argv[1].split(","))
 from daskmeans import KMeans
 from daskmeans.kernels import groups
+from daskmeans.kmeans import native
 groups.NEAR = 1
-X = np.random.default_rng(0).normal(size=(3000, 40)).astype(np.float32)
+native.LEAST_SAMPLE = 0
+X = np.random.default_rng(0).normal(size=(16000, 40)).astype(np.float32)
 km = KMeans(150, max_iter=5).fit(X)
 history = [inertia.hex() for inertia in km.inertia_history_]
 print(tile.capability(), km.inertia_.hex(), history, km.labels_.sum(), km.cluster_centers_.tobytes().hex(), sep="|")

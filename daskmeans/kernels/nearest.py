@@ -37,16 +37,26 @@ def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarra
     >>> labels.tolist(), squares.tolist()
     ([0, 1, 0], [0.0, 2.0, 50.0])
     """
+    squares = np.empty(len(X))
+    return _searched(X, centroids, squares), squares
+
+
+def nearest_labels(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The labels that :func:`nearest` finds, in less time."""
+    return _searched(X, centroids, np.empty(0))
+
+
+def _searched(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> np.ndarray:
     X, centroids = frozen(X), frozen(centroids)
     center = centroids.mean(axis=0, dtype=np.float64)
     columns = screen(centroids, center)
-    labels, squares = np.full(len(X), -1, np.int32), np.empty(len(X))
+    labels = np.full(len(X), -1, np.int32)
     unbounded = np.empty((len(X), 0), np.float32)
     for rows in tiles(len(X), BATCH_ROWS):
         bounds = Bounds(labels[rows], np.empty(0, np.float32), unbounded[rows])
         codes, rest = encode(X[rows], center), still(len(centroids), 0)
         search(X[rows], codes, columns, bounds, rest, 1, ALL_GROUPS, squares[rows])
-    return labels, squares
+    return labels
 
 
 def tiles(n: int, size: int) -> Iterator[slice]:

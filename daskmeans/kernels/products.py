@@ -24,15 +24,6 @@ def _is_unit(square):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def are_unit(X):  # type: ignore[no-untyped-def]
-    """Whether every row of a float32 matrix is of unit length, as :func:`unit_rows` understands it."""
-    unit = True
-    for i in range(X.shape[0]):
-        unit &= _is_unit(dot64(X[i], X[i]))
-    return unit
-
-
-@kernel
 def unit_rows(X, out):  # type: ignore[no-untyped-def]
     """Write the rows of a float32 matrix, scaled to unit length, into `out`.
 
@@ -53,10 +44,19 @@ def normalize_rows(X: np.ndarray) -> None:
 
 @kernel
 def unusual_rows(X):  # type: ignore[no-untyped-def]
-    """The first row that holds NaN or infinity, the first with a number above 1e15, the first of zeros; -1 for none."""
-    infinite, large, zero = -1, -1, -1
+    """What is to be known of rows before they are used.
+
+    Returns
+    -------
+    infinite, large, zero : int
+        The first row that holds NaN or infinity, the first with a number above 1e15, the first of zeros; -1 for none.
+    unit : bool
+        Whether all rows are of unit length, as :func:`unit_rows` understands it.
+    """
+    infinite, large, zero, unit = -1, -1, -1, True
     for i in range(X.shape[0]):
         square = dot64(X[i], X[i])
+        unit &= _is_unit(square)
         if zero < 0 and square == 0.0:
             zero = i
         if large < 0 and not square <= 1e30:
@@ -64,7 +64,7 @@ def unusual_rows(X):  # type: ignore[no-untyped-def]
                 infinite = i
             elif np.abs(X[i]).max() > 1e15:
                 large = i
-    return infinite, large, zero
+    return infinite, large, zero, unit
 
 
 def rounding_bound(n_features: int) -> float:

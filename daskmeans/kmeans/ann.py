@@ -17,7 +17,7 @@ from distributed import Client
 from daskmeans import config, runtime
 from daskmeans.errors import MissingExtraError, UsageError
 from daskmeans.kernels.hashing import hash_integers
-from daskmeans.kernels.nearest import nearest, tiles
+from daskmeans.kernels.nearest import nearest_labels, tiles
 from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.sampling import sample_limit, wilson
 from daskmeans.kernels.shortlist import closest, nearest_of, ranks
@@ -104,7 +104,7 @@ class Index:
         for rows in tiles(len(X), TILE):
             nearest_of(X[rows], centroids, half_norms, self.candidates(X[rows]), labels[rows])
         if len(lost := np.flatnonzero(labels < 0)):  # all their lists are empty
-            labels[lost] = nearest(X[lost], centroids)[0]
+            labels[lost] = nearest_labels(X[lost], centroids)
         return labels
 
 
@@ -216,7 +216,7 @@ def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: floa
     choices = []
     for nlist in _sizes(len(centroids)):
         lists = _centres(centroids, nlist, seed)
-        members = nearest(centroids, lists)[0]
+        members = nearest_labels(centroids, lists)
         rank = ranks(X, lists, members[labels])[listed]
         reached = np.bincount(rank, minlength=nlist).cumsum()
         nprobe = 1 + next(i for i in range(nlist) if wilson(int(reached[i]), m)[0] >= min(recall, limit))

@@ -17,7 +17,7 @@ from upath import UPath
 from daskmeans import config, manifest, runtime
 from daskmeans.dashboard import add_page
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
-from daskmeans.kernels.nearest import all_distances, nearest
+from daskmeans.kernels.nearest import all_distances, nearest_labels
 from daskmeans.kmeans import ann, model
 from daskmeans.kmeans.blocks import Blocks, load
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
@@ -335,7 +335,7 @@ class KMeans:
                 f"{ann.MANY:,}",
             )  # fmt: skip
         index = ann.tuned(
-            X, column, centroids, self.rows, lambda rows: nearest(rows, centroids)[0], recall, self.seed_, client
+            X, column, centroids, self.rows, lambda rows: nearest_labels(rows, centroids), recall, self.seed_, client
         )
         self.ann_ = index.facts
         return index
@@ -461,7 +461,7 @@ def _measured(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[]
 def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
     if index is not None:
         return index.nearest(km.rows(X), km.cluster_centers_)
-    return nearest(km.rows(X), km.cluster_centers_)[0]
+    return nearest_labels(km.rows(X), km.cluster_centers_)
 
 
 def _distances(X: Any, km: KMeans) -> np.ndarray:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.products import are_unit, unit_rows, unusual_rows
+from daskmeans.kernels.products import unit_rows, unusual_rows
 from daskmeans.vectors.matrix import to_matrix, vector_columns
 
 
@@ -72,9 +72,9 @@ def as_matrix(X: Any) -> np.ndarray:
     return np.ascontiguousarray(X, np.float32)
 
 
-def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> None:
-    """Raise DataError for a row that k-means cannot place."""
-    infinite, large, zero = unusual_rows(frozen(X))
+def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> bool:
+    """Whether all rows are of unit length; raise DataError for one that k-means cannot place."""
+    infinite, large, zero, unit = unusual_rows(frozen(X))
     if infinite >= 0:
         raise DataError(
             "the vector holds NaN or infinity",
@@ -93,13 +93,13 @@ def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> None:
             expected="a vector that can be normalised",
             remedy="remove the row, or fit with normalize=False (--no-normalize)",
         )
+    return bool(unit)
 
 
 def prepare(part: Any, normalize: bool, where: str = "") -> np.ndarray:
     """Matrix of a partition, checked and, if asked for, normalised; never changes `part`."""
     X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
-    check_rows(X, normalize, where)
-    if normalize and not are_unit(frozen(X)):
+    if not check_rows(X, normalize, where) and normalize:
         given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
         unit = np.empty_like(X) if given or not X.flags.writeable else X
         unit_rows(frozen(X), unit)

@@ -27,9 +27,10 @@ from daskmeans.kmeans import passes
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.passes import Pass
 
-# The first sample holds this many rows for each cluster, each further one GROWTH times as many, while that is less
-# than 1 / GROWTH of all rows: a sample nearly as large as the whole would cost more updates than it saves.
-FIRST_SAMPLE, GROWTH = 32, 3
+# The first sample holds this many rows for each cluster, and this many in any case (few clusters end in worse optima
+# after smaller ones), each further one GROWTH times as many, while that is less than 1 / GROWTH of all rows: a sample
+# nearly as large as the whole would cost more updates than it saves.
+FIRST_SAMPLE, LEAST_SAMPLE, GROWTH = 32, 1 << 15, 3
 # Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
 # would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
 SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.3
@@ -127,12 +128,12 @@ def sample_sizes(n_rows: int, n_clusters: int) -> list[int]:
     Examples
     --------
     >>> sample_sizes(1_000_000, 1000)
-    [32000, 96000, 288000]
+    [32768, 98304, 294912]
     >>> sample_sizes(50_000, 1000)
     []
     """
     sizes = []
-    size = FIRST_SAMPLE * n_clusters
+    size = max(FIRST_SAMPLE * n_clusters, LEAST_SAMPLE)
     while GROWTH * size < n_rows:
         sizes.append(size)
         size *= GROWTH

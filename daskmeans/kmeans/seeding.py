@@ -24,7 +24,7 @@ from daskmeans.vectors.files import open_path
 
 # Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
 SAMPLE_PER_CLUSTER = 16
-OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 16384
+OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 65536
 # Up to so many clusters k-means|| costs little beside the updates, and it never cuts through a cluster.
 OVERSAMPLE_UP_TO = 512
 SAMPLE_BYTES = 1 << 29

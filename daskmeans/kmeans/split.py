@@ -25,7 +25,7 @@ from daskmeans import progress, runtime
 from daskmeans.errors import ClusterSizeWarning
 from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.jit import kernel
-from daskmeans.kernels.nearest import nearest
+from daskmeans.kernels.nearest import nearest_labels
 from daskmeans.kernels.update import means, scale_for
 from daskmeans.kmeans.blocks import Block, Blocks
 
@@ -214,16 +214,16 @@ def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int) -> tuple[np.nd
     """Centroids of weighted rows, no two of which are the same, float32, shape (n_clusters, d); labels of the rows."""
     seeds = centroids = X[_drawn(weights, n_clusters)]
     scale = scale_for(float(np.abs(X).max()), int(weights.sum()))
-    labels = nearest(X, centroids)[0]
+    labels = nearest_labels(X, centroids)
     for _ in range(UPDATES):
         sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(n_clusters, np.int64)
         _add_weighted(X, labels, weights, scale, sums, counts)
         centroids = means(sums, counts, scale, centroids)
-        before, labels = labels, nearest(X, centroids)[0]
+        before, labels = labels, nearest_labels(X, centroids)
         if np.array_equal(before, labels):
             break
     # Means of rows that differ in their last bits may be one and the same; the rows themselves never are.
-    return (centroids, labels) if n_clusters == 1 or np.ptp(labels) else (seeds, nearest(X, seeds)[0])
+    return (centroids, labels) if n_clusters == 1 or np.ptp(labels) else (seeds, nearest_labels(X, seeds))
 
 
 def _drawn(weights: np.ndarray, count: int) -> np.ndarray:
@@ -252,7 +252,7 @@ def _labels(block: Block, centroids: np.ndarray, name: str) -> np.ndarray:
     if block.notes.get(_LABELS) != name:
         block.allocate(_LABELS, (block.n_rows,), np.int32)
         with block.open() as arrays:
-            arrays[_LABELS][:] = nearest(arrays["rows"], centroids)[0]
+            arrays[_LABELS][:] = nearest_labels(arrays["rows"], centroids)
         block.notes[_LABELS] = name
     with block.open() as arrays:
         return np.array(arrays[_LABELS])
