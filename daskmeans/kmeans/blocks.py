@@ -63,7 +63,7 @@ class Block:
         C-contiguous. Kept, not copied, where it stays in memory.
     quota : Quota
     numbers : ndarray of int64, shape (n,), optional
-        Numbers of the rows in the whole input, ascending. Without them the rows follow one another from `first` on.
+        Numbers of the rows in the whole input. Without them the rows follow one another from `first` on.
     borrowed : bool, default False
         Whether somebody else holds `rows` in memory too, so that they take none.
 
@@ -107,7 +107,7 @@ class Block:
 
     @property
     def numbers(self) -> np.ndarray:
-        """Numbers of the rows in the whole input, ascending; int64, shape (n_rows,)."""
+        """Numbers of the rows in the whole input; int64, shape (n_rows,)."""
         if self._numbers is None:
             return np.arange(self.first, self.first + self.n_rows)
         with self._shelf.open(self._numbers) as arrays:
@@ -518,10 +518,9 @@ def _copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
 
 
 def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `wanted` are among `numbers`, and where; both ascend."""
-    at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
-    places = np.flatnonzero(numbers[at] == wanted)
-    return places, at[places]
+    """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
+    _, where, which = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
+    return which, where
 
 
 def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:
