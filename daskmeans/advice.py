@@ -16,7 +16,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import forecast, runtime
-from daskmeans.kernels.tile import COLUMNS
+from daskmeans.kernels.tile import COLUMNS, n_groups
 from daskmeans.reading import PER_THREAD, Reading
 from daskmeans.trial import FEWEST_ROWS, THRESHOLD, Costs, Trial, measure
 
@@ -158,7 +158,7 @@ class Model:
         idle = min(0.9 * updates, count * float(np.median([u["seconds"] for u in self.costs.fixed.updates])))
         pairs = sum(u["compared"] * u["rows"] for u in trial.updates) * trial.n_clusters
         comparing = min(0.9 * (updates - idle), pairs * self.costs.compare / self._threads)
-        groups = _groups(self.rows / trial.density) / _groups(trial.n_clusters)
+        groups = n_groups(self.rows / trial.density) / n_groups(trial.n_clusters)
         return (
             self._fixed("fit")
             + self.costs.loading
@@ -171,8 +171,8 @@ class Model:
 
     def _assign(self, n_clusters: int) -> float:
         compare = self.costs.compare * COLUMNS / self._threads
-        rest = [self._variable(t, "assign") / t.rows - compare * _groups(t.n_clusters) for t in self._trials]
-        row = self.costs.read + max(0.0, float(np.mean(rest))) + compare * _groups(n_clusters)
+        rest = [self._variable(t, "assign") / t.rows - compare * n_groups(t.n_clusters) for t in self._trials]
+        row = self.costs.read + max(0.0, float(np.mean(rest))) + compare * n_groups(n_clusters)
         return self._fixed("assign") + self.rows * row
 
     def _dedup(self, density: float, largest: int) -> float:
@@ -213,11 +213,6 @@ class Model:
         have = runtime.memory_per_task(self._client)
         none = forecast.dedup_bytes(0, self.dimension)
         return math.inf if have is None else (have - none) / (forecast.dedup_bytes(1, self.dimension) - none)
-
-
-def _groups(n_clusters: float) -> int:
-    """Groups of centroids that are compared at once."""
-    return math.ceil(n_clusters / COLUMNS)
 
 
 def _proposed(model: Model) -> tuple[Forecast, Forecast]:

@@ -45,6 +45,7 @@ def _drawn_before(path: UPath, overwrite: bool) -> int | None:
 
 def refuse_misfit(source: Source, model: KMeans) -> None:
     """Refuse a model that cannot be fitted on the rows of `source`."""
+    model.check_params()
     if source.rows < model.n_clusters:
         raise UsageError(
             f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",

@@ -43,8 +43,7 @@ def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
     >>> note_bytes(1, 384, 1000), note_bytes(1, 384, 4096)
     (496, 820)
     """
-    k = max(n_clusters, 1)  # a number that makes no sense is refused later
-    return rows * (dimension + 28 + 4 * n_bounds(k) + 4 * n_near(k))
+    return rows * (dimension + 28 + 4 * n_bounds(n_clusters) + 4 * n_near(n_clusters))
 
 
 def engine_bytes(dimension: int, n_clusters: int) -> int:

@@ -77,13 +77,14 @@ def squares_about(X, center):  # type: ignore[no-untyped-def]
     """Squared distance of each row to `center`, float64; as :func:`encode` finds it for bytes."""
     out, x = np.empty(X.shape[0], np.float64), np.empty(X.shape[1], np.float64)
     for i in range(X.shape[0]):
-        _less(X[i], center, x)
+        less(X[i], center, x)
         out[i] = dot64(x, x)
     return out
 
 
 @kernel
-def _less(row, center, out):  # type: ignore[no-untyped-def]
+def less(row, center, out):  # type: ignore[no-untyped-def]
+    """Write a row less the center, subtracted in float64."""
     for j in range(row.shape[0]):
         out[j] = np.float64(row[j]) - center[j]
 
@@ -115,7 +116,7 @@ def _to_bytes(X, center, codes, scales, biases, errors, squares):  # type: ignor
     d = X.shape[1]
     x, lost = np.empty(d, np.float64), np.empty(d, np.float64)
     for i in range(X.shape[0]):
-        _less(X[i], center, x)
+        less(X[i], center, x)
         scale, inverse = _byte_scale(_largest(x))
         code, step, total = codes[i], np.float64(scale), 0
         for j in range(d):
@@ -206,12 +207,9 @@ def _pack_bytes(centroids, center, ids, packed, scales, halves, errors):  # type
         if ids[p] < 0:
             continue
         g, column = p // packed.shape[2], p % packed.shape[2]
-        largest, square = 0.0, 0.0
-        for j in range(d):
-            c[j] = np.float64(centroids[ids[p], j]) - center[j]
-            largest = max(largest, abs(c[j]))
-            square += c[j] * c[j]
-        scale, inverse = _byte_scale(largest)
+        less(centroids[ids[p]], center, c)
+        square = dot64(c, c)
+        scale, inverse = _byte_scale(_largest(c))
         lost = 0.0
         for j in range(d):
             q = np.rint(c[j] * inverse)

@@ -5,14 +5,13 @@ All of it is the same to the last bit on every machine: which groups a row is co
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from daskmeans.kernels.codes import floats
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import dot64, squared_distance64
-from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
+from daskmeans.kernels.products import squared_norms64
+from daskmeans.kernels.tile import COLUMNS, ROWS, n_groups, score_tile
 
 # Groups that a row is compared with, where there are at least three times as many.
 NEAR = 16
@@ -30,7 +29,7 @@ def n_near(n_clusters: int) -> int:
     >>> n_near(1000), n_near(4096)
     (0, 16)
     """
-    return NEAR if math.ceil(n_clusters / COLUMNS) >= 3 * NEAR else 0
+    return NEAR if n_groups(n_clusters) >= 3 * NEAR else 0
 
 
 def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
@@ -120,11 +119,6 @@ def _products(C, y):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _row_products(C, D):  # type: ignore[no-untyped-def]
-    return np.array([dot64(C[i], D[i]) for i in range(C.shape[0])])
-
-
-@kernel
 def _squares(C, y):  # type: ignore[no-untyped-def]
     return np.array([squared_distance64(C[i], y) for i in range(C.shape[0])])
 
@@ -160,7 +154,7 @@ def _columns(middles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     center = _mean(middles, np.arange(len(middles)))
     apart = middles - center
     packed, scales, halves = floats(apart)
-    halves.ravel()[: len(middles)] = 0.5 * _row_products(frozen(apart), apart + 2.0 * center.astype(np.float64))
+    halves.ravel()[: len(middles)] = 0.5 * squared_norms64(frozen(apart)) + _products(frozen(apart), center)
     return packed, scales, halves
 
 

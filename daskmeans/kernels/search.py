@@ -16,7 +16,7 @@ import numpy as np
 
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import squared_distance64
-from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
+from daskmeans.kernels.tile import COLUMNS, ROWS, n_groups, score_tile
 
 # Bounds of a row at most: beyond, several groups of centroids share one.
 MOST_BOUNDS = 96
@@ -56,12 +56,12 @@ def n_bounds(n_clusters: int) -> int:
     >>> n_bounds(1000), n_bounds(100_000)
     (21, 95)
     """
-    return math.ceil(math.ceil(n_clusters / COLUMNS) / groups_per_bound(n_clusters))
+    return math.ceil(n_groups(n_clusters) / groups_per_bound(n_clusters))
 
 
 def groups_per_bound(n_clusters: int) -> int:
     """Groups of centroids that share a bound."""
-    return math.ceil(math.ceil(n_clusters / COLUMNS) / MOST_BOUNDS)
+    return math.ceil(n_groups(n_clusters) / MOST_BOUNDS)
 
 
 def still(n_clusters: int, bounds: int) -> Travel:

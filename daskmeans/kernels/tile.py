@@ -24,6 +24,11 @@ ROWS, COLUMNS = 8, 48
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
+def n_groups(n_clusters: float) -> int:
+    """Groups of forty-eight that so many centroids fill."""
+    return math.ceil(n_clusters / COLUMNS)
+
+
 class Registers(NamedTuple):
     """How a tile is cut so that its sums stay in registers: `lanes` numbers in each, `rows` x `vectors` of them."""
 

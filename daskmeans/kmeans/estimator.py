@@ -196,7 +196,7 @@ class KMeans:
         DataError
             A row cannot be placed: NaN, infinity, null, zeros when normalising.
         """
-        self._check_params()
+        self.check_params()
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
         client = runtime.current_client(client)
@@ -244,7 +244,8 @@ class KMeans:
             checkpoints=checkpoints,
         )
 
-    def _check_params(self) -> None:
+    def check_params(self) -> None:
+        """Raise UsageError for a parameter that is out of its range."""
         whole = (int, np.integer)
         checks = {
             "n_clusters": (isinstance(self.n_clusters, whole) and self.n_clusters >= 1, "an integer >= 1"),

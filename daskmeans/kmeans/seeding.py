@@ -12,7 +12,7 @@ from upath import UPath
 
 from daskmeans import runtime
 from daskmeans.errors import DataError, NotFoundError, UsageError
-from daskmeans.kernels.codes import floats
+from daskmeans.kernels.codes import floats, less
 from daskmeans.kernels.hashing import hash_integers, uniform
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.nearest import BATCH_ROWS, nearest, squared_distances, tiles
@@ -209,8 +209,7 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
 def _about(X, center):  # type: ignore[no-untyped-def]
     out = np.empty(X.shape, np.float32)
     for i in range(X.shape[0]):
-        for j in range(X.shape[1]):
-            out[i, j] = np.float32(np.float64(X[i, j]) - center[j])
+        less(X[i], center, out[i])
     return out
 
 
