@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from distributed import Client, Future
 from daskmeans import config, forecast, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_integers, uniform
-from daskmeans.kmeans.inputs import as_matrix, check_rows, is_lazy, partitions, prepare
+from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare
 from daskmeans.kmeans.storage import shelf
 
 # Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
@@ -49,6 +49,28 @@ class Quota:
     memory: int
     n_clusters: int = 1
     threads: int = 0
+
+
+@dataclass(frozen=True)
+class Taking:
+    """Which rows of partitions become blocks, and how.
+
+    Attributes
+    ----------
+    normalize : bool
+    fraction : float
+        Rows are taken whose numbers have a hash below this.
+    seed : int
+    quota : Quota
+    given : bool
+        Whether partitions are parts of a matrix that somebody holds in this process.
+    """
+
+    normalize: bool
+    fraction: float
+    seed: int
+    quota: Quota
+    given: bool
 
 
 class Block:
@@ -334,7 +356,7 @@ class _Loaded(Blocks):
     ):
         self._read = read
         super().__init__(read(range(count), "load vectors"), quota, client)
-        self._firsts = [0, *accumulate(self.lengths)][:-1]
+        self._firsts = _starts(self.lengths)
         if cached := sum(self.map(_cached, name="count-rows")):
             runtime.logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
 
@@ -402,21 +424,24 @@ def load(
         The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
     """
     lazy = is_lazy(X)
-    if not lazy:
-        check_rows(X := as_matrix(X), normalize)  # here, where row numbers are those of the caller
+    X = X if lazy else as_matrix(X)
     client = runtime.current_client(client)
     parts = partitions(X, column)
-    offsets: list[int] | list[None] = [None] * len(parts)
-    if sample_fraction < 1.0:
+    firsts = [0] * len(parts)
+    if not lazy:
+        firsts = _starts(map(len, parts))
+    elif sample_fraction < 1.0:
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=runtime.key("count")) for part in parts]
-        offsets = [0, *accumulate(runtime.compute(sizes, "count rows", client))][:-1]
+        firsts = _starts(runtime.compute(sizes, "count rows", client))
     kept = max(0, runtime.memory_to_keep(client) - forecast.reading_bytes(client))
     quota = Quota(uuid4().hex, kept, n_clusters, runtime.threads_each(client))
     given = not lazy and client is None
     if isinstance(X, np.ndarray | da.Array) and not math.isnan(X.shape[0]) and (normalize or not given):
         rows, dimension = X.shape
         forecast.check_fit(rows, dimension, n_clusters, sample_fraction, client)
-    calls = [(part, i, normalize, offsets[i], sample_fraction, seed, quota, given) for i, part in enumerate(parts)]
+    taking = Taking(normalize, sample_fraction, seed, quota, given)
+    places = [f"partition {i}" if lazy else "" for i in range(len(parts))]
+    calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
 
     def read(members: Sequence[int], label: str) -> list[Any]:
         mine = [calls[i] for i in members]
@@ -454,15 +479,14 @@ def _found(key: str) -> Any:
 _seen: WeakValueDictionary[str, Block] = WeakValueDictionary()
 
 
-def _load_block(
-    part: Any, i: int, normalize: bool, offset: int | None, fraction: float, seed: int, quota: Quota, given: bool
-) -> Block:
-    X = prepare(part, normalize, where=f"partition {i}")
-    if offset is not None:
-        X = X[_below(np.arange(offset, offset + len(X)), fraction, seed)]
-    borrowed = given and np.may_share_memory(X, part)
+def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
+    """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
+    X = prepare(part, taking.normalize, where, 0 if where else first)
+    if taking.fraction < 1.0:
+        X = X[_below(np.arange(first, first + len(X)), taking.fraction, taking.seed)]
+    borrowed = taking.given and np.may_share_memory(X, part)
     # A view of a column may be a view of a larger one, all of which it would keep.
-    return Block(X if borrowed or X.base is None else X.copy(), quota, borrowed=borrowed)
+    return Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
 
 
 def _shapes(group: list[Block]) -> list[tuple[int, int]]:
@@ -521,6 +545,11 @@ def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
     _, where, which = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
     return which, where
+
+
+def _starts(lengths: Iterable[int]) -> list[int]:
+    """Where each of several runs of these lengths begins, if one follows another."""
+    return [0, *accumulate(lengths)][:-1]
 
 
 def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:

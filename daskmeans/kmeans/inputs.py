@@ -72,34 +72,37 @@ def as_matrix(X: Any) -> np.ndarray:
     return np.ascontiguousarray(X, np.float32)
 
 
-def check_rows(X: np.ndarray, normalize: bool, where: str = "") -> bool:
+def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
     """Whether all rows are of unit length; raise DataError for one that k-means cannot place."""
     infinite, large, zero, unit = unusual_rows(frozen(X))
     if infinite >= 0:
         raise DataError(
             "the vector holds NaN or infinity",
-            where=_at(where, infinite),
+            where=_at(where, first + infinite),
             expected="finite numbers",
             remedy="repair or remove the row",
         )
     if large >= 0 and not normalize:  # squares of these would not fit into float32
         raise DataError(
-            "the vector holds a number above 1e15", where=_at(where, large), remedy="scale the vectors down"
+            "the vector holds a number above 1e15", where=_at(where, first + large), remedy="scale the vectors down"
         )
     if zero >= 0 and normalize:
         raise DataError(
             "a vector of zeros has no direction",
-            where=_at(where, zero),
+            where=_at(where, first + zero),
             expected="a vector that can be normalised",
             remedy="remove the row, or fit with normalize=False (--no-normalize)",
         )
     return bool(unit)
 
 
-def prepare(part: Any, normalize: bool, where: str = "") -> np.ndarray:
-    """Matrix of a partition, checked and, if asked for, normalised; never changes `part`."""
+def prepare(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.ndarray:
+    """Matrix of a partition, checked and, if asked for, normalised; never changes `part`.
+
+    An error names a row by `where` and its number, counted from `first`.
+    """
     X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
-    if not check_rows(X, normalize, where) and normalize:
+    if not check_rows(X, normalize, where, first) and normalize:
         given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
         unit = np.empty_like(X) if given or not X.flags.writeable else X
         unit_rows(frozen(X), unit)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -198,13 +198,14 @@ def fit_blocks(
             runtime.log_event("daskmeans-kmeans", facts, blocks.client)
             checkpoints.save(run, fit)
 
+        span = _measure(blocks, seed)
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
             sample = blocks.subset(size, seed)
             stop = Stop(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
-            _Series(sample, fit, seed, relax=True).improve(stop, report)
+            _Series(sample, fit, span, relax=True).improve(stop, report)
             sample.release()
-        series = _Series(blocks, fit, seed, relax=grow)
+        series = _Series(blocks, fit, span, relax=grow)
         if math.isinf(fit.inertia):
             series.improve(Stop(max_iter, tol), report)
             fit.inertia = series.inertia()
@@ -212,29 +213,44 @@ def fit_blocks(
     return fit, series.labels
 
 
+class _Span(NamedTuple):
+    """Where rows lie."""
+
+    center: np.ndarray
+    """float64, shape (d,): about the middle of all rows."""
+    largest: float
+    """Absolute coordinate."""
+    longest: float
+    """Norm."""
+
+
+def _measure(blocks: Blocks, seed: int) -> _Span:
+    center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
+    largest, longest = (max(column) for column in zip(*blocks.map(passes.reach, name="kmeans-reach"), strict=True))
+    return _Span(center, largest, math.sqrt(longest))
+
+
 class _Series:
     """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
 
-    def __init__(self, blocks: Blocks, fit: Fit, seed: int, relax: bool) -> None:
+    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool) -> None:
         self.blocks, self.fit, self.relax = blocks, fit, relax
         k = len(fit.centroids)
         order = neighbours(fit.origin, COLUMNS)
         middles = group_middles(fit.origin, order, COLUMNS)
         self.near = n_near(k) if relax else 0
-        center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
-        largest, longest = (max(column) for column in zip(*blocks.map(passes.reach, name="kmeans-reach"), strict=True))
-        self.longest = math.sqrt(longest)
+        self.longest = span.longest
         self.now = Pass(
             fit=uuid4().hex,
             number=-1,
             centroids=fit.centroids,
-            center=center,
+            center=span.center,
             order=order,
             middles=middles,
             near=0,
             travel=Travel(np.zeros(k), np.zeros(n_bounds(k))),
-            scale=scale_for(largest, blocks.n_rows),
-            square_scale=scale_for((2.0 * self.longest) ** 2, blocks.n_rows),
+            scale=scale_for(span.largest, blocks.n_rows),
+            square_scale=scale_for((2.0 * span.longest) ** 2, blocks.n_rows),
         )
         self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
         self.energy = 0.0

@@ -14,7 +14,7 @@ import numpy as np
 from daskmeans.kernels.codes import Codes, as_bytes, encode, layout, screen, squares_about
 from daskmeans.kernels.groups import near_groups
 from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.nearest import BATCH_ROWS, squared_distances, tiles
+from daskmeans.kernels.nearest import squared_distances
 from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search
 from daskmeans.kernels.update import add_numbers, add_rows, extremes, move_rows
 from daskmeans.kmeans.blocks import Block
@@ -129,8 +129,7 @@ def _choose_groups(block: Block, now: Pass) -> None:
     elif block.notes.get("near") != now.fit:
         block.allocate("near", (block.n_rows, now.near), np.int32)
         with block.open() as arrays:
-            for rows in tiles(block.n_rows, BATCH_ROWS):
-                arrays["near"][rows] = near_groups(arrays["rows"][rows], now.middles, now.near)[0]
+            arrays["near"][:] = near_groups(arrays["rows"], now.middles, now.near)[0]
         block.notes["near"] = now.fit
 
 
