@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -232,8 +233,9 @@ def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None
 
 
 def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Results of `functions`, called by threads of this process."""
-    return compute_here([dask.delayed(function, pure=False)() for function in functions])
+    """Results of `functions`, called by threads of this process; for work of milliseconds, which tasks would double."""
+    with _one_thread_each(), ThreadPoolExecutor(n_threads()) as pool:
+        return list(pool.map(lambda function: function(), functions))
 
 
 def feed(
