@@ -1,7 +1,8 @@
 """What a cluster costs and what it brings: one fit in few and in many partitions, and one on one and on two workers.
 
 python benchmarks/scaling.py [--rows 1000000] [--dimension 64] [--n-clusters 1000] [--partitions 1000]
-                             [--wide-rows 400000] [--wide-dimension 384] [--runs 5] [--out results.json]
+                             [--max-iter 100] [--wide-rows 400000] [--wide-dimension 384] [--runs 5]
+                             [--out results.json]
 
 Each run has a cluster of its own of single-threaded workers, which have compiled and run a small fit before. The
 rows imitate embeddings (synthetic.py) and are read from a file; the time is that of the whole fit, reading and seeds
@@ -35,7 +36,7 @@ class Stored:
         return np.array(np.load(self.path, mmap_mode="r")[key])
 
 
-def fit(path: str, n_clusters: int, partitions: int, workers: int) -> dict[str, float]:
+def fit(path: str, n_clusters: int, max_iter: int, partitions: int, workers: int) -> dict[str, float]:
     """Seconds of a fit, of its updates and of the rest."""
     rows = Stored(path)
     X = da.from_array(rows, chunks=(-(-rows.shape[0] // partitions), -1), name=False)
@@ -45,7 +46,7 @@ def fit(path: str, n_clusters: int, partitions: int, workers: int) -> dict[str, 
     ):
         dkm.KMeans(8).fit(X[: 4000 * workers].rechunk((4000, -1)), client=client)
         began = time.perf_counter()
-        km = dkm.KMeans(n_clusters).fit(X, client=client)
+        km = dkm.KMeans(n_clusters, max_iter=max_iter).fit(X, client=client)
         whole = time.perf_counter() - began
     updates = sum(update["seconds"] for update in km.iterations_)
     made = {"seconds": whole, "updates": updates, "rest": whole - updates, "number of updates": len(km.iterations_)}
@@ -58,7 +59,7 @@ def compare(args: argparse.Namespace, record: dict, name: str, rows: tuple[int, 
         np.save(path := f"{folder}/rows.npy", embeddings(*rows))
         for _ in range(args.runs):
             for case in cases:
-                record["runs"].append({"name": name} | fit(path, args.n_clusters, **case))
+                record["runs"].append({"name": name} | fit(path, args.n_clusters, args.max_iter, **case))
                 write(args.out, record)
     lines, parts = [], ("seconds", "updates", "rest")
     for case in cases:
@@ -81,6 +82,7 @@ def main() -> None:
     arguments.add_argument("--wide-rows", type=int, default=400_000)
     arguments.add_argument("--wide-dimension", type=int, default=384)
     arguments.add_argument("--n-clusters", type=int, default=1000)
+    arguments.add_argument("--max-iter", type=int, default=100)
     arguments.add_argument("--directory", type=Path, help="for the rows")
     args = arguments.parse_args()
     record = new_record("scaling", args)

@@ -174,3 +174,14 @@ async def _no_keys(client):
 
     while any("block" in key for keys in (await client.scheduler.has_what()).values() for key in keys):
         await asyncio.sleep(0.05)
+
+
+def test_small_chunks_of_an_array_are_joined():
+    X = blobs(n=3000)
+    chunks = da.from_array(X, chunks=(7, -1))
+    blocks = load(chunks, None, True, 1.0, 0, None)
+    assert len(blocks.lengths) < 40
+    np.testing.assert_array_equal(blocks.rows(np.arange(3000)), load(X, None, True, 1.0, 0, None).rows(np.arange(3000)))
+    X[1234, 3] = np.nan
+    with pytest.raises(DataError, match="row 1234: the vector holds NaN"):
+        load(chunks, None, True, 1.0, 0, None)

@@ -22,11 +22,13 @@ from distributed import Client, Future
 from daskmeans import config, forecast, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_integers, uniform
-from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare
+from daskmeans.kmeans.inputs import as_matrix, is_lazy, joined, partitions, prepare
 from daskmeans.kmeans.storage import shelf
 
 # Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
 SUBSET = 0x5B5E7
+# Blocks for each thread, at least, that small chunks of an array are joined to.
+BLOCKS_EACH = 8
 
 
 @dataclass(frozen=True)
@@ -426,21 +428,23 @@ def load(
     lazy = is_lazy(X)
     X = X if lazy else as_matrix(X)
     client = runtime.current_client(client)
+    if isinstance(X, da.Array):
+        X = joined(X, BLOCKS_EACH * runtime.n_threads(client))
     parts = partitions(X, column)
-    firsts = [0] * len(parts)
-    if not lazy:
-        firsts = _starts(map(len, parts))
+    firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
+    if counted:
+        firsts = _starts(X.chunks[0] if lazy else map(len, parts))
     elif sample_fraction < 1.0:
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=runtime.key("count")) for part in parts]
         firsts = _starts(runtime.compute(sizes, "count rows", client))
     kept = max(0, runtime.memory_to_keep(client) - forecast.reading_bytes(client))
     quota = Quota(uuid4().hex, kept, n_clusters, runtime.threads_each(client))
     given = not lazy and client is None
-    if isinstance(X, np.ndarray | da.Array) and not math.isnan(X.shape[0]) and (normalize or not given):
+    if counted and (normalize or not given):
         rows, dimension = X.shape
         forecast.check_fit(rows, dimension, n_clusters, sample_fraction, client)
     taking = Taking(normalize, sample_fraction, seed, quota, given)
-    places = [f"partition {i}" if lazy else "" for i in range(len(parts))]
+    places = ["" if counted else f"partition {i}" for i in range(len(parts))]
     calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
 
     def read(members: Sequence[int], label: str) -> list[Any]:

@@ -36,6 +36,23 @@ def partitions(X: Any, column: str | None) -> list[Any]:
     return slices(as_matrix(X))
 
 
+def joined(X: da.Array, least: int) -> da.Array:
+    """`X`, if it knows its rows, with small chunks of rows that follow one another taken together, `least` at least.
+
+    Every block costs a tenth of a millisecond in each update, as much as hundreds of rows.
+    """
+    if X.ndim != 2 or math.isnan(X.shape[0]):
+        return X
+    room = min(config.get_bytes("partition-bytes") // (4 * max(1, X.shape[1])), X.shape[0] // least)
+    rows: list[int] = []
+    for size in X.chunks[0]:
+        if rows and rows[-1] + size <= room:
+            rows[-1] += size
+        else:
+            rows.append(size)
+    return X.rechunk({0: tuple(rows)})
+
+
 def slices(X: np.ndarray) -> list[np.ndarray]:
     """`X` cut by rows: a few slices for each thread, none larger than a partition; empty if there are no rows."""
     wanted = max(4 * runtime.n_threads(), math.ceil(X.nbytes / config.get_bytes("partition-bytes")))
