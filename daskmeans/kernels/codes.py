@@ -178,10 +178,10 @@ def screen(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None =
         longest = _pack_bytes(centroids, center, ids, packed, scales.ravel(), halves.ravel(), errors)
     else:
         packed, scales, halves = floats(centroids[ids[:k]])
-        longest = float(np.sqrt(squared_norms64(centroids).max()))
+        longest = float(np.sqrt(squared_norms64(centroids).max(initial=0.0)))
     where = np.empty(k, np.int32)
     where[ids[:k]] = np.arange(k) // COLUMNS
-    error, rounding = float(errors.max()), 2.0**-20 if bytewise else rounding_bound(d)
+    error, rounding = float(errors.max(initial=0.0)), 2.0**-20 if bytewise else rounding_bound(d)
     return Screen(packed, scales, halves, ids.reshape(-1, COLUMNS), where, centroids, longest, error, rounding)
 
 

@@ -147,7 +147,7 @@ def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, c
             continue
         row.label, row.square, row.floor = screen.centroids.shape[0], np.inf, -np.inf
         row.score, row.second = -np.inf, -np.inf
-        row.slack = _slack(codes, screen, i, X.shape[1])
+        row.slack = slack(codes, screen, i, X.shape[1])
         top[i - begin, :] = np.inf
         reach = np.inf
         if label >= 0:
@@ -164,7 +164,7 @@ def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, c
 
 
 @kernel
-def _slack(codes, screen, i, d):  # type: ignore[no-untyped-def]
+def slack(codes, screen, i, d):  # type: ignore[no-untyped-def]
     """How far a score of row `i` may be from the true one."""
     norm, lost = np.sqrt(codes.squares[i]), codes.errors[i]
     slack = lost * screen.longest + (norm + lost) * screen.error

@@ -1,0 +1,236 @@
+"""All pairs of rows whose product reaches a floor: few coordinates tell which pairs cannot, the others are multiplied.
+
+A row is rewritten as its coordinates along a few directions, and the length of what these leave out. The product of
+two rows is at most the product of two such sketches (Cauchy-Schwarz for what is left out), whatever the directions
+are; good ones only make the bound tighter. Sketches are compared as the screen compares rows with centroids, with the
+error of that comparison in the bound, so no pair is missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from daskmeans.kernels.codes import Codes, Screen, encode, screen
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.pairs import product_score, same_row
+from daskmeans.kernels.products import rounding_bound, squared_norms64
+from daskmeans.kernels.search import slack
+from daskmeans.kernels.tile import COLUMNS, ROWS, multiplies_bytes, score_tile
+
+# What is left out is written as so many equal coordinates, which makes the steps of bytes finer than one large one.
+RESTS = 4
+# Numbers of directions that are tried, and the rows of a sample on which they are.
+DIRECTIONS, TRIAL_ROWS = (32, 64, 128, 256, 512), 1024
+# What multiplying two rows costs for each of their coordinates, in coordinates of two sketches: as bytes, as float32.
+EXACT_COST = (240.0, 60.0)
+# Rows that are compared with one group of columns after the other, and pairs that are collected at a time.
+CHUNK, ROOM = 1024, 1 << 18
+
+
+class Sketches(NamedTuple):
+    """Rows, and what tells which pairs of them need not be multiplied.
+
+    Both sides of a comparison are in it: codes as rows, packed as columns.
+    """
+
+    X: np.ndarray
+    """float32, shape (n, d)"""
+    codes: Codes
+    """Of the sketches."""
+    screen: Screen
+    """Likewise, as columns; its halves are zero."""
+    loose: float
+    """By how much the product of two rows may be above that of their sketches, since these are rounded."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of rows, by their places."""
+
+    rows: np.ndarray
+    """int64, shape (m,)"""
+    columns: np.ndarray
+    """int64, shape (m,)"""
+    scores: np.ndarray
+    """float32, shape (m,)"""
+    copies: np.ndarray
+    """bool, shape (m,): the rows are the same bit for bit."""
+
+
+def directions(sample: np.ndarray, floor: float) -> np.ndarray:
+    """Directions that make it cheap to find the pairs of rows whose product is at least `floor`.
+
+    Parameters
+    ----------
+    sample : ndarray of float32, shape (m, d)
+        Some of the rows, those of a cluster beside one another. Any others give the same pairs, in more time.
+    floor : float
+
+    Returns
+    -------
+    ndarray of float32, shape (d, p)
+        Of norm 1 at most. With ``p = 0``: no directions are worth their while, sketches are the rows.
+    """
+    d = sample.shape[1]
+    wide = sample.astype(np.float64)
+    axes = np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
+    tried = sample[np.linspace(0, len(sample) - 1, min(len(sample), TRIAL_ROWS)).astype(int)]
+    cheapest, best = float(d), np.empty((d, 0), np.float32)
+    for p in DIRECTIONS:
+        if p + RESTS >= d:
+            break
+        P = _shortened(axes[:, :p])
+        F, loose = features(tried, P)
+        codes = encode(F, np.zeros(F.shape[1]))
+        half = len(tried) // 2  # of the clusters, so that pairs are as far apart as most are
+        products = F[:half].astype(np.float64) @ F[half:].T + 2.0 * codes.errors[:half, None] + loose
+        candidates = np.count_nonzero(products >= floor) / max(1, products.size)
+        cost = F.shape[1] + candidates * d * EXACT_COST[not multiplies_bytes()]
+        if cost < cheapest:
+            cheapest, best = cost, P
+    return best
+
+
+def _shortened(axes: np.ndarray) -> np.ndarray:
+    """`axes` as float32, with norm 1 at most: rounding adds less to the norm than the factor takes away."""
+    norm = np.sqrt(np.linalg.eigvalsh(axes.T @ axes)[-1])
+    return np.ascontiguousarray(axes * ((1.0 - 2.0**-16) / norm), np.float32)
+
+
+def features(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
+    """Sketches of the rows of `X`, and by how much a product of rows may be above that of their sketches.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d)
+    P : ndarray of float32, shape (d, p)
+        Of norm 1 at most.
+
+    Returns
+    -------
+    F : ndarray of float32, shape (n, p + 4)
+        ``X @ P``, and four times half the norm of what that leaves out; `X` itself if there are no directions.
+    loose : float
+
+    Notes
+    -----
+    With a = Pᵀx, xᵀ(1 − PPᵀ)y ≤ r(x) r(y), where r(x)² = |x|² − |a|². What is computed for a is off by δ at most.
+    """
+    if P.shape[1] == 0:
+        return X, 0.0
+    p = P.shape[1]
+    squares = squared_norms64(frozen(X))
+    longest = float(np.sqrt(squares.max(initial=0.0)))
+    off = rounding_bound(X.shape[1]) * float(np.linalg.norm(P)) * longest
+    A = X @ P
+    kept = np.maximum(np.sqrt(squared_norms64(frozen(A))) - off, 0.0)
+    rest = np.sqrt(np.maximum(squares - kept**2, 0.0) + 2.0**-40 * longest**2)
+    F = np.empty((len(X), p + RESTS), np.float32)
+    F[:, :p] = A
+    F[:, p:] = (0.5 * rest * (1.0 + 2.0**-22))[:, None]
+    return F, 2.0 * off * (longest + off)
+
+
+def sketch(X: np.ndarray, P: np.ndarray) -> Sketches:
+    """Sketches of the rows of `X` (float32, shape (n, d), C-contiguous) along the directions `P`."""
+    F, loose = features(X, P)
+    center = np.zeros(F.shape[1])
+    columns = screen(F, center)
+    columns.halves.ravel()[: len(X)] = 0.0
+    return Sketches(frozen(X), encode(F, center), columns._replace(centroids=columns.centroids[:0]), loose)
+
+
+def find_pairs(
+    one: Sketches, other: Sketches, floor: np.float32, rows: slice, columns: slice, *, same: bool = False
+) -> Iterator[Pairs]:
+    """The pairs of rows whose score is at least `floor`, some at a time.
+
+    Parameters
+    ----------
+    one, other : Sketches
+        Along the same directions.
+    floor : float32
+    rows, columns : slice
+        Which rows of `one` are compared with which of `other`.
+    same : bool, default False
+        `one` is `other`: pairs come out once, the later row first.
+
+    Yields
+    ------
+    Pairs
+        In an order that depends on the sketches. Rows of zeros, which no product tells from others, are not among them.
+
+    Examples
+    --------
+    >>> X = np.float32([[1, 0], [0.8, 0.6], [0, 1], [0.8, 0.6]])
+    >>> rows = sketch(X, np.empty((2, 0), np.float32))
+    >>> for found in find_pairs(rows, rows, np.float32(0.7), slice(0, 4), slice(0, 4), same=True):
+    ...     sorted(zip(found.rows.tolist(), found.columns.tolist(), found.copies.tolist()))
+    [(1, 0, False), (3, 0, False), (3, 1, True)]
+    """
+    state = np.array([rows.start, columns.start // COLUMNS])
+    least = _least(one.codes, other.screen, rows.start, rows.stop, np.float64(floor), one.loose + other.loose)
+    bounds = (rows.start, rows.stop, columns.start, columns.stop)
+    room = min(ROOM, max(CHUNK, rows.stop - rows.start) * max(COLUMNS, columns.stop - columns.start + COLUMNS))
+    while state[0] < rows.stop:
+        buffer = Pairs(
+            np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.bool_)
+        )
+        n = _sweep(one.X, one.codes, other.X, other.screen, least, floor, bounds, same, state, buffer)
+        if n:
+            yield Pairs(*(part[:n].copy() for part in buffer))
+
+
+@kernel
+def _least(codes, columns, begin, end, floor, loose):  # type: ignore[no-untyped-def]
+    """The lowest score that a pair at the floor may have, for each row from `begin` to `end`; rounded down."""
+    out = np.empty(end - begin, np.float32)
+    d = columns.centroids.shape[1]
+    for i in range(begin, end):
+        # A score is rounded to float32 before it is compared with the floor.
+        value = floor * (1.0 - 2.0**-23) - slack(codes, columns, i, d) - loose
+        out[i - begin] = np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
+    return out
+
+
+@kernel
+def _sweep(X, codes, Y, columns, least, floor, bounds, same, state, found):  # type: ignore[no-untyped-def]
+    """Compare from where `state` says on, until all is compared or `found` is nearly full; how many pairs are in it."""
+    first, last, left, right = bounds
+    scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty(ROWS, np.float32)
+    picks = np.empty(CHUNK + ROWS, np.int32)
+    n = 0
+    while state[0] < last:
+        begin = state[0]
+        end = min(begin + CHUNK, last)
+        picks[end - begin :] = end - 1
+        for i in range(begin, end):
+            picks[i - begin] = i
+        beyond = min(right, end) if same else right
+        while state[1] * COLUMNS < beyond:
+            if n + (end - begin) * COLUMNS > found.rows.shape[0]:
+                return n
+            g = state[1]
+            for start in range(0, end - begin, ROWS):
+                score_tile(
+                    codes.codes, codes.scales, codes.biases, picks, start, columns.packed, g, columns.scales,
+                    columns.halves, scores, tops,
+                )  # fmt: skip
+                for r in range(min(ROWS, end - begin - start)):
+                    i = begin + start + r
+                    if tops[r] < least[i - first]:
+                        continue
+                    for c in range(COLUMNS):
+                        j = g * COLUMNS + c
+                        if scores[r, c] < least[i - first] or j < left or j >= (min(right, i) if same else right):
+                            continue
+                        copy = same_row(X[i], Y[j])
+                        score = np.float32(1.0) if copy else product_score(X[i], Y[j])
+                        if score >= floor:
+                            found.rows[n], found.columns[n], found.scores[n], found.copies[n] = i, j, score, copy
+                            n += 1
+            state[1] += 1
+        state[0], state[1] = end, left // COLUMNS
+    return n

@@ -1,0 +1,125 @@
+"""Pairs found by sketches, against the scores of all pairs."""
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskmeans.kernels import sketch as module
+from daskmeans.kernels.pairs import pair_score
+from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.sketch import directions, features, find_pairs, sketch
+from daskmeans.kernels.tile import multiplies_bytes
+
+KERNELS = [pytest.param("auto", marks=pytest.mark.skipif(not multiplies_bytes(), reason="no byte products")), "float32"]
+
+
+def rows_of(kind, seed, n, d):
+    rng = np.random.default_rng(seed)
+    if kind == "alike":
+        X = np.tile(rng.standard_normal(d), (n, 1))
+    elif kind == "orthogonal":
+        X = np.eye(d)[np.arange(n) % d] * rng.choice([-1, 1], (n, 1))
+    elif kind == "near":  # around a few directions, down to the last bit
+        X = rng.standard_normal((3, d))[rng.integers(3, size=n)]
+        X = X + rng.choice([0, 1e-7, 1e-3, 0.1], (n, 1)) * rng.standard_normal((n, d))
+    elif kind == "spectrum":
+        X = rng.standard_normal((n, d)) / (1 + np.arange(d)) @ np.linalg.qr(rng.standard_normal((d, d)))[0]
+    else:
+        X = rng.standard_normal((n, d))
+    X = X.astype(np.float32)
+    if kind == "zeros":
+        X[rng.random(n) < 0.3] = 0
+    normalize_rows(X)
+    if kind == "edges":  # norms as far from 1 as those of unit rows may be
+        X *= 1 + rng.choice([-3.9, 0, 3.9], (n, 1)).astype(np.float32) * np.float32(2**-24)
+    return X
+
+
+def found_pairs(one, other, floor, rows, columns, same):
+    """All pairs, as lists."""
+    parts = list(find_pairs(one, other, floor, rows, columns, same=same))
+    return [value for part in parts for value in zip(*(column.tolist() for column in part), strict=True)]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@settings(deadline=None, max_examples=150)
+@given(
+    kind=st.sampled_from(["alike", "orthogonal", "near", "spectrum", "spread", "zeros", "edges"]),
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 70),
+    m=st.integers(1, 70),
+    d=st.sampled_from([1, 2, 3, 7, 37, 64, 200, 2048]),
+    p=st.sampled_from([0, 1, 5, 32]),
+    rank=st.floats(0, 1),
+    data=st.data(),
+)
+def test_no_pair_is_missed_and_none_invented(kernels, kind, seed, n, m, d, p, rank, data):
+    """The floor is the score of one of the pairs, to the bit, so that every error in a bound would show."""
+    X = rows_of(kind, seed, n + m, d)
+    rng = np.random.default_rng(seed)
+    P = module._shortened(np.linalg.qr(rng.standard_normal((d, min(p, d))))[0]) if p else np.empty((d, 0), np.float32)
+    a, b = sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))
+    c, e = sorted((data.draw(st.integers(0, m)), data.draw(st.integers(0, m))))
+    with dask.config.set({"daskmeans.kernels": kernels}):
+        one, other = sketch(X[:n], P), sketch(X[n:], P)
+        for Y, held, columns, same in ((X[:n], one, slice(0, n), True), (X[n:], other, slice(c, e), False)):
+            scores = np.array([[pair_score(x, y) for y in Y] for x in X[:n]], np.float32)
+            there = np.sort(scores[scores >= 0.3])
+            floor = there[int(rank * (len(there) - 1))] if len(there) else np.float32(1)
+            found = found_pairs(one, held, floor, slice(a, b), columns, same)
+            expected = [
+                (i, j, scores[i, j], bool((X[i] == Y[j]).all()))
+                for i in range(a, b)
+                for j in range(columns.start, min(columns.stop, i) if same else columns.stop)
+                if scores[i, j] >= floor and X[i].any()
+            ]
+            assert sorted(found) == expected
+
+
+@pytest.mark.parametrize("d", [5, 40, 400, 2048])
+def test_bounds_hold_where_they_are_reached(d):
+    """All that the bytes of one row lose lies along the other: a bound by any less would miss the pair."""
+    x, y = np.full(d, 0.4999 / 127, np.float32), np.full(d, 1.0, np.float32)
+    x[0], y[0] = 1, 0
+    X = np.stack([x, y])
+    normalize_rows(X)
+    score = pair_score(X[0], X[1])
+    one, other = (sketch(X[i : i + 1], np.empty((d, 0), np.float32)) for i in range(2))
+    for rows, columns in ((one, other), (other, one)):
+        assert found_pairs(rows, columns, score, slice(0, 1), slice(0, 1), False) == [(0, 0, score, False)]
+        assert found_pairs(rows, columns, np.nextafter(score, np.float32(1)), slice(0, 1), slice(0, 1), False) == []
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), d=st.integers(6, 80), p=st.integers(1, 5), scale=st.sampled_from([1e-3, 1.0, 50.0]))
+def test_products_of_sketches_are_bounds(seed, d, p, scale):
+    rng = np.random.default_rng(seed)
+    X = (scale * rows_of("spectrum", seed, 60, d)).astype(np.float32)
+    P = module._shortened(rng.standard_normal((d, p)))
+    assert np.linalg.norm(P.astype(np.float64), 2) <= 1
+    F, loose = features(X, P)
+    above = F.astype(np.float64) @ F.T + loose - X.astype(np.float64) @ X.T
+    assert above.min() >= 0
+    assert np.median(above) < 2 * scale**2
+
+
+def test_more_pairs_than_are_collected_at_a_time(monkeypatch):
+    monkeypatch.setattr(module, "ROOM", module.CHUNK * 48)
+    X = np.ones((1500, 4), np.float32) + np.linspace(0, 1e-3, 1500, dtype=np.float32)[:, None] * [1, 0, 0, 0]
+    X = X.astype(np.float32)
+    normalize_rows(X)
+    rows = sketch(X, np.empty((4, 0), np.float32))
+    found = found_pairs(rows, rows, np.float32(0.9), slice(0, 1500), slice(0, 1500), True)
+    assert sorted(pair[:2] for pair in found) == [(i, j) for i in range(1500) for j in range(i)]
+
+
+def test_directions_are_worth_their_while():
+    X = (np.random.default_rng(0).standard_normal((3000, 300)) / np.sqrt(1 + np.arange(300))).astype(np.float32)
+    normalize_rows(X)
+    few, all_of_them = directions(X, 0.95), directions(X, 0.2)
+    assert 0 < few.shape[1] < 300
+    assert np.linalg.norm(few.astype(np.float64), 2) <= 1
+    assert all_of_them.shape == (300, 0)
+    assert directions(X[:, :20], 0.95).shape == (20, 0)
