@@ -249,6 +249,8 @@ def assign(
 @click.argument("clusters")
 @click.option("--out", required=True, help="Directory of decisions to make.")
 @flags.deciding
+@click.option("--review", type=click.IntRange(1), help="Write so many pairs around the threshold into OUT/review.html.")
+@click.option("--against", multiple=True, metavar="CLUSTERS", help="Clusters whose rows stay, and rows like them go.")
 @click.option("--random-state", type=click.INT, default=42, show_default=True)
 @click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
 @flags.overwrite
@@ -256,19 +258,43 @@ def assign(
 @flags.output
 def dedup(
     clusters: str, out: str, threshold: float | None, eps: float | None, keep: tuple[str, ...], rule: str, search: str,
-    random_state: int, storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output:
-    Output,
+    floor: float | None, review: int | None, against: tuple[str, ...], random_state: int,
+    storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Decide which rows of clusters are duplicates."""
     from daskmeans.duplicates.search import dedup
+    from daskmeans.review import write_review
 
     with _session(cluster, output) as client:
         result = dedup(
-            clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, random_state=random_state,
-            storage_options=storage_options, overwrite=overwrite, client=client,
+            clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, floor=floor,
+            against=against, random_state=random_state, storage_options=storage_options, overwrite=overwrite,
+            client=client,
         )  # fmt: skip
-    _show({"decisions": out} | result.summary, output)
+        page = {"review": str(write_review(result, review, client=client))} if review else {}
+    _show({"decisions": out} | page | result.summary, output)
     _hint(f"daskmeans apply {out} INPUT --out KEPT", output)
+
+
+@kmeans.command()
+@click.argument("train")
+@click.argument("test")
+@click.option("--out", required=True, help="Directory to make.")
+@click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of twins.")
+@flags.overwrite
+@flags.reading
+@flags.cluster
+@flags.output
+def leak(
+    train: str, test: str, out: str, threshold: float, overwrite: bool, reading: Reading, cluster: ClusterSettings,
+    output: Output,
+) -> None:  # fmt: skip
+    """List the rows of TEST that have a twin in TRAIN."""
+    from daskmeans.leak import leak
+
+    with _session(cluster, output) as client:
+        facts = leak(train, test, out, threshold, reading, overwrite=overwrite, client=client)
+    _show({"leaks": out} | facts, output)
 
 
 @kmeans.command()
@@ -344,7 +370,8 @@ def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ..
 @flags.output
 def run(
     inputs: tuple[str, ...], out: str, model: KMeans, threshold: float | None, eps: float | None, keep: tuple[str, ...],
-    rule: str, search: str, layout: str, embedding_dtype: str, assign: str, assign_recall: float, overwrite: bool,
+    rule: str, search: str, floor: float | None, layout: str, embedding_dtype: str, assign: str, assign_recall: float,
+    overwrite: bool,
     reading: Reading, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
@@ -353,8 +380,8 @@ def run(
     with _session(cluster, output) as client:
         result = workflow.run(
             inputs, out, model, threshold, reading, eps=eps, layout=layout, embedding_dtype=embedding_dtype,
-            assign=assign, assign_recall=assign_recall, keep=keep, rule=rule, search=search, overwrite=overwrite,
-            client=client,
+            assign=assign, assign_recall=assign_recall, keep=keep, rule=rule, search=search, floor=floor,
+            overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"out": out} | result.summary, output)
     _hint(f"daskmeans apply {out.rstrip('/')}/dedup {' '.join(inputs)} --out KEPT", output)

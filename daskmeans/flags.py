@@ -164,8 +164,9 @@ _DECIDING = [
         type=click.Choice(["clusters", "exact"]),
         default="clusters",
         show_default=True,
-        help="exact comes in a later version.",
+        help="clusters: inside clusters, with a measured recall; exact: all pairs of rows.",
     ),
+    click.option("--floor", type=click.FLOAT, help="Score from which an exact search stores pairs [the threshold]."),
 ]
 
 

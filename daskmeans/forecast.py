@@ -141,6 +141,37 @@ def dedup_bytes(rows: int, dimension: int) -> int:
     return 12 * rows * dimension + config.get_bytes("tile-bytes")
 
 
+def band_bytes(rows: int, dimension: int) -> int:
+    """Bytes of rows that are kept to be compared with others: the vectors, their sketches as rows and columns, ids.
+
+    Examples
+    --------
+    >>> band_bytes(1, 384)
+    2432
+    """
+    return rows * (6 * dimension + 128)
+
+
+def check_bands(rows: int, dimension: int, where: str, client: Client | None) -> int:
+    """How many bands of `rows` rows each process may keep beside those that its tasks are about.
+
+    Raises
+    ------
+    MemoryForecastError
+        Not even a task's own fit into its memory: two, and the copies that reading one takes.
+    """
+    each, have = band_bytes(rows, dimension), runtime.memory_per_task(client)
+    need = (2 + COPIES) * each
+    if have is not None and need > have:
+        raise MemoryForecastError(
+            f"comparing rows takes {format_bytes(need)}, and a task has {format_bytes(have)}",
+            where=where,
+            remedy="give workers a higher --memory-limit or fewer --threads-per-worker",
+        )
+    spare = runtime.memory_to_keep(client) - runtime.threads_each(client) * need
+    return max(0, spare // each)
+
+
 def partition_bytes(client: Client | None) -> int:
     """Bytes of float32 vectors in a partition: as configured, or half of what fits the memory of a task.
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -114,6 +114,7 @@ def step(
     *,
     overwrite: bool = False,
     resume: str | None = None,
+    keep: Sequence[str] = (),
     client: Client | None = None,
 ) -> Iterator[Step]:
     """Make `out` the output of step `name`; on any error remove it again, or what cannot be gone on from.
@@ -133,6 +134,8 @@ def step(
     resume : str, optional
         Name of the directory below `out` from which this step can go on. An unfinished step with the same settings
         and inputs finds there what it has left, also when it failed; a finished one has none.
+    keep : sequence of str
+        Names of steps of their own that lie below `out` and are kept; finished ones also when this step fails.
     client : distributed.Client, optional
         Whose workers' peak memory the manifest tells.
 
@@ -154,13 +157,19 @@ def step(
         made.facts["resumed"] = True  # seconds and peaks are those of the last part
     made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
     for child in list(out.iterdir()):
-        if child.name not in {NAME, *kept}:
+        if child.name not in {NAME, *kept, *keep}:
             remove(child)
     try:
         yield made
     except BaseException:
         if resume and (out / resume).exists():
             runtime.logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
+            raise
+        done = [name for name in keep if (peek(out / name) or {"finished": False})["finished"]]
+        if done:
+            for child in list(out.iterdir()):
+                if child.name not in {NAME, *done}:
+                    remove(child)
             raise
         remove(out)
         for parent in fresh:  # made for this step only, unless something else lies there by now

@@ -79,7 +79,7 @@ def write_report(
         *_steps(root),
     ]
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(_page(title or root.name, body), encoding="utf-8")
+    target.write_text(page(title or root.name, body), encoding="utf-8")
     return target
 
 
@@ -93,7 +93,7 @@ def facts_of(run: UPath) -> dict[str, str]:
         "exact copies removed": _part(s["removed"]["exact"], s["rows"]),
         "near-duplicates removed": _part(s["removed"]["semantic"], s["rows"]),
         "kept": _part(s["kept"], s["rows"]),
-        "recall": _recall(s["recall"]),
+        "recall": "100%: all rows were compared" if s["search"] == "exact" else _recall(s["recall"]),
         "seconds": ", ".join(f"{name} {found['seconds']:.1f}" for name, found in _manifests(run).items()),
     }
 
@@ -112,7 +112,8 @@ def _recall(recall: dict[str, Any]) -> str:
     return f"{recall['recall']:.1%} (95% interval {recall['low']:.1%} to {recall['high']:.1%})"
 
 
-def _page(title: str, body: Sequence[str]) -> str:
+def page(title: str, body: Sequence[str]) -> str:
+    """A whole page that needs no other file."""
     style = files("daskmeans").joinpath("report.css").read_text()
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title><style>{style}</style>"
@@ -135,7 +136,9 @@ def _tiles(s: dict[str, Any]) -> Iterator[str]:
     for kind, number, label in tiles:
         share = f"{number / max(rows, 1):.1%}"
         yield f'<div class="tile"><b>{number:,}</b><span><i class="key {kind}"></i>{label}, {share}</span></div>'
-    if recall["recall"] is None:
+    if s["search"] == "exact":
+        measured, note = "100%", "recall: all rows were compared"
+    elif recall["recall"] is None:
         measured, note = "–", "recall: no sampled row has a twin"
     else:
         measured = f"{recall['recall']:.1%}"
@@ -165,10 +168,9 @@ def _score_counts(run: UPath, client: Client | None) -> np.ndarray:
 
 def _count_scores(file: UPath) -> np.ndarray:
     with reading(file):
-        scores = pq.read_table(file.path, filesystem=file.fs, columns=["cosine_sim_score"])[
-            "cosine_sim_score"
-        ].to_numpy()
-    return np.histogram(np.clip(scores, 0, 1), SCORE_BINS, (0, 1))[0]
+        scores = pq.read_table(file.path, filesystem=file.fs, columns=["cosine_sim_score"])["cosine_sim_score"]
+    # An exact search knows scores from its floor on only.
+    return np.histogram(np.clip(scores.drop_null().to_numpy(), 0, 1), SCORE_BINS, (0, 1))[0]
 
 
 def _sizes(run: UPath) -> str:
@@ -191,17 +193,25 @@ def _examples(found: Sequence[Example]) -> Iterator[str]:
     yield "<h2>Near-duplicates</h2>"
     yield '<p class="quiet">What was kept, and what was dropped for it; words that only one has are marked.</p>'
     for example in found:
-        stretches = list(compare(example.kept.text, example.dropped.text))
         more = f", and {example.others:,} more rows dropped for this one" if example.others else ""
-        head = f'<b>{example.score:.4f}</b><span class="quiet">cosine similarity{more}</span>'
-        yield f'<article class="card pair"><header>{head}</header><div class="sides">'
-        for side, row in (("kept", example.kept), ("dropped", example.dropped)):
-            yield _side(side, row, " ".join(_marked(s.side, s.text) for s in stretches if s.side in ("both", side)))
-        yield "</div></article>"
+        yield from pair_card(example.kept, example.dropped, example.score, f"cosine similarity{more}")
 
 
-def _side(side: str, row: Row, text: str) -> str:
-    head = f'<h4><span class="{side}">{side}</span> {escape(str(row.id))}</h4>'
+def pair_card(
+    kept: Row, dropped: Row, score: float, note: str, names: tuple[str, str] = ("kept", "dropped")
+) -> Iterator[str]:
+    """Two rows side by side; words that only one has are marked."""
+    stretches = list(compare(kept.text, dropped.text))
+    head = f'<b>{score:.4f}</b><span class="quiet">{escape(note)}</span>'
+    yield f'<article class="card pair"><header>{head}</header><div class="sides">'
+    for side, name, row in (("kept", names[0], kept), ("dropped", names[1], dropped)):
+        text = " ".join(_marked(s.side, s.text) for s in stretches if s.side in ("both", side))
+        yield _side(side, name, row, text)
+    yield "</div></article>"
+
+
+def _side(side: str, name: str, row: Row, text: str) -> str:
+    head = f'<h4><span class="{side}">{escape(name)}</span> {escape(str(row.id))}</h4>'
     place = f'<p class="place">{escape(place_of(row))}</p>'
     return f'<div class="side">{head}{place}<p class="text">{text}</p></div>'
 

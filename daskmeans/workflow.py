@@ -14,9 +14,11 @@ from upath import UPath
 from daskmeans import manifest, runtime
 from daskmeans.assignment import assign as assign_rows
 from daskmeans.assignment import refuse_reserved
+from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
-from daskmeans.duplicates.search import dedup, dedup_inputs, dedup_settings
+from daskmeans.duplicates.search import dedup
+from daskmeans.duplicates.settings import dedup_settings
 from daskmeans.errors import DataError, OutputError, RunError
 from daskmeans.fitting import fit_settings, fit_step, refuse_misfit, resolve
 from daskmeans.kmeans.ann import TARGET, Index
@@ -176,6 +178,7 @@ def run(
     keep: Sequence[str] = ("hard",),
     rule: str = "survivors",
     search: str = "clusters",
+    floor: float | None = None,
     overwrite: bool = False,
     client: Client | None = None,
 ) -> DedupResult:
@@ -192,7 +195,7 @@ def run(
         Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
     layout, embedding_dtype, assign, assign_recall
         As in :func:`assign_files`.
-    keep, rule, search
+    keep, rule, search, floor
         As in :func:`daskmeans.dedup`.
 
     Raises
@@ -215,7 +218,7 @@ def run(
     root = reading.path(out)
     resolve(model, reading, root, root / "model", overwrite)
     assigning = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
-    deciding = dedup_settings(threshold, eps, keep, rule, search, model.random_state)
+    deciding = dedup_settings(threshold, eps, keep, rule, search, floor, model.random_state)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
@@ -244,7 +247,7 @@ def run(
     _once(
         paths["dedup"], "dedup", asdict(deciding), dedup_inputs(open_buckets(paths["clusters"])), overwrite,
         lambda: dedup(
-            paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search,
+            paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search, floor=floor,
             random_state=model.random_state, overwrite=overwrite, client=client,
         ),
     )  # fmt: skip

@@ -7,13 +7,18 @@ import os
 import signal
 from pathlib import Path
 
+import dask
+import dask.dataframe as dd
 import distributed
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_info
 
 from daskmeans.errors import DataError
+from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.regroup import write_buckets
 
 
 def blobs(n: int = 600, d: int = 16, k: int = 8, seed: int = 0, copies: int = 30) -> np.ndarray:
@@ -106,3 +111,44 @@ class Killer(distributed.WorkerPlugin):
 def add_up(group: list, values: np.ndarray) -> int:
     """Sum of `values`, for each row of a group."""
     return sum(block.n_rows for block in group) * int(values.sum())
+
+
+def make_rows(seed=0, n=300, d=12, k=7):
+    """Rows with near-duplicates and copies, some of them in another cluster."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n // 4, d)).repeat(4, axis=0) + rng.choice([0, 0.02, 0.15], (n, 1)) * rng.standard_normal(
+        (n, d)
+    )
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    labels = (np.arange(n) // 4 % k).astype(np.int32)
+    stray = rng.random(n) < 0.1
+    labels[stray] = rng.integers(k, size=stray.sum())
+    labels[0], labels[labels == k - 1] = k - 1, 0  # a cluster of one row
+    labels[0] = k - 1
+    return X, labels, rng.choice([0.25, 0.5, 0.75], n).astype(np.float32), rng.integers(10, size=n)
+
+
+def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", partitions=3):
+    X, labels, distances, stars = rows
+    ids = np.arange(len(X)) if ids is None else ids
+    frame = pd.DataFrame(
+        {
+            "key": pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([pa.array(ids)]))),
+            "vector": to_column(X, dtype),
+            "stars": pd.Series(stars, dtype="int64[pyarrow]"),
+            "text": pd.Series([f"text {i}" for i in ids], dtype=pd.ArrowDtype(pa.string())),
+            "centroid": pd.Series(labels, dtype="int32[pyarrow]"),
+            "l2_dist_to_cent": pd.Series(distances, dtype="float[pyarrow]"),
+            "cosine_dist_to_cent": pd.Series(distances, dtype="float[pyarrow]"),
+        }
+    )
+    with dask.config.set({"daskmeans.bucket-bytes": 100 * 4 * X.shape[1]}):
+        write_buckets(
+            dd.from_pandas(frame, npartitions=partitions, sort=False), str(path), id_field="key", layout=layout
+        )
+    return path
+
+
+def decisions_of(path):
+    files = sorted((path / "decisions").iterdir())
+    return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()

@@ -151,7 +151,7 @@ CASES = [
     Case("eps below 0", good, "run IN/in.parquet --out OUT --n-clusters 3 --eps -0.1", 2, ("-0.1", "[0, 1]")),
     Case("threshold and eps", good, f"{RUN} --eps 0.1", 2, ("both threshold and eps",)),
     Case("no threshold", good, "run IN/in.parquet --out OUT --n-clusters 3", 2, ("neither threshold nor eps",)),
-    Case("exact search", good, f"{RUN} --search exact", 2, ("later version", "--search clusters")),
+    Case("floor above threshold", good, f"{RUN} --search exact --floor 0.99", 2, ("--floor", "0.99", "threshold")),
     Case("unknown keep", good, f"{RUN} --keep best", 2, ("best", "hard")),
     Case("keep column missing", good, f"{RUN} --keep size:desc", 2, ("size", "--metadata-field")),
     Case("init neither name nor path", good, f"{FIT} --init kmeans", 2, ("kmeans", "k-means||")),

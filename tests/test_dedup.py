@@ -1,7 +1,6 @@
 """The step from clusters to decisions, on files."""
 
 import dask
-import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -12,56 +11,14 @@ from upath import UPath
 from daskmeans import dedup, manifest, open_decisions, runtime
 from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
-from daskmeans.vectors.matrix import to_column
-from daskmeans.vectors.regroup import write_buckets
+from helpers import decisions_of, make_rows, write_clusters
 
 THRESHOLD = 0.95
-
-
-def make_rows(seed=0, n=300, d=12, k=7):
-    """Rows with near-duplicates and copies, some of them in another cluster."""
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((n // 4, d)).repeat(4, axis=0) + rng.choice([0, 0.02, 0.15], (n, 1)) * rng.standard_normal(
-        (n, d)
-    )
-    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
-    labels = (np.arange(n) // 4 % k).astype(np.int32)
-    stray = rng.random(n) < 0.1
-    labels[stray] = rng.integers(k, size=stray.sum())
-    labels[0], labels[labels == k - 1] = k - 1, 0  # a cluster of one row
-    labels[0] = k - 1
-    return X, labels, rng.choice([0.25, 0.5, 0.75], n).astype(np.float32), rng.integers(10, size=n)
-
-
-def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", partitions=3):
-    X, labels, distances, stars = rows
-    ids = np.arange(len(X)) if ids is None else ids
-    frame = pd.DataFrame(
-        {
-            "key": pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([pa.array(ids)]))),
-            "vector": to_column(X, dtype),
-            "stars": pd.Series(stars, dtype="int64[pyarrow]"),
-            "text": pd.Series([f"text {i}" for i in ids], dtype=pd.ArrowDtype(pa.string())),
-            "centroid": pd.Series(labels, dtype="int32[pyarrow]"),
-            "l2_dist_to_cent": pd.Series(distances, dtype="float[pyarrow]"),
-            "cosine_dist_to_cent": pd.Series(distances, dtype="float[pyarrow]"),
-        }
-    )
-    with dask.config.set({"daskmeans.bucket-bytes": 100 * 4 * X.shape[1]}):
-        write_buckets(
-            dd.from_pandas(frame, npartitions=partitions, sort=False), str(path), id_field="key", layout=layout
-        )
-    return path
 
 
 @pytest.fixture
 def clusters(tmp_path):
     return write_clusters(tmp_path / "clusters", make_rows())
-
-
-def decisions_of(path):
-    files = sorted((path / "decisions").iterdir())
-    return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()
 
 
 def expected_decisions(rows, ids, order, threshold, rule):
@@ -264,11 +221,7 @@ def test_groups_of_clusters_that_have_changed(tmp_path, clusters):
         ({"threshold": float("nan")}, "out of range"),
         ({"threshold": "high"}, "out of range"),
         ({"threshold": 0.9, "rule": "paper"}, r"unknown rule 'paper'\n  expected: survivors or semdedup"),
-        (
-            {"threshold": 0.9, "search": "exact"},
-            r"later version\n  remedy: use --search clusters, whose recall is measured",
-        ),
-        ({"threshold": 0.9, "search": "ann"}, r"unknown search 'ann'\n  expected: clusters"),
+        ({"threshold": 0.9, "search": "ann"}, r"unknown search 'ann'\n  expected: clusters or exact"),
         ({"threshold": 0.9, "keep": "best"}, "hard, easy, random, or columns"),
         ({"threshold": 0.9, "keep": "likes:desc"}, r"expected: one of key, stars, text, .*\n.*--metadata-field likes"),
     ],

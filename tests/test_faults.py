@@ -9,12 +9,13 @@ import distributed
 import numpy as np
 import pytest
 
-from daskmeans import KMeans, runtime
+from daskmeans import KMeans, dedup, runtime
+from daskmeans.duplicates import bands, exact
 from daskmeans.errors import ConvergenceWarning
 from daskmeans.kernels import groups
 from daskmeans.kmeans import native
 from daskmeans.kmeans.blocks import load
-from helpers import Killer, add_up, blobs, count_visits, rows_of
+from helpers import Killer, add_up, blobs, count_visits, decisions_of, make_rows, rows_of, write_clusters
 
 
 @pytest.fixture(params=["replaced", "not replaced"])
@@ -80,6 +81,20 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
     np.testing.assert_array_equal(found.labels_.compute(), alone.labels_)
     assert found.inertia_history_ == alone.inertia_history_
     assert found.inertia_ == alone.inertia_
+
+
+@pytest.mark.parametrize(
+    ("phase", "nth"), [("dedup-compare", 1), ("dedup-compare", 4), ("dedup-rank", 1), ("dedup-write", 1)]
+)
+def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path, monkeypatch):
+    monkeypatch.setattr(bands, "LEAST_ROWS", 17)
+    monkeypatch.setattr(exact, "LEAST_PAIRS", 600)
+    clusters = write_clusters(tmp_path / "clusters", make_rows())
+    dedup(clusters, 0.9, out=tmp_path / "alone", search="exact")
+    mortal.register_plugin(Killer(phase, tmp_path / "killed", nth))
+    dedup(clusters, 0.9, out=tmp_path / "found", search="exact", client=mortal)
+    assert (tmp_path / "killed").exists()
+    assert decisions_of(tmp_path / "found") == decisions_of(tmp_path / "alone")
 
 
 def test_arguments_that_went_with_the_only_worker_are_sent_again(tmp_path):

@@ -9,8 +9,6 @@ import pyarrow as pa
 
 from daskmeans.kernels.pairs import compare_earlier, find_copies
 
-RULES = ("survivors", "semdedup")
-
 
 class Decided(NamedTuple):
     """Decisions on rows in rank order; row numbers are ranks."""

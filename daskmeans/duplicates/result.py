@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import dask.dataframe as dd
 import numpy as np
@@ -14,14 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from dask import delayed
+from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.errors import DataError, NotFoundError
+from daskmeans.duplicates.decisions import decide_stored, temporary
+from daskmeans.duplicates.exact import PAIRS
+from daskmeans.duplicates.settings import Settings, rounded, share
+from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows
-from daskmeans.vectors.buckets import Buckets, open_buckets
-from daskmeans.vectors.files import Input, open_path, reading
+from daskmeans.vectors.buckets import Buckets, Cluster, find_ids, open_buckets
+from daskmeans.vectors.files import Input, open_path, reading, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
 
 
@@ -45,6 +50,15 @@ class Group:
     centroid: int
     metadata: dict[str, Any]
     duplicates: tuple[Duplicate, ...]
+
+
+class Found(NamedTuple):
+    """A row as it lies in the clusters."""
+
+    vector: np.ndarray
+    """float32, shape (d,), of unit length."""
+    centroid: int
+    metadata: dict[str, Any]
 
 
 class DedupResult:
@@ -109,17 +123,88 @@ class DedupResult:
         NotFoundError
             The clusters are no longer there.
         """
-        buckets = open_buckets(self._clusters)
-        found = runtime.compute([delayed(_find_groups, pure=False)(file, limit) for file in decision_files(self.path)])
-        rows = pa.concat_tables(found)
+        files = decision_files(self.path)
+        rows = pa.concat_tables(runtime.compute([delayed(_find_groups, pure=False)(file, limit) for file in files]))
         heads = _heads(rows).slice(0, limit)
-        clusters = {cluster.centroid: cluster for cluster in buckets.clusters()}
-        return [
-            _describe(
-                buckets, clusters.get(head["centroid"]), head, rows.filter(pc.equal(rows["kept_id"], head["kept_id"]))
+        rows = rows.filter(pc.is_in(rows["kept_id"], heads["kept_id"].combine_chunks()))
+        known = self.look_up(pa.concat_arrays([*heads["kept_id"].chunks, *rows["id"].chunks]))
+        members: dict[Any, list[dict[str, Any]]] = {}
+        for row in rows.to_pylist():
+            members.setdefault(row["kept_id"], []).append(row)
+        return [_describe(head, members[head], known) for head in heads["kept_id"].to_pylist()]
+
+    def look_up(self, ids: pa.Array) -> dict[Any, Found]:
+        """Rows by their ids: among those that were decided, then among those that they were held against.
+
+        Raises
+        ------
+        NotFoundError
+            The clusters are no longer there.
+        DataError
+            A row is not there.
+        """
+        find = delayed(_find_rows, pure=False)
+        homes = runtime.compute([find(file, ids) for file in decision_files(self.path)])
+        known = _look_up(open_buckets(self._clusters), pa.concat_tables(homes))
+        for other in self._against():
+            left = pa.array([id_ for id_ in ids.to_pylist() if id_ not in known], ids.type)
+            known |= _look_up(other, find_ids(other, left))
+        if missing := [id_ for id_ in ids.to_pylist() if id_ not in known]:
+            raise DataError(
+                f"row {missing[0]!r} of the decisions is in none of the clusters that they were made from",
+                where=str(self.path),
+                remedy="run `daskmeans dedup` again",
             )
-            for head in heads.to_pylist()
-        ]
+        return known
+
+    def _against(self) -> list[Buckets]:
+        """The clusters whose rows stay anyhow."""
+        made = manifest.read(self.path, "dedup")["inputs"]
+        options = self._clusters.storage_options
+        return [open_buckets(open_path(each["clusters"], options)) for each in made.get("against", ())]
+
+    def _pairs(self) -> UPath:
+        """The directory of the pairs: below that of the decisions, or, of decisions made :meth:`at`, below another."""
+        here = self.path / PAIRS
+        return here if here.exists() else open_path(self.summary["pairs"]["path"], self.path.storage_options)
+
+    def at(self, threshold: float, *, out: Input | None = None, client: Client | None = None) -> DedupResult:
+        """Decisions at another threshold, from the pairs that an exact search has stored; nothing is searched.
+
+        Parameters
+        ----------
+        threshold : float
+            No less than the floor from which pairs were stored.
+        out : path, optional
+            A new directory for the decisions. Default: a temporary one on this machine, for as long as Python runs.
+        client : distributed.Client, optional
+            Where to run. Default: the current client, else this process.
+
+        Raises
+        ------
+        UsageError
+            The threshold is below the floor, or the search stored no pairs.
+        """
+        start = time.perf_counter()
+        made, pairs = manifest.read(self.path, "dedup"), self.summary.get("pairs")
+        asked = rounded(share("threshold", threshold))
+        if pairs is None or asked < pairs["floor"]:
+            raise UsageError(
+                f"there are no pairs from {asked} on",
+                where=str(self.path),
+                expected="an exact search whose floor is not above the threshold",
+                remedy=f"search again with search='exact', floor={asked}",
+            )
+        new = {"threshold": asked, "floor": pairs["floor"], "keep": tuple(made["settings"]["keep"])}
+        settings = Settings(**made["settings"] | new)
+        buckets, against, client = open_buckets(self._clusters), self._against(), runtime.current_client(client)
+        target = temporary() if out is None else open_path(out, self.path.storage_options)
+        refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
+        with manifest.step(target, "dedup", asdict(settings), made["inputs"], client=client) as step:
+            summary, outputs = decide_stored(buckets, against, settings, self._pairs(), target, start, client)
+            manifest.write_json(target / "summary.json", summary)
+            step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
+        return DedupResult(target, self._clusters)
 
     def _frame(self, keep: bool | None) -> dd.DataFrame:
         files = decision_files(self.path)
@@ -136,9 +221,11 @@ class DedupResult:
 
     def _facts(self) -> dict[str, str]:
         s, recall = self.summary, self.recall
-        share = "not measured" if not recall["sampled"] else "no row of the sample has a twin"
-        if recall["recall"] is not None:
-            share = f"{recall['recall']:.2%} ({recall['low']:.2%} to {recall['high']:.2%})"
+        found = "not measured" if not recall["sampled"] else "no row of the sample has a twin"
+        if s["search"] == "exact":
+            found = "100%: all rows were compared"
+        elif recall["recall"] is not None:
+            found = f"{recall['recall']:.2%} ({recall['low']:.2%} to {recall['high']:.2%})"
         return {
             "rows": f"{s['rows']:,}",
             "kept": f"{s['kept']:,}",
@@ -147,7 +234,7 @@ class DedupResult:
             "threshold": str(s["threshold"]),
             "rule": s["rule"],
             "keep": str(s["keep"]),
-            "recall": share,
+            "recall": found,
         }
 
 
@@ -212,30 +299,53 @@ def _find_groups(file: UPath, limit: int) -> pa.Table:
 
 
 def _heads(rows: pa.Table) -> pa.Table:
-    """Groups in `rows`: kept_id, centroid and the smallest semantic score, in order."""
+    """Groups in `rows`: kept_id and the smallest semantic score, in order."""
     semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["cosine_sim_score"], pa.scalar(None, pa.float32()))
-    heads = rows.append_column("score", semantic).group_by("kept_id").aggregate([("score", "min"), ("centroid", "min")])
-    heads = heads.rename_columns({"score_min": "score", "centroid_min": "centroid"})
-    return heads.sort_by([("score", "ascending"), ("kept_id", "ascending")])
+    heads = rows.append_column("score", semantic).group_by("kept_id").aggregate([("score", "min")])
+    return heads.sort_by([("score_min", "ascending"), ("kept_id", "ascending")])
 
 
-def _describe(buckets: Buckets, cluster: Any, head: dict[str, Any], rows: pa.Table) -> Group:
-    """Scores and metadata of the group of `head`, whose dropped rows are `rows`."""
-    ids = pa.concat_arrays([pa.array([head["kept_id"]], rows["id"].type), *rows["id"].chunks])
+def _find_rows(file: UPath, ids: pa.Array) -> pa.Table:
+    """Id and cluster of the rows of `file` that are among `ids`."""
+    with reading(file):
+        table = pq.read_table(file.path, filesystem=file.fs, columns=["id", "centroid"])
+    return table.filter(pc.is_in(table["id"], ids))
+
+
+def _look_up(buckets: Buckets, rows: pa.Table) -> dict[Any, Found]:
+    """The rows of `buckets` with the ids and clusters of `rows`, by their id."""
+    found: dict[Any, Found] = {}
+    clusters = {cluster.centroid: cluster for cluster in buckets.clusters()}
+    for centroid, ids in rows.to_pandas().groupby("centroid")["id"].agg(list).items():
+        table = _take(buckets, clusters.get(centroid), pa.array(ids, rows["id"].type))
+        X = np.array(to_matrix(table[buckets.embedding_field]))
+        normalize_rows(X)
+        metadata = table.select(list(buckets.metadata_fields)).to_pylist()
+        found |= {id_: Found(x, int(centroid), facts) for id_, x, facts in zip(ids, X, metadata, strict=True)}
+    return found
+
+
+def _take(buckets: Buckets, cluster: Cluster | None, ids: pa.Array) -> pa.Table:
+    """The rows of `cluster` that have these ids."""
     columns = [buckets.id_field, buckets.embedding_field, *buckets.metadata_fields]
     table = buckets.read(cluster, columns) if cluster else pa.table({name: pa.nulls(0) for name in columns})
-    places = pc.index_in(ids, table[buckets.id_field])
+    places = pc.index_in(ids, table[buckets.id_field].cast(ids.type))
     if places.null_count:
         raise DataError(
-            f"rows of the decisions are not in cluster {head['centroid']}",
+            f"rows of the decisions are not in cluster {cluster.centroid if cluster else '?'}",
             where=str(buckets.path),
             expected="the clusters that the decisions were made from",
             remedy="run `daskmeans dedup` again",
         )
-    table = table.take(places)
-    X = np.array(to_matrix(table[buckets.embedding_field]))
-    normalize_rows(X)
-    scores = [float(pair_score(X[0], x)) for x in X[1:]]
-    metadata = table.select(list(buckets.metadata_fields)).to_pylist()
-    duplicates = map(Duplicate, rows["id"].to_pylist(), scores, rows["reason"].to_pylist(), metadata[1:])
-    return Group(head["kept_id"], head["centroid"], metadata[0], tuple(sorted(duplicates, key=lambda d: d.score)))
+    return table.take(places)
+
+
+def _describe(head: Any, rows: list[dict[str, Any]], known: dict[Any, Found]) -> Group:
+    """The group of `head`, for which `rows` were dropped; scores are those with `head`."""
+    duplicates = [
+        Duplicate(row["id"], float(pair_score(known[head].vector, mine.vector)), row["reason"], mine.metadata)
+        for row in rows
+        for mine in [known[row["id"]]]
+    ]
+    in_order = tuple(sorted(duplicates, key=lambda d: d.score))
+    return Group(head, known[head].centroid, known[head].metadata, in_order)

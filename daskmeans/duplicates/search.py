@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,27 +19,19 @@ from upath import UPath
 
 from daskmeans import config, forecast, manifest, runtime
 from daskmeans.duplicates import recall
-from daskmeans.duplicates.decide import RULES, decide, to_table
-from daskmeans.duplicates.rank import check_columns, columns_of, parse_keep, rank
+from daskmeans.duplicates.decide import decide, to_table
+from daskmeans.duplicates.decisions import decide_stored, dedup_inputs, summarize, temporary
+from daskmeans.duplicates.exact import PAIRS, find_edges, stored_floor
+from daskmeans.duplicates.rank import check_columns, columns_of, rank
 from daskmeans.duplicates.result import DedupResult
+from daskmeans.duplicates.settings import Settings, dedup_settings
 from daskmeans.errors import MemoryForecastError, OutputError, UsageError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kernels.sampling import sample_limit
-from daskmeans.vectors.buckets import COSINE, L2, Buckets, Cluster, Part, open_buckets
+from daskmeans.vectors.buckets import COSINE, L2, Buckets, Cluster, Part, find_ids, lean_of, open_buckets, read_ids
 from daskmeans.vectors.files import Input, open_path, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What determines the decisions, besides the clusters."""
-
-    threshold: float
-    keep: tuple[str, ...]
-    rule: str
-    search: str
-    random_state: int
 
 
 def dedup(
@@ -54,6 +43,8 @@ def dedup(
     keep: str | Sequence[str] = "hard",
     rule: str = "survivors",
     search: str = "clusters",
+    floor: float | None = None,
+    against: Input | Sequence[Input] = (),
     random_state: int = 42,
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -81,9 +72,17 @@ def dedup(
     rule : {"survivors", "semdedup"}, default "survivors"
         ``survivors`` drops a row when an earlier-ranked row that itself stays is similar enough, so that every dropped
         row has a living twin; ``semdedup`` when any earlier-ranked row is (Abbas et al., arXiv:2303.09540).
-    search : {"clusters"}, default "clusters"
-        Rows are compared inside their cluster. The share of duplicates that this finds is measured on a sample of
-        ``daskmeans.recall-sample`` rows.
+    search : {"clusters", "exact"}, default "clusters"
+        ``clusters`` compares rows inside their cluster, and measures on a sample of ``daskmeans.recall-sample`` rows
+        which share of the duplicates this finds. ``exact`` finds every pair, whatever the clusters, and stores them, so
+        that :meth:`DedupResult.at` can decide again without searching; where no earlier-ranked row reaches the floor,
+        ``max_id`` and ``cosine_sim_score`` are null.
+    floor : float, optional
+        The score from which an exact search stores pairs. Default: the threshold.
+    against : path or sequence of path, optional
+        More clusters, of rows that stay: those of `clusters` are compared with them too, and go if they duplicate one.
+        Only the rows of `clusters` are decided. Takes an exact search, and ids that are in one of them only. All rows
+        of `against` count, also those that an earlier deduplication has dropped: it should hold what was kept.
     random_state : int, default 42
         Seed of the order ``random`` and of the sample.
     storage_options : dict, optional
@@ -116,60 +115,84 @@ def dedup(
     >>> sorted(dkm.dedup("memory://doctest-dedup/clusters", threshold=0.9).kept["id"].compute())
     ['b', 'c']
     """
-    settings = dedup_settings(threshold, eps, keep, rule, search, random_state)
+    settings = dedup_settings(threshold, eps, keep, rule, search, floor, random_state)
     buckets = open_buckets(open_path(clusters, storage_options))
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path))
     check_columns(settings.keep, _orderable(buckets))
+    others = _open_others(buckets, against, settings, storage_options)
     client = runtime.current_client(client)
-    _check_memory(buckets, client)
-    target = _temporary() if out is None else open_path(out, storage_options)
-    refuse_overlap(target, [buckets.path])
+    if settings.search == "clusters":
+        _check_memory(buckets, client)
+    target = temporary() if out is None else open_path(out, storage_options)
+    refuse_overlap(target, [each.path for each in (buckets, *others)])
+    inputs, start = dedup_inputs(buckets, others), time.perf_counter()
+    kept = [PAIRS] if settings.search == "exact" else []
     with manifest.step(
-        target, "dedup", asdict(settings), dedup_inputs(buckets), overwrite=overwrite, client=client
+        target, "dedup", asdict(settings), inputs, overwrite=overwrite, keep=kept, client=client
     ) as step:
-        summary, outputs = _search(buckets, settings, target, client)
+        if settings.search == "exact":
+            _refuse_shared_ids(buckets, others, client)
+            floor = stored_floor(target / PAIRS, inputs)
+            if floor is None or floor > settings.floor:
+                manifest.remove(target / PAIRS)
+                find_edges(buckets, others, settings.floor, target / PAIRS, inputs, client)
+            summary, outputs = decide_stored(buckets, others, settings, target / PAIRS, target, start, client)
+        else:
+            summary, outputs = _search_clusters(buckets, settings, target, client)
         manifest.write_json(target / "summary.json", summary)
         step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
     return DedupResult(target, buckets.path)
 
 
-def _temporary() -> UPath:
-    """A directory that is removed when Python ends; dask frames made from a result may outlive the result."""
-    path = tempfile.mkdtemp(prefix="daskmeans-")
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return UPath(path)
-
-
-def dedup_settings(
-    threshold: float | None, eps: float | None, keep: str | Sequence[str], rule: str, search: str, random_state: int
-) -> Settings:
-    """Checked arguments of `dedup`."""
-    if (threshold is None) == (eps is None):
-        found = "neither threshold nor eps is given" if threshold is None else "both threshold and eps are given"
-        raise UsageError(found, where="--threshold, --eps", expected="one of the two, in [0, 1]")
-    name, value = ("--threshold", threshold) if eps is None else ("--eps", eps)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-        raise UsageError(f"{value!r} is out of range", where=name, expected="a number in [0, 1]")
-    if rule not in RULES:
-        raise UsageError(f"unknown rule {rule!r}", where="--rule", expected=" or ".join(RULES))
-    if search == "exact":
+def _open_others(
+    buckets: Buckets,
+    against: Input | Sequence[Input],
+    settings: Settings,
+    storage_options: Mapping[str, Any] | None,
+) -> list[Buckets]:
+    """The clusters that those of `buckets` are held against."""
+    paths = list(against) if isinstance(against, Sequence) and not isinstance(against, str) else [against]
+    others = [open_buckets(open_path(path, storage_options)) for path in paths]
+    if others and settings.search != "exact":
         raise UsageError(
-            "exact search across clusters comes in a later version",
-            where="--search exact",
-            remedy="use --search clusters, whose recall is measured",
+            "inside clusters rows are not held against others", where="--against", remedy="add --search exact"
         )
-    if search != "clusters":
-        raise UsageError(f"unknown search {search!r}", where="--search", expected="clusters")
-    # The shortest number that rounds to the same float32, so that files show 0.9 and not 0.8999999761581421.
-    shown = float(str(np.float32(value if eps is None else 1 - value)))
-    return Settings(shown, parse_keep(keep), rule, search, random_state)
+    for i, each in enumerate(others):
+        if not each.rows:
+            raise UsageError("the clusters hold no rows", where=f"--against {each.path}")
+        if each.dimension != buckets.dimension:
+            raise UsageError(
+                f"its vectors have {each.dimension} dimensions", where=str(each.path), expected=f"{buckets.dimension}"
+            )
+        if not _alike(*(_orderable(one).field(one.id_field).type for one in (each, buckets))):
+            raise UsageError(
+                f"its ids are {_orderable(each).field(each.id_field).type}",
+                where=f"--against {each.path}",
+                expected=f"{_orderable(buckets).field(buckets.id_field).type}, as in {buckets.path}",
+            )
+        if each.path in [buckets.path, *(other.path for other in others[:i])]:
+            raise UsageError("the same clusters are named twice", where=f"--against {each.path}")
+    return others
 
 
-def dedup_inputs(buckets: Buckets) -> dict[str, Any]:
-    """What decisions are made from."""
-    made_from = {"fingerprint": buckets.manifest["inputs"].get("fingerprint"), "rows": buckets.rows}
-    return {"clusters": str(buckets.path), "made": manifest.identity(buckets.manifest)} | made_from
+def _alike(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether ids of these types can be told apart: the same integers, or strings of any kind."""
+    return one == other or not (pa.types.is_integer(one) or pa.types.is_integer(other))
+
+
+def _refuse_shared_ids(buckets: Buckets, others: Sequence[Buckets], client: Client | None) -> None:
+    """Refuse rows of `others` that have an id of `buckets`: decisions name rows by their ids."""
+    ids = read_ids(buckets, client) if others else pa.chunked_array([pa.array([], pa.int64())])
+    for each in others:
+        shared = find_ids(each, ids, client)
+        if len(shared):
+            raise UsageError(
+                f"the id {shared['id'][0].as_py()!r} is in both",
+                where=f"{buckets.path}, {each.path}",
+                expected="ids that tell new rows from old ones",
+                remedy="give the new rows other ids (rows of .npy files are numbered from 0: write Parquet with ids)",
+            )
 
 
 def _orderable(buckets: Buckets) -> pa.Schema:
@@ -192,7 +215,7 @@ def _check_memory(buckets: Buckets, client: Client | None) -> None:
         )
 
 
-def _search(
+def _search_clusters(
     buckets: Buckets, settings: Settings, out: UPath, client: Client | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary, and the files of decisions with their rows."""
@@ -204,7 +227,7 @@ def _search(
     limit = sample_limit(buckets.rows, wanted)
     tile_bytes = config.get_bytes("tile-bytes")
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
-    task, lean = delayed(decide_part, pure=False), _lean(buckets)
+    task, lean = delayed(decide_part, pure=False), lean_of(buckets)
     tasks = [
         task(lean, part, settings, limit, file, tile_bytes, dask_key_name=f"dedup-{run}-{i}")
         for i, (part, file) in enumerate(zip(buckets.parts, files, strict=True))
@@ -215,24 +238,8 @@ def _search(
     outputs = [
         {"path": f"{folder.name}/{file.name}", "rows": sum(rows)} for file, (rows, _) in zip(files, done, strict=True)
     ]
-    summary = {
-        "rows": sum(counts),
-        "kept": counts[0],
-        "removed": {"exact": counts[1], "semantic": counts[2]},
-        "threshold": settings.threshold,
-        "rule": settings.rule,
-        "keep": settings.keep[0] if len(settings.keep) == 1 else list(settings.keep),
-        "search": settings.search,
-        "recall": _measure(buckets, sample, settings, tile_bytes, run, client),
-        "seconds": round(time.perf_counter() - start, 3),
-        "peak_bytes": runtime.peaks(client),
-    }
-    return summary, outputs
-
-
-def _lean(buckets: Buckets) -> Buckets:
-    """`buckets` for a task, which is told its part: without the list of all clusters."""
-    return replace(buckets, parts=(), manifest={})
+    found = _measure(buckets, sample, settings, tile_bytes, run, client)
+    return summarize(settings, counts, found, start, client), outputs
 
 
 def decide_part(
@@ -278,7 +285,7 @@ def _measure(
     buckets: Buckets, sample: recall.Sample, settings: Settings, tile_bytes: int, run: str, client: Client | None
 ) -> dict[str, Any]:
     """Recall of the search inside clusters; the clusters are read once more."""
-    shared, lean, threshold = runtime.share(sample, client), _lean(buckets), np.float32(settings.threshold)
+    shared, lean, threshold = runtime.share(sample, client), lean_of(buckets), np.float32(settings.threshold)
     task = delayed(find_sample_twins, pure=False)
     tasks = [
         task(lean, part, shared, threshold, tile_bytes, dask_key_name=f"dedup-recall-{run}-{i}")

@@ -83,7 +83,9 @@ def write_buckets(
     [['a', 'b'], ['c']]
     """
     path = UPath(url, **(storage_options or {}))
-    with manifest.step(path, "assign", {"layout": layout}, {}, overwrite=overwrite, client=client) as step:
+    # Where rows are from is not known here, and steps that build on them must not take them for others.
+    inputs = {"rows_from": uuid4().hex}
+    with manifest.step(path, "assign", {"layout": layout}, inputs, overwrite=overwrite, client=client) as step:
         step.facts |= regroup(frame, path, layout=layout, id_field=id_field, client=client)
     return open_buckets(path)
 

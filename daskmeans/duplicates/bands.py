@@ -1,0 +1,191 @@
+"""Rows in bands: runs of rows that are read together and compared with other such runs."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from daskmeans.errors import DataError
+from daskmeans.kernels.hashing import hash_rows
+from daskmeans.kernels.pairs import first_copies
+from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.sketch import Sketches, sketch
+from daskmeans.vectors.buckets import Buckets, Cluster
+from daskmeans.vectors.matrix import to_matrix
+
+# Bands of all rows at least, and rows of a band at least: enough of them to share among many cores, each of which has
+# something to do.
+BANDS, LEAST_ROWS = 24, 4096
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows that are read together.
+
+    Attributes
+    ----------
+    source : int
+        Which of several inputs it is from.
+    first : int
+        Number of its first row among all rows.
+    rows : int
+        Number of its rows.
+    place : object
+        What a reader of its input takes.
+    """
+
+    source: int
+    first: int
+    rows: int
+    place: Any
+
+
+# Reads the unit vectors at a place (float32, shape (rows, d), a copy) and their ids.
+Reader = Callable[[Any], tuple[np.ndarray, pa.Array]]
+
+
+def bands_of(buckets: Buckets, most: int, source: int = 0, first: int = 0) -> list[Band]:
+    """All rows in bands of `most` rows, the last one may have fewer; numbered from `first` on.
+
+    The place of a band are clusters, each with the first of its rows that belong to the band and the one after the
+    last.
+    """
+    bands: list[list[tuple[Cluster, int, int]]] = []
+    free = 0
+    for cluster in buckets.clusters():
+        start = 0
+        while start < cluster.rows:
+            if not free:
+                bands.append([])
+                free = most
+            stop = min(cluster.rows, start + free)
+            bands[-1].append((cluster, start, stop))
+            free -= stop - start
+            start = stop
+    rows = [sum(stop - start for _, start, stop in pieces) for pieces in bands]
+    return [Band(source, first + i * most, rows[i], tuple(pieces)) for i, pieces in enumerate(bands)]
+
+
+def band_rows(rows: int, dimension: int, nbytes: int) -> int:
+    """Rows of a band, of which no more than `nbytes` are vectors.
+
+    Examples
+    --------
+    >>> band_rows(10_000, 384, 32 << 20), band_rows(200_000, 384, 32 << 20), band_rows(10_000_000, 384, 32 << 20)
+    (4096, 8334, 21845)
+    """
+    return max(1, min(max(LEAST_ROWS, -(-rows // BANDS)), nbytes // (4 * dimension)))
+
+
+class Loaded(NamedTuple):
+    """The rows of a band in memory; of copies the first one only."""
+
+    first: int
+    """Number of the first row."""
+    ids: pa.Array
+    """Of all rows of the band."""
+    numbers: np.ndarray
+    """int64, shape (m,): numbers of the distinct rows among all rows, ascending."""
+    sketches: Sketches
+    """Of the distinct rows."""
+    copies: np.ndarray
+    """int64, shape (c, 2): numbers of a row and of the first one that is the same bit for bit."""
+    zero: int
+    """Number of the first row of zeros; -1 for none."""
+
+
+def load(reader: Reader, band: Band, P: np.ndarray) -> Loaded:
+    """The rows of `band`, with sketches along the directions `P`."""
+    X, ids = reader(band.place)
+    hashes = hash_rows(X)
+    first = first_copies(X, hashes, np.argsort(hashes, kind="stable"))
+    distinct = np.flatnonzero(first == np.arange(len(X)))
+    copies = np.flatnonzero(first != np.arange(len(X)))
+    if len(copies):
+        X = X[distinct]
+    zeros = np.flatnonzero(~X.any(axis=1))
+    return Loaded(
+        band.first,
+        ids,
+        band.first + distinct,
+        sketch(X, P),
+        band.first + np.stack([copies, first[copies]], axis=1),
+        int(band.first + distinct[zeros[0]]) if len(zeros) else -1,
+    )
+
+
+def vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int]]) -> tuple[np.ndarray, pa.Array]:
+    """Unit vectors of some rows (float32, shape (rows, d), a copy), and their ids."""
+    tables = list(buckets.read_slices(pieces, [buckets.id_field, buckets.embedding_field]))
+    X = np.empty((sum(stop - start for _, start, stop in pieces), buckets.dimension), np.float32)
+    end = 0
+    for table in tables:
+        mine = to_matrix(table[buckets.embedding_field])
+        X[end : end + len(mine)] = mine
+        end += len(mine)
+    if end < len(X):
+        raise DataError("rows of clusters are missing", where=str(buckets.path), remedy="run `daskmeans assign` again")
+    normalize_rows(X)
+    return X, pa.chunked_array([c for t in tables for c in t[buckets.id_field].chunks]).combine_chunks()
+
+
+def sample_vectors(buckets: Buckets, wanted: int, each: int) -> np.ndarray:
+    """About `wanted` unit vectors, at most `each` of a cluster, from clusters all over the input."""
+    clusters = list(buckets.clusters())
+    ends = np.cumsum([cluster.rows for cluster in clusters])
+    places = np.linspace(0, buckets.rows - 1, max(1, wanted // each)).astype(np.int64)
+    chosen = np.unique(np.searchsorted(ends, places, side="right"))
+    return vectors(buckets, [(clusters[i], 0, min(each, clusters[i].rows)) for i in chosen])[0]
+
+
+class Shelf:
+    """Bands in the memory of a process, those that were used last.
+
+    It travels empty: each process that receives one keeps what it has loaded as long as it keeps the shelf.
+
+    Parameters
+    ----------
+    readers : sequence of Reader
+        One for each source.
+    bands : list of Band
+    P : ndarray of float32, shape (d, p)
+        Directions of the sketches.
+    room : int
+        Bands that are kept, beside those in use.
+    """
+
+    def __init__(self, readers: Sequence[Reader], bands: Sequence[Band], P: np.ndarray, room: int) -> None:
+        self.readers, self.bands, self.P, self.room = readers, bands, P, room
+        self._lock = threading.Lock()
+        self._held: OrderedDict[int, Future[Loaded]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shelf, (self.readers, self.bands, self.P, self.room)
+
+    def get(self, i: int) -> Loaded:
+        """Band number `i`; a thread that asks for what another one loads waits for it."""
+        with self._lock:
+            found = self._held.get(i)
+            mine = found is None
+            if found is None:
+                found = self._held[i] = Future()
+            self._held.move_to_end(i)
+            while len(self._held) > max(1, self.room):
+                self._held.popitem(last=False)
+        if mine:
+            try:
+                band = self.bands[i]
+                found.set_result(load(self.readers[band.source], band, self.P))
+            except BaseException as error:
+                found.set_exception(error)
+                with self._lock:
+                    self._held.pop(i, None)  # the next one may be able to
+                raise
+        return found.result()

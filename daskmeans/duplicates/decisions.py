@@ -1,0 +1,212 @@
+"""Decisions on all rows, from the pairs of similar rows that a search has stored."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask import delayed
+from distributed import Client
+from upath import UPath
+
+from daskmeans import manifest, runtime
+from daskmeans.duplicates import recall
+from daskmeans.duplicates.exact import Edges, read_edges, stored_floor
+from daskmeans.duplicates.rank import columns_of, rank
+from daskmeans.duplicates.resolve import Resolved, resolve
+from daskmeans.duplicates.settings import Settings
+from daskmeans.errors import OutputError
+from daskmeans.vectors.buckets import Buckets, Part, lean_of
+
+
+def decide_stored(
+    buckets: Buckets,
+    against: Sequence[Buckets],
+    settings: Settings,
+    pairs: UPath,
+    out: UPath,
+    start: float,
+    client: Client | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Decide from the pairs of an exact search in the directory `pairs`; the summary, and the files with their rows.
+
+    `start` is when the work began, as a performance counter tells it.
+    """
+    threshold, inputs = np.float32(settings.threshold), dedup_inputs(buckets, against)
+    edges = read_edges(pairs, inputs, settings.floor)
+    done = write_decisions(buckets, against, edges, settings, out / "decisions", client)
+    counts = np.array([counts for _, counts in done]).reshape(-1, 3).sum(axis=0).tolist()
+    outputs = [{"path": f"decisions/{file.name}", "rows": sum(rows)} for file, rows in done]
+    near = edges.scores >= threshold
+    paired = np.unique(np.concatenate([edges.rows[near], edges.twins[near]]))
+    paired = paired[paired < buckets.rows]
+    facts = {"pairs": {"path": str(pairs), "count": len(edges.rows), "floor": stored_floor(pairs, inputs)}}
+    return summarize(settings, counts, recall.complete(buckets.rows, len(paired)), start, client) | facts, outputs
+
+
+def summarize(
+    settings: Settings, counts: list[int], found: dict[str, Any], start: float, client: Client | None
+) -> dict[str, Any]:
+    """Content of ``summary.json``: `counts` of rows kept, copies and semantic duplicates, `found` for the recall."""
+    return {
+        "rows": sum(counts),
+        "kept": counts[0],
+        "removed": {"exact": counts[1], "semantic": counts[2]},
+        "threshold": settings.threshold,
+        "rule": settings.rule,
+        "keep": settings.keep[0] if len(settings.keep) == 1 else list(settings.keep),
+        "search": settings.search,
+        "recall": found,
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_bytes": runtime.peaks(client),
+    }
+
+
+def dedup_inputs(buckets: Buckets, against: Sequence[Buckets] = ()) -> dict[str, Any]:
+    """What decisions are made from."""
+    made_from = {"fingerprint": buckets.manifest["inputs"].get("fingerprint"), "rows": buckets.rows}
+    others = [{"clusters": str(each.path), "made": manifest.identity(each.manifest)} for each in against]
+    made = {"clusters": str(buckets.path), "made": manifest.identity(buckets.manifest)} | made_from
+    return made | ({"against": others} if others else {})
+
+
+def temporary() -> UPath:
+    """A directory that is removed when Python ends; dask frames made from a result may outlive the result."""
+    path = tempfile.mkdtemp(prefix="daskmeans-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return UPath(path)
+
+
+class Changes(NamedTuple):
+    """What becomes of the rows of one part that have a similar row; rows without one stay."""
+
+    places: np.ndarray
+    """int64, shape (m,): the rows, by their place in the part."""
+    keep: np.ndarray
+    """bool"""
+    kept: pa.Array
+    """Ids of the rows that stay in their place; null for none."""
+    best: pa.Array
+    """Ids of the most similar rows that come earlier in rank."""
+    score: np.ndarray
+    """float32; NaN where there is none."""
+    exact: np.ndarray
+    """bool"""
+
+
+def write_decisions(
+    buckets: Buckets,
+    against: Sequence[Buckets],
+    edges: Edges,
+    settings: Settings,
+    folder: UPath,
+    client: Client | None,
+) -> list[tuple[UPath, list[int]]]:
+    """Write the decisions on all rows of `buckets`, one file a part, into `folder`.
+
+    Returns
+    -------
+    list of (UPath, list of int)
+        The files, with the numbers of rows kept, of exact copies and of semantic duplicates.
+    """
+    numbers = np.unique(np.concatenate([edges.rows, edges.twins]))
+    sources = [buckets, *against]
+    firsts = list(accumulate((each.rows for each in sources), initial=0))
+    places = [numbers[slice(*np.searchsorted(numbers, ends))] - ends[0] for ends in pairwise(firsts)]
+    columns = list(dict.fromkeys([buckets.id_field, *columns_of(settings.keep)]))
+    own = _read(buckets, places[0], columns, client)
+    others = [_read(each, mine, [each.id_field], client) for each, mine in zip(against, places[1:], strict=True)]
+    order = rank(own, settings.keep, buckets.id_field, settings.random_state)
+    # Rows that stay anyhow come before all others.
+    staying = len(numbers) - len(order)
+    ranks = np.concatenate([np.argsort(order) + staying, np.arange(staying)])
+    pairs = ranks[np.searchsorted(numbers, edges.rows)], ranks[np.searchsorted(numbers, edges.twins)]
+    found = resolve(len(numbers), *pairs, edges.scores, edges.copies, np.float32(settings.threshold), settings.rule,
+                    staying)  # fmt: skip
+    ids = _joined([*(table[0] for table in others), own[buckets.id_field].take(pa.array(order))])
+    folder.mkdir()
+    write, lean = delayed(_write, pure=False), lean_of(buckets)
+    files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
+    tasks, done = [], 0
+    for part, mine, file in zip(buckets.parts, _by_part(buckets, places[0]), files, strict=True):
+        changes = _changes(found, ids, ranks[done : done + len(mine)], mine)
+        tasks.append(write(lean, part, changes, file, dask_key_name=runtime.key("dedup-write")))
+        done += len(mine)
+    return list(zip(files, runtime.compute(tasks, "decide", client), strict=True))
+
+
+def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """Ids one after the other, as one type; strings as large ones, of which there may be any number."""
+    type_ = columns[-1].type if pa.types.is_integer(columns[-1].type) else pa.large_string()
+    return pa.chunked_array([chunk for column in columns for chunk in column.cast(type_).chunks], type_)
+
+
+def _by_part(buckets: Buckets, rows: np.ndarray) -> list[np.ndarray]:
+    """`rows`, which ascend, by the part in which they lie, as places in it."""
+    ends = list(accumulate((part.rows for part in buckets.parts), initial=0))
+    return [rows[slice(*np.searchsorted(rows, pair))] - pair[0] for pair in pairwise(ends)]
+
+
+def _read(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client | None) -> pa.Table:
+    """`columns` of these rows of `buckets`, whose numbers ascend."""
+    read, lean = delayed(_read_part, pure=False), lean_of(buckets)
+    tasks = [
+        read(lean, part, columns, mine, dask_key_name=runtime.key("dedup-rank"))
+        for part, mine in zip(buckets.parts, _by_part(buckets, rows), strict=True)
+    ]
+    return pa.concat_tables(runtime.compute(tasks, "rank", client))
+
+
+def _read_part(buckets: Buckets, part: Part, columns: list[str], places: np.ndarray) -> pa.Table:
+    return pa.concat_tables(buckets.read_each(part.clusters, columns)).take(pa.array(places))
+
+
+def _changes(found: Resolved, ids: pa.ChunkedArray, ranks: np.ndarray, places: np.ndarray) -> Changes:
+    """Decisions on the rows with these ranks, which lie at `places`; `ids` are those of all ranks."""
+
+    def named(rows: np.ndarray) -> pa.Array:
+        return ids.take(pa.array(rows[ranks], mask=rows[ranks] < 0))
+
+    return Changes(
+        places, found.keep[ranks], named(found.kept), named(found.best), found.score[ranks], found.exact[ranks]
+    )
+
+
+def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[int]:
+    """Write the decisions on the rows of `part`; numbers of rows kept, of exact copies and of semantic duplicates."""
+    ids = pa.concat_tables(buckets.read_each(part.clusters, [buckets.id_field]))[buckets.id_field]
+    n, places = len(ids), changes.places
+    keep, score, reason = np.ones(n, bool), np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
+    keep[places], score[places] = changes.keep, changes.score
+    reason[places] = np.where(changes.keep, 0, np.where(changes.exact, 1, 2))
+    which = np.full(n, -1)
+    which[places] = np.arange(len(places))
+    among = pa.array(which, mask=which < 0)
+    table = pa.table(
+        {
+            "id": ids,
+            "keep": keep,
+            "kept_id": changes.kept.cast(ids.type).take(among),
+            "max_id": changes.best.cast(ids.type).take(among),
+            "cosine_sim_score": pa.array(score, mask=np.isnan(score)),
+            "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),
+            "centroid": np.repeat([np.int32(c.centroid) for c in part.clusters], [c.rows for c in part.clusters]),
+        }
+    )
+    try:
+        pq.write_table(table, file.path, filesystem=file.fs)
+    except FileNotFoundError:
+        raise OutputError(
+            "a worker cannot see the output directory",
+            where=str(file.parent.parent),
+            remedy="give an --out that all workers reach",
+        ) from None
+    return np.bincount(reason, minlength=3).tolist()  # type: ignore[no-any-return]
