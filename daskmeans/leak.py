@@ -1,0 +1,204 @@
+"""Rows of one set of embeddings that have a twin in another, such as a test set's in the training set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask import delayed
+from distributed import Client
+from upath import UPath
+
+from daskmeans import forecast, manifest, runtime
+from daskmeans.duplicates.bands import Band, Loaded, Shelf
+from daskmeans.duplicates.exact import Edges, Task, pairs_of, tasks_between
+from daskmeans.duplicates.settings import LEAST_FLOOR, rounded, share
+from daskmeans.errors import UsageError
+from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.sketch import directions
+from daskmeans.reading import DEFAULTS, Reading
+from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.vectors.matrix import to_matrix
+from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.slices import Partition
+from daskmeans.vectors.source import Source
+
+FILE = "leaks.parquet"
+# Partitions and rows of each on which directions are found.
+SAMPLE_PARTITIONS, SAMPLE_ROWS = 4, 2048
+
+
+def leak(
+    train: Any,
+    test: Any,
+    out: str | UPath,
+    threshold: float,
+    reading: Reading = DEFAULTS,
+    *,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> dict[str, Any]:
+    """Find the rows of `test` that have a twin in `train`; all pairs are compared, and nothing is decided.
+
+    Parameters
+    ----------
+    train, test : path or sequence of path
+        Embeddings: files, directories or globs.
+    out : path
+        Directory to make. Its ``leaks.parquet`` has one row for each row of `test` with a twin: ``id``, ``twin_id``
+        (the most similar row of `train`, the first of equals), ``score``, ``exact`` (the two are the same bit for bit)
+        and ``twins`` (how many rows of `train` are similar enough).
+    threshold : float
+        Cosine similarity in [0.5, 1] from which two rows are twins.
+    reading : Reading
+        How both are read.
+    overwrite : bool, default False
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    dict
+        ``train``, ``test`` (rows of each), ``leaked``, ``exact`` (of those) and ``threshold``.
+
+    Raises
+    ------
+    UsageError
+        The threshold is out of range, or the vectors have different dimensions.
+    DataError
+        A row cannot be worked with.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> from daskmeans.leak import leak
+    >>> for name, v in {"train": "[1.0, 0.1]", "test": "[1.0, 0.2]"}.items():
+    ...     _ = UPath(f"memory://doctest-leak/{name}.jsonl").write_text(f'{{"id": "{name}", "v": {v}}}\\n')
+    >>> folder = "memory://doctest-leak"
+    >>> leak(f"{folder}/train.jsonl", f"{folder}/test.jsonl", f"{folder}/out", 0.9, overwrite=True)["leaked"]
+    1
+    """
+    least = rounded(share("--threshold", threshold))
+    if least < LEAST_FLOOR:
+        raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
+    client = runtime.current_client(client)
+    target = reading.path(out)
+    sources = [reading.open(each, client, allow_zero=False).vectors_only() for each in (test, train)]
+    for each, source in zip((test, train), sources, strict=True):
+        refuse_overlap(target, [*directories(each, reading.storage_options), *source.files])
+    if sources[0].dimension != sources[1].dimension:
+        raise UsageError(
+            f"its vectors have {sources[0].dimension} dimensions",
+            where=str(sources[0].files[0]),
+            expected=f"{sources[1].dimension}, as those of {sources[1].files[0]}",
+        )
+    settings = {"threshold": least} | {
+        key: value for key, value in asdict(reading).items() if key not in ("storage_options", "metadata_fields")
+    }
+    inputs = {"test": sources[0].identity(), "train": sources[1].identity()}
+    with manifest.step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
+        found, rows = _search(sources, np.float32(least), client)
+        with (target / FILE).open("wb") as file:
+            pq.write_table(found, file)
+        exact = int(found["exact"].to_numpy().sum())
+        facts = {"train": rows[1], "test": rows[0], "leaked": len(found), "exact": exact, "threshold": least}
+        step.facts |= {"counts": facts}
+    return facts
+
+
+def _search(sources: list[Source], threshold: np.float32, client: Client | None) -> tuple[pa.Table, list[int]]:
+    """The rows of the first of `sources` with a twin in the second, in their order, and the rows of both."""
+    firsts = list(accumulate((source.rows for source in sources), initial=0))
+    bands = [band for i, source in enumerate(sources) for band in _bands(source, i, firsts[i])]
+    own = sources[0].n_partitions
+    readers = [partial(_read, source.reader) for source in sources]
+    samples = runtime.compute([delayed(_sample, pure=False)(readers[b.source], b) for b in _few(bands)], client=client)
+    P = directions(np.concatenate(samples), float(threshold))
+    largest = max(band.rows for band in bands)
+    room = forecast.check_bands(largest, sources[0].dimension, str(sources[0].files[0]), client)
+    shelf = delayed(Shelf, pure=False)(readers, bands, P, room, dask_key_name=runtime.key("leak-shelf"))
+    task = delayed(_compare, pure=False)
+    beside = [(i, range(own, len(bands))) for i in range(own)]
+    tasks = [
+        task(shelf, work, threshold, dask_key_name=runtime.key(f"leak-compare-{number:07d}"))
+        for number, work in enumerate(tasks_between([band.rows for band in bands], beside))
+    ]
+    tables, counts = zip(*runtime.compute(tasks, "compare", client), strict=True)
+    rows = {band: count for counted in counts for band, count in counted.items()}
+    found = _best(pa.concat_tables(tables)).drop_columns(["row", "twin"])
+    return found, [sum(n for i, n in rows.items() if bands[i].source == source) for source in (0, 1)]
+
+
+def _bands(source: Source, number: int, first: int) -> list[Band]:
+    starts = accumulate((part.rows for part in source.partitions), initial=first)
+    return [Band(number, start, part.rows, part) for start, part in zip(starts, source.partitions, strict=False)]
+
+
+def _few(bands: list[Band]) -> list[Band]:
+    """Some of `bands`, from all over."""
+    return [bands[i] for i in np.unique(np.linspace(0, len(bands) - 1, SAMPLE_PARTITIONS).astype(int))]
+
+
+def _read(reader: Reader, partition: Partition) -> tuple[np.ndarray, pa.Array]:
+    """Unit vectors and ids of the rows of a partition."""
+    table = reader.table(partition)
+    X = np.array(to_matrix(table[1]))
+    normalize_rows(X)
+    type_ = pa.int64() if pa.types.is_integer(table[0].type) else pa.large_string()
+    return X, table[0].cast(type_).combine_chunks()
+
+
+def _sample(reader: Any, band: Band) -> np.ndarray:
+    X = reader(band.place)[0]
+    return X[np.linspace(0, len(X) - 1, min(len(X), SAMPLE_ROWS)).astype(int)] if len(X) else X
+
+
+def _compare(shelf: Shelf, work: Task, threshold: np.float32) -> tuple[pa.Table, dict[int, int]]:
+    """The rows of a band with a twin in one of a run of others; rows of each band that was looked at."""
+    one = shelf.get(work.row)
+    others = {i: shelf.get(i) for i in work.columns}
+    best = _best(_twins(one, one, Edges.none()))
+    for other in others.values():
+        for edges in pairs_of(one, other, threshold):
+            best = _best(pa.concat_tables([best, _twins(one, other, edges)]))
+    return best, {work.row: len(one.ids)} | {i: len(other.ids) for i, other in others.items()}
+
+
+def _twins(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:
+    """Pairs of two bands; copies of a row of `other` are counted with it, those of a row of `one` are listed."""
+    copies = np.bincount(other.copies[:, 1] - other.first, minlength=len(other.ids)) + 1
+    # Each row of the band with its first copy; those without copies are their own.
+    first = np.arange(one.first, one.first + len(one.ids))
+    first[one.copies[:, 0] - one.first] = one.copies[:, 1]
+    order = np.argsort(edges.rows, kind="stable")
+    starts = np.searchsorted(edges.rows[order], first, side="left")
+    counts = np.searchsorted(edges.rows[order], first, side="right") - starts
+    rows = np.repeat(np.arange(len(first)), counts)
+    which = order[np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
+    twins = edges.twins[which]
+    return pa.table(
+        {
+            "id": one.ids.take(pa.array(rows)),
+            "twin_id": other.ids.take(pa.array(twins - other.first)),
+            "score": edges.scores[which],
+            "exact": edges.copies[which],
+            "twins": copies[twins - other.first],
+            "row": rows + one.first,
+            "twin": twins,
+        }
+    )
+
+
+def _best(pairs: pa.Table) -> pa.Table:
+    """The most similar twin of each row, the first of equals, and how many there are; by row."""
+    by = [("row", "ascending"), ("score", "descending"), ("twin", "ascending")]
+    pairs = pairs.sort_by(by)
+    rows = pairs["row"].to_numpy()
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    counts = np.add.reduceat(pairs["twins"].to_numpy(), starts) if len(starts) else np.empty(0, np.int64)
+    best = pairs.take(pa.array(starts))
+    return best.set_column(best.column_names.index("twins"), "twins", pa.array(counts, pa.int64()))

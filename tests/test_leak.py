@@ -1,0 +1,114 @@
+"""Twins across two sets, against all products in float64."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from daskmeans.cli import main
+from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.duplicates import exact
+from daskmeans.errors import DataError, OutputError, UsageError
+from daskmeans.leak import leak
+from daskmeans.reading import Reading
+from helpers import make_rows, write_embeddings
+
+THRESHOLD = 0.95
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two sets of rows with copies, inside and across, and their vectors."""
+    X = make_rows()[0]
+    test = np.arange(300) % 3 == 1
+    X[299] = X[1]
+    paths = [tmp_path / "train.parquet", tmp_path / "test.parquet"]
+    for path, rows in zip(paths, (X[~test], X[test]), strict=True):
+        write_embeddings(path, rows, row_group_size=23)
+    return *paths, X[~test], X[test]
+
+
+def expected_leaks(train, test):
+    scores = test.astype(np.float64) @ train.astype(np.float64).T
+    same = (test[:, None] == train[None]).all(axis=2)
+    scores[same] = 1
+    near = scores >= THRESHOLD
+    return {
+        name(i): (name(int(round_(scores[i]).argmax())), scores[i].max(), bool(same[i].any()), int(near[i].sum()))
+        for i in np.flatnonzero(near.any(axis=1)).tolist()
+    }
+
+
+def name(i):
+    return f"row-{i:05d}"
+
+
+def round_(scores):
+    return np.where(scores == 1, 2, scores.astype(np.float32))
+
+
+def test_rows_with_a_twin_are_listed(tmp_path, sets, monkeypatch):
+    monkeypatch.setattr(exact, "LEAST_PAIRS", 500)
+    train, test, A, B = sets
+    facts = leak(train, test, tmp_path / "out", THRESHOLD)
+    found = pq.read_table(tmp_path / "out" / "leaks.parquet").to_pylist()
+    expected = expected_leaks(A, B)
+    assert [row["id"] for row in found] == sorted(expected)
+    for row in found:
+        twin, score, same, twins = expected[row["id"]]
+        assert (row["exact"], row["twins"]) == (same, twins)
+        assert row["score"] == pytest.approx(score, abs=1e-6)
+        assert row["twin_id"] == twin
+    exact_ones = sum(same for _, _, same, _ in expected.values())
+    assert facts == {"train": 200, "test": 100, "leaked": len(expected), "exact": exact_ones, "threshold": 0.95}
+    assert exact_ones > 3
+    assert len(expected) > exact_ones
+    with cluster(ClusterSettings(n_workers=2, dashboard_address=":0")) as client:
+        assert leak(train, test, tmp_path / "there", THRESHOLD, client=client) == facts
+    assert pq.read_table(tmp_path / "there" / "leaks.parquet").to_pylist() == found
+
+
+def test_nothing_leaks(tmp_path):
+    write_embeddings(tmp_path / "a.parquet", np.eye(8, dtype=np.float32)[:4])
+    write_embeddings(tmp_path / "b.parquet", np.eye(8, dtype=np.float32)[4:])
+    facts = leak(tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out", 0.5)
+    assert facts["leaked"] == 0
+    table = pq.read_table(tmp_path / "out" / "leaks.parquet")
+    assert table.column_names == ["id", "twin_id", "score", "exact", "twins"]
+    assert table.num_rows == 0
+
+
+def test_the_command(tmp_path, sets):
+    train, test, A, B = sets
+    arguments = ["leak", str(train), str(test), "--out", str(tmp_path / "out"), "--threshold", "0.95", "--json"]
+    done = CliRunner().invoke(main, [*arguments, "--n-workers", "1", "--dashboard-address", ":0"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["leaked"] == len(expected_leaks(A, B))
+
+
+def test_wrong_use(tmp_path, sets):
+    train, test, _, B = sets
+    with pytest.raises(UsageError, match=r"--threshold: 0\.3 is out of range"):
+        leak(train, test, tmp_path / "out", 0.3)
+    write_embeddings(tmp_path / "narrow.parquet", B[:, :5])
+    with pytest.raises(UsageError, match=r"its vectors have 5 dimensions\n  expected: 12, as those of .*train"):
+        leak(train, tmp_path / "narrow.parquet", tmp_path / "out", 0.9)
+    B[3, 2] = np.nan
+    write_embeddings(tmp_path / "bad.parquet", B)
+    with pytest.raises(DataError, match=r"bad\.parquet, row 3"):
+        leak(train, tmp_path / "bad.parquet", tmp_path / "out", 0.9)
+    assert not (tmp_path / "out").exists()
+    leak(train, test, tmp_path / "out", 0.9)
+    with pytest.raises(OutputError, match="exists already"):
+        leak(train, test, tmp_path / "out", 0.95)
+
+
+def test_a_partition_of_which_nothing_is_left(tmp_path, sets):
+    train, _, A, B = sets
+    B[:46] = np.nan
+    write_embeddings(tmp_path / "bad.parquet", B, row_group_size=23)
+    facts = leak(train, tmp_path / "bad.parquet", tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"))
+    assert facts["test"] == 54
+    assert facts["leaked"] == len(expected_leaks(A, B[46:]))
