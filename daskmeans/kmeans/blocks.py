@@ -451,8 +451,11 @@ def load(
         mine = [calls[i] for i in members]
         if client is not None and not lazy:
             return runtime.feed(_load_block, mine, "load-block", label, client)
-        task = dask.delayed(_load_block, pure=False)
-        return runtime.hold([task(*call, dask_key_name=runtime.key("load-block")) for call in mine], label, client)
+        task, tasks = dask.delayed(_load_block, pure=False), []
+        for call, where in zip(mine, runtime.dealt(len(mine), client), strict=True):
+            with where:
+                tasks.append(task(*call, dask_key_name=runtime.key("load-block")))
+        return runtime.hold(tasks, label, client)
 
     return _Loaded(read, len(parts), quota, client)
 
