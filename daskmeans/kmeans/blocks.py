@@ -358,9 +358,26 @@ class _Loaded(Blocks):
     ):
         self._read = read
         super().__init__(read(range(count), "load vectors"), quota, client)
+        if client is not None:
+            self._balance()
         self._firsts = _starts(self.lengths)
         if cached := sum(self.map(_cached, name="count-rows")):
             runtime.logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
+
+    def _balance(self) -> None:
+        """Move blocks away from workers that have more rows a thread than others, which would wait for them."""
+        threads = self.client.nthreads()
+        held: dict[str, list[int]] = {worker: [] for worker in threads}
+        for group in self._groups:
+            held.setdefault(group.worker, []).extend(group.members)
+        moves = _moves({worker: held[worker] for worker in threads}, threads, self.lengths)
+        if moves:
+            calls = [(self._held[i],) for i in moves]
+            futures = runtime.submit(_same, calls, list(moves.values()), "move-block", self.client)
+            runtime.settle(futures, "", self.client)
+            for i, future in zip(moves, futures, strict=True):
+                self._held[i] = future
+            self._groups = self._grouped([i for i, rows in enumerate(self.lengths) if rows])
 
     def _restored(self, members: Sequence[int]) -> Sequence[int]:
         gone = [i for i in members if self._held[i].cancelled()]
@@ -496,6 +513,11 @@ def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
     return Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
 
 
+def _same(block: Block) -> Block:
+    """`block`, which dask has brought to where this runs."""
+    return block
+
+
 def _shapes(group: list[Block]) -> list[tuple[int, int]]:
     return [(block.n_rows, block.dimension) for block in group]
 
@@ -552,6 +574,29 @@ def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
     _, where, which = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
     return which, where
+
+
+def _moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequence[int]) -> dict[int, str]:
+    """Which blocks go to which workers, so that those that have most rows a thread have as few as can be.
+
+    Examples
+    --------
+    >>> _moves({"a": [0, 1, 2, 3], "b": [4], "c": []}, {"a": 1, "b": 1, "c": 1}, [10, 10, 10, 10, 10])
+    {0: 'c', 1: 'b'}
+    """
+    held = {worker: list(members) for worker, members in held.items()}
+    rows = {worker: sum(lengths[i] for i in members) for worker, members in held.items()}
+    moves: dict[int, str] = {}
+    while True:
+        to, of = (choose(held, key=lambda w: (rows[w] / threads[w], w)) for choose in (min, max))
+        room = rows[of] * threads[to] / threads[of] - rows[to]
+        fitting = [i for i in held[of] if 0 < lengths[i] < room]
+        if not fitting:
+            return moves
+        i = max(fitting, key=lengths.__getitem__)
+        held[of].remove(i)
+        held[to].append(i)
+        rows[of], rows[to], moves[i] = rows[of] - lengths[i], rows[to] + lengths[i], to
 
 
 def _starts(lengths: Iterable[int]) -> list[int]:
