@@ -184,4 +184,4 @@ def test_small_chunks_of_an_array_are_joined():
     np.testing.assert_array_equal(blocks.rows(np.arange(3000)), load(X, None, True, 1.0, 0, None).rows(np.arange(3000)))
     X[1234, 3] = np.nan
     with pytest.raises(DataError, match="row 1234: the vector holds NaN"):
-        load(chunks, None, True, 1.0, 0, None)
+        load(da.from_array(X, chunks=(7, -1)), None, True, 1.0, 0, None)
