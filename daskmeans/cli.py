@@ -371,8 +371,7 @@ def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ..
 def run(
     inputs: tuple[str, ...], out: str, model: KMeans, threshold: float | None, eps: float | None, keep: tuple[str, ...],
     rule: str, search: str, floor: float | None, layout: str, embedding_dtype: str, assign: str, assign_recall: float,
-    overwrite: bool,
-    reading: Reading, cluster: ClusterSettings, output: Output,
+    overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
     from daskmeans import workflow

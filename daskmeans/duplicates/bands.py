@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.pairs import first_copies
 from daskmeans.kernels.products import normalize_rows
@@ -123,17 +122,16 @@ def load(reader: Reader, band: Band, P: np.ndarray) -> Loaded:
 
 def vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int]]) -> tuple[np.ndarray, pa.Array]:
     """Unit vectors of some rows (float32, shape (rows, d), a copy), and their ids."""
-    tables = list(buckets.read_slices(pieces, [buckets.id_field, buckets.embedding_field]))
     X = np.empty((sum(stop - start for _, start, stop in pieces), buckets.dimension), np.float32)
+    ids: list[pa.Array] = []
     end = 0
-    for table in tables:
+    for table in buckets.read_slices(pieces, [buckets.id_field, buckets.embedding_field]):
         mine = to_matrix(table[buckets.embedding_field])
         X[end : end + len(mine)] = mine
         end += len(mine)
-    if end < len(X):
-        raise DataError("rows of clusters are missing", where=str(buckets.path), remedy="run `daskmeans assign` again")
+        ids += table[buckets.id_field].chunks
     normalize_rows(X)
-    return X, pa.chunked_array([c for t in tables for c in t[buckets.id_field].chunks]).combine_chunks()
+    return X, pa.chunked_array(ids).combine_chunks()
 
 
 def sample_vectors(buckets: Buckets, wanted: int, each: int) -> np.ndarray:

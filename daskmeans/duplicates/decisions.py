@@ -23,8 +23,8 @@ from daskmeans.duplicates.exact import Edges, read_edges, stored_floor
 from daskmeans.duplicates.rank import columns_of, rank
 from daskmeans.duplicates.resolve import Resolved, resolve
 from daskmeans.duplicates.settings import Settings
-from daskmeans.errors import OutputError
 from daskmeans.vectors.buckets import Buckets, Part, lean_of
+from daskmeans.vectors.files import reached
 
 
 def decide_stored(
@@ -42,24 +42,34 @@ def decide_stored(
     """
     threshold, inputs = np.float32(settings.threshold), dedup_inputs(buckets, against)
     edges = read_edges(pairs, inputs, settings.floor)
-    done = write_decisions(buckets, against, edges, settings, out / "decisions", client)
-    counts = np.array([counts for _, counts in done]).reshape(-1, 3).sum(axis=0).tolist()
-    outputs = [{"path": f"decisions/{file.name}", "rows": sum(rows)} for file, rows in done]
+    files, counts = write_decisions(buckets, against, edges, settings, out / "decisions", client)
     near = edges.scores >= threshold
     paired = np.unique(np.concatenate([edges.rows[near], edges.twins[near]]))
     paired = paired[paired < buckets.rows]
     facts = {"pairs": {"path": str(pairs), "count": len(edges.rows), "floor": stored_floor(pairs, inputs)}}
-    return summarize(settings, counts, recall.complete(buckets.rows, len(paired)), start, client) | facts, outputs
+    found = recall.complete(buckets.rows, len(paired))
+    summary, outputs = summarize(settings, files, counts, found, start, client)
+    return summary | facts, outputs
 
 
 def summarize(
-    settings: Settings, counts: list[int], found: dict[str, Any], start: float, client: Client | None
-) -> dict[str, Any]:
-    """Content of ``summary.json``: `counts` of rows kept, copies and semantic duplicates, `found` for the recall."""
-    return {
-        "rows": sum(counts),
-        "kept": counts[0],
-        "removed": {"exact": counts[1], "semantic": counts[2]},
+    settings: Settings,
+    files: Sequence[UPath],
+    counts: Sequence[list[int]],
+    found: dict[str, Any],
+    start: float,
+    client: Client | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary of decisions, and their files with their rows.
+
+    `counts` are the rows kept, copies and semantic duplicates of each of `files`; `found` is what to say of the recall.
+    """
+    kept, exact, semantic = np.array(counts).reshape(-1, 3).sum(axis=0).tolist()
+    outputs = [{"path": f"{f.parent.name}/{f.name}", "rows": sum(rows)} for f, rows in zip(files, counts, strict=True)]
+    summary = {
+        "rows": kept + exact + semantic,
+        "kept": kept,
+        "removed": {"exact": exact, "semantic": semantic},
         "threshold": settings.threshold,
         "rule": settings.rule,
         "keep": settings.keep[0] if len(settings.keep) == 1 else list(settings.keep),
@@ -68,6 +78,13 @@ def summarize(
         "seconds": round(time.perf_counter() - start, 3),
         "peak_bytes": runtime.peaks(client),
     }
+    return summary, outputs
+
+
+def conclude(step: manifest.Step, summary: dict[str, Any], outputs: list[dict[str, Any]]) -> None:
+    """Write ``summary.json``, and note for the manifest what it needs of it."""
+    manifest.write_json(step.path / "summary.json", summary)
+    step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
 
 
 def dedup_inputs(buckets: Buckets, against: Sequence[Buckets] = ()) -> dict[str, Any]:
@@ -109,13 +126,14 @@ def write_decisions(
     settings: Settings,
     folder: UPath,
     client: Client | None,
-) -> list[tuple[UPath, list[int]]]:
+) -> tuple[list[UPath], list[list[int]]]:
     """Write the decisions on all rows of `buckets`, one file a part, into `folder`.
 
     Returns
     -------
-    list of (UPath, list of int)
-        The files, with the numbers of rows kept, of exact copies and of semantic duplicates.
+    files : list of UPath
+    counts : list of list of int
+        Of each file: rows kept, exact copies and semantic duplicates.
     """
     numbers = np.unique(np.concatenate([edges.rows, edges.twins]))
     sources = [buckets, *against]
@@ -140,7 +158,7 @@ def write_decisions(
         changes = _changes(found, ids, ranks[done : done + len(mine)], mine)
         tasks.append(write(lean, part, changes, file, dask_key_name=runtime.key("dedup-write")))
         done += len(mine)
-    return list(zip(files, runtime.compute(tasks, "decide", client), strict=True))
+    return files, runtime.compute(tasks, "decide", client)
 
 
 def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
@@ -201,12 +219,6 @@ def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[
             "centroid": np.repeat([np.int32(c.centroid) for c in part.clusters], [c.rows for c in part.clusters]),
         }
     )
-    try:
+    with reached(file.parent.parent):
         pq.write_table(table, file.path, filesystem=file.fs)
-    except FileNotFoundError:
-        raise OutputError(
-            "a worker cannot see the output directory",
-            where=str(file.parent.parent),
-            remedy="give an --out that all workers reach",
-        ) from None
     return np.bincount(reason, minlength=3).tolist()  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,10 @@ from upath import UPath
 
 from daskmeans import config, forecast, manifest, runtime
 from daskmeans.duplicates.bands import Loaded, Shelf, band_rows, bands_of, sample_vectors, vectors
-from daskmeans.errors import MemoryForecastError, NotFoundError, OutputError
+from daskmeans.errors import MemoryForecastError, NotFoundError
 from daskmeans.kernels.sketch import directions, find_pairs
 from daskmeans.vectors.buckets import Buckets, lean_of
-from daskmeans.vectors.files import reading
+from daskmeans.vectors.files import reached, reading
 
 # Directory of the pairs below that of the decisions.
 PAIRS = "pairs"
@@ -132,21 +133,13 @@ def compare(shelf: Shelf, work: Task, floor: np.float32, file: UPath) -> int:
     one = shelf.get(work.row)
     others = map(shelf.get, work.columns)
     tables = (_table(one, other, edges) for other in others for edges in pairs_of(one, other, floor))
-    count, writer = 0, None
-    try:
+    count = 0
+    with reached(file.parent.parent), contextlib.ExitStack() as opened:
+        writer = None
         for table in filter(len, tables):  # as they are found: there may be more than fit into memory
-            writer = writer or pq.ParquetWriter(file.path, table.schema, filesystem=file.fs)
+            writer = writer or opened.enter_context(pq.ParquetWriter(file.path, table.schema, filesystem=file.fs))
             writer.write_table(table)
             count += len(table)
-    except FileNotFoundError:
-        raise OutputError(
-            "a worker cannot see the output directory",
-            where=str(file.parent.parent.parent),
-            remedy="give an --out that all workers reach",
-        ) from None
-    finally:
-        if writer is not None:
-            writer.close()
     return count
 
 

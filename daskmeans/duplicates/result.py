@@ -19,7 +19,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.duplicates.decisions import decide_stored, temporary
+from daskmeans.duplicates.decisions import conclude, decide_stored, temporary
 from daskmeans.duplicates.exact import PAIRS
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
@@ -201,9 +201,7 @@ class DedupResult:
         target = temporary() if out is None else open_path(out, self.path.storage_options)
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
         with manifest.step(target, "dedup", asdict(settings), made["inputs"], client=client) as step:
-            summary, outputs = decide_stored(buckets, against, settings, self._pairs(), target, start, client)
-            manifest.write_json(target / "summary.json", summary)
-            step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
+            conclude(step, *decide_stored(buckets, against, settings, self._pairs(), target, start, client))
         return DedupResult(target, self._clusters)
 
     def _frame(self, keep: bool | None) -> dd.DataFrame:

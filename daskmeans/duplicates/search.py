@@ -20,17 +20,17 @@ from upath import UPath
 from daskmeans import config, forecast, manifest, runtime
 from daskmeans.duplicates import recall
 from daskmeans.duplicates.decide import decide, to_table
-from daskmeans.duplicates.decisions import decide_stored, dedup_inputs, summarize, temporary
+from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, summarize, temporary
 from daskmeans.duplicates.exact import PAIRS, find_edges, stored_floor
 from daskmeans.duplicates.rank import check_columns, columns_of, rank
 from daskmeans.duplicates.result import DedupResult
 from daskmeans.duplicates.settings import Settings, dedup_settings
-from daskmeans.errors import MemoryForecastError, OutputError, UsageError
+from daskmeans.errors import MemoryForecastError, UsageError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kernels.sampling import sample_limit
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, Cluster, Part, find_ids, lean_of, open_buckets, read_ids
-from daskmeans.vectors.files import Input, open_path, refuse_overlap
+from daskmeans.vectors.files import Input, open_path, reached, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
 
 
@@ -137,11 +137,10 @@ def dedup(
             if floor is None or floor > settings.floor:
                 manifest.remove(target / PAIRS)
                 find_edges(buckets, others, settings.floor, target / PAIRS, inputs, client)
-            summary, outputs = decide_stored(buckets, others, settings, target / PAIRS, target, start, client)
+            made = decide_stored(buckets, others, settings, target / PAIRS, target, start, client)
         else:
-            summary, outputs = _search_clusters(buckets, settings, target, client)
-        manifest.write_json(target / "summary.json", summary)
-        step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
+            made = _search_clusters(buckets, settings, target, client)
+        conclude(step, *made)
     return DedupResult(target, buckets.path)
 
 
@@ -233,13 +232,9 @@ def _search_clusters(
         for i, (part, file) in enumerate(zip(buckets.parts, files, strict=True))
     ]
     done = runtime.compute(tasks, label="dedup", client=client)
-    counts = np.array([counts for counts, _ in done]).reshape(-1, 3).sum(axis=0).tolist()
     sample = recall.join_samples([sample for _, sample in done], wanted)
-    outputs = [
-        {"path": f"{folder.name}/{file.name}", "rows": sum(rows)} for file, (rows, _) in zip(files, done, strict=True)
-    ]
     found = _measure(buckets, sample, settings, tile_bytes, run, client)
-    return summarize(settings, counts, found, start, client), outputs
+    return summarize(settings, files, [counts for counts, _ in done], found, start, client)
 
 
 def decide_part(
@@ -260,14 +255,8 @@ def decide_part(
         decided = decide(X, np.float32(settings.threshold), settings.rule, tile_bytes)
         tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
     table = pa.concat_tables(tables)
-    try:
+    with reached(file.parent.parent):
         pq.write_table(table, file.path, filesystem=file.fs)
-    except FileNotFoundError:
-        raise OutputError(
-            "a worker cannot see the output directory",
-            where=str(file.parent.parent),
-            remedy="give an --out that all workers reach",
-        ) from None
     exact, semantic = (pc.sum(pc.equal(table["reason"], r)).as_py() or 0 for r in ("exact", "semantic"))
     return [len(table) - exact - semantic, exact, semantic], recall.join_samples(samples, len(table))
 

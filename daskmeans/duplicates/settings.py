@@ -12,6 +12,8 @@ from daskmeans.errors import UsageError
 
 RULES = ("survivors", "semdedup")
 SEARCHES = ("clusters", "exact")
+# Below this nearly everything is similar to something.
+LEAST_FLOOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,6 @@ def dedup_settings(
             expected=f"{LEAST_FLOOR} or more",
         )
     return Settings(shown, parse_keep(keep), rule, search, stored, random_state)
-
-
-# Below this nearly everything is similar to something.
-LEAST_FLOOR = 0.5
 
 
 def share(name: str, value: object) -> float:

@@ -117,6 +117,19 @@ def is_local(path: UPath) -> bool:
 
 
 @contextlib.contextmanager
+def reached(out: UPath) -> Iterator[None]:
+    """Explain what goes wrong where a worker writes below the directory `out`, which the client has made."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise OutputError(
+            "a worker cannot see the output directory",
+            where=str(out),
+            remedy="give an --out that all workers reach",
+        ) from None
+
+
+@contextlib.contextmanager
 def reading(path: UPath) -> Iterator[None]:
     """Turn whatever goes wrong while `path` is read into an error of ours.
 
