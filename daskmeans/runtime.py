@@ -363,9 +363,10 @@ def compute_here(tasks: Sequence[Delayed], line: progress.Line | None = None) ->
         if line is not None and key in keys:
             line.advance()
 
-    # Tasks take the cores; a BLAS that brings threads of its own would take them a second time.
-    with Callback(posttask=done), _one_thread_each():
-        return list(dask.compute(*tasks, scheduler="threads", num_workers=n_threads()))
+    # Tasks take the cores; a BLAS that brings threads of its own would take them a second time. If one fails, the pool
+    # waits for those that run: nothing writes any more once the error is out.
+    with Callback(posttask=done), _one_thread_each(), ThreadPoolExecutor(n_threads()) as pool:
+        return list(dask.compute(*tasks, scheduler="threads", pool=pool))
 
 
 def _one_thread_each() -> contextlib.AbstractContextManager[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import dask
 import numpy as np
@@ -104,3 +106,21 @@ def test_configuration_is_overridden_by_dask():
     assert config.get_bytes("partition-bytes") == 64 << 20
     with dask.config.set({"daskmeans.partition-bytes": "1MiB"}):
         assert config.get_bytes("partition-bytes") == 1 << 20
+
+
+def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):
+    monkeypatch.setattr(runtime, "THREADS", 2)
+    began, written = threading.Event(), []
+
+    def fail():
+        began.wait(10)
+        raise errors.DataError("a bad row")
+
+    def write():
+        began.set()
+        time.sleep(0.2)
+        written.append("a file")
+
+    with pytest.raises(errors.DataError):
+        runtime.compute([dask.delayed(fail, pure=False)(), dask.delayed(write, pure=False)()])
+    assert written == ["a file"]
