@@ -258,7 +258,7 @@ def assign(
 @flags.output
 def dedup(
     clusters: str, out: str, threshold: float | None, eps: float | None, keep: tuple[str, ...], rule: str, search: str,
-    floor: float | None, review: int | None, against: tuple[str, ...], random_state: int,
+    probes: int, floor: float | None, review: int | None, against: tuple[str, ...], random_state: int,
     storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Decide which rows of clusters are duplicates."""
@@ -267,7 +267,7 @@ def dedup(
 
     with _session(cluster, output) as client:
         result = dedup(
-            clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, floor=floor,
+            clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, probes=probes, floor=floor,
             against=against, random_state=random_state, storage_options=storage_options, overwrite=overwrite,
             client=client,
         )  # fmt: skip
@@ -370,8 +370,8 @@ def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ..
 @flags.output
 def run(
     inputs: tuple[str, ...], out: str, model: KMeans, threshold: float | None, eps: float | None, keep: tuple[str, ...],
-    rule: str, search: str, floor: float | None, layout: str, embedding_dtype: str, assign: str, assign_recall: float,
-    overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
+    rule: str, search: str, probes: int, floor: float | None, layout: str, embedding_dtype: str, assign: str,
+    assign_recall: float, overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
     from daskmeans import workflow
@@ -379,8 +379,8 @@ def run(
     with _session(cluster, output) as client:
         result = workflow.run(
             inputs, out, model, threshold, reading, eps=eps, layout=layout, embedding_dtype=embedding_dtype,
-            assign=assign, assign_recall=assign_recall, keep=keep, rule=rule, search=search, floor=floor,
-            overwrite=overwrite, client=client,
+            assign=assign, assign_recall=assign_recall, keep=keep, rule=rule, search=search, probes=probes,
+            floor=floor, overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"out": out} | result.summary, output)
     _hint(f"daskmeans apply {out.rstrip('/')}/dedup {' '.join(inputs)} --out KEPT", output)

@@ -161,12 +161,16 @@ _DECIDING = [
     click.option("--rule", type=click.Choice(["survivors", "semdedup"]), default="survivors", show_default=True),
     click.option(
         "--search",
-        type=click.Choice(["clusters", "exact"]),
-        default="clusters",
+        type=click.Choice(["auto", "exact", "clusters"]),
+        default="auto",
         show_default=True,
-        help="clusters: inside clusters, with a measured recall; exact: all pairs of rows.",
+        help="exact: all pairs of rows; clusters: inside clusters, with a measured recall; auto: exact for up to two "
+        "million rows.",
     ),
-    click.option("--floor", type=click.FLOAT, help="Score from which an exact search stores pairs [the threshold]."),
+    click.option(
+        "--probes", type=click.INT, default=1, show_default=True, help="With clusters: how many near ones to compare."
+    ),
+    click.option("--floor", type=click.FLOAT, help="Score from which pairs are stored [the threshold]."),
 ]
 
 

@@ -153,7 +153,7 @@ def band_bytes(rows: int, dimension: int) -> int:
 
 
 def check_bands(rows: int, dimension: int, where: str, client: Client | None) -> int:
-    """How many bands of `rows` rows each process may keep beside those that its tasks are about.
+    """How many rows each process may keep beside the bands of `rows` rows that its tasks are about.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def check_bands(rows: int, dimension: int, where: str, client: Client | None) ->
             remedy="give workers a higher --memory-limit or fewer --threads-per-worker",
         )
     spare = runtime.memory_to_keep(client) - runtime.threads_each(client) * need
-    return max(0, spare // each)
+    return max(0, spare // band_bytes(1, dimension))
 
 
 def partition_bytes(client: Client | None) -> int:

@@ -178,6 +178,53 @@ class Line:
         self._display.advance(self._handle, note)
 
 
+class Pace:
+    """How far work has come whose parts differ in size, and when it will be done.
+
+    Parameters
+    ----------
+    sizes : mapping
+        Of each part, by its key.
+    unit : str
+        What is counted.
+
+    Examples
+    --------
+    >>> pace = Pace({"a": 3_000, "b": 2_000}, "pairs")
+    >>> pace.done("a").startswith("3k of 5k pairs, about ")
+    True
+    """
+
+    def __init__(self, sizes: Mapping[Any, int], unit: str) -> None:
+        self._sizes, self._unit = sizes, unit
+        self._done, self._total, self._start = 0, sum(sizes.values()), time.perf_counter()
+
+    def done(self, key: Any) -> str:
+        """What to say once the part `key` is done."""
+        self._done += self._sizes[key]
+        said = f"{compact(self._done)} of {compact(self._total)} {self._unit}"
+        if not 0 < self._done < self._total:
+            return said
+        left = (time.perf_counter() - self._start) * (self._total / self._done - 1)
+        return f"{said}, about {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    Examples
+    --------
+    >>> [duration(s) for s in (0.04, 2.31, 48.2, 200, 10_000, 1e6)]
+    ['0.04 s', '2.3 s', '48 s', '3 min 20 s', '2 h 47 min', '278 h']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.2g} s"
+    minutes, left = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {left} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 100 * 60 else f"{round(minutes / 60)} h"
+
+
 def note(iterations: Sequence[Mapping[str, Any]]) -> str:
     """What the last of some updates of a fit has come to: its phase and, in a second line, its figures.
 
@@ -210,7 +257,7 @@ def note(iterations: Sequence[Mapping[str, Any]]) -> str:
     if phase == "seed":
         figures.append(f"{now['seconds']:.2g} s")
     elif rows and now.get("seconds"):
-        figures.append(f"{_compact(rows / now['seconds'])} rows/s")
+        figures.append(f"{compact(rows / now['seconds'])} rows/s")
     return "\n".join(part for part in (_phase(now), " · ".join(figures)) if part)
 
 
@@ -229,16 +276,16 @@ def _percent(share: float, form: str) -> str:
     return f"{100 * share:{form}} %".replace("-", "−")
 
 
-def _compact(number: float) -> str:
+def compact(number: float) -> str:
     """Three digits and a unit: 950, 64k, 1.28M.
 
     Examples
     --------
-    >>> [_compact(x) for x in (7.0, 950.4, 64_000, 1_283_000, 25e9)]
+    >>> [compact(x) for x in (7.0, 950.4, 64_000, 1_283_000, 25e9)]
     ['7', '950', '64k', '1.28M', '25G']
     """
-    for unit in ("", "k", "M"):
+    for unit in ("", "k", "M", "G"):
         if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
-    return f"{number:.3g}G"
+    return f"{number:.3g}T"

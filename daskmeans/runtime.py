@@ -210,16 +210,19 @@ def _peak() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def compute(tasks: Sequence[Delayed], label: str = "", client: Client | None = None) -> list[Any]:
+def compute(
+    tasks: Sequence[Delayed], label: str = "", client: Client | None = None, pace: progress.Pace | None = None
+) -> list[Any]:
     """Results of `tasks`, in their order, with a line of progress called `label` if it is not empty.
 
-    An error of one task cancels the others and is raised as it was.
+    An error of one task cancels the others and is raised as it was. Where tasks differ in size, `pace` tells by their
+    keys how far they are.
     """
     client = current_client(client)
     if client is None:
         with _line(label, tasks) as line:
-            return compute_here(tasks, line)
-    return gather(client.compute(list(tasks)), label, client)
+            return compute_here(tasks, line, pace)
+    return gather(client.compute(list(tasks)), label, client, pace)
 
 
 def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None) -> list[Any]:
@@ -321,7 +324,7 @@ def answers(futures: Sequence[Future], lost: Any, client: Client) -> list[Any]:
     return [lost if missing else next(found) for missing in gone]
 
 
-def gather(futures: Sequence[Future], label: str, client: Client) -> list[Any]:
+def gather(futures: Sequence[Future], label: str, client: Client, pace: progress.Pace | None = None) -> list[Any]:
     """Results of `futures`, which are released; an error of one cancels the others and is raised as it was."""
     try:
         with _explained(label), _line(label, futures) as line:
@@ -329,7 +332,7 @@ def gather(futures: Sequence[Future], label: str, client: Client) -> list[Any]:
                 for future in distributed.as_completed(futures):
                     if future.status == "error":
                         break
-                    line.advance()
+                    line.advance(pace.done(future.key) if pace else "")
             return client.gather(futures)  # type: ignore[no-any-return]
     finally:
         client.cancel(futures)
@@ -355,13 +358,15 @@ def _explained(label: str) -> Iterator[None]:
         raise ClusterError("the scheduler was lost while tasks were running", remedy="run the command again") from error
 
 
-def compute_here(tasks: Sequence[Delayed], line: progress.Line | None = None) -> list[Any]:
+def compute_here(
+    tasks: Sequence[Delayed], line: progress.Line | None = None, pace: progress.Pace | None = None
+) -> list[Any]:
     """Results of `tasks`, computed by threads of this process whether there is a client or not."""
     keys = {task.key for task in tasks}
 
     def done(key: Any, *_: Any) -> None:
         if line is not None and key in keys:
-            line.advance()
+            line.advance(pace.done(key) if pace else "")
 
     # Tasks take the cores; a BLAS that brings threads of its own would take them a second time. If one fails, the pool
     # waits for those that run: nothing writes any more once the error is out.

@@ -210,7 +210,9 @@ def _run(path: Path, n_clusters: int, reading: Reading, client: Client | None) -
     with warnings.catch_warnings(), progress.shown_on(progress.Silent()):
         warnings.simplefilter("ignore", ConvergenceWarning)
         km, out = KMeans(n_clusters), open_path(str(path))
-        result = workflow.run(f"{path}.parquet", out, km, THRESHOLD, reading, overwrite=True, client=client)
+        result = workflow.run(
+            f"{path}.parquet", out, km, THRESHOLD, reading, search="clusters", overwrite=True, client=client
+        )
     seconds = {name: step["seconds"] for name, step in result.summary["steps"].items()}
     updates = model.read_model(out / "model")[1]["iterations"]
     sizes = np.array([cluster.rows for cluster in open_buckets(out / "clusters").clusters()])

@@ -15,10 +15,11 @@ from daskmeans import manifest, runtime
 from daskmeans.assignment import assign as assign_rows
 from daskmeans.assignment import refuse_reserved
 from daskmeans.duplicates.decisions import dedup_inputs
+from daskmeans.duplicates.plan import n_pairs
 from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.search import dedup
-from daskmeans.duplicates.settings import dedup_settings
+from daskmeans.duplicates.settings import chosen, dedup_settings
 from daskmeans.errors import DataError, OutputError, RunError
 from daskmeans.fitting import fit_settings, fit_step, refuse_misfit, resolve
 from daskmeans.kmeans.ann import TARGET, Index
@@ -177,7 +178,8 @@ def run(
     assign_recall: float = TARGET,
     keep: Sequence[str] = ("hard",),
     rule: str = "survivors",
-    search: str = "clusters",
+    search: str = "auto",
+    probes: int = 1,
     floor: float | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -195,7 +197,7 @@ def run(
         Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
     layout, embedding_dtype, assign, assign_recall
         As in :func:`assign_files`.
-    keep, rule, search, floor
+    keep, rule, search, probes, floor
         As in :func:`daskmeans.dedup`.
 
     Raises
@@ -218,7 +220,7 @@ def run(
     root = reading.path(out)
     resolve(model, reading, root, root / "model", overwrite)
     assigning = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
-    deciding = dedup_settings(threshold, eps, keep, rule, search, floor, model.random_state)
+    deciding = dedup_settings(threshold, eps, keep, rule, search, probes, floor, model.random_state)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
@@ -244,11 +246,12 @@ def run(
             checked(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
         ),
     )  # fmt: skip
+    buckets = open_buckets(paths["clusters"])
     _once(
-        paths["dedup"], "dedup", asdict(deciding), dedup_inputs(open_buckets(paths["clusters"])), overwrite,
+        paths["dedup"], "dedup", asdict(chosen(deciding, n_pairs([buckets]), False)), dedup_inputs(buckets), overwrite,
         lambda: dedup(
-            paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search, floor=floor,
-            random_state=model.random_state, overwrite=overwrite, client=client,
+            paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search,
+            probes=probes, floor=floor, random_state=model.random_state, overwrite=overwrite, client=client,
         ),
     )  # fmt: skip
     result = open_decisions(paths["dedup"])

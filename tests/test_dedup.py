@@ -1,4 +1,6 @@
-"""The step from clusters to decisions, on files."""
+"""The step from clusters to decisions, on files; rows are compared inside their clusters."""
+
+from functools import partial
 
 import dask
 import numpy as np
@@ -8,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import dedup, manifest, open_decisions, runtime
+import daskmeans
+from daskmeans import manifest, open_decisions, runtime
 from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
 from helpers import decisions_of, make_rows, write_clusters
 
 THRESHOLD = 0.95
+dedup = partial(daskmeans.dedup, search="clusters")
 
 
 @pytest.fixture
@@ -221,7 +225,7 @@ def test_groups_of_clusters_that_have_changed(tmp_path, clusters):
         ({"threshold": float("nan")}, "out of range"),
         ({"threshold": "high"}, "out of range"),
         ({"threshold": 0.9, "rule": "paper"}, r"unknown rule 'paper'\n  expected: survivors or semdedup"),
-        ({"threshold": 0.9, "search": "ann"}, r"unknown search 'ann'\n  expected: clusters or exact"),
+        ({"threshold": 0.9, "search": "ann"}, r"unknown search 'ann'\n  expected: auto or exact or clusters"),
         ({"threshold": 0.9, "keep": "best"}, "hard, easy, random, or columns"),
         ({"threshold": 0.9, "keep": "likes:desc"}, r"expected: one of key, stars, text, .*\n.*--metadata-field likes"),
     ],

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from daskmeans import dedup, manifest, open_decisions
+from daskmeans import dedup, manifest, open_decisions, runtime
 from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates import bands, decisions, exact
+from daskmeans.duplicates import bands, decisions, exact, plan
 from daskmeans.duplicates.resolve import resolve
 from daskmeans.errors import MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.vectors.buckets import open_buckets
@@ -23,7 +23,7 @@ THRESHOLD = 0.95
 def small_bands(monkeypatch):
     """Many bands of few rows, which cut through clusters, and many tasks."""
     monkeypatch.setattr(bands, "LEAST_ROWS", 17)
-    monkeypatch.setattr(exact, "LEAST_PAIRS", 600)
+    monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
 
 
 @pytest.fixture
@@ -79,12 +79,13 @@ def test_decisions_are_those_of_all_pairs(tmp_path, layout, rule, keep):
     assert result.summary["kept"] == reasons.count(None) == sum(row[0] for row in expected.values())
     assert reasons.count("exact") > 10
     assert result.recall == {"recall": 1.0, "low": 1.0, "high": 1.0, "sampled": 300,
-                             "with_twin": int(((scores_of(rows[0]) >= THRESHOLD).sum(axis=1) > 1).sum())}  # fmt: skip
+                             "with_twin": int(((scores_of(rows[0]) >= THRESHOLD).sum(axis=1) > 1).sum()),
+                             "why": "all pairs of rows were compared"}  # fmt: skip
     assert "all rows were compared" in repr(result)
 
 
 def test_it_finds_more_than_a_search_inside_clusters(clusters):
-    inside, everywhere = dedup(clusters, THRESHOLD), dedup(clusters, THRESHOLD, search="exact")
+    inside, everywhere = dedup(clusters, THRESHOLD, search="clusters"), dedup(clusters, THRESHOLD, search="exact")
     assert inside.recall["recall"] < 1
     assert everywhere.summary["kept"] < inside.summary["kept"]
 
@@ -129,7 +130,7 @@ def test_bands_cover_all_rows_once(clusters):
 @given(rows=st.lists(st.integers(1, 400), min_size=1, max_size=40), data=st.data())
 def test_tasks_compare_all_bands_once(rows, data):
     own = data.draw(st.integers(1, len(rows)))
-    tasks = exact.tasks_of(rows, own)
+    tasks = plan.tasks_of(rows, own)
     pairs = [(task.row, column) for task in tasks for column in task.columns]
     assert sorted(pairs) == [(i, j) for i in range(own) for j in (*range(i + 1), *range(own, len(rows)))]
 
@@ -161,7 +162,7 @@ def test_another_threshold_takes_no_search(tmp_path, clusters, monkeypatch):
     with pytest.raises(UsageError, match=r"no pairs from 0.7 on\n.*\n.*floor=0.7"):
         result.at(0.7)
     with pytest.raises(UsageError, match="no pairs"):
-        dedup(clusters, 0.9).at(0.95)
+        dedup(clusters, 0.9, search="clusters").at(0.95)
     with pytest.raises(TypeError):  # a lower floor takes a search, which this test has broken
         dedup(clusters, 0.7, out=tmp_path / "out", search="exact", overwrite=True)
 
@@ -248,10 +249,10 @@ def test_half_precision_and_float32_kernels(tmp_path):
     ("arguments", "message"),
     [
         ({"threshold": 0.9, "floor": 0.95}, "--floor: 0.95 is above the threshold"),
-        ({"threshold": 0.9, "floor": 0.3}, "--threshold, --floor: an exact search from 0.3"),
-        ({"threshold": 0.3}, "--threshold, --floor: an exact search from 0.3"),
+        ({"threshold": 0.9, "floor": 0.3}, "--threshold, --floor: from 0.3 on there would be more"),
+        ({"threshold": 0.3}, "--threshold, --floor: from 0.3 on there would be more"),
         ({"threshold": 0.9, "floor": 2}, "--floor: 2 is out of range"),
-        ({"threshold": 0.9, "floor": 0.8, "search": "clusters"}, "--floor: inside clusters no pairs are stored"),
+        ({"threshold": 0.9, "floor": 0.8, "search": "clusters"}, "--floor: a search inside clusters stores no pairs"),
         ({"threshold": 0.9, "against": "SAME"}, "--against .*clusters: the same clusters are named twice"),
         ({"threshold": 0.9, "against": ["SAME"], "search": "clusters"}, "--against: .*\n.*--search exact"),
         ({"threshold": 0.9, "against": "TEXT"}, "its ids are string\n  expected: int64, as in"),
@@ -273,7 +274,7 @@ def test_wrong_use(tmp_path, clusters, arguments, message):
 
 
 def test_more_pairs_than_fit_are_kept_for_a_higher_threshold(tmp_path, clusters, monkeypatch):
-    memory = exact.runtime.memory_to_keep
+    memory = runtime.memory_to_keep
     monkeypatch.setattr(exact, "PAIR_BYTES", memory(None) // 10)
     with pytest.raises(MemoryForecastError, match=r"--threshold: deciding on .* pairs"):
         dedup(clusters, 0.8, out=tmp_path / "out", search="exact")
@@ -294,7 +295,7 @@ def test_a_failure_leaves_finished_pairs_alone(tmp_path, clusters, monkeypatch):
         dedup(clusters, 0.9, out=tmp_path / "out", search="exact", overwrite=True)
     assert all_edges(tmp_path / "out" / "pairs") == before
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):  # a first search leaves nothing half done
-        broken.setattr(exact, "tasks_of", interrupt)
+        broken.setattr(plan, "tasks_of", interrupt)
         dedup(clusters, 0.9, out=tmp_path / "other", search="exact")
     assert not (tmp_path / "other").exists()
 

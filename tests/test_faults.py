@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from daskmeans import KMeans, dedup, runtime
-from daskmeans.duplicates import bands, exact
+from daskmeans.duplicates import bands, plan
 from daskmeans.errors import ConvergenceWarning
 from daskmeans.kernels import groups
 from daskmeans.kmeans import native
@@ -88,7 +88,7 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
 )
 def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path, monkeypatch):
     monkeypatch.setattr(bands, "LEAST_ROWS", 17)
-    monkeypatch.setattr(exact, "LEAST_PAIRS", 600)
+    monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
     clusters = write_clusters(tmp_path / "clusters", make_rows())
     dedup(clusters, 0.9, out=tmp_path / "alone", search="exact")
     mortal.register_plugin(Killer(phase, tmp_path / "killed", nth))

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from daskmeans.cli import main
 from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates import exact
+from daskmeans.duplicates import plan
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.leak import leak
 from daskmeans.reading import Reading
@@ -50,7 +50,7 @@ def round_(scores):
 
 
 def test_rows_with_a_twin_are_listed(tmp_path, sets, monkeypatch):
-    monkeypatch.setattr(exact, "LEAST_PAIRS", 500)
+    monkeypatch.setattr(plan, "LEAST_PAIRS", 500)
     train, test, A, B = sets
     facts = leak(train, test, tmp_path / "out", THRESHOLD)
     found = pq.read_table(tmp_path / "out" / "leaks.parquet").to_pylist()

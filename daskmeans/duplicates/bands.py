@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from upath import UPath
 
 from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.pairs import first_copies
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kernels.sketch import Sketches, sketch
 from daskmeans.vectors.buckets import Buckets, Cluster
+from daskmeans.vectors.files import reading
 from daskmeans.vectors.matrix import to_matrix
 
 # Bands of all rows at least, and rows of a band at least: enough of them to share among many cores, each of which has
@@ -83,6 +85,29 @@ def band_rows(rows: int, dimension: int, nbytes: int) -> int:
     return max(1, min(max(LEAST_ROWS, -(-rows // BANDS)), nbytes // (4 * dimension)))
 
 
+class Visits(NamedTuple):
+    """The clusters with whose rows each row is compared, where it is not with all; clusters by their places in order.
+
+    Rows lie in the order of their own clusters.
+    """
+
+    homes: np.ndarray
+    """int32, shape (m,): the own cluster of each row."""
+    near: np.ndarray
+    """int32, shape (m, p): the clusters that each row visits; its own first, and not again; -1 stands for none."""
+    clusters: np.ndarray
+    """int32, shape (v,): all clusters that are visited, ascending, again for each row that does."""
+    rows: np.ndarray
+    """int32, shape (v,): the rows that visit these."""
+
+
+def visits_of(near: np.ndarray) -> Visits:
+    """What rows visit, from `near` as :class:`Visits` has it."""
+    rows, columns = np.nonzero(near >= 0)
+    order = np.argsort(near[rows, columns], kind="stable")
+    return Visits(near[:, 0], near, near[rows, columns][order], rows[order].astype(np.int32))
+
+
 class Loaded(NamedTuple):
     """The rows of a band in memory; of copies the first one only."""
 
@@ -98,10 +123,12 @@ class Loaded(NamedTuple):
     """int64, shape (c, 2): numbers of a row and of the first one that is the same bit for bit."""
     zero: int
     """Number of the first row of zeros; -1 for none."""
+    visits: Visits | None
+    """Of the distinct rows; None if they are compared with all."""
 
 
-def load(reader: Reader, band: Band, P: np.ndarray) -> Loaded:
-    """The rows of `band`, with sketches along the directions `P`."""
+def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -> Loaded:
+    """The rows of `band`, with sketches along the directions `P`; `near` is a file of what they visit, if they do."""
     X, ids = reader(band.place)
     hashes = hash_rows(X)
     first = first_copies(X, hashes, np.argsort(hashes, kind="stable"))
@@ -117,7 +144,20 @@ def load(reader: Reader, band: Band, P: np.ndarray) -> Loaded:
         sketch(X, P),
         band.first + np.stack([copies, first[copies]], axis=1),
         int(band.first + distinct[zeros[0]]) if len(zeros) else -1,
+        visits_of(read_array(near)[distinct]) if near else None,
     )
+
+
+def read_array(file: UPath) -> np.ndarray:
+    """The array in the ``.npy`` file `file`."""
+    with reading(file), file.open("rb") as opened:
+        return np.load(opened)  # type: ignore[no-any-return]
+
+
+def write_array(file: UPath, array: np.ndarray) -> None:
+    """Write `array` to the ``.npy`` file `file`."""
+    with file.open("wb") as opened:
+        np.save(opened, array)
 
 
 def vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int]]) -> tuple[np.ndarray, pa.Array]:
@@ -156,16 +196,26 @@ class Shelf:
     P : ndarray of float32, shape (d, p)
         Directions of the sketches.
     room : int
-        Bands that are kept, beside those in use.
+        Rows that are kept, beside those in use.
+    near : sequence of UPath, optional
+        For each band, the file of what its rows visit. Default: rows are compared with all.
     """
 
-    def __init__(self, readers: Sequence[Reader], bands: Sequence[Band], P: np.ndarray, room: int) -> None:
-        self.readers, self.bands, self.P, self.room = readers, bands, P, room
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        bands: Sequence[Band],
+        P: np.ndarray,
+        room: int,
+        near: Sequence[UPath] | None = None,
+    ) -> None:
+        self.readers, self.bands, self.P, self.room, self.near = readers, bands, P, room, near
         self._lock = threading.Lock()
         self._held: OrderedDict[int, Future[Loaded]] = OrderedDict()
+        self._rows = 0  # of those held
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shelf, (self.readers, self.bands, self.P, self.room)
+        return Shelf, (self.readers, self.bands, self.P, self.room, self.near)
 
     def get(self, i: int) -> Loaded:
         """Band number `i`; a thread that asks for what another one loads waits for it."""
@@ -174,16 +224,18 @@ class Shelf:
             mine = found is None
             if found is None:
                 found = self._held[i] = Future()
+                self._rows += self.bands[i].rows
             self._held.move_to_end(i)
-            while len(self._held) > max(1, self.room):
-                self._held.popitem(last=False)
+            while len(self._held) > 1 and self._rows > self.room:
+                self._rows -= self.bands[self._held.popitem(last=False)[0]].rows
         if mine:
+            band = self.bands[i]
             try:
-                band = self.bands[i]
-                found.set_result(load(self.readers[band.source], band, self.P))
+                found.set_result(load(self.readers[band.source], band, self.P, self.near[i] if self.near else None))
             except BaseException as error:
                 found.set_exception(error)
                 with self._lock:
-                    self._held.pop(i, None)  # the next one may be able to
+                    if self._held.pop(i, None):  # the next one may be able to
+                        self._rows -= band.rows
                 raise
         return found.result()

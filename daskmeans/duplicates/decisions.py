@@ -19,7 +19,7 @@ from upath import UPath
 
 from daskmeans import manifest, runtime
 from daskmeans.duplicates import recall
-from daskmeans.duplicates.exact import Edges, read_edges, stored_floor
+from daskmeans.duplicates.exact import Edges, read_edges, read_gauge, stored_floor
 from daskmeans.duplicates.rank import columns_of, rank
 from daskmeans.duplicates.resolve import Resolved, resolve
 from daskmeans.duplicates.settings import Settings
@@ -36,18 +36,21 @@ def decide_stored(
     start: float,
     client: Client | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Decide from the pairs of an exact search in the directory `pairs`; the summary, and the files with their rows.
+    """Decide from the pairs that a search has stored in the directory `pairs`; the summary, and files with their rows.
 
     `start` is when the work began, as a performance counter tells it.
     """
     threshold, inputs = np.float32(settings.threshold), dedup_inputs(buckets, against)
-    edges = read_edges(pairs, inputs, settings.floor)
+    edges = read_edges(pairs, inputs, settings)
     files, counts = write_decisions(buckets, against, edges, settings, out / "decisions", client)
-    near = edges.scores >= threshold
-    paired = np.unique(np.concatenate([edges.rows[near], edges.twins[near]]))
-    paired = paired[paired < buckets.rows]
-    facts = {"pairs": {"path": str(pairs), "count": len(edges.rows), "floor": stored_floor(pairs, inputs)}}
-    found = recall.complete(buckets.rows, len(paired))
+    if settings.search == "exact":
+        near = edges.scores >= threshold
+        paired = np.unique(np.concatenate([edges.rows[near], edges.twins[near]]))
+        found = recall.complete(buckets.rows, int((paired < buckets.rows).sum()))
+    else:
+        found = recall.summarize(read_gauge(pairs) >= threshold)
+    stored = stored_floor(pairs, inputs, settings)
+    facts = {"pairs": {"path": str(pairs), "count": len(edges.rows), "floor": stored}}
     summary, outputs = summarize(settings, files, counts, found, start, client)
     return summary | facts, outputs
 
@@ -74,6 +77,7 @@ def summarize(
         "rule": settings.rule,
         "keep": settings.keep[0] if len(settings.keep) == 1 else list(settings.keep),
         "search": settings.search,
+        "probes": settings.probes,
         "recall": found,
         "seconds": round(time.perf_counter() - start, 3),
         "peak_bytes": runtime.peaks(client),

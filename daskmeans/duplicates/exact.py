@@ -1,12 +1,10 @@
-"""All pairs of rows that are similar enough, whatever their clusters."""
+"""The pairs of rows that are similar enough: found, stored, and read again."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,29 +16,22 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, forecast, manifest, runtime
-from daskmeans.duplicates.bands import Loaded, Shelf, band_rows, bands_of, sample_vectors, vectors
+from daskmeans import manifest, progress, runtime
+from daskmeans.duplicates.bands import Loaded, Shelf, Visits, read_array, write_array
+from daskmeans.duplicates.plan import Task, make_plan
+from daskmeans.duplicates.recall import Gauge
+from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import MemoryForecastError, NotFoundError
-from daskmeans.kernels.sketch import directions, find_pairs
-from daskmeans.vectors.buckets import Buckets, lean_of
+from daskmeans.kernels.sketch import Pairs, find_among, find_pairs
+from daskmeans.vectors.buckets import Buckets
 from daskmeans.vectors.files import reached, reading
 
 # Directory of the pairs below that of the decisions.
 PAIRS = "pairs"
-# Rows of the sample on which directions are found, and how many of them a cluster gives at most.
-SAMPLE_ROWS, SAMPLE_OF_CLUSTER = 8192, 64
-# Tasks that the whole work makes, and pairs of a task: enough of them to balance, each worth its cost.
-TASKS, LEAST_PAIRS, MOST_PAIRS = 256, 10**8, 4 * 10**9
+# Its file with the scores of the rows on which recall is measured.
+GAUGE = "gauge.npy"
 # Bytes that the decisions take for each pair, on the client.
 PAIR_BYTES = 160
-
-
-@dataclass(frozen=True)
-class Task:
-    """A band that is compared with a run of others, or of itself and others."""
-
-    row: int
-    columns: range
 
 
 class Edges(NamedTuple):
@@ -62,74 +53,65 @@ class Edges(NamedTuple):
 
 
 def find_edges(
-    buckets: Buckets,
-    against: Sequence[Buckets],
-    floor: float,
-    folder: UPath,
-    inputs: dict[str, Any],
-    client: Client | None,
+    sources: Sequence[Buckets], settings: Settings, folder: UPath, inputs: dict[str, Any], client: Client | None
 ) -> None:
-    """Write all pairs whose score is at least `floor`, rounded to float32, to Parquet files in `folder`.
+    """Write the pairs whose score is at least the floor, rounded to float32, to Parquet files in `folder`.
 
-    Rows of `buckets` are compared with one another and with those `against` which they are held. A file has the columns
+    Rows of the first of `sources` are compared with one another and with those of the others. A file has the columns
     ``id``, ``twin_id``, ``score``, ``exact``, and ``row`` and ``twin``, the numbers of the rows in the order of the
-    clusters; the numbers of `against` follow those of `buckets`. The manifest of the pairs tells `floor` and `inputs`.
+    clusters, those of the first source first. The manifest tells how they were found, and `inputs`. Of a search with
+    probes, ``gauge.npy`` has what :meth:`Gauge.best` has found.
     """
-    sources = [buckets, *against]
-    rows = sum(each.rows for each in sources)
-    most = band_rows(rows, buckets.dimension, config.get_bytes("bucket-bytes"))
-    room = forecast.check_bands(most, buckets.dimension, str(buckets.path), client)
-    firsts = accumulate((each.rows for each in sources), initial=0)
-    bands = [band for i, (each, first) in enumerate(zip(sources, firsts, strict=False))
-             for band in bands_of(each, most, i, first)]  # fmt: skip
-    own = sum(band.source == 0 for band in bands)
-    samples = [sample_vectors(each, SAMPLE_ROWS // len(sources), SAMPLE_OF_CLUSTER) for each in sources]
-    P = directions(np.concatenate(samples), floor)
-    # A task, so that it is made again if all workers that have it are lost.
-    readers = [partial(vectors, lean_of(each)) for each in sources]
-    shelf = delayed(Shelf, pure=False)(readers, bands, P, room, dask_key_name=runtime.key("dedup-shelf"))
-    task, least = delayed(compare, pure=False), np.float32(floor)
-    with manifest.step(folder, "pairs", {"floor": floor}, inputs, overwrite=True, client=client) as step:
+    with manifest.step(folder, "pairs", how_found(settings), inputs, overwrite=True, client=client) as step:
+        plan = make_plan(sources, settings, folder, client)
+        # A task, so that it is made again if all workers that have it are lost; dask does not look through arguments.
+        shelf = delayed(partial(Shelf, plan.readers, plan.bands, plan.P, plan.room, plan.near), pure=False)(
+            dask_key_name=runtime.key("dedup-shelf")
+        )
+        gauge = runtime.share(plan.gauge, client) if client else delayed(plan.gauge, pure=False, traverse=False)
+        task, least = delayed(compare, pure=False), np.float32(settings.floor)
         # Dask takes tasks that are ready in the order of their keys.
+        keys = [runtime.key(f"dedup-compare-{i:07d}") for i in range(len(plan.tasks))]
         tasks = [
-            task(shelf, work, least, folder / f"part-{i:05d}.parquet",
-                 dask_key_name=runtime.key(f"dedup-compare-{i:07d}"))
-            for i, work in enumerate(tasks_of([band.rows for band in bands], own))
-        ]  # fmt: skip
-        step.facts["count"] = sum(runtime.compute(tasks, "compare", client))
+            task(shelf, work, least, folder / f"part-{i:05d}.parquet", gauge, dask_key_name=key)
+            for i, (work, key) in enumerate(zip(plan.tasks, keys, strict=True))
+        ]
+        pace = progress.Pace(dict(zip(keys, plan.pairs, strict=True)), "pairs")
+        counts, scores = zip(*runtime.compute(tasks, "compare", client, pace), strict=True)
+        if plan.gauge:
+            write_array(folder / GAUGE, np.max([each for each in scores if each is not None], axis=0))
+        for file in plan.near or ():
+            manifest.remove(file)
+        step.facts["count"] = sum(counts)
 
 
-def stored_floor(folder: UPath, inputs: dict[str, Any]) -> float | None:
-    """The score from which `folder` holds all pairs of `inputs`, found by this version; None if it does not."""
+def how_found(settings: Settings) -> dict[str, Any]:
+    """Settings of the step that finds pairs."""
+    seed = {"random_state": settings.random_state} if settings.search == "clusters" else {}
+    return {name: getattr(settings, name) for name in ("search", "probes", "floor")} | seed
+
+
+def stored_floor(folder: UPath, inputs: dict[str, Any], settings: Settings) -> float | None:
+    """The score from which `folder` holds the pairs of `inputs` that a search with `settings` finds.
+
+    None if it does not hold them from their floor on, or another version has found them.
+    """
     found = manifest.peek(folder)
-    if found is None or not found["finished"] or manifest.changes(found, found["settings"], inputs):
+    if found is None or not found["finished"] or found["step"] != "pairs":
         return None
+    floor = found["settings"].get("floor", np.inf)
+    same = not manifest.changes(found, how_found(settings) | {"floor": floor}, inputs)
     same_version = found["versions"]["daskmeans"] == manifest.versions()["daskmeans"]
-    return float(found["settings"]["floor"]) if found["step"] == "pairs" and same_version else None
+    return float(floor) if same and same_version and floor <= settings.floor else None
 
 
-def tasks_of(rows: Sequence[int], own: int) -> list[Task]:
-    """Tasks that compare each of the first `own` bands with itself, all before it, and all after those.
+def compare(
+    shelf: Shelf, work: Task, floor: np.float32, file: UPath, gauge: Gauge | None = None
+) -> tuple[int, np.ndarray | None]:
+    """Write the pairs of a task to `file`, if there are any.
 
-    `rows` are those of each band.
+    Returns their number, and what `gauge` finds in the band of the task, if it is one that is compared with itself.
     """
-    return tasks_between(rows, [(i, run) for i in range(own) for run in (range(i + 1), range(own, len(rows)))])
-
-
-def tasks_between(rows: Sequence[int], beside: Sequence[tuple[int, range]]) -> list[Task]:
-    """Tasks that compare bands with runs of others, `beside` them.
-
-    They come in an order in which a process needs few bands at a time: those of one run after the other.
-    """
-    pairs = sum(rows[i] * rows[j] for i, run in beside for j in run)
-    most = min(max(pairs // TASKS, LEAST_PAIRS), MOST_PAIRS)
-    wide = max(1, most // max(1, *rows) ** 2)
-    tasks = [Task(i, run[j : j + wide]) for i, run in beside for j in range(0, len(run), wide)]
-    return sorted(tasks, key=lambda task: (task.columns.start, task.row))
-
-
-def compare(shelf: Shelf, work: Task, floor: np.float32, file: UPath) -> int:
-    """Write the pairs of a task to `file`, if there are any; returns their number."""
     one = shelf.get(work.row)
     others = map(shelf.get, work.columns)
     tables = (_table(one, other, edges) for other in others for edges in pairs_of(one, other, floor))
@@ -140,7 +122,7 @@ def compare(shelf: Shelf, work: Task, floor: np.float32, file: UPath) -> int:
             writer = writer or opened.enter_context(pq.ParquetWriter(file.path, table.schema, filesystem=file.fs))
             writer.write_table(table)
             count += len(table)
-    return count
+    return count, gauge.best(one, floor) if gauge and work.row in work.columns else None
 
 
 def pairs_of(one: Loaded, other: Loaded, floor: np.float32) -> Iterator[Edges]:
@@ -150,9 +132,41 @@ def pairs_of(one: Loaded, other: Loaded, floor: np.float32) -> Iterator[Edges]:
     if not same and one.zero >= 0 and other.zero >= 0:
         copies = np.array([[one.zero, other.zero]])
     yield Edges(copies[:, 0], copies[:, 1], np.ones(len(copies), np.float32), np.ones(len(copies), bool))
-    whole = slice(0, len(one.numbers)), slice(0, len(other.numbers))
-    for found in find_pairs(one.sketches, other.sketches, floor, *whole, same=same):
-        yield Edges(one.numbers[found.rows], other.numbers[found.columns], found.scores, found.copies)
+    for i, j, found in _found(one, other, floor, same):
+        yield Edges(one.numbers[i], other.numbers[j], found.scores, found.copies)
+
+
+def _found(one: Loaded, other: Loaded, floor: np.float32, same: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Pairs]]:
+    """Pairs of distinct rows, as places in `one` and in `other`; of rows that visit clusters, those that meet."""
+    if one.visits is None or other.visits is None:
+        whole = slice(0, len(one.numbers)), slice(0, len(other.numbers))
+        for found in find_pairs(one.sketches, other.sketches, floor, *whole, same=same):
+            yield found.rows, found.columns, found
+        return
+    for found in find_among(one.sketches, other.sketches, floor, *_meetings(one.visits, other.visits)):
+        i, j = found.rows, found.columns
+        if same:  # rows meet themselves, and two that visit each other meet twice
+            new = (i > j) | ((i < j) & ~_visited(other.visits, j, one.visits, i))
+            i, j, found = np.maximum(i, j)[new], np.minimum(i, j)[new], Pairs(*(part[new] for part in found))
+        yield i, j, found
+    if not same:
+        for found in find_among(other.sketches, one.sketches, floor, *_meetings(other.visits, one.visits)):
+            j, i = found.rows, found.columns
+            new = ~_visited(one.visits, i, other.visits, j)
+            yield i[new], j[new], Pairs(*(part[new] for part in found))
+
+
+def _meetings(guests: Visits, hosts: Visits) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `guests` visit which of `hosts`: rows, and for each cluster a job, see :func:`find_among`."""
+    clusters = np.unique(hosts.homes)
+    ends = [np.searchsorted(of, clusters, side) for of in (guests.clusters, hosts.homes) for side in ("left", "right")]
+    jobs = np.stack(ends, axis=1)
+    return guests.rows, jobs[jobs[:, 0] < jobs[:, 1]]
+
+
+def _visited(guests: Visits, rows: np.ndarray, hosts: Visits, others: np.ndarray) -> np.ndarray:
+    """Whether each of some rows visits the cluster of another."""
+    return (guests.near[rows] == hosts.homes[others][:, None]).any(axis=1)  # type: ignore[no-any-return]
 
 
 def _table(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:
@@ -168,8 +182,8 @@ def _table(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:
     )
 
 
-def read_edges(folder: UPath, inputs: dict[str, Any], floor: float) -> Edges:
-    """The pairs of `inputs` in `folder` whose score is at least `floor`.
+def read_edges(folder: UPath, inputs: dict[str, Any], settings: Settings) -> Edges:
+    """The pairs of `inputs` in `folder` that a search with `settings` has found, from their floor on.
 
     Raises
     ------
@@ -178,25 +192,30 @@ def read_edges(folder: UPath, inputs: dict[str, Any], floor: float) -> Edges:
     MemoryForecastError
         There are more than the memory of this process holds.
     """
+    stored = stored_floor(folder, inputs, settings)
     parts = [[none] for none in Edges.none()]
-    stored = stored_floor(folder, inputs)
     count = taken = 0
     for file in sorted(folder.glob("part-*.parquet"), key=lambda file: file.name):
         with reading(file):
             table = pq.read_table(file.path, filesystem=file.fs, columns=["row", "twin", "score", "exact"])
         count += len(table)
-        table = table.filter(pc.greater_equal(table["score"], pa.scalar(np.float32(floor))))
+        table = table.filter(pc.greater_equal(table["score"], pa.scalar(np.float32(settings.floor))))
         taken += len(table)
         _check_memory(taken)
         for part, column in zip(parts, table.columns, strict=True):
             part.append(column.to_numpy())
-    if stored is None or stored > floor or count != manifest.read(folder, "pairs")["count"]:
+    if stored is None or count != manifest.read(folder, "pairs")["count"]:
         raise NotFoundError(
-            f"the pairs of these clusters from {floor} on are not here, or no longer",
+            f"the pairs of these clusters from {settings.floor} on are not here, or no longer",
             where=str(folder),
             remedy="run `daskmeans dedup` again",
         )
     return Edges(*map(np.concatenate, parts))
+
+
+def read_gauge(folder: UPath) -> np.ndarray:
+    """What :meth:`Gauge.best` has found when the pairs in `folder` were searched."""
+    return read_array(folder / GAUGE)
 
 
 def _check_memory(pairs: int) -> None:

@@ -169,7 +169,7 @@ class DedupResult:
         return here if here.exists() else open_path(self.summary["pairs"]["path"], self.path.storage_options)
 
     def at(self, threshold: float, *, out: Input | None = None, client: Client | None = None) -> DedupResult:
-        """Decisions at another threshold, from the pairs that an exact search has stored; nothing is searched.
+        """Decisions at another threshold, from the pairs that a search has stored; nothing is searched.
 
         Parameters
         ----------
@@ -192,7 +192,7 @@ class DedupResult:
             raise UsageError(
                 f"there are no pairs from {asked} on",
                 where=str(self.path),
-                expected="an exact search whose floor is not above the threshold",
+                expected="an exact search, or one with probes, whose floor is not above the threshold",
                 remedy=f"search again with search='exact', floor={asked}",
             )
         new = {"threshold": asked, "floor": pairs["floor"], "keep": tuple(made["settings"]["keep"])}

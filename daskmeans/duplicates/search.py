@@ -1,4 +1,4 @@
-"""Find near-duplicates inside every cluster and decide which rows stay."""
+"""Find near-duplicates and decide which rows stay."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, forecast, manifest, runtime
+from daskmeans import config, forecast, manifest, progress, runtime
 from daskmeans.duplicates import recall
 from daskmeans.duplicates.decide import decide, to_table
 from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, summarize, temporary
 from daskmeans.duplicates.exact import PAIRS, find_edges, stored_floor
+from daskmeans.duplicates.plan import n_pairs, try_exact
 from daskmeans.duplicates.rank import check_columns, columns_of, rank
 from daskmeans.duplicates.result import DedupResult
-from daskmeans.duplicates.settings import Settings, dedup_settings
+from daskmeans.duplicates.settings import LEAST_FLOOR, Settings, chosen, dedup_settings
 from daskmeans.errors import MemoryForecastError, UsageError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.kernels.products import normalize_rows
@@ -42,7 +43,8 @@ def dedup(
     out: Input | None = None,
     keep: str | Sequence[str] = "hard",
     rule: str = "survivors",
-    search: str = "clusters",
+    search: str = "auto",
+    probes: int = 1,
     floor: float | None = None,
     against: Input | Sequence[Input] = (),
     random_state: int = 42,
@@ -72,13 +74,18 @@ def dedup(
     rule : {"survivors", "semdedup"}, default "survivors"
         ``survivors`` drops a row when an earlier-ranked row that itself stays is similar enough, so that every dropped
         row has a living twin; ``semdedup`` when any earlier-ranked row is (Abbas et al., arXiv:2303.09540).
-    search : {"clusters", "exact"}, default "clusters"
-        ``clusters`` compares rows inside their cluster, and measures on a sample of ``daskmeans.recall-sample`` rows
-        which share of the duplicates this finds. ``exact`` finds every pair, whatever the clusters, and stores them, so
-        that :meth:`DedupResult.at` can decide again without searching; where no earlier-ranked row reaches the floor,
-        ``max_id`` and ``cosine_sim_score`` are null.
+    search : {"auto", "exact", "clusters"}, default "auto"
+        ``exact`` compares all rows and finds every pair, whatever the clusters. ``clusters`` compares rows inside their
+        cluster, and measures on a sample of ``daskmeans.recall-sample`` rows which share of the duplicates this finds.
+        ``auto`` is ``exact`` up to ``daskmeans.exact-pairs`` pairs (those of two million rows), and from thresholds of
+        0.5 on. The choice and how long the exact search would take are logged.
+    probes : int, default 1
+        Clusters with whose rows each row is compared inside clusters: its own, and the nearest others (by the means of
+        their rows). With more than one, and with an exact search, pairs are stored, so that :meth:`DedupResult.at` can
+        decide again without searching; where no earlier-ranked row reaches the floor, ``max_id`` and
+        ``cosine_sim_score`` are null.
     floor : float, optional
-        The score from which an exact search stores pairs. Default: the threshold.
+        The score from which pairs are stored. Default: the threshold.
     against : path or sequence of path, optional
         More clusters, of rows that stay: those of `clusters` are compared with them too, and go if they duplicate one.
         Only the rows of `clusters` are decided. Takes an exact search, and ids that are in one of them only. All rows
@@ -115,33 +122,48 @@ def dedup(
     >>> sorted(dkm.dedup("memory://doctest-dedup/clusters", threshold=0.9).kept["id"].compute())
     ['b', 'c']
     """
-    settings = dedup_settings(threshold, eps, keep, rule, search, floor, random_state)
+    settings = dedup_settings(threshold, eps, keep, rule, search, probes, floor, random_state)
     buckets = open_buckets(open_path(clusters, storage_options))
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path))
     check_columns(settings.keep, _orderable(buckets))
     others = _open_others(buckets, against, settings, storage_options)
     client = runtime.current_client(client)
-    if settings.search == "clusters":
+    settings = _chosen(settings, [buckets, *others], client)
+    if not settings.stores_pairs:
         _check_memory(buckets, client)
     target = temporary() if out is None else open_path(out, storage_options)
     refuse_overlap(target, [each.path for each in (buckets, *others)])
     inputs, start = dedup_inputs(buckets, others), time.perf_counter()
-    kept = [PAIRS] if settings.search == "exact" else []
+    kept = [PAIRS] if settings.stores_pairs else []
     with manifest.step(
         target, "dedup", asdict(settings), inputs, overwrite=overwrite, keep=kept, client=client
     ) as step:
-        if settings.search == "exact":
+        if settings.stores_pairs:
             _refuse_shared_ids(buckets, others, client)
-            floor = stored_floor(target / PAIRS, inputs)
-            if floor is None or floor > settings.floor:
+            if stored_floor(target / PAIRS, inputs, settings) is None:
                 manifest.remove(target / PAIRS)
-                find_edges(buckets, others, settings.floor, target / PAIRS, inputs, client)
+                find_edges([buckets, *others], settings, target / PAIRS, inputs, client)
             made = decide_stored(buckets, others, settings, target / PAIRS, target, start, client)
         else:
             made = _search_clusters(buckets, settings, target, client)
         conclude(step, *made)
     return DedupResult(target, buckets.path)
+
+
+def _chosen(settings: Settings, sources: Sequence[Buckets], client: Client | None) -> Settings:
+    """`settings` with a search; where that was left open, the choice is told."""
+    made = chosen(settings, n_pairs(sources), len(sources) > 1)
+    if made.search != settings.search and made.search == "clusters":
+        told = f"comparing all {progress.compact(n_pairs(sources))} pairs of rows"
+        if made.floor >= LEAST_FLOOR:
+            told += f" would take about {progress.duration(try_exact(sources, made.floor, client).seconds)}"
+        runtime.logger.info(
+            "search clusters: rows are compared inside their cluster only; %s: --search exact does it, --probes 5 "
+            "compares near clusters too",
+            told,
+        )
+    return made
 
 
 def _open_others(
@@ -153,9 +175,11 @@ def _open_others(
     """The clusters that those of `buckets` are held against."""
     paths = list(against) if isinstance(against, Sequence) and not isinstance(against, str) else [against]
     others = [open_buckets(open_path(path, storage_options)) for path in paths]
-    if others and settings.search != "exact":
+    if others and (settings.search == "clusters" or settings.probes > 1):
         raise UsageError(
-            "inside clusters rows are not held against others", where="--against", remedy="add --search exact"
+            "inside clusters rows are not held against others",
+            where="--against",
+            remedy="add --search exact, without --probes",
         )
     for i, each in enumerate(others):
         if not each.rows:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from daskmeans import config
 from daskmeans.duplicates.rank import parse_keep
 from daskmeans.errors import UsageError
 
 RULES = ("survivors", "semdedup")
-SEARCHES = ("clusters", "exact")
+SEARCHES = ("auto", "exact", "clusters")
 # Below this nearly everything is similar to something.
 LEAST_FLOOR = 0.5
 
@@ -24,8 +25,14 @@ class Settings:
     keep: tuple[str, ...]
     rule: str
     search: str
+    probes: int
     floor: float
     random_state: int
+
+    @property
+    def stores_pairs(self) -> bool:
+        """Whether the search writes down the pairs that it finds, from which rows are then decided."""
+        return self.search == "exact" or self.probes > 1
 
 
 def dedup_settings(
@@ -34,10 +41,11 @@ def dedup_settings(
     keep: str | Sequence[str],
     rule: str,
     search: str,
+    probes: int,
     floor: float | None,
     random_state: int,
 ) -> Settings:
-    """Checked arguments of `dedup`."""
+    """Checked arguments of `dedup`; the search may be ``auto`` still, see :func:`chosen`."""
     if (threshold is None) == (eps is None):
         found = "neither threshold nor eps is given" if threshold is None else "both threshold and eps are given"
         raise UsageError(found, where="--threshold, --eps", expected="one of the two, in [0, 1]")
@@ -48,19 +56,59 @@ def dedup_settings(
         raise UsageError(f"unknown search {search!r}", where="--search", expected=" or ".join(SEARCHES))
     shown = rounded(least if eps is None else 1 - least)
     stored = shown if floor is None else rounded(share("--floor", floor))
-    if floor is not None and (stored > shown or search != "exact"):
+    if floor is not None and stored > shown:
+        raise UsageError(f"{floor!r} is above the threshold", where="--floor", expected=f"a number up to {shown}")
+    if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or probes < 1:
+        raise UsageError(f"{probes!r} is out of range", where="--probes", expected="a number of clusters from 1 on")
+    if probes > 1 and search == "exact":
+        raise UsageError("an exact search has no probes", where="--probes", remedy="leave it out, or --search exact")
+    made = Settings(shown, parse_keep(keep), rule, search, int(probes), stored, random_state)
+    if floor is not None and search == "clusters" and not made.stores_pairs:
         raise UsageError(
-            f"{floor!r} is above the threshold" if search == "exact" else "inside clusters no pairs are stored",
+            "a search inside clusters stores no pairs",
             where="--floor",
-            expected="a number up to the threshold, with --search exact",
+            remedy="leave it out, or add --search exact or --probes 2",
         )
-    if search == "exact" and stored < LEAST_FLOOR:
+    if made.stores_pairs:
+        _check_floor(stored)
+    return made
+
+
+def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
+    """`settings` with a search, if they leave it open: ``exact`` unless there are too many pairs of rows.
+
+    How many those are is configured and not measured, so that the same input has the same output on every machine.
+
+    Parameters
+    ----------
+    settings : Settings
+    pairs : int
+        That an exact search would compare.
+    against : bool
+        Whether rows are held against others, which takes an exact search.
+
+    Examples
+    --------
+    >>> settings = dedup_settings(0.9, None, "hard", "survivors", "auto", 1, None, 0)
+    >>> chosen(settings, 10**9, False).search, chosen(settings, 10**15, False).search
+    ('exact', 'clusters')
+    """
+    if settings.search != "auto":
+        return settings
+    few = pairs <= config.get("exact-pairs") and settings.floor >= LEAST_FLOOR
+    exact = against or settings.floor < settings.threshold or (few and settings.probes == 1)
+    if exact:
+        _check_floor(settings.floor)
+    return replace(settings, search="exact" if exact else "clusters", probes=1 if exact else settings.probes)
+
+
+def _check_floor(floor: float) -> None:
+    if floor < LEAST_FLOOR:
         raise UsageError(
-            f"an exact search from {stored} on would find more pairs than anybody can use",
+            f"from {floor} on there would be more pairs than anybody can use",
             where="--threshold, --floor",
-            expected=f"{LEAST_FLOOR} or more",
+            expected=f"{LEAST_FLOOR} or more, but for --search clusters without --probes",
         )
-    return Settings(shown, parse_keep(keep), rule, search, stored, random_state)
 
 
 def share(name: str, value: object) -> float:

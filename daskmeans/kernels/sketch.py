@@ -170,67 +170,91 @@ def find_pairs(
     ...     sorted(zip(found.rows.tolist(), found.columns.tolist(), found.copies.tolist()))
     [(1, 0, False), (3, 0, False), (3, 1, True)]
     """
-    state = np.array([rows.start, columns.start // COLUMNS])
-    least = _least(one.codes, other.screen, rows.start, rows.stop, np.float64(floor), one.loose + other.loose)
-    bounds = (rows.start, rows.stop, columns.start, columns.stop)
-    room = min(ROOM, max(CHUNK, rows.stop - rows.start) * max(COLUMNS, columns.stop - columns.start + COLUMNS))
-    while state[0] < rows.stop:
+    picks = np.arange(rows.start, rows.stop, dtype=np.int32)
+    jobs = np.array([[0, len(picks), columns.start, columns.stop]])
+    return find_among(one, other, floor, picks, jobs, same=same)
+
+
+def find_among(
+    one: Sketches, other: Sketches, floor: np.float32, picks: np.ndarray, jobs: np.ndarray, *, same: bool = False
+) -> Iterator[Pairs]:
+    """As :func:`find_pairs`, among some rows and some columns after others.
+
+    Parameters
+    ----------
+    one, other, floor, same
+        As there.
+    picks : ndarray of int32
+        Rows of `one`.
+    jobs : ndarray of int64, shape (m, 4)
+        Rows ``picks[j[0] : j[1]]`` are compared with rows ``j[2]`` to ``j[3]`` of `other`, for each job j.
+    """
+    state = np.array([0, 0, 0])
+    least = _least(one.codes, other.screen, np.float64(floor), one.loose + other.loose)
+    counts = jobs[:, 1] - jobs[:, 0]
+    most = int((counts * (jobs[:, 3] - jobs[:, 2])).sum())
+    room = min(ROOM, most) + min(CHUNK, int(counts.max(initial=0))) * COLUMNS
+    while state[0] < len(jobs):
         buffer = Pairs(
             np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.bool_)
         )
-        n = _sweep(one.X, one.codes, other.X, other.screen, least, floor, bounds, same, state, buffer)
+        n = _sweep(one.X, one.codes, other.X, other.screen, least, floor, picks, jobs, same, state, buffer)
         if n:
             yield Pairs(*(part[:n].copy() for part in buffer))
 
 
 @kernel
-def _least(codes, columns, begin, end, floor, loose):  # type: ignore[no-untyped-def]
-    """The lowest score that a pair at the floor may have, for each row from `begin` to `end`; rounded down."""
-    out = np.empty(end - begin, np.float32)
-    d = columns.centroids.shape[1]
-    for i in range(begin, end):
+def _least(codes, columns, floor, loose):  # type: ignore[no-untyped-def]
+    """The lowest score that a pair at the floor may have, for each row; rounded down."""
+    n, d = codes.squares.shape[0], columns.centroids.shape[1]
+    out = np.empty(n, np.float32)
+    for i in range(n):
         # A score is rounded to float32 before it is compared with the floor.
         value = floor * (1.0 - 2.0**-23) - slack(codes, columns, i, d) - loose
-        out[i - begin] = np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
+        out[i] = np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
     return out
 
 
 @kernel
-def _sweep(X, codes, Y, columns, least, floor, bounds, same, state, found):  # type: ignore[no-untyped-def]
-    """Compare from where `state` says on, until all is compared or `found` is nearly full; how many pairs are in it."""
-    first, last, left, right = bounds
+def _sweep(X, codes, Y, columns, least, floor, picks, jobs, same, state, found):  # type: ignore[no-untyped-def]
+    """Compare from where `state` says on, until all is compared or `found` is nearly full; how many pairs are in it.
+
+    The state is a job, and how many rows and groups of columns of it are done.
+    """
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty(ROWS, np.float32)
-    picks = np.empty(CHUNK + ROWS, np.int32)
+    chunk = np.empty(CHUNK + ROWS, np.int32)
     n = 0
-    while state[0] < last:
-        begin = state[0]
-        end = min(begin + CHUNK, last)
-        picks[end - begin :] = end - 1
-        for i in range(begin, end):
-            picks[i - begin] = i
-        beyond = min(right, end) if same else right
-        while state[1] * COLUMNS < beyond:
-            if n + (end - begin) * COLUMNS > found.rows.shape[0]:
-                return n
-            g = state[1]
-            for start in range(0, end - begin, ROWS):
-                score_tile(
-                    codes.codes, codes.scales, codes.biases, picks, start, columns.packed, g, columns.scales,
-                    columns.halves, scores, tops,
-                )  # fmt: skip
-                for r in range(min(ROWS, end - begin - start)):
-                    i = begin + start + r
-                    if tops[r] < least[i - first]:
-                        continue
-                    for c in range(COLUMNS):
-                        j = g * COLUMNS + c
-                        if scores[r, c] < least[i - first] or j < left or j >= (min(right, i) if same else right):
+    while state[0] < jobs.shape[0]:
+        first, last, left, right = jobs[state[0]]
+        while first + state[1] < last:
+            count = min(CHUNK, last - first - state[1])
+            chunk[:count] = picks[first + state[1] : first + state[1] + count]
+            chunk[count:] = chunk[count - 1]
+            beyond = min(right, chunk[:count].max()) if same else right
+            while (left // COLUMNS + state[2]) * COLUMNS < beyond:
+                if n + count * COLUMNS > found.rows.shape[0]:
+                    return n
+                g = left // COLUMNS + state[2]
+                for start in range(0, count, ROWS):
+                    score_tile(
+                        codes.codes, codes.scales, codes.biases, chunk, start, columns.packed, g, columns.scales,
+                        columns.halves, scores, tops,
+                    )  # fmt: skip
+                    for r in range(min(ROWS, count - start)):
+                        i = chunk[start + r]
+                        if tops[r] < least[i]:
                             continue
-                        copy = same_row(X[i], Y[j])
-                        score = np.float32(1.0) if copy else product_score(X[i], Y[j])
-                        if score >= floor:
-                            found.rows[n], found.columns[n], found.scores[n], found.copies[n] = i, j, score, copy
-                            n += 1
-            state[1] += 1
-        state[0], state[1] = end, left // COLUMNS
+                        for c in range(COLUMNS):
+                            j = g * COLUMNS + c
+                            if scores[r, c] < least[i] or j < left or j >= (min(right, i) if same else right):
+                                continue
+                            copy = same_row(X[i], Y[j])
+                            score = np.float32(1.0) if copy else product_score(X[i], Y[j])
+                            if score >= floor:
+                                found.rows[n], found.columns[n] = i, j
+                                found.scores[n], found.copies[n] = score, copy
+                                n += 1
+                state[2] += 1
+            state[1], state[2] = state[1] + count, 0
+        state[0], state[1] = state[0] + 1, 0
     return n

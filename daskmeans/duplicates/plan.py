@@ -1,0 +1,182 @@
+"""Which rows a search for pairs compares with which, and how long that will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from dask import delayed
+from distributed import Client
+from upath import UPath
+
+from daskmeans import config, forecast, progress, runtime
+from daskmeans.duplicates.bands import (
+    Band,
+    Reader,
+    band_rows,
+    bands_of,
+    load,
+    sample_vectors,
+    vectors,
+)
+from daskmeans.duplicates.probes import survey
+from daskmeans.duplicates.recall import Gauge
+from daskmeans.duplicates.settings import Settings
+from daskmeans.kernels.sketch import directions, find_pairs, sketch
+from daskmeans.vectors.buckets import Buckets, lean_of
+
+# Rows of the sample on which directions are found, and how many of them a cluster gives at most.
+SAMPLE_ROWS, SAMPLE_OF_CLUSTER = 8192, 64
+# Tasks that the whole work makes, and pairs of a task: enough of them to balance, each worth its cost.
+TASKS, LEAST_PAIRS, MOST_PAIRS = 256, 10**8, 4 * 10**9
+
+
+@dataclass(frozen=True)
+class Task:
+    """A band that is compared with others, or with itself and others."""
+
+    row: int
+    columns: Sequence[int]
+
+
+class Plan(NamedTuple):
+    """What a search for pairs does."""
+
+    readers: list[Reader]
+    bands: list[Band]
+    P: np.ndarray
+    """Directions of the sketches."""
+    room: int
+    """Rows that each process may keep."""
+    tasks: list[Task]
+    pairs: list[int]
+    """How many pairs each task compares; of a search with probes, about."""
+    near: list[UPath] | None = None
+    """For each band, the file of what its rows visit, see `bands.Visits`; None if rows are compared with all."""
+    gauge: Gauge | None = None
+    """Rows that are compared with all, to measure what the search misses."""
+
+
+def make_plan(sources: Sequence[Buckets], settings: Settings, folder: UPath, client: Client | None) -> Plan:
+    """What a search with `settings` does; how long an exact one takes is told. Files are made in `folder`."""
+    if settings.search == "clusters":
+        return _plan_probes(sources[0], settings, folder, client)
+    trial = try_exact(sources, settings.floor, client)
+    runtime.logger.info(
+        "search exact: all %s pairs of rows are compared, in about %s; --search clusters compares rows inside their "
+        "cluster only",
+        progress.compact(n_pairs(sources)),
+        progress.duration(trial.seconds),
+    )
+    return plan_exact(sources, trial.P, client)
+
+
+def n_pairs(sources: Sequence[Buckets]) -> int:
+    """Pairs of rows of which one at least is of the first of `sources`."""
+    own = sources[0].rows
+    return own * (own - 1) // 2 + own * sum(each.rows for each in sources[1:])
+
+
+class Trial(NamedTuple):
+    """What a trial on a sample of the rows has found for an exact search."""
+
+    P: np.ndarray
+    """Directions of the sketches."""
+    seconds: float
+    """About how long the search will take."""
+
+
+def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -> Trial:
+    """A trial of an exact search, which takes a moment."""
+    sample, (bands, room) = _sample(sources), _bands(sources, client)
+    P = directions(sample, floor)
+    pace = delayed(_pace, pure=False)(_readers(sources)[0], bands[0], P, sample, floor)
+    pair, row = runtime.compute([pace], client=client)[0]
+    rows, processes = sum(each.rows for each in sources), runtime.n_processes(client)
+    # What does not fit into memory is read again for about every task.
+    loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
+    return Trial(P, (n_pairs(sources) * pair + loads * row) / runtime.n_threads(client))
+
+
+def plan_exact(sources: Sequence[Buckets], P: np.ndarray, client: Client | None) -> Plan:
+    """A search that compares all rows of the first of `sources` with one another and with those of the others."""
+    bands, room = _bands(sources, client)
+    return Plan(_readers(sources), bands, P, room, *_tasks(bands))
+
+
+def _tasks(bands: Sequence[Band]) -> tuple[list[Task], list[int]]:
+    """Tasks that compare all bands of the first source with one another and with the others; and the pairs of each."""
+    rows, own = [band.rows for band in bands], sum(band.source == 0 for band in bands)
+    tasks = tasks_of(rows, own)
+    return tasks, [sum(rows[t.row] * rows[j] // (1 + (j == t.row)) for j in t.columns) for t in tasks]
+
+
+def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Client | None) -> Plan:
+    """A search that compares each row with those of its own cluster and of the nearest others."""
+    (bands, room), (reader,) = _bands([buckets], client), _readers([buckets])
+    wanted = min(buckets.rows, config.get("recall-sample"))
+    numbers = np.sort(np.random.default_rng(settings.random_state).choice(buckets.rows, wanted, replace=False))
+    found = survey(reader, bands, numbers, settings.probes, folder, client)
+    P = directions(_sample([buckets]), settings.floor)
+    tasks, pairs = _tasks(bands)
+    share = found.pairs / max(1, sum(pairs))
+    gauge = Gauge(numbers, sketch(found.rows, P), found.near)
+    return Plan([reader], bands, P, room, tasks, [round(share * each) for each in pairs], found.files, gauge)
+
+
+def _pace(reader: Reader, band: Band, P: np.ndarray, sample: np.ndarray, floor: float) -> tuple[float, float]:
+    """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
+    half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
+    one, other = sketch(sample[:half], P), sketch(sample[half:], P)
+    seconds = []
+    for rows in (min(half, 8), half):  # the first loads what is compiled
+        start = time.perf_counter()
+        list(find_pairs(one, other, np.float32(floor), slice(0, rows), slice(0, len(sample) - half)))
+        seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    load(reader, band, P)
+    return seconds[1] / max(1, half * (len(sample) - half)), (time.perf_counter() - start) / band.rows
+
+
+def _bands(sources: Sequence[Buckets], client: Client | None) -> tuple[list[Band], int]:
+    """All rows in bands, and how many rows each process may keep."""
+    dimension = sources[0].dimension
+    most = band_rows(sum(each.rows for each in sources), dimension, config.get_bytes("bucket-bytes"))
+    room = forecast.check_bands(most, dimension, str(sources[0].path), client)
+    firsts = accumulate((each.rows for each in sources), initial=0)
+    return [band for i, (each, first) in enumerate(zip(sources, firsts, strict=False))
+            for band in bands_of(each, most, i, first)], room  # fmt: skip
+
+
+def _readers(sources: Sequence[Buckets]) -> list[Reader]:
+    return [partial(vectors, lean_of(each)) for each in sources]
+
+
+def _sample(sources: Sequence[Buckets]) -> np.ndarray:
+    wanted = SAMPLE_ROWS // len(sources)
+    return np.concatenate([sample_vectors(each, wanted, SAMPLE_OF_CLUSTER) for each in sources])
+
+
+def tasks_of(rows: Sequence[int], own: int) -> list[Task]:
+    """Tasks that compare each of the first `own` bands with itself, all before it, and all after those.
+
+    `rows` are those of each band.
+    """
+    return tasks_between(rows, [(i, run) for i in range(own) for run in (range(i + 1), range(own, len(rows)))])
+
+
+def tasks_between(rows: Sequence[int], beside: Sequence[tuple[int, range]]) -> list[Task]:
+    """Tasks that compare bands with runs of others, `beside` them.
+
+    They come in an order in which a process needs few bands at a time: those of one run after the other.
+    """
+    pairs = sum(rows[i] * rows[j] for i, run in beside for j in run)
+    most = min(max(pairs // TASKS, LEAST_PAIRS), MOST_PAIRS)
+    wide = max(1, most // max(1, *rows) ** 2)
+    tasks = [Task(i, run[j : j + wide]) for i, run in beside for j in range(0, len(run), wide)]
+    return sorted(tasks, key=lambda task: (task.columns[0], task.row))
