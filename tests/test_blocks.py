@@ -14,7 +14,8 @@ import pytest
 
 from daskmeans import runtime
 from daskmeans.errors import DataError
-from daskmeans.kmeans.blocks import Block, Quota, load
+from daskmeans.kmeans.block import Block, Quota
+from daskmeans.kmeans.loading import load
 from helpers import blobs, count_visits, rows_of
 
 
