@@ -15,6 +15,7 @@ import pytest
 from daskmeans import runtime
 from daskmeans.errors import DataError
 from daskmeans.kmeans.block import Block, Quota
+from daskmeans.kmeans.inputs import joined
 from daskmeans.kmeans.loading import load
 from helpers import blobs, count_visits, rows_of
 
@@ -175,6 +176,30 @@ async def _no_keys(client):
 
     while any("block" in key for keys in (await client.scheduler.has_what()).values() for key in keys):
         await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["stored", "computed", "delayed", "shared", "narrow", "held"])
+def test_small_chunks_are_read_by_the_task_that_joins_them(kind, place):
+    stored = da.from_array(blobs(n=1000), chunks=(10, -1), name=False)
+    makers = {
+        "stored": lambda: stored,
+        "computed": lambda: stored.astype(np.float64) * 2 + 1,
+        "delayed": lambda: da.concatenate(
+            [da.from_delayed(p, (10, 16), np.float32) for p in stored.to_delayed()[:, 0]]
+        ),
+        "shared": lambda: stored - stored.mean(axis=0),
+        "narrow": lambda: stored.rechunk((10, 4)),
+        "held": lambda: stored.persist(),
+    }
+    X = makers[kind]()
+    whole = X.compute().astype(np.float32)
+    chunks = joined(X, 20)
+    blocks = load(X, None, False, 1.0, 0, place)
+    assert len(blocks.lengths) < 60
+    np.testing.assert_array_equal(blocks.rows(np.arange(1000)), whole)
+    np.testing.assert_array_equal(X.compute(), whole)
+    assert chunks.chunks == ((50,) * 20, (16,))
+    assert kind == "shared" or len(dict(chunks.dask)) <= 20 + 100 * (kind == "narrow")
 
 
 def test_small_chunks_of_an_array_are_joined():
