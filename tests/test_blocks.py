@@ -200,7 +200,7 @@ def test_small_chunks_are_read_by_the_task_that_joins_them(kind, tasks, place):
     blocks = load(X, None, False, 1.0, 0, place)
     assert len(blocks.lengths) < 60
     np.testing.assert_array_equal(blocks.rows(np.arange(1000)), whole)
-    np.testing.assert_array_equal(X.compute(), whole)
+    np.testing.assert_array_equal(X.compute().astype(np.float32), whole)
     assert chunks.chunks == ((50,) * 20, (16,))
     assert len(dict(chunks.dask)) <= tasks
 
