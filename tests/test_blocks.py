@@ -205,6 +205,15 @@ def test_small_chunks_are_read_by_the_task_that_joins_them(kind, tasks, place):
     assert len(dict(chunks.dask)) <= tasks
 
 
+def test_a_large_chunk_among_small_ones_stays_as_it_is(place):
+    rows = blobs(n=1000)
+    small, large = (da.from_array(part, chunks=(size, -1)) for part, size in ((rows[:500], 10), (rows[500:], 500)))
+    mixed = da.concatenate([small, large])
+    for X in (mixed, mixed.persist()):
+        np.testing.assert_array_equal(load(X, None, False, 1.0, 0, place).rows(np.arange(1000)), rows)
+        np.testing.assert_array_equal(X.compute(), rows)
+
+
 def test_small_chunks_of_an_array_are_joined():
     X = blobs(n=3000)
     chunks = da.from_array(X, chunks=(7, -1))

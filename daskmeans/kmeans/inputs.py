@@ -66,10 +66,14 @@ def _fused(X: da.Array) -> da.Array:
     (X,) = dask.optimize(X)
     graph = dict(X.dask)
     uses = Counter(dep for node in graph.values() for dep in node.dependencies)
+    keys = list(flatten(X.__dask_keys__()))
+    own = {key: _only_for(graph[key], graph, uses) for key in keys}
+    if not all(own.values()):  # a chunk that stands for one that is held, or that others need, cannot be renamed
+        return X
     name = runtime.key("joined")  # dask may know the old one, and another task by it
-    for key in flatten(X.__dask_keys__()):
+    for key in keys:
         node = graph.pop(key)
-        graph[name, *key[1:]] = node.fuse(node, *_only_for(node, graph, uses), key=(name, *key[1:]))
+        graph[name, *key[1:]] = node.fuse(node, *own[key], key=(name, *key[1:]))
     return da.Array(HighLevelGraph.from_collections(name, graph), name, X.chunks, meta=X)
 
 
