@@ -235,18 +235,6 @@ def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None
     return futures
 
 
-def dealt(count: int, client: Client | None = None) -> list[contextlib.AbstractContextManager[Any]]:
-    """Contexts in which to make `count` tasks, so that all threads of a cluster get as many of them.
-
-    Left to itself, dask may give one worker three times as many results to hold as another. A worker that is lost does
-    not hold up its tasks.
-    """
-    if client is None:
-        return [contextlib.nullcontext()] * count
-    slots = [worker for worker, threads in sorted(client.nthreads().items()) for _ in range(threads)]
-    return [dask.annotate(workers=[slots[i % len(slots)]], allow_other_workers=True) for i in range(count)]
-
-
 def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """Results of `functions`, called by threads of this process; for work of milliseconds, which tasks would double."""
     with _one_thread_each(), ThreadPoolExecutor(n_threads()) as pool:

@@ -14,7 +14,9 @@ import pytest
 
 from daskmeans import runtime
 from daskmeans.errors import DataError
-from daskmeans.kmeans.blocks import Block, Quota, load
+from daskmeans.kmeans.block import Block, Quota
+from daskmeans.kmeans.inputs import joined
+from daskmeans.kmeans.loading import load
 from helpers import blobs, count_visits, rows_of
 
 
@@ -174,6 +176,42 @@ async def _no_keys(client):
 
     while any("block" in key for keys in (await client.scheduler.has_what()).values() for key in keys):
         await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tasks"),
+    [("stored", 20), ("computed", 20), ("delayed", 20), ("held", 20), ("narrow", 120), ("shared", 254)],
+)
+def test_small_chunks_are_read_by_the_task_that_joins_them(kind, tasks, place):
+    stored = da.from_array(blobs(n=1000), chunks=(10, -1), name=False)
+    makers = {
+        "stored": lambda: stored,
+        "computed": lambda: stored.astype(np.float64) * 2 + 1,
+        "delayed": lambda: da.concatenate(
+            [da.from_delayed(p, (10, 16), np.float32) for p in stored.to_delayed()[:, 0]]
+        ),
+        "shared": lambda: stored - stored.mean(axis=0),
+        "narrow": lambda: stored.rechunk((10, 4)),
+        "held": lambda: stored.persist(),
+    }
+    X = makers[kind]()
+    whole = X.compute().astype(np.float32)
+    chunks = joined(X, 20)
+    blocks = load(X, None, False, 1.0, 0, place)
+    assert len(blocks.lengths) < 60
+    np.testing.assert_array_equal(blocks.rows(np.arange(1000)), whole)
+    np.testing.assert_array_equal(X.compute().astype(np.float32), whole)
+    assert chunks.chunks == ((50,) * 20, (16,))
+    assert len(dict(chunks.dask)) <= tasks
+
+
+def test_a_large_chunk_among_small_ones_stays_as_it_is(place):
+    rows = blobs(n=1000)
+    small, large = (da.from_array(part, chunks=(size, -1)) for part, size in ((rows[:500], 10), (rows[500:], 500)))
+    mixed = da.concatenate([small, large])
+    for X in (mixed, mixed.persist()):
+        np.testing.assert_array_equal(load(X, None, False, 1.0, 0, place).rows(np.arange(1000)), rows)
+        np.testing.assert_array_equal(X.compute(), rows)
 
 
 def test_small_chunks_of_an_array_are_joined():

@@ -14,7 +14,7 @@ from daskmeans.duplicates import bands, plan
 from daskmeans.errors import ConvergenceWarning
 from daskmeans.kernels import groups
 from daskmeans.kmeans import native
-from daskmeans.kmeans.blocks import load
+from daskmeans.kmeans.loading import load
 from helpers import Killer, add_up, blobs, count_visits, decisions_of, make_rows, rows_of, write_clusters
 
 

@@ -15,7 +15,7 @@ import daskmeans as dkm
 from daskmeans import forecast, runtime, workflow
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kmeans import native
-from daskmeans.kmeans.blocks import load
+from daskmeans.kmeans.loading import load
 from helpers import blobs, note_bytes, write_embeddings
 
 DISK = runtime.Disk("here", "/scratch", "ext4", free=1 << 40)

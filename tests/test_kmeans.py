@@ -25,7 +25,7 @@ from daskmeans import KMeans
 from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
 from daskmeans.kernels import groups
 from daskmeans.kmeans import native
-from daskmeans.kmeans.blocks import load
+from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.native import Fit
 from daskmeans.kmeans.seeding import plus_plus
 from daskmeans.vectors.matrix import to_column

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from daskmeans import KMeans, assign
 from daskmeans.errors import ClusterSizeWarning, UsageError
 from daskmeans.kernels.nearest import nearest
-from daskmeans.kmeans.blocks import load
+from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.split import split
 from daskmeans.vectors.matrix import to_column
 from helpers import blobs

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from daskmeans import forecast, runtime
 from daskmeans.errors import RunError
-from daskmeans.kmeans.blocks import Block, Quota
+from daskmeans.kmeans.block import Block, Quota
 from daskmeans.kmeans.storage import PAGE, Cache
 
 DISK = {"memory": 0}
@@ -81,7 +81,7 @@ def test_a_killed_process_leaves_nothing_behind(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         import numpy as np
-        from daskmeans.kmeans.blocks import Block, Quota
+        from daskmeans.kmeans.block import Block, Quota
         blocks = [Block(np.ones((1 << 16, 64), np.float32), Quota("fit", memory=0)) for _ in range(4)]
         print("ready", flush=True)
         time.sleep(60)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from daskmeans.kernels.hashing import hash_integers, uniform
+
 
 def sample_limit(rows: int, wanted: int) -> int:
     """Hash below which a row may be among the `wanted` smallest hashes of `rows`.
@@ -18,6 +22,11 @@ def sample_limit(rows: int, wanted: int) -> int:
     """
     share = (wanted + 6 * math.sqrt(wanted)) / max(rows, 1)
     return min(2**64 - 1, int(share * 2**64))
+
+
+def sampled(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which rows have a hash below `share`, by their numbers."""
+    return uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

@@ -2,165 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple
-from uuid import uuid4
 from weakref import WeakValueDictionary
 
-import dask
-import dask.array as da
 import distributed
 import numpy as np
-from dask.utils import format_bytes
 from distributed import Client, Future
 
-from daskmeans import config, forecast, runtime
+from daskmeans import config, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_integers, uniform
-from daskmeans.kmeans.inputs import as_matrix, is_lazy, joined, partitions, prepare
-from daskmeans.kmeans.storage import shelf
+from daskmeans.kernels.sampling import sampled
+from daskmeans.kmeans.block import Block, Quota
 
 # Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
 SUBSET = 0x5B5E7
-# Blocks for each thread, at least, that small chunks of an array are joined to.
-BLOCKS_EACH = 8
-
-
-@dataclass(frozen=True)
-class Quota:
-    """What one process may keep of one fit in memory.
-
-    Attributes
-    ----------
-    fit : str
-        A name that no other fit has.
-    memory : int
-        Bytes of blocks, of all fits together, and of the engine's tasks.
-    n_clusters : int
-        What an engine allocates beside the rows depends on it.
-    threads : int
-        Tasks of the engine that this process runs at a time.
-    """
-
-    fit: str
-    memory: int
-    n_clusters: int = 1
-    threads: int = 0
-
-
-@dataclass(frozen=True)
-class Taking:
-    """Which rows of partitions become blocks, and how.
-
-    Attributes
-    ----------
-    normalize : bool
-    fraction : float
-        Rows are taken whose numbers have a hash below this.
-    seed : int
-    quota : Quota
-    given : bool
-        Whether partitions are parts of a matrix that somebody holds in this process.
-    """
-
-    normalize: bool
-    fraction: float
-    seed: int
-    quota: Quota
-    given: bool
-
-
-class Block:
-    """Rows of one partition on one worker, and what an engine notes about them.
-
-    Arrays and notes of the engine are lost with the worker. They do not travel either: a block that dask moves arrives
-    with its rows and their numbers alone.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n, d)
-        C-contiguous. Kept, not copied, where it stays in memory.
-    quota : Quota
-    numbers : ndarray of int64, shape (n,), optional
-        Numbers of the rows in the whole input. Without them the rows follow one another from `first` on.
-    borrowed : bool, default False
-        Whether somebody else holds `rows` in memory too, so that they take none.
-
-    Attributes
-    ----------
-    n_rows : int
-    notes : dict
-        Small values of the engine.
-    first : int
-        Number of the first row, if no numbers were given; :class:`Blocks` sets it.
-
-    Examples
-    --------
-    >>> block = Block(np.eye(2, dtype=np.float32), Quota("doctest", memory=1 << 20))
-    >>> block.allocate("labels", (2,), np.int32)
-    >>> with block.open() as arrays:
-    ...     arrays["labels"][:] = arrays["rows"].argmax(axis=1)
-    >>> with block.open() as arrays:
-    ...     arrays["labels"].tolist()
-    [0, 1]
-    """
-
-    def __init__(
-        self, rows: np.ndarray, quota: Quota, numbers: np.ndarray | None = None, *, borrowed: bool = False
-    ) -> None:
-        self.n_rows, self.dimension = rows.shape
-        held = (0 if borrowed else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
-        noted = forecast.note_bytes(self.n_rows, self.dimension, quota.n_clusters)
-        working = quota.threads * forecast.engine_bytes(self.dimension, quota.n_clusters)
-        self._quota, self._shelf = quota, shelf(quota.fit, held + noted, quota.memory - working)
-        self.nbytes = 0 if self._shelf.on_disk else rows.nbytes
-        self.notes: dict[str, Any] = {}
-        self.first = 0
-        self._numbers = None if numbers is None else {"numbers": self._shelf.keep(numbers)}
-        self._arrays = {"rows": self._shelf.keep(rows)}
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether the arrays lie in a file."""
-        return self._shelf.on_disk
-
-    @property
-    def numbers(self) -> np.ndarray:
-        """Numbers of the rows in the whole input; int64, shape (n_rows,)."""
-        if self._numbers is None:
-            return np.arange(self.first, self.first + self.n_rows)
-        with self._shelf.open(self._numbers) as arrays:
-            return arrays["numbers"].copy()
-
-    def open(self) -> AbstractContextManager[dict[str, np.ndarray]]:
-        """The arrays by name, for the length of a ``with`` block: "rows", read-only, and those allocated, writable.
-
-        An array that is used after the block is right, but may take memory that nobody has counted.
-        """
-        return self._shelf.open(self._arrays)
-
-    def allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        """Add an array of zeros, in the place of one that has this name."""
-        self.drop(name)
-        self._arrays[name] = self._shelf.zeros(shape, dtype)
-
-    def drop(self, *names: str) -> None:
-        """Forget the arrays of these names, if there are any."""
-        for name in names:
-            self._arrays.pop(name, None)
-
-    def __sizeof__(self) -> int:
-        return object.__sizeof__(self) + self.nbytes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        with self.open() as arrays:
-            numbers = None if self._numbers is None else self.numbers
-            return Block, (np.array(arrays["rows"]), self._quota, numbers)
 
 
 @dataclass(frozen=True)
@@ -350,42 +209,6 @@ class Blocks:
         raise NotImplementedError
 
 
-class _Loaded(Blocks):
-    """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
-
-    def __init__(
-        self, read: Callable[[Sequence[int], str], list[Any]], count: int, quota: Quota, client: Client | None
-    ):
-        self._read = read
-        super().__init__(read(range(count), "load vectors"), quota, client)
-        if client is not None:
-            self._balance()
-        self._firsts = _starts(self.lengths)
-        if cached := sum(self.map(_cached, name="count-rows")):
-            runtime.logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
-
-    def _balance(self) -> None:
-        """Move blocks away from workers that have more rows a thread than others, which would wait for them."""
-        threads = self.client.nthreads()
-        held: dict[str, list[int]] = {worker: [] for worker in threads}
-        for group in self._groups:
-            held.setdefault(group.worker, []).extend(group.members)
-        moves = _moves({worker: held[worker] for worker in threads}, threads, self.lengths)
-        if moves:
-            calls = [(self._held[i],) for i in moves]
-            futures = runtime.submit(_same, calls, list(moves.values()), "move-block", self.client)
-            runtime.settle(futures, "", self.client)
-            for i, future in zip(moves, futures, strict=True):
-                self._held[i] = future
-            self._groups = self._grouped([i for i, rows in enumerate(self.lengths) if rows])
-
-    def _restored(self, members: Sequence[int]) -> Sequence[int]:
-        gone = [i for i in members if self._held[i].cancelled()]
-        for i, future in zip(gone, self._read(gone, ""), strict=True):
-            self._held[i] = future
-        return members
-
-
 class _Subset(Blocks):
     """Some rows of other blocks, in blocks of about the size of a partition."""
 
@@ -422,61 +245,6 @@ class _Subset(Blocks):
         return [i for group in self._measured(new) for i in group.members]
 
 
-def load(
-    X: Any,
-    column: str | None,
-    normalize: bool,
-    sample_fraction: float,
-    seed: int,
-    client: Client | None,
-    n_clusters: int = 1,
-) -> Blocks:
-    """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
-
-    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew.
-
-    Raises
-    ------
-    DataError
-        A row cannot be placed: NaN, infinity, null, zeros when normalising.
-    MemoryForecastError
-        The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
-    """
-    lazy = is_lazy(X)
-    X = X if lazy else as_matrix(X)
-    client = runtime.current_client(client)
-    if isinstance(X, da.Array):
-        X = joined(X, BLOCKS_EACH * runtime.n_threads(client))
-    parts = partitions(X, column)
-    firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
-    if counted:
-        firsts = _starts(X.chunks[0] if lazy else map(len, parts))
-    elif sample_fraction < 1.0:
-        sizes = [dask.delayed(len, pure=False)(part, dask_key_name=runtime.key("count")) for part in parts]
-        firsts = _starts(runtime.compute(sizes, "count rows", client))
-    kept = max(0, runtime.memory_to_keep(client) - forecast.reading_bytes(client))
-    quota = Quota(uuid4().hex, kept, n_clusters, runtime.threads_each(client))
-    given = not lazy and client is None
-    if counted and (normalize or not given):
-        rows, dimension = X.shape
-        forecast.check_fit(rows, dimension, n_clusters, sample_fraction, client)
-    taking = Taking(normalize, sample_fraction, seed, quota, given)
-    places = ["" if counted else f"partition {i}" for i in range(len(parts))]
-    calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
-
-    def read(members: Sequence[int], label: str) -> list[Any]:
-        mine = [calls[i] for i in members]
-        if client is not None and not lazy:
-            return runtime.feed(_load_block, mine, "load-block", label, client)
-        task, tasks = dask.delayed(_load_block, pure=False), []
-        for call, where in zip(mine, runtime.dealt(len(mine), client), strict=True):
-            with where:
-                tasks.append(task(*call, dask_key_name=runtime.key("load-block")))
-        return runtime.hold(tasks, label, client)
-
-    return _Loaded(read, len(parts), quota, client)
-
-
 # --- on the workers ---
 
 
@@ -503,36 +271,12 @@ def _found(key: str) -> Any:
 _seen: WeakValueDictionary[str, Block] = WeakValueDictionary()
 
 
-def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
-    """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
-    X = prepare(part, taking.normalize, where, 0 if where else first)
-    if taking.fraction < 1.0:
-        X = X[_below(np.arange(first, first + len(X)), taking.fraction, taking.seed)]
-    borrowed = taking.given and np.may_share_memory(X, part)
-    # A view of a column may be a view of a larger one, all of which it would keep.
-    return Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
-
-
-def _same(block: Block) -> Block:
-    """`block`, which dask has brought to where this runs."""
-    return block
-
-
 def _shapes(group: list[Block]) -> list[tuple[int, int]]:
     return [(block.n_rows, block.dimension) for block in group]
 
 
-def _cached(group: list[Block]) -> int:
-    return sum(4 * block.n_rows * block.dimension for block in group if block.on_disk)
-
-
-def _below(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which rows have a hash below `share`, by their numbers."""
-    return uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
-
-
 def _chosen_rows(group: list[Block], quota: Quota, share: float, seed: int) -> Block:
-    chosen = [np.flatnonzero(_below(block.numbers, share, seed + SUBSET)) for block in group]
+    chosen = [np.flatnonzero(sampled(block.numbers, share, seed + SUBSET)) for block in group]
     ends = np.cumsum([0, *map(len, chosen)])
     X = np.empty((ends[-1], max(block.dimension for block in group)), np.float32)
     numbers = np.empty(len(X), np.int64)
@@ -574,34 +318,6 @@ def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
     _, where, which = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
     return which, where
-
-
-def _moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequence[int]) -> dict[int, str]:
-    """Which blocks go to which workers, so that those that have most rows a thread have as few as can be.
-
-    Examples
-    --------
-    >>> _moves({"a": [0, 1, 2, 3], "b": [4], "c": []}, {"a": 1, "b": 1, "c": 1}, [10, 10, 10, 10, 10])
-    {0: 'c', 1: 'b'}
-    """
-    held = {worker: list(members) for worker, members in held.items()}
-    rows = {worker: sum(lengths[i] for i in members) for worker, members in held.items()}
-    moves: dict[int, str] = {}
-    while True:
-        to, of = (choose(held, key=lambda w: (rows[w] / threads[w], w)) for choose in (min, max))
-        room = rows[of] * threads[to] / threads[of] - rows[to]
-        fitting = [i for i in held[of] if 0 < lengths[i] < room]
-        if not fitting:
-            return moves
-        i = max(fitting, key=lengths.__getitem__)
-        held[of].remove(i)
-        held[to].append(i)
-        rows[of], rows[to], moves[i] = rows[of] - lengths[i], rows[to] + lengths[i], to
-
-
-def _starts(lengths: Iterable[int]) -> list[int]:
-    """Where each of several runs of these lengths begins, if one follows another."""
-    return [0, *accumulate(lengths)][:-1]
 
 
 def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:

@@ -19,8 +19,9 @@ from daskmeans.dashboard import add_page
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest_labels
 from daskmeans.kmeans import ann, model
-from daskmeans.kmeans.blocks import Blocks, load
+from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
+from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split

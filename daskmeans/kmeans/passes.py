@@ -17,7 +17,7 @@ from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.nearest import squared_distances
 from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search
 from daskmeans.kernels.update import add_numbers, add_rows, extremes, move_rows
-from daskmeans.kmeans.blocks import Block
+from daskmeans.kmeans.block import Block
 
 
 @dataclass(frozen=True)

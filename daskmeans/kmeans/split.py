@@ -27,7 +27,8 @@ from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.nearest import nearest_labels
 from daskmeans.kernels.update import means, scale_for
-from daskmeans.kmeans.blocks import Block, Blocks
+from daskmeans.kmeans.block import Block
+from daskmeans.kmeans.blocks import Blocks
 
 # New centroids, as a multiple of those that a cluster needs at least; and at most for one cluster in one round.
 SLACK = 1.25

@@ -1,0 +1,211 @@
+"""Partitions become blocks: read where there is room for them, evenly over the threads of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+from uuid import uuid4
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.utils import format_bytes
+from distributed import Client
+
+from daskmeans import forecast, runtime
+from daskmeans.kernels.sampling import sampled
+from daskmeans.kmeans.block import Block, Quota
+from daskmeans.kmeans.blocks import Blocks
+from daskmeans.kmeans.inputs import as_matrix, is_lazy, joined, partitions, prepare
+
+# Blocks for each thread, at least, that small chunks of an array are joined to.
+BLOCKS_EACH = 8
+
+
+@dataclass(frozen=True)
+class Taking:
+    """Which rows of partitions become blocks, and how.
+
+    Attributes
+    ----------
+    normalize : bool
+    fraction : float
+        Rows are taken whose numbers have a hash below this.
+    seed : int
+    quota : Quota
+    given : bool
+        Whether partitions are parts of a matrix that somebody holds in this process.
+    """
+
+    normalize: bool
+    fraction: float
+    seed: int
+    quota: Quota
+    given: bool
+
+
+def load(
+    X: Any,
+    column: str | None,
+    normalize: bool,
+    sample_fraction: float,
+    seed: int,
+    client: Client | None,
+    n_clusters: int = 1,
+) -> Blocks:
+    """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
+
+    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew.
+
+    Raises
+    ------
+    DataError
+        A row cannot be placed: NaN, infinity, null, zeros when normalising.
+    MemoryForecastError
+        The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
+    """
+    lazy = is_lazy(X)
+    X = X if lazy else as_matrix(X)
+    client = runtime.current_client(client)
+    if isinstance(X, da.Array):
+        X = joined(X, BLOCKS_EACH * runtime.n_threads(client))
+    parts = partitions(X, column)
+    firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
+    if counted:
+        firsts = _starts(X.chunks[0] if lazy else map(len, parts))
+    elif sample_fraction < 1.0:
+        sizes = [dask.delayed(len, pure=False)(part, dask_key_name=runtime.key("count")) for part in parts]
+        firsts = _starts(runtime.compute(sizes, "count rows", client))
+    kept = max(0, runtime.memory_to_keep(client) - forecast.reading_bytes(client))
+    quota = Quota(uuid4().hex, kept, n_clusters, runtime.threads_each(client))
+    given = not lazy and client is None
+    if counted and (normalize or not given):
+        rows, dimension = X.shape
+        forecast.check_fit(rows, dimension, n_clusters, sample_fraction, client)
+    taking = Taking(normalize, sample_fraction, seed, quota, given)
+    places = ["" if counted else f"partition {i}" for i in range(len(parts))]
+    calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
+
+    return _Loaded(partial(_read, sent=not lazy, client=client), calls, quota, client)
+
+
+def _read(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, client: Client | None) -> list[Any]:
+    """Blocks, or futures of them, by :func:`_load_block`; with `sent`, partitions are sent to the workers first."""
+    if client is not None and sent:
+        return runtime.feed(_load_block, calls, "load-block", label, client)
+    task, tasks = dask.delayed(_load_block, pure=False), []
+    for call, where in zip(calls, _dealt(len(calls), client), strict=True):
+        with where:
+            tasks.append(task(*call, dask_key_name=runtime.key("load-block")))
+    return runtime.hold(tasks, label, client)
+
+
+class _Loaded(Blocks):
+    """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[tuple[Any, ...]], str], list[Any]],
+        calls: Sequence[tuple[Any, ...]],
+        quota: Quota,
+        client: Client | None,
+    ):
+        self._read, self._calls = read, calls
+        super().__init__(read(calls, "load vectors"), quota, client)
+        if client is not None:
+            self._balance()
+        self._firsts = _starts(self.lengths)
+        if cached := sum(self.map(_cached, name="count-rows")):
+            runtime.logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
+
+    def _balance(self) -> None:
+        """Move blocks away from workers that have more rows a thread than others, which would wait for them."""
+        threads = self.client.nthreads()
+        held: dict[str, list[int]] = {worker: [] for worker in threads}
+        for group in self._groups:
+            held.setdefault(group.worker, []).extend(group.members)
+        moves = _moves({worker: held[worker] for worker in threads}, threads, self.lengths)
+        if moves:
+            calls = [(self._held[i],) for i in moves]
+            futures = runtime.submit(_same, calls, list(moves.values()), "move-block", self.client)
+            runtime.settle(futures, "", self.client)
+            for i, future in zip(moves, futures, strict=True):
+                self._held[i] = future
+            self._groups = self._grouped([i for i, rows in enumerate(self.lengths) if rows])
+
+    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+        gone = [i for i in members if self._held[i].cancelled()]
+        for i, future in zip(gone, self._read([self._calls[i] for i in gone], ""), strict=True):
+            self._held[i] = future
+        return members
+
+
+# --- on the workers ---
+
+
+def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
+    """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
+    X = prepare(part, taking.normalize, where, 0 if where else first)
+    if taking.fraction < 1.0:
+        X = X[sampled(np.arange(first, first + len(X)), taking.fraction, taking.seed)]
+    borrowed = taking.given and np.may_share_memory(X, part)
+    # A view of a column may be a view of a larger one, all of which it would keep.
+    return Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
+
+
+def _same(block: Block) -> Block:
+    """`block`, which dask has brought to where this runs."""
+    return block
+
+
+def _cached(group: list[Block]) -> int:
+    return sum(4 * block.n_rows * block.dimension for block in group if block.on_disk)
+
+
+# --- which worker has what ---
+
+
+def _dealt(count: int, client: Client | None) -> list[AbstractContextManager[Any]]:
+    """Contexts in which to make `count` tasks, so that all threads of a cluster get as many of them.
+
+    Left to itself, dask may give one worker three times as many blocks as another, which would need its disk for them.
+    A worker that is lost does not hold up its tasks, so others may steal them too: :func:`_moves` mends that.
+    """
+    if client is None:
+        return [contextlib.nullcontext()] * count
+    slots = [worker for worker, threads in sorted(client.nthreads().items()) for _ in range(threads)]
+    return [dask.annotate(workers=[slots[i % len(slots)]], allow_other_workers=True) for i in range(count)]
+
+
+def _moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequence[int]) -> dict[int, str]:
+    """Which blocks go to which workers, so that those that have most rows a thread have as few as can be.
+
+    Examples
+    --------
+    >>> _moves({"a": [0, 1, 2, 3], "b": [4], "c": []}, {"a": 1, "b": 1, "c": 1}, [10, 10, 10, 10, 10])
+    {0: 'c', 1: 'b'}
+    """
+    held = {worker: list(members) for worker, members in held.items()}
+    rows = {worker: sum(lengths[i] for i in members) for worker, members in held.items()}
+    moves: dict[int, str] = {}
+    while True:
+        to, of = (choose(held, key=lambda w: (rows[w] / threads[w], w)) for choose in (min, max))
+        room = rows[of] * threads[to] / threads[of] - rows[to]
+        fitting = [i for i in held[of] if 0 < lengths[i] < room]
+        if not fitting:
+            return moves
+        i = max(fitting, key=lengths.__getitem__)
+        held[of].remove(i)
+        held[to].append(i)
+        rows[of], rows[to], moves[i] = rows[of] - lengths[i], rows[to] + lengths[i], to
+
+
+def _starts(lengths: Iterable[int]) -> list[int]:
+    """Where each of several runs of these lengths begins, if one follows another."""
+    return [0, *accumulate(lengths)][:-1]
