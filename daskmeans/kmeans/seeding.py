@@ -31,7 +31,7 @@ OVERSAMPLE_UP_TO = 512
 SAMPLE_BYTES = 1 << 29
 ROUNDS = 5
 # Clusters that are seeded within one region, and rows and updates by which regions are found.
-PER_REGION, ROWS_PER_REGION, REGION_UPDATES = COLUMNS, 256, 4
+PER_REGION, ROWS_PER_REGION, REGION_UPDATES = 16, 64, 4
 
 
 def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_factor: float, seed: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     or less, for seeds that are as good. A region's share is that of the inertia about its middle.
     """
     if n_clusters <= 2 * PER_REGION:
-        return plus_plus(X, np.ones(len(X), np.int64), n_clusters, seed)
+        return _drawn(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed, ROWS)
     regions = round(n_clusters / PER_REGION)
     chosen = _spread(len(X), ROWS_PER_REGION * regions)
     fewer = X[chosen[_spread(len(chosen), ROWS_PER_REGION // 4 * regions)]]
@@ -92,7 +92,7 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 
     def draw(i: int) -> np.ndarray:
         mine = members[i]
-        return mine[_drawn(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
+        return mine[_drawn(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i, ROWS)]
 
     drawn = runtime.call([partial(draw, i) for i in range(regions) if shares[i]])
     return np.concatenate(drawn)
@@ -208,14 +208,18 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
     Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of 2 + ln k rows drawn in each
     turn the one that lowers the potential most is taken, as scikit-learn does.
     """
-    return _drawn(X, np.arange(len(X)), weights, n_clusters, seed)
+    return _drawn(X, np.arange(len(X)), weights, n_clusters, seed, 2 + int(math.log(n_clusters)))
 
 
-def _drawn(X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """:func:`plus_plus` for the rows `members` of `X`: indices into `members`."""
-    trials = min(ROWS, 2 + int(math.log(n_clusters)))
+def _drawn(
+    X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int, trials: int
+) -> np.ndarray:
+    """:func:`plus_plus` for the rows `members` of `X`, the best of so many `trials` in each turn: indices of members.
+
+    Eight are scored at once, however many are wanted.
+    """
     luck = uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
-    return _plus_plus(frozen(X), members, weights, luck, trials, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
+    return _plus_plus(frozen(X), members, weights, luck, min(trials, ROWS), rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
 
 
 @kernel
