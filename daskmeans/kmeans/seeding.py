@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from daskmeans.vectors.files import open_path
 
 # Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
 SAMPLE_PER_CLUSTER = 16
-OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 65536
+OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 1 << 15
 # Up to so many clusters k-means|| costs little beside the updates, and it never cuts through a cluster.
 OVERSAMPLE_UP_TO = 512
 SAMPLE_BYTES = 1 << 29
@@ -76,7 +75,7 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     or less, for seeds that are as good. A region's share is that of the inertia about its middle.
     """
     if n_clusters <= 2 * PER_REGION:
-        return _drawn(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed, ROWS)
+        return _drawn(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed)
     regions = round(n_clusters / PER_REGION)
     chosen = _spread(len(X), ROWS_PER_REGION * regions)
     fewer = X[chosen[_spread(len(chosen), ROWS_PER_REGION // 4 * regions)]]
@@ -92,7 +91,7 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 
     def draw(i: int) -> np.ndarray:
         mine = members[i]
-        return mine[_drawn(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i, ROWS)]
+        return mine[_drawn(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
 
     drawn = runtime.call([partial(draw, i) for i in range(regions) if shares[i]])
     return np.concatenate(drawn)
@@ -205,21 +204,16 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
 
     Notes
     -----
-    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of 2 + ln k rows drawn in each
-    turn the one that lowers the potential most is taken, as scikit-learn does.
+    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of the rows drawn in each turn
+    the one that lowers the potential most is taken, as in scikit-learn: of eight, which are scored at once.
     """
-    return _drawn(X, np.arange(len(X)), weights, n_clusters, seed, 2 + int(math.log(n_clusters)))
+    return _drawn(X, np.arange(len(X)), weights, n_clusters, seed)
 
 
-def _drawn(
-    X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int, trials: int
-) -> np.ndarray:
-    """:func:`plus_plus` for the rows `members` of `X`, the best of so many `trials` in each turn: indices of members.
-
-    Eight are scored at once, however many are wanted.
-    """
+def _drawn(X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """:func:`plus_plus` for the rows `members` of `X`: indices into `members`."""
     luck = uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
-    return _plus_plus(frozen(X), members, weights, luck, min(trials, ROWS), rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
+    return _plus_plus(frozen(X), members, weights, luck, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
 
 
 @kernel
@@ -250,7 +244,7 @@ def _columns(X, members):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _plus_plus(X, members, weights, luck, trials, bound):  # type: ignore[no-untyped-def]
+def _plus_plus(X, members, weights, luck, bound):  # type: ignore[no-untyped-def]
     m = members.shape[0]
     center, packed, halves = _columns(X, members)
     chosen, free = np.empty(luck.shape[0], np.int64), np.ones(m, np.bool_)
@@ -263,17 +257,17 @@ def _plus_plus(X, members, weights, luck, trials, bound):  # type: ignore[no-unt
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
     for turn in range(luck.shape[0]):
         total = _sum(mass)
-        for t in range(trials):
+        for t in range(ROWS):
             picks[t] = _draw(mass, free, luck[turn, t] * total)
             less(X[members[picks[t]]], center, rows[t])
         for g in range(packed.shape[0]):
             score_tile(rows, row_scales, row_biases, numbers, 0, packed, g, scales, halves, scores, tops)
             here = slice(g * COLUMNS, (g + 1) * COLUMNS)
-            for t in range(trials):
+            for t in range(ROWS):
                 norm = np.float32(2.0) * halves[picks[t] // COLUMNS, picks[t] % COLUMNS]
                 _nearer(scores[t], norm, bound, distances[here], tried[t, here])
         best, lowest = 0, np.inf
-        for t in range(trials if turn else 1):
+        for t in range(ROWS if turn else 1):
             potential = 0.0
             for i in range(m):
                 potential += weights[i] * np.float64(tried[t, i])
