@@ -5,6 +5,7 @@ The code above hands over :class:`dask.delayed.Delayed` tasks and never asks whi
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -237,8 +238,20 @@ def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None
 
 def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """Results of `functions`, called by threads of this process; for work of milliseconds, which tasks would double."""
-    with _one_thread_each(), ThreadPoolExecutor(n_threads()) as pool:
-        return list(pool.map(lambda function: function(), functions))
+    with _one_thread_each():
+        futures = [_pool().submit(function) for function in functions]
+        concurrent.futures.wait(futures)  # those that others were left with by an error, too
+        return [future.result() for future in futures]
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that wait for the next call: to start them takes longer than some calls. They must not call again."""
+    return ThreadPoolExecutor(n_threads(), "daskmeans")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def feed(

@@ -144,6 +144,8 @@ class Screen(NamedTuple):
     """int32, shape (groups, 48): which centroid; -1 without one."""
     groups: np.ndarray
     """int32, shape (k,): the group of each centroid."""
+    places: np.ndarray
+    """int32, shape (k,): its place in the group."""
     centroids: np.ndarray
     """float32, shape (k, d)"""
     longest: float
@@ -180,9 +182,10 @@ def screen(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None =
         packed, scales, halves = floats(centroids[ids[:k]])
         longest = float(np.sqrt(squared_norms64(centroids).max(initial=0.0)))
     where = np.empty(k, np.int32)
-    where[ids[:k]] = np.arange(k) // COLUMNS
+    where[ids[:k]] = np.arange(k)
+    group, place = where // COLUMNS, where % COLUMNS
     error, rounding = float(errors.max(initial=0.0)), 2.0**-20 if bytewise else rounding_bound(d)
-    return Screen(packed, scales, halves, ids.reshape(-1, COLUMNS), where, centroids, longest, error, rounding)
+    return Screen(packed, scales, halves, ids.reshape(-1, COLUMNS), group, place, centroids, longest, error, rounding)
 
 
 def floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from daskmeans.kernels.lanes import dot64, squared_distance64
 from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.search import ALL_GROUPS, Bounds, search, still
 
-# Rows that are encoded at once: as bytes they stay in the second-level cache for common dimensions.
-BATCH_ROWS = 2048
+# Rows that are encoded at once, and their coordinates: as bytes they stay in the second-level cache.
+BATCH_ROWS, BATCH_COORDINATES = 2048, 3 << 18
 
 
 def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def _searched(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> np.n
     columns = screen(centroids, center)
     labels = np.full(len(X), -1, np.int32)
     unbounded = np.empty((len(X), 0), np.float32)
-    for rows in tiles(len(X), BATCH_ROWS):
+    for rows in tiles(len(X), max(BATCH_ROWS, BATCH_COORDINATES // max(1, X.shape[1]))):
         bounds = Bounds(labels[rows], np.empty(0, np.float32), unbounded[rows])
         codes, rest = encode(X[rows], center), still(len(centroids), 0)
         search(X[rows], codes, columns, bounds, rest, 1, ALL_GROUPS, squares[rows])

@@ -106,9 +106,11 @@ def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: 
     compared = 0
     for begin in range(0, n, size):
         end = min(begin + size, n)
-        _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, top, rows)
+        _open_rows(codes, screen, bounds, travel, X.shape[1], begin, end, lists, counts, top, rows)
+        compared += _score_own(codes, screen, begin, lists, counts, top, rows)
+        _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, rows)
         compared += _score(codes, screen, begin, lists, counts, top)
-        _keep_close(begin, end, lists, counts, top, rows)
+        _keep_close(screen, bounds.labels, begin, end, lists, counts, top, rows)
         compared += _settle(X, codes, screen, begin, lists, counts, rows)
         _bound(X, codes, screen, bounds, travel, together, begin, end, top, rows)
         if nearest.shape[0]:
@@ -118,9 +120,9 @@ def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: 
     return compared
 
 
-# What a search knows of a row: the nearest centroid so far (-1: the row is skipped), its squared distance (-1: not
-# computed, as no other came close), its score and the second largest score of its group; the score that another must
-# reach to be nearer; the error of a score.
+# What a search knows of a row: the nearest centroid so far (-1: the row is skipped; as many as there are: none), its
+# squared distance (-1: not computed, as no other came close), its score and the second largest score of its group; the
+# score that another must reach to be nearer; the error of a score.
 ROW = np.dtype(
     [
         ("label", np.int64),
@@ -134,10 +136,9 @@ ROW = np.dtype(
 
 
 @kernel
-def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
-    """Put each row that may have another label into the lists of the groups where it may be."""
+def _open_rows(codes, screen, bounds, travel, d, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+    """Begin with each row that may have another label; if it has one, put it into the list of its own group."""
     labels, upper, lower = bounds
-    few = near.shape[1]
     counts[:] = 0
     for i in range(begin, end):
         row = rows[i - begin]
@@ -147,18 +148,57 @@ def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, c
             continue
         row.label, row.square, row.floor = screen.centroids.shape[0], np.inf, -np.inf
         row.score, row.second = -np.inf, -np.inf
-        row.slack = slack(codes, screen, i, X.shape[1])
+        row.slack = slack(codes, screen, i, d)
         top[i - begin, :] = np.inf
-        reach = np.inf
         if label >= 0:
-            row.label, row.square = label, squared_distance64(X[i], screen.centroids[label])
-            row.floor = 0.5 * (codes.squares[i] - row.square)
-            reach = _above(np.sqrt(row.square))
+            row.label, row.square = label, -1.0
+            g = screen.groups[label]
+            lists[g, counts[g]] = i
+            counts[g] += 1
+
+
+@kernel
+def _score_own(codes, screen, begin, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+    """The scores of the listed rows in their own groups: as exact as needed to know how far their centroids are."""
+    scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
+    compared = 0
+    for g in range(lists.shape[0]):
+        picked, count = lists[g], counts[g]
+        _fill(picked, count)
+        for start in range(0, count, ROWS):
+            score_tile(
+                codes.codes, codes.scales, codes.biases, picked, start, screen.packed, g, screen.scales, screen.halves,
+                scores, tops,
+            )  # fmt: skip
+            for r in range(min(ROWS, count - start)):
+                t = picked[start + r] - begin
+                row = rows[t]
+                row.score, row.second = scores[r, screen.places[row.label]], tops[r, 1]
+                top[t, g] = tops[r, 0]
+        compared += count * COLUMNS
+    return compared
+
+
+@kernel
+def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, rows):  # type: ignore[no-untyped-def]
+    """Put each row into the lists of the other groups where its nearest centroid may be."""
+    labels, upper, lower = bounds
+    few = near.shape[1]
+    counts[:] = 0
+    for i in range(begin, end):
+        row = rows[i - begin]
+        if row.label < 0:
+            continue
+        label, own, reach = labels[i], -1, np.float32(np.inf)
+        if label >= 0:
+            own = screen.groups[label]
+            square = max(codes.squares[i] - 2.0 * (row.score - row.slack), 0.0)
+            reach = min(_above(np.sqrt(square)), _above(upper[i] + travel.each[label]))
             upper[i] = _above(reach - travel.each[label])
         for t in range(few if few else screen.ids.shape[0]):
             g = near[i, t] if few else t
-            b = g // together
-            if label < 0 or lower[i, b] - travel.groups[b] < reach:
+            b = g if together == 1 else g // together  # a division takes longer than the rest
+            if g != own and (label < 0 or lower[i, b] - travel.groups[b] < reach):
                 lists[g, counts[g]] = i
                 counts[g] += 1
 
@@ -221,11 +261,11 @@ def _fill(picked, count):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _keep_close(begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
-    """Leave in the lists only rows that may find their nearest centroid in the group."""
+def _keep_close(screen, labels, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+    """Leave in the lists only rows that may find their nearest centroid, other than their own, in the group."""
     for t in range(end - begin):
         row = rows[t]
-        if row.square == np.inf and row.label >= 0:  # nothing is known but the scores
+        if row.label >= 0:
             largest = np.float32(-np.inf)
             for g in range(top.shape[1]):
                 if top[t, g] != np.inf:
@@ -239,6 +279,17 @@ def _keep_close(begin, end, lists, counts, top, rows):  # type: ignore[no-untype
                 picked[kept] = picked[p]
                 kept += 1
         counts[g] = kept
+    for i in range(begin, end):
+        row, label = rows[i - begin], labels[i]
+        if row.label < 0 or label < 0:
+            continue
+        g = screen.groups[label]
+        largest = top[i - begin, g]
+        if (row.second if row.score == largest else largest) + row.slack >= row.floor:
+            lists[g, counts[g]] = i
+            counts[g] += 1
+        if row.score + row.slack < row.floor:  # some other one is nearer
+            row.label, row.square = screen.centroids.shape[0], np.inf
 
 
 @kernel
@@ -300,7 +351,7 @@ def _bound(X, codes, screen, bounds, travel, together, begin, end, top, rows):  
         if before >= 0 and before != row.label:
             _leave(X, screen, i, before, screen.groups[before] // together, together, tops, travel, lower)
         _lower(codes.squares[i] - 2.0 * row.slack, tops, together, travel.groups, lower[i])
-        if before != row.label:
+        if before != row.label or row.square >= 0.0:
             square = row.square if row.square >= 0.0 else codes.squares[i] - 2.0 * (row.score - row.slack)
             upper[i] = _above(_above(np.sqrt(max(square, 0.0))) - travel.each[row.label])
 
@@ -308,7 +359,10 @@ def _bound(X, codes, screen, bounds, travel, together, begin, end, top, rows):  
 @kernel
 def _leave(X, screen, i, before, bound, together, tops, travel, lower):  # type: ignore[no-untyped-def]
     """The centroid that was the row's own is now one of the others of its group."""
-    if tops[bound * together] == np.inf:
+    known = True
+    for g in range(bound * together, min((bound + 1) * together, tops.shape[0])):
+        known &= tops[g] != np.inf
+    if not known:
         distance = np.sqrt(squared_distance64(X[i], screen.centroids[before]))
         lower[i, bound] = min(lower[i, bound], _below(distance + travel.groups[bound]))
 
@@ -316,9 +370,18 @@ def _leave(X, screen, i, before, bound, together, tops, travel, lower):  # type:
 @kernel
 def _lower(square, tops, together, travel, lower):  # type: ignore[no-untyped-def]
     """Bounds of the groups that were compared."""
+    if together == 1:  # a loop for vector registers
+        for b in range(lower.shape[0]):
+            lower[b] = _lowered(square, tops[b], travel[b], lower[b])
+        return
     for b in range(lower.shape[0]):
         score = tops[b * together]
         for g in range(b * together + 1, min((b + 1) * together, tops.shape[0])):
             score = max(score, tops[g])
-        distance = np.sqrt(min(max(square - 2.0 * score, 0.0), 1e37))
-        lower[b] = lower[b] if score == np.inf else _below(distance + travel[b])
+        lower[b] = _lowered(square, score, travel[b], lower[b])
+
+
+@kernel
+def _lowered(square, score, travel, lower):  # type: ignore[no-untyped-def]
+    distance = np.sqrt(min(max(square - 2.0 * score, 0.0), 1e37))
+    return lower if score == np.inf else _below(distance + travel)

@@ -106,10 +106,27 @@ def squared_shift(old, new):  # type: ignore[no-untyped-def]
 
 def means(sums: np.ndarray, counts: np.ndarray, scale: float, centroids: np.ndarray) -> np.ndarray:
     """The centroids that scaled integer sums give, float32; one of a cluster without rows stays where it is."""
-    held = counts > 0
     moved = centroids.copy()
-    moved[held] = sums[held] / (counts[held, None] * scale)
+    _divide(sums, counts, scale, moved)
     return moved
+
+
+@kernel
+def _divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
+    for label in range(sums.shape[0]):
+        if counts[label]:
+            total = counts[label] * scale
+            for j in range(sums.shape[1]):
+                out[label, j] = sums[label, j] / total
+
+
+@kernel
+def beyond(old, means, before, far, momentum, out):  # type: ignore[no-untyped-def]
+    """Write where centroids come to that go from `old` to `means`, `far` times that way on, and on as `before`."""
+    for label in range(old.shape[0]):
+        for j in range(old.shape[1]):
+            start, end = np.float64(old[label, j]), np.float64(means[label, j])
+            out[label, j] = end + far * (end - start) + momentum * (start - before[label, j])
 
 
 @kernel

@@ -108,7 +108,8 @@ class Blocks:
             if len(numbers) >= count:
                 break
             share *= 2
-        chosen = np.sort(numbers[np.lexsort((numbers, hashes))[:count]])
+        last = np.partition(hashes, count - 1)[count - 1]  # no two numbers have the same hash
+        chosen = np.sort(numbers[hashes <= last])
         return chosen, self.rows(chosen)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -316,8 +317,11 @@ def _copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
 
 def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
-    _, where, which = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
-    return which, where
+    places = np.searchsorted(wanted, numbers)
+    where = np.flatnonzero(places < len(wanted))
+    where = where[wanted[places[where]] == numbers[where]]
+    where = where[np.argsort(places[where], kind="stable")]
+    return places[where], where
 
 
 def _dealt(worker: str, members: Sequence[int], n: int) -> list[Group]:

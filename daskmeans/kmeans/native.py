@@ -19,10 +19,11 @@ from daskmeans import progress, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.groups import group_middles, n_near, neighbours
 from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.nearest import squared_distances
 from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.search import Travel, groups_per_bound, n_bounds
 from daskmeans.kernels.tile import COLUMNS
-from daskmeans.kernels.update import means, scale_for, squared_shift, within
+from daskmeans.kernels.update import beyond, means, scale_for, squared_shift, within
 from daskmeans.kmeans import passes
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.passes import Pass
@@ -321,17 +322,17 @@ class _Series:
             travel=_travel(self.now, centroids),
         )
         parts = self.blocks.map(passes.advance, self.now, name="kmeans-pass")
-        sums, counts = sum(part.sums for part in parts), sum(part.counts for part in parts)
         anew, moved, compared = (sum(getattr(part, name) for part in parts) for name in ("anew", "moved", "compared"))
         if self.now.number == 0:
             self.energy = sum(part.energy for part in parts) / self.now.square_scale
-        if anew == self.blocks.n_rows:
-            self.sums, self.counts = sums, counts
-        elif anew:  # rows that were lost are not in the changes, and what they had added is not known
-            parts = self.blocks.map(passes.totals, self.now, name="kmeans-totals")
-            self.sums, self.counts = sum(part[0] for part in parts), sum(part[1] for part in parts)
-        else:
-            self.sums, self.counts = self.sums + sums, self.counts + counts
+        changes = [(part.sums, part.counts) for part in parts]
+        if 0 < anew < self.blocks.n_rows:  # what rows had added that were lost is not known
+            changes = self.blocks.map(passes.totals, self.now, name="kmeans-totals")
+        if anew:
+            self.sums[:], self.counts[:] = 0, 0
+        for sums, counts in changes:
+            self.sums += sums
+            self.counts += counts
         return moved, compared
 
     def _means(self) -> tuple[np.ndarray, np.ndarray]:
@@ -378,13 +379,15 @@ def _gain(before: list[float], inertia: float) -> float:
 
 def _beyond(fit: Fit, means: np.ndarray) -> np.ndarray:
     """Where the centroids of `fit` come to when they go to `means` and then on."""
-    old = fit.centroids.astype(np.float64)
-    return (means + RELAXATION * (means - old) + MOMENTUM * (old - fit.before)).astype(np.float32)
+    out = np.empty_like(means)
+    beyond(frozen(fit.centroids), frozen(means), frozen(fit.before), RELAXATION, MOMENTUM, out)
+    return out
 
 
 def _travel(now: Pass, centroids: np.ndarray) -> Travel:
     """How far centroids have moved by the time that they are at `centroids`; rounded up."""
-    steps = np.sqrt(((centroids.astype(np.float64) - now.centroids) ** 2).sum(axis=1)) * (1.0 + 2.0**-40)
+    own = np.arange(len(centroids), dtype=np.int32)
+    steps = np.sqrt(squared_distances(frozen(centroids), frozen(now.centroids), own)) * (1.0 + 2.0**-40)
     together = COLUMNS * groups_per_bound(len(centroids))
     widest = np.maximum.reduceat(steps[now.order], np.arange(0, len(steps), together))
     up = 1.0 + 2.0**-50

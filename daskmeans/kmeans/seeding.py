@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,25 +11,26 @@ from upath import UPath
 
 from daskmeans import runtime
 from daskmeans.errors import DataError, NotFoundError, UsageError
-from daskmeans.kernels.codes import floats, less
+from daskmeans.kernels.codes import less
 from daskmeans.kernels.hashing import hash_integers, uniform
 from daskmeans.kernels.jit import frozen, kernel
-from daskmeans.kernels.nearest import BATCH_ROWS, nearest, squared_distances, tiles
-from daskmeans.kernels.products import rounding_bound, squared_norms64
+from daskmeans.kernels.lanes import dot64
+from daskmeans.kernels.nearest import BATCH_ROWS, nearest, nearest_labels, squared_distances, tiles
+from daskmeans.kernels.products import rounding_bound
 from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
-from daskmeans.kernels.update import add_rows, means, scale_for
+from daskmeans.kernels.update import add_rows, extremes, means, scale_for
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.vectors.files import open_path
 
 # Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
 SAMPLE_PER_CLUSTER = 16
-OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 65536
+OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 1 << 15
 # Up to so many clusters k-means|| costs little beside the updates, and it never cuts through a cluster.
 OVERSAMPLE_UP_TO = 512
 SAMPLE_BYTES = 1 << 29
 ROUNDS = 5
 # Clusters that are seeded within one region, and rows and updates by which regions are found.
-PER_REGION, ROWS_PER_REGION, REGION_UPDATES = COLUMNS, 256, 4
+PER_REGION, ROWS_PER_REGION, REGION_UPDATES = 16, 64, 4
 
 
 def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_factor: float, seed: int) -> np.ndarray:
@@ -75,13 +75,15 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     or less, for seeds that are as good. A region's share is that of the inertia about its middle.
     """
     if n_clusters <= 2 * PER_REGION:
-        return plus_plus(X, np.ones(len(X), np.int64), n_clusters, seed)
+        return _drawn(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed)
     regions = round(n_clusters / PER_REGION)
-    few = X[_spread(len(X), ROWS_PER_REGION * regions)]
-    fewer = few[_spread(len(few), ROWS_PER_REGION // 4 * regions)]
+    chosen = _spread(len(X), ROWS_PER_REGION * regions)
+    fewer = X[chosen[_spread(len(chosen), ROWS_PER_REGION // 4 * regions)]]
     middles = fewer[by_region(fewer, regions, seed)]
+    few = runtime.call([partial(X.take, chosen[rows], axis=0) for rows in _shares_of_threads(len(chosen))])
+    scale = scale_for(max(extremes(frozen(part))[0] for part in few), len(chosen))
     for _ in range(REGION_UPDATES):
-        middles = _updated(few, middles)
+        middles = _updated(few, middles, scale)
     labels, squares = _nearest(X, middles)
     shares = _shares(np.bincount(labels, squares, regions), np.bincount(labels, minlength=regions), n_clusters)
     order, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=regions))
@@ -89,7 +91,7 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 
     def draw(i: int) -> np.ndarray:
         mine = members[i]
-        return mine[plus_plus(X[mine], np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
+        return mine[_drawn(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
 
     drawn = runtime.call([partial(draw, i) for i in range(regions) if shares[i]])
     return np.concatenate(drawn)
@@ -100,19 +102,27 @@ def _spread(n: int, count: int) -> np.ndarray:
     return np.arange(n) if count >= n else np.arange(count) * n // count
 
 
+def _shares_of_threads(n: int) -> list[slice]:
+    """Slices of `n` rows, two for each thread where they are not too small."""
+    return list(tiles(n, max(BATCH_ROWS, -(-n // (2 * runtime.n_threads())))))
+
+
 def _nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    parts = runtime.call([partial(nearest, X[rows], centroids) for rows in tiles(len(X), 4 * BATCH_ROWS)])
+    parts = runtime.call([partial(nearest, X[rows], centroids) for rows in _shares_of_threads(len(X))])
     labels, squares = zip(*parts, strict=True)
     return np.concatenate(labels), np.concatenate(squares)
 
 
-def _updated(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def _updated(parts: list[np.ndarray], centroids: np.ndarray, scale: float) -> np.ndarray:
     """The means of the rows that are nearest to each centroid; one without rows stays."""
-    labels, _ = _nearest(X, centroids)
-    scale = scale_for(float(np.abs(X).max()), len(X))
-    sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-    add_rows(X, labels, scale, sums, counts)
-    return means(sums, counts, scale, centroids)
+
+    def add(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
+        add_rows(frozen(X), nearest_labels(X, centroids), scale, sums, counts)
+        return sums, counts
+
+    found = runtime.call([partial(add, X) for X in parts])
+    return means(sum(sums for sums, _ in found), sum(counts for _, counts in found), scale, centroids)
 
 
 def _shares(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
@@ -160,7 +170,7 @@ def oversample(
     owner = np.zeros(len(X), np.int64)
     distances = squared_distances(X, X[chosen], owner)
     for turn in range(1, ROUNDS + 1):
-        potential = math.fsum(distances)
+        potential = _sum(distances)
         if potential == 0.0:
             break
         luck = uniform(hash_integers(numbers.astype(np.uint64), seed + turn))
@@ -194,47 +204,70 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
 
     Notes
     -----
-    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of 2 + ln k rows drawn in each
-    turn the one that lowers the potential most is taken, as scikit-learn does.
+    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of the rows drawn in each turn
+    the one that lowers the potential most is taken, as in scikit-learn: of eight, which are scored at once.
     """
-    trials = min(ROWS, 2 + int(math.log(n_clusters)))
+    return _drawn(X, np.arange(len(X)), weights, n_clusters, seed)
+
+
+def _drawn(X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """:func:`plus_plus` for the rows `members` of `X`: indices into `members`."""
     luck = uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
-    X = _about(frozen(X), X.mean(axis=0, dtype=np.float64))  # so that float32 has digits left for distances
-    columns = floats(X)
-    norms = squared_norms64(X).astype(np.float32)
-    return _plus_plus(frozen(X), columns, norms, weights, luck, trials, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
+    return _plus_plus(frozen(X), members, weights, luck, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
 
 
 @kernel
-def _about(X, center):  # type: ignore[no-untyped-def]
-    out = np.empty(X.shape, np.float32)
-    for i in range(X.shape[0]):
-        less(X[i], center, out[i])
-    return out
+def _columns(X, members):  # type: ignore[no-untyped-def]
+    """Rows of `X` less their middle, so that float32 has digits left for distances: as columns, with half their norms.
+
+    Returns
+    -------
+    center : ndarray of float64, shape (d,)
+    packed : ndarray of float32, shape (groups, d, 48)
+    halves : ndarray of float32, shape (groups, 48)
+    """
+    m, d = members.shape[0], X.shape[1]
+    center, row = np.zeros(d, np.float64), np.empty(d, np.float32)
+    for i in members:
+        for j in range(d):
+            center[j] += np.float64(X[i, j])
+    center /= m
+    groups = (m + COLUMNS - 1) // COLUMNS
+    packed, halves = np.zeros((groups, d, COLUMNS), np.float32), np.full((groups, COLUMNS), np.float32(np.inf))
+    for p in range(m):
+        g, c = p // COLUMNS, p % COLUMNS
+        less(X[members[p]], center, row)
+        for j in range(d):
+            packed[g, j, c] = row[j]
+        halves[g, c] = np.float32(0.5 * dot64(row, row))
+    return center, packed, halves
 
 
 @kernel
-def _plus_plus(X, columns, norms, weights, luck, trials, bound):  # type: ignore[no-untyped-def]
-    m = X.shape[0]
-    packed, scales, halves = columns
+def _plus_plus(X, members, weights, luck, bound):  # type: ignore[no-untyped-def]
+    m = members.shape[0]
+    center, packed, halves = _columns(X, members)
     chosen, free = np.empty(luck.shape[0], np.int64), np.ones(m, np.bool_)
     mass = weights.astype(np.float64)
     distances = np.full(packed.shape[0] * COLUMNS, np.float32(np.inf))
     tried = np.empty((ROWS, len(distances)), np.float32)
-    picks = np.zeros(ROWS, np.int32)
-    row_scales, row_biases = np.ones(m, np.float32), np.zeros(m, np.int32)
+    picks, numbers = np.zeros(ROWS, np.int64), np.arange(ROWS).astype(np.int32)
+    rows, scales = np.zeros((ROWS, X.shape[1]), np.float32), np.ones(halves.shape, np.float32)
+    row_scales, row_biases = np.ones(ROWS, np.float32), np.zeros(ROWS, np.int32)
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
     for turn in range(luck.shape[0]):
         total = _sum(mass)
-        for t in range(trials):
+        for t in range(ROWS):
             picks[t] = _draw(mass, free, luck[turn, t] * total)
+            less(X[members[picks[t]]], center, rows[t])
         for g in range(packed.shape[0]):
-            score_tile(X, row_scales, row_biases, picks, 0, packed, g, scales, halves, scores, tops)
+            score_tile(rows, row_scales, row_biases, numbers, 0, packed, g, scales, halves, scores, tops)
             here = slice(g * COLUMNS, (g + 1) * COLUMNS)
-            for t in range(trials):
-                _nearer(scores[t], norms[picks[t]], bound, distances[here], tried[t, here])
+            for t in range(ROWS):
+                norm = np.float32(2.0) * halves[picks[t] // COLUMNS, picks[t] % COLUMNS]
+                _nearer(scores[t], norm, bound, distances[here], tried[t, here])
         best, lowest = 0, np.inf
-        for t in range(trials if turn else 1):
+        for t in range(ROWS if turn else 1):
             potential = 0.0
             for i in range(m):
                 potential += weights[i] * np.float64(tried[t, i])
