@@ -51,8 +51,18 @@ def histogram(
     return _svg(shapes)
 
 
-def curve(values: Sequence[float], label: Label) -> str:
-    """A line through `values`, numbered from 1; the vertical axis begins at the smallest of them.
+def curve(values: Sequence[float], label: Label, places: Sequence[float] | None = None, name: str = "iteration") -> str:
+    """A line through `values`; the vertical axis begins at the smallest of them.
+
+    Parameters
+    ----------
+    values : sequence of float
+    label : callable
+        Text of a value.
+    places : sequence of float, optional
+        Where the values lie on the horizontal axis, ascending. Default: 1, 2 and so on.
+    name : str, default "iteration"
+        What a place is called.
 
     Examples
     --------
@@ -61,12 +71,14 @@ def curve(values: Sequence[float], label: Label) -> str:
     """
     low, high = min(values), max(values)
     span = (high - low) or 1.0
-    x, y = _scales(1, max(len(values), 2), span)
-    points = [(x(number), y(value - low)) for number, value in enumerate(values, 1)]
-    shapes = list(_frame(1, max(len(values), 2), span, lambda v: f"{v:.0f}", lambda v: label(v + low)))
+    across = list(range(1, len(values) + 1)) if places is None else list(places)
+    last = max(across[-1], 2) if places is None else across[-1]
+    x, y = _scales(across[0], last, span)
+    points = [(x(place), y(value - low)) for place, value in zip(across, values, strict=True)]
+    shapes = list(_frame(across[0], last, span, lambda v: f"{v:.3g}", lambda v: label(v + low)))
     shapes.append(f'<polyline class="curve" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>')
-    for (a, b), (number, value) in zip(points, enumerate(values, 1), strict=True):
-        tip = f"iteration {number}: {label(value)}"
+    for (a, b), place, value in zip(points, across, values, strict=True):
+        tip = f"{name} {place:.4g}: {label(value)}"
         shapes.append(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="2.5"><title>{escape(tip)}</title></circle>')
     return _svg(shapes)
 

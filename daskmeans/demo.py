@@ -16,6 +16,7 @@ from upath import UPath
 
 from daskmeans import docstrings, examples, manifest, workflow
 from daskmeans.docstrings import Corpus
+from daskmeans.duplicates.settings import LEAST_FLOOR
 from daskmeans.embedding.step import embed
 from daskmeans.errors import OutputError
 from daskmeans.examples import Example
@@ -24,6 +25,8 @@ from daskmeans.report import facts_of, write_report
 from daskmeans.vectors.files import open_path
 
 ROWS_PER_CLUSTER = 500
+# So far below the threshold pairs are stored, for the report to show what other thresholds would do.
+BELOW = 0.1
 # Examples on the report, and how many of them are printed.
 REPORTED, PRINTED = 30, 10
 TITLE = "Docstrings of the packages installed here"
@@ -116,6 +119,7 @@ def demo(
         KMeans(n_clusters=n_clusters or -(-len(corpus.table) // ROWS_PER_CLUSTER)),
         threshold,
         workflow.Reading(embedding_field="embedding", metadata_fields=METADATA),
+        floor=max(LEAST_FLOOR, threshold - BELOW) if threshold >= LEAST_FLOOR else None,
         overwrite=overwrite,
         client=client,
     )

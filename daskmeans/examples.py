@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
-import dask
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from dask import delayed
 from distributed import Client
 from upath import UPath
 
 from daskmeans import runtime
 from daskmeans.duplicates.result import decision_files
-from daskmeans.vectors.buckets import Buckets, open_buckets
+from daskmeans.vectors.buckets import Buckets, Part, lean_of, open_buckets
 from daskmeans.vectors.files import reading
 
-# Bounds of the work, whatever the size of the run: files looked at, pairs and compared pairs in each.
-FILES, PAIRS, COMPARED = 64, 20_000, 500
+# Bounds of the work, whatever the size of the run: files looked at, pairs taken of all of them, and compared pairs.
+FILES, PAIRS, COMPARED = 64, 20_000, 2_000
 # Characters of a text that is worth showing.
 SHORTEST, LONGEST = 80, 600
 # A stretch of words that both texts share is cut to this many at each end.
@@ -94,16 +95,22 @@ def find_examples(
     --------
     >>> find_examples(UPath("run/"))[0].dropped.metadata  # doctest: +SKIP
     """
-    buckets = open_buckets(run / "clusters")
-    files = decision_files(run / "dedup")
-    tasks = [
-        dask.delayed(_examples_of, pure=False)(
-            buckets, file, text_field, source_field, dask_key_name=f"examples-{dask.base.tokenize(str(file))}"
-        )
-        for file in files[:: -(-len(files) // FILES)]
-    ]
-    found = [example for part in runtime.compute(tasks, label="find examples", client=client) for example in part]
-    return _varied(sorted(found, key=lambda e: (-e.quality, e.score, str(e.dropped.id))), limit)
+    buckets, files = open_buckets(run / "clusters"), decision_files(run / "dedup")
+    taken = files[:: -(-len(files) // FILES)]
+    read, look_up, count = (delayed(function, pure=False) for function in (_pairs, _rows, _counts))
+    parts = runtime.compute([read(file, PAIRS // len(taken)) for file in taken], "find examples", client)
+    pairs = pd.concat(parts).sort_values(["score", "id"], ignore_index=True)
+    if not len(pairs):
+        return []
+    ids = pa.array(pd.concat([pairs["id"], pairs["kept_id"]]).unique(), parts[0].attrs["type"])
+    lean = lean_of(buckets)
+    tables = runtime.compute([look_up(lean, part, ids) for part in buckets.parts], client=client)
+    found = _varied(_examples(pairs, pa.concat_tables(tables), buckets.id_field, text_field, source_field), limit)
+    heads = pa.array([example.kept.id for example in found], ids.type)
+    dropped: Counter[Any] = Counter()
+    for counted in runtime.compute([count(file, heads) for file in files], client=client):
+        dropped.update(counted)
+    return [replace(example, others=dropped[example.kept.id] - 1) for example in found]
 
 
 def compare(kept: str, dropped: str) -> Iterator[Stretch]:
@@ -155,22 +162,17 @@ def _shortened(words: Sequence[str], first: bool = False, last: bool = False) ->
     return " ".join([*head, "…", *words[-CONTEXT:]])
 
 
-def _examples_of(buckets: Buckets, file: UPath, text_field: str, source_field: str) -> list[Example]:
-    """Examples among the decisions in `file`."""
-    pairs, copies = _pairs(file)
-    if not len(pairs):
-        return []
-    table = _read(buckets, set(pairs["centroid"]))
-    rows = table.to_pandas().set_index(buckets.id_field)
+def _examples(pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: str, source_field: str) -> list[Example]:
+    """Examples among `pairs`, whose rows are in `table`, the best first."""
+    rows = table.to_pandas().set_index(id_field)
     has_text = text_field in table.column_names and pa.types.is_string(table.schema.field(text_field).type)
-    shown = rows.index
-    if has_text:
-        shown = shown[rows[text_field].str.len().between(SHORTEST, LONGEST)]
+    shown = rows.index[rows[text_field].str.len().between(SHORTEST, LONGEST)] if has_text else rows.index
     pairs = pairs[pairs["id"].isin(shown) & pairs["kept_id"].isin(shown)]
     if source_field in rows:
         sources = rows[source_field]
         same = sources.loc[pairs["id"]].to_numpy() == sources.loc[pairs["kept_id"]].to_numpy()
-        pairs = pairs.assign(same=same).sort_values(["same", "score", "id"])
+        pairs = pairs[~same] if len(pairs) - same.sum() >= COMPARED else pairs.assign(same=same).sort_values(
+            ["same", "score", "id"])  # fmt: skip
 
     def row(id_: Any) -> Row:
         values = rows.loc[id_].to_dict()
@@ -178,31 +180,40 @@ def _examples_of(buckets: Buckets, file: UPath, text_field: str, source_field: s
         return Row(id_, text, values.get(source_field), values)
 
     found = []
-    for pair in pairs.head(COMPARED).itertuples():
+    for pair in pairs.iloc[:: max(1, -(-len(pairs) // COMPARED))].itertuples():
         kept, dropped = row(pair.kept_id), row(pair.id)
-        quality = _quality(kept, dropped) if has_text else 0.0
-        found.append(Example(kept, dropped, float(pair.score), int(copies[pair.kept_id]) - 1, quality))
-    return found
+        found.append(Example(kept, dropped, float(pair.score), 0, _quality(kept, dropped) if has_text else 0.0))
+    return sorted(found, key=lambda e: (-e.quality, e.score, str(e.dropped.id)))
 
 
-def _pairs(file: UPath) -> tuple[pd.DataFrame, pd.Series]:
-    """Near-duplicates with the row each was dropped for and their score; how many rows were dropped for each row."""
+def _pairs(file: UPath, most: int) -> pd.DataFrame:
+    """At most `most` near-duplicates of one file, each with the row that it was dropped for and their score."""
     with reading(file):
-        columns = ["id", "kept_id", "max_id", "cosine_sim_score", "reason", "centroid"]
+        columns = ["id", "kept_id", "max_id", "cosine_sim_score", "reason"]
         table = pq.read_table(file.path, filesystem=file.fs, columns=columns)
-    table = table.filter(table["kept_id"].is_valid())
-    copies = table["kept_id"].to_pandas().value_counts()
     # The score of a decision is that with max_id, the most similar row, which may have been dropped itself.
     direct = pc.and_(pc.equal(table["reason"], "semantic"), pc.equal(table["max_id"], table["kept_id"]))
-    pairs = table.filter(direct).rename_columns(["id", "kept_id", "max_id", "score", "reason", "centroid"]).to_pandas()
-    pairs = pairs.sort_values(["score", "id"])
-    return pairs.iloc[:: max(1, -(-len(pairs) // PAIRS))], copies
+    table = (
+        table.filter(direct).select(["id", "kept_id", "cosine_sim_score"]).rename_columns(["id", "kept_id", "score"])
+    )
+    pairs = table.to_pandas().sort_values(["score", "id"])
+    pairs = pairs.iloc[:: max(1, -(-len(pairs) // max(1, most)))]
+    pairs.attrs["type"] = table.schema.field("id").type
+    return pairs
 
 
-def _read(buckets: Buckets, centroids: set[int]) -> pa.Table:
-    """Ids and metadata of the rows of clusters `centroids`."""
+def _rows(buckets: Buckets, part: Part, ids: pa.Array) -> pa.Table:
+    """Ids and metadata of the rows of `part` that have one of `ids`."""
     columns = [buckets.id_field, *buckets.metadata_fields]
-    return pa.concat_tables([buckets.read(c, columns) for c in buckets.clusters() if c.centroid in centroids])
+    table = pa.concat_tables(buckets.read_each(part.clusters, columns))
+    return table.filter(pc.is_in(table[buckets.id_field].cast(ids.type), ids))
+
+
+def _counts(file: UPath, ids: pa.Array) -> Counter[Any]:
+    """How many rows of one file were dropped for each of `ids`."""
+    with reading(file):
+        kept = pq.read_table(file.path, filesystem=file.fs, columns=["kept_id"])["kept_id"]
+    return Counter(kept.filter(pc.is_in(kept, ids)).to_pylist())
 
 
 def _quality(kept: Row, dropped: Row) -> float:

@@ -71,9 +71,10 @@ def write_report(
         f'<p class="quiet">{escape(_subtitle(result, model))}</p>',
         *_tiles(result.summary),
         '<div class="cards">',
-        _chart("Similarity", "of each row to the closest one before it", similarity),
+        _chart("Similarity", f"of each row to the closest one before it{_from_floor(result.summary)}", similarity),
         _chart("Cluster sizes", f"{model['n_clusters']:,} clusters, by their number of rows", _sizes(root)),
         _chart("Inertia", _inertia_note(model), charts.curve(inertia, charts.short)),
+        *_thresholds(result, client),
         "</div>",
         *_examples(found),
         *_steps(root),
@@ -171,6 +172,20 @@ def _count_scores(file: UPath) -> np.ndarray:
         scores = pq.read_table(file.path, filesystem=file.fs, columns=["cosine_sim_score"])["cosine_sim_score"]
     # An exact search knows scores from its floor on only.
     return np.histogram(np.clip(scores.drop_null().to_numpy(), 0, 1), SCORE_BINS, (0, 1))[0]
+
+
+def _from_floor(summary: dict[str, Any]) -> str:
+    """What is said of scores where only those of stored pairs are known."""
+    return f", from {summary['pairs']['floor']} on" if "pairs" in summary else ""
+
+
+def _thresholds(result: DedupResult, client: Client | None) -> Iterator[str]:
+    """The rows that other thresholds would remove, where the search has stored pairs for more than one."""
+    if result.summary.get("pairs", {}).get("floor", 1.0) < 0.995:
+        found = result.curve(client=client)
+        removed = (found["exact"] + found["semantic"]).tolist()
+        svg = charts.curve(removed, lambda v: f"{v:,.0f}", found["threshold"].tolist(), "threshold")
+        yield _chart("Threshold", "rows removed, if duplicates began at another similarity", svg)
 
 
 def _sizes(run: UPath) -> str:

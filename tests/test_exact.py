@@ -168,6 +168,18 @@ def test_another_threshold_takes_no_search(tmp_path, clusters, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", ["survivors", "semdedup"])
+def test_the_curve_tells_what_other_thresholds_remove(clusters, rule):
+    result = dedup(clusters, 0.9, floor=0.8, search="exact", rule=rule)
+    curve = result.curve()
+    assert curve.threshold.tolist() == [round(0.8 + i / 100, 2) for i in range(21)]
+    for row in result.curve([0.8, 0.875, 0.97]).to_dict("records"):
+        summary = result.at(row["threshold"]).summary
+        assert {**summary["removed"], "kept": summary["kept"]} == {k: row[k] for k in ("exact", "semantic", "kept")}
+    with pytest.raises(UsageError, match=r"no pairs from 0\.7 on"):
+        result.curve([0.9, 0.7])
+
+
+@pytest.mark.parametrize("rule", ["survivors", "semdedup"])
 def test_new_rows_are_held_against_old_ones(tmp_path, rule):
     rows = make_rows()
     X = rows[0]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import workflow
+from daskmeans import open_decisions, workflow
 from daskmeans.errors import NotFoundError
 from daskmeans.examples import Row, compare, find_examples, place_of
 from daskmeans.kmeans.estimator import KMeans
@@ -55,16 +55,20 @@ def text_of(number: int) -> str:
     )
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> UPath:
+def make_run(folder: Path, **deciding: object) -> UPath:
     """A finished run of 600 rows: 30 exact copies and 30 near-copies, among others, from three packages."""
     X = blobs()
     texts = [text_of(i) for i in range(len(X))]
     packages = [f"package {i % 3} <b>" for i in range(len(X))]
-    source = write_embeddings(tmp_path / "rows.parquet", X, text=texts, package=packages)
+    source = write_embeddings(folder / "rows.parquet", X, text=texts, package=packages)
     reading = workflow.Reading(metadata_fields=("text", "package"))
-    workflow.run(source, tmp_path / "run", KMeans(n_clusters=6), 0.99, reading)
-    return UPath(tmp_path / "run")
+    workflow.run(source, folder / "run", KMeans(n_clusters=6), 0.99, reading, **deciding)
+    return UPath(folder / "run")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> UPath:
+    return make_run(tmp_path)
 
 
 def test_the_page_is_whole_and_needs_nothing_else(run: UPath, tmp_path: Path) -> None:
@@ -79,13 +83,29 @@ def test_the_page_is_whole_and_needs_nothing_else(run: UPath, tmp_path: Path) ->
     assert [tag for tag, _ in parsed.tags].count("article") == len(find_examples(run)) > 0
 
 
-def test_the_charts_count_all_rows_and_clusters(run: UPath, tmp_path: Path) -> None:
+def test_the_charts_count_all_rows_and_clusters(tmp_path: Path) -> None:
+    run = make_run(tmp_path, search="clusters")
     page = write_report(run, tmp_path / "report.html", shown=[]).read_text(encoding="utf-8")
     counted = {unit: 0 for unit in ("rows", "clusters")}
     for number, unit in re.findall(r": ([\d,]+) (rows|clusters)</title>", page):
         counted[unit] += int(number.replace(",", ""))
     assert counted == {"rows": 600, "clusters": 6}
     assert "<article" not in page
+    assert "<h3>Threshold</h3>" not in page
+
+
+def test_other_thresholds_are_drawn_where_pairs_are_stored(tmp_path: Path) -> None:
+    run = make_run(tmp_path, floor=0.9)
+    page = write_report(run, tmp_path / "report.html", shown=[]).read_text(encoding="utf-8")
+    drawn = {
+        float(t): int(n.replace(",", "")) for t, n in re.findall(r"<title>threshold ([\d.]+): ([\d,]+)</title>", page)
+    }
+    result = open_decisions(run / "dedup")
+    assert sorted(drawn) == [round(0.9 + i / 100, 2) for i in range(11)]
+    for threshold in (0.9, 0.95, 0.99, 1.0):
+        summary = result.at(threshold).summary
+        assert drawn[threshold] == sum(summary["removed"].values()) > 0
+    assert "from 0.9 on" in page
 
 
 def test_a_run_that_is_not_there(tmp_path: Path) -> None:

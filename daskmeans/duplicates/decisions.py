@@ -123,6 +123,53 @@ class Changes(NamedTuple):
     """bool"""
 
 
+class Ranked(NamedTuple):
+    """The rows that have a similar row, by rank; those that stay anyhow come before all others."""
+
+    numbers: np.ndarray
+    """int64, shape (n,): their numbers, ascending."""
+    ranks: np.ndarray
+    """int64, shape (n,): the rank of each."""
+    staying: int
+    """How many stay anyhow."""
+    places: np.ndarray
+    """int64: numbers of those that are decided."""
+    ids: pa.ChunkedArray
+    """By rank."""
+
+    def resolve(self, edges: Edges, threshold: np.float32, rule: str) -> Resolved:
+        """Decide on the rows, all of which `edges` are about."""
+        rows, twins = (self.ranks[np.searchsorted(self.numbers, side)] for side in (edges.rows, edges.twins))
+        return resolve(len(self.numbers), rows, twins, edges.scores, edges.copies, threshold, rule, self.staying)
+
+
+def rank_rows(
+    buckets: Buckets, against: Sequence[Buckets], edges: Edges, settings: Settings, client: Client | None
+) -> Ranked:
+    """The rows of `edges`, ranked; those of `against` stay."""
+    numbers = np.unique(np.concatenate([edges.rows, edges.twins]))
+    sources = [buckets, *against]
+    firsts = list(accumulate((each.rows for each in sources), initial=0))
+    places = [numbers[slice(*np.searchsorted(numbers, ends))] - ends[0] for ends in pairwise(firsts)]
+    columns = list(dict.fromkeys([buckets.id_field, *columns_of(settings.keep)]))
+    own = _read(buckets, places[0], columns, client)
+    others = [_read(each, mine, [each.id_field], client) for each, mine in zip(against, places[1:], strict=True)]
+    order = rank(own, settings.keep, buckets.id_field, settings.random_state)
+    staying = len(numbers) - len(order)
+    ranks = np.concatenate([np.argsort(order) + staying, np.arange(staying)])
+    ids = _joined([*(table[0] for table in others), own[buckets.id_field].take(pa.array(order))])
+    return Ranked(numbers, ranks, staying, places[0], ids)
+
+
+def removed_from(ranked: Ranked, edges: Edges, rule: str, thresholds: Sequence[float]) -> list[tuple[int, int]]:
+    """How many rows each of `thresholds` removes: exact copies, and semantic duplicates."""
+    removed = []
+    for threshold in thresholds:
+        found = ranked.resolve(edges, np.float32(threshold), rule)
+        removed.append((int((~found.keep & found.exact).sum()), int((~found.keep & ~found.exact).sum())))
+    return removed
+
+
 def write_decisions(
     buckets: Buckets,
     against: Sequence[Buckets],
@@ -139,27 +186,14 @@ def write_decisions(
     counts : list of list of int
         Of each file: rows kept, exact copies and semantic duplicates.
     """
-    numbers = np.unique(np.concatenate([edges.rows, edges.twins]))
-    sources = [buckets, *against]
-    firsts = list(accumulate((each.rows for each in sources), initial=0))
-    places = [numbers[slice(*np.searchsorted(numbers, ends))] - ends[0] for ends in pairwise(firsts)]
-    columns = list(dict.fromkeys([buckets.id_field, *columns_of(settings.keep)]))
-    own = _read(buckets, places[0], columns, client)
-    others = [_read(each, mine, [each.id_field], client) for each, mine in zip(against, places[1:], strict=True)]
-    order = rank(own, settings.keep, buckets.id_field, settings.random_state)
-    # Rows that stay anyhow come before all others.
-    staying = len(numbers) - len(order)
-    ranks = np.concatenate([np.argsort(order) + staying, np.arange(staying)])
-    pairs = ranks[np.searchsorted(numbers, edges.rows)], ranks[np.searchsorted(numbers, edges.twins)]
-    found = resolve(len(numbers), *pairs, edges.scores, edges.copies, np.float32(settings.threshold), settings.rule,
-                    staying)  # fmt: skip
-    ids = _joined([*(table[0] for table in others), own[buckets.id_field].take(pa.array(order))])
+    ranked = rank_rows(buckets, against, edges, settings, client)
+    found = ranked.resolve(edges, np.float32(settings.threshold), settings.rule)
     folder.mkdir()
     write, lean = delayed(_write, pure=False), lean_of(buckets)
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
     tasks, done = [], 0
-    for part, mine, file in zip(buckets.parts, _by_part(buckets, places[0]), files, strict=True):
-        changes = _changes(found, ids, ranks[done : done + len(mine)], mine)
+    for part, mine, file in zip(buckets.parts, _by_part(buckets, ranked.places), files, strict=True):
+        changes = _changes(found, ranked.ids, ranked.ranks[done : done + len(mine)], mine)
         tasks.append(write(lean, part, changes, file, dask_key_name=runtime.key("dedup-write")))
         done += len(mine)
     return files, runtime.compute(tasks, "decide", client)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.duplicates.decisions import conclude, decide_stored, temporary
-from daskmeans.duplicates.exact import PAIRS
+from daskmeans.duplicates.decisions import conclude, decide_stored, rank_rows, removed_from, temporary
+from daskmeans.duplicates.exact import PAIRS, read_edges
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.kernels.pairs import pair_score
@@ -186,23 +186,67 @@ class DedupResult:
             The threshold is below the floor, or the search stored no pairs.
         """
         start = time.perf_counter()
-        made, pairs = manifest.read(self.path, "dedup"), self.summary.get("pairs")
-        asked = rounded(share("threshold", threshold))
-        if pairs is None or asked < pairs["floor"]:
-            raise UsageError(
-                f"there are no pairs from {asked} on",
-                where=str(self.path),
-                expected="an exact search, or one with probes, whose floor is not above the threshold",
-                remedy=f"search again with search='exact', floor={asked}",
-            )
-        new = {"threshold": asked, "floor": pairs["floor"], "keep": tuple(made["settings"]["keep"])}
-        settings = Settings(**made["settings"] | new)
+        settings, made = self._settings(rounded(share("threshold", threshold)))
         buckets, against, client = open_buckets(self._clusters), self._against(), runtime.current_client(client)
         target = temporary() if out is None else open_path(out, self.path.storage_options)
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
         with manifest.step(target, "dedup", asdict(settings), made["inputs"], client=client) as step:
             conclude(step, *decide_stored(buckets, against, settings, self._pairs(), target, start, client))
         return DedupResult(target, self._clusters)
+
+    def curve(self, thresholds: Sequence[float] | None = None, *, client: Client | None = None) -> pd.DataFrame:
+        """What other thresholds would remove, from the pairs that a search has stored.
+
+        Parameters
+        ----------
+        thresholds : sequence of float, optional
+            No less than the floor from which pairs were stored. Default: from there to 1 in steps of 0.01.
+        client : distributed.Client, optional
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``threshold``, and how many rows are ``kept``, or removed as ``exact`` copies or ``semantic`` duplicates.
+
+        Raises
+        ------
+        UsageError
+            A threshold is below the floor, or the search stored no pairs.
+
+        Examples
+        --------
+        >>> from upath import UPath
+        >>> import daskmeans as dkm
+        >>> lines = "".join(f'{{"id": {i}, "v": [1.0, {y}]}}\\n' for i, y in enumerate([0.0, 0.0, 0.3, 9.0]))
+        >>> folder = "memory://doctest-curve"
+        >>> _ = UPath(f"{folder}/in/rows.jsonl").write_text(lines)
+        >>> result = dkm.run(f"{folder}/in", f"{folder}/out", dkm.KMeans(n_clusters=2), threshold=0.9, overwrite=True)
+        >>> result.curve([0.9, 0.99]).to_numpy().tolist()
+        [[0.9, 2.0, 1.0, 1.0], [0.99, 3.0, 1.0, 0.0]]
+        """
+        floor = self.summary.get("pairs", {}).get("floor", 1.0)
+        steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds
+        asked = [rounded(share("thresholds", threshold)) for threshold in steps]
+        settings, made = self._settings(min(asked, default=1.0))
+        buckets, against, client = open_buckets(self._clusters), self._against(), runtime.current_client(client)
+        edges = read_edges(self._pairs(), made["inputs"], settings)
+        ranked = rank_rows(buckets, against, edges, settings, client)
+        exact, semantic = np.array(removed_from(ranked, edges, settings.rule, asked)).reshape(-1, 2).T
+        kept = buckets.rows - exact - semantic
+        return pd.DataFrame({"threshold": asked, "kept": kept, "exact": exact, "semantic": semantic})
+
+    def _settings(self, threshold: float) -> tuple[Settings, dict[str, Any]]:
+        """Settings of decisions at another threshold, if pairs are stored from there on; and the manifest."""
+        made, pairs = manifest.read(self.path, "dedup"), self.summary.get("pairs")
+        if pairs is None or threshold < pairs["floor"]:
+            raise UsageError(
+                f"there are no pairs from {threshold} on",
+                where=str(self.path),
+                expected="an exact search, or one with probes, whose floor is not above the threshold",
+                remedy=f"search again with search='exact', floor={threshold}",
+            )
+        new = {"threshold": threshold, "floor": pairs["floor"], "keep": tuple(made["settings"]["keep"])}
+        return Settings(**made["settings"] | new), made
 
     def _frame(self, keep: bool | None) -> dd.DataFrame:
         files = decision_files(self.path)
