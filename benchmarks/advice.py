@@ -49,7 +49,7 @@ def inputs(args: argparse.Namespace, folder: Path) -> Iterator[tuple[int, Path]]
 def measured(path: Path, out: Path, n_clusters: int) -> dict[str, dict[str, float]]:
     """Seconds and peak bytes of a worker, by step."""
     with cluster(ClusterSettings(dashboard_address=":0")) as client:
-        workflow.run(path, out, dkm.KMeans(n_clusters), 0.9, client=client)
+        workflow.run(path, out, dkm.KMeans(n_clusters), 0.9, search="clusters", client=client)
     made = {step: json.loads((out / name / "manifest.json").read_text()) for step, name in STEPS.items()}
     return {step: {"seconds": m["seconds"], "worker_bytes": m["peak_bytes"]["worker"]} for step, m in made.items()}
 
@@ -83,6 +83,14 @@ def main() -> None:
                         f"| {format_bytes(took['worker_bytes'])} | {memory / took['worker_bytes']:.2f} |",
                         flush=True,
                     )
+            with cluster(ClusterSettings(dashboard_address=":0")) as client:
+                clusters = Path(folder) / f"{rows}-{k}" / "clusters"
+                took = dkm.dedup(clusters, 0.9, search="exact", client=client).summary["seconds"]
+            said = advice["exact"]["seconds"]
+            found.append({"rows": rows, "forecast": advice["exact"], "measured": {"exact": {"seconds": took}}})
+            print(
+                f"| {rows:,} | any | dedup, exact | {said:.2f} s | {took:.2f} s | {said / took:.2f} | | | |", flush=True
+            )
             print(f"\n{rows:,} rows: the trials took {advice['trial_seconds']} s\n", flush=True)
     if args.out:
         names = ("daskmeans", "dask", "distributed", "numpy", "numba", "pyarrow")

@@ -15,7 +15,7 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import forecast, runtime
+from daskmeans import config, forecast, progress, runtime
 from daskmeans.kernels.tile import COLUMNS, n_groups
 from daskmeans.reading import PER_THREAD, Reading
 from daskmeans.trial import FEWEST_ROWS, THRESHOLD, Costs, Trial, measure
@@ -82,7 +82,8 @@ def advise(
     -------
     dict
         ``rows``, ``dimension``, ``n_clusters``, ``reasons``, ``command``, and in ``forecasts`` a dict for a quarter of
-        the proposed number of clusters, for that number, for four times of it and for those asked for. JSON types only.
+        the proposed number of clusters, for that number, for four times of it and for those asked for; and in ``exact``
+        the pairs and seconds of dedup by an exact search, and whether it is the default. JSON types only.
 
     Raises
     ------
@@ -111,6 +112,7 @@ def advise(
         "n_clusters": proposed.n_clusters,
         "reasons": _reasons(model, proposed, best, shown),
         "command": _command(url, reading, proposed.n_clusters),
+        "exact": {"pairs": model.pairs, "seconds": model.exact_seconds, "default": model.exact_by_default},
         "forecasts": [asdict(each) for each in shown],
         "trial_seconds": round(time.perf_counter() - start, 1),
     }
@@ -124,8 +126,24 @@ class Model:
         self._client, self._threads = client, runtime.n_threads(client)
         self._trials = sorted(costs.trials, key=lambda trial: trial.density)
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of rows."""
+        return self.rows * (self.rows - 1) // 2
+
+    @property
+    def exact_by_default(self) -> bool:
+        """Whether dedup compares all rows unless it is told how to search."""
+        return self.pairs <= config.get("exact-pairs")
+
+    @property
+    def exact_seconds(self) -> float:
+        """Seconds of dedup by an exact search."""
+        exact = self.costs.exact
+        return exact.fixed + self.rows * exact.row + self.pairs * exact.pair / self._threads
+
     def forecast(self, n_clusters: int) -> Forecast:
-        """What the steps will take with `n_clusters`."""
+        """What the steps will take with `n_clusters`; dedup compares rows inside their clusters."""
         density = self.rows / n_clusters
         largest = min(self.rows, math.ceil(density * self._curve(density, lambda t: t.sizes.max() / t.density)))
         seconds = {
@@ -227,8 +245,11 @@ def _proposed(model: Model) -> tuple[Forecast, Forecast]:
 
 def _reasons(model: Model, proposed: Forecast, fastest: Forecast, shown: list[Forecast]) -> list[str]:
     few, many, trials = shown[0], shown[-1], model.costs.trials
+    by_default = "by default" if model.exact_by_default else "with --search exact"
     reasons = [
-        f"dedup compares the rows of each cluster, rows²/k pairs: {_said(few, 'dedup')}, {_said(proposed, 'dedup')}",
+        f"dedup inside clusters compares rows²/k pairs: {_said(few, 'dedup')}, {_said(proposed, 'dedup')}",
+        f"{by_default} dedup compares all {progress.compact(model.pairs)} pairs, whatever k: about "
+        f"{progress.duration(model.exact_seconds)}; --search clusters is the other way",
         f"fit compares rows with centroids, rows·k pairs an update: {_said(proposed, 'fit')}, {_said(many, 'fit')}",
         f"a cluster has {proposed.rows_per_cluster:,} rows, and the largest about {proposed.largest_cluster:,}, with "
         f"which dedup takes {format_bytes(proposed.worker_bytes['dedup'])} in a worker",

@@ -108,7 +108,7 @@ def _show_advice(facts: dict[str, Any], output: Output) -> None:
         _show(facts, output)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("clusters", "rows each", "largest", "fit", "assign", "dedup", "worker memory"):
+    for name in ("clusters", "rows each", "largest", "fit", "assign", "dedup inside", "worker memory"):
         table.add_column(name, justify="right")
     for each in facts["forecasts"]:
         seconds = [f"{value:,.3g} s" for value in each["seconds"].values()]

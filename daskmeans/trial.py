@@ -22,8 +22,10 @@ from dask import delayed
 from distributed import Client
 from threadpoolctl import threadpool_limits
 
-from daskmeans import config, progress, runtime, workflow
+from daskmeans import config, manifest, progress, runtime, workflow
 from daskmeans.duplicates.decide import decide
+from daskmeans.duplicates.plan import n_pairs, try_exact
+from daskmeans.duplicates.search import dedup
 from daskmeans.errors import ConvergenceWarning, DataError
 from daskmeans.kernels.nearest import nearest
 from daskmeans.kernels.products import normalize_rows
@@ -85,6 +87,25 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Exact:
+    """What an exact search and the decisions after it take, whatever the clusters.
+
+    Attributes
+    ----------
+    fixed : float
+        Seconds, however few the rows are.
+    row : float
+        Seconds for a row, with all threads.
+    pair : float
+        Seconds for a pair of rows, with one thread.
+    """
+
+    fixed: float
+    row: float
+    pair: float
+
+
+@dataclass(frozen=True)
 class Costs:
     """What was measured.
 
@@ -102,6 +123,7 @@ class Costs:
         Of the sample, with more and more clusters.
     rejected : float
         Share of the rows that cannot be worked with.
+    exact : Exact
     """
 
     read: float
@@ -111,6 +133,7 @@ class Costs:
     fixed: Trial
     trials: tuple[Trial, ...]
     rejected: float
+    exact: Exact
 
 
 def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
@@ -137,10 +160,29 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
         first, *_ = [_run(rows, k, reading, client) for k in dict.fromkeys([n_clusters[0], n_clusters[-1]])]
         trials = tuple(_run(rows, k, reading, client) for k in n_clusters)
         fixed = _run(few, 2, reading, client)
+        exact = _exact(few, rows, client)
     X = np.array(to_matrix(table[source.embedding_field])[:COMPARED_ROWS])
     compare, pair = runtime.compute([delayed(_rates, pure=False)(X)], client=client)[0]
     loading = min(LOADING, max(0.0, first.seconds["fit"] - trials[0].seconds["fit"]))
-    return Costs(max(0.0, read), compare, pair, loading, fixed, trials, rejected)
+    return Costs(max(0.0, read), compare, pair, loading, fixed, trials, rejected, exact)
+
+
+def _exact(few: Path, many: Path, client: Client | None) -> Exact:
+    """Exact searches in the clusters of few rows and of many."""
+    buckets = {path: open_buckets(open_path(str(path / "clusters"))) for path in (few, many)}
+    with progress.shown_on(progress.Silent()):
+        # Workers load what is compiled in the first.
+        seconds = [_exact_seconds(path, client) for path in (few, few, many)]
+        pair = try_exact([buckets[many]], THRESHOLD, client).pair
+    comparing = n_pairs([buckets[many]]) * pair / runtime.n_threads(client)
+    rest = max(0.0, seconds[2] - seconds[1] - comparing)
+    return Exact(seconds[1], rest / buckets[many].rows, pair)
+
+
+def _exact_seconds(path: Path, client: Client | None) -> float:
+    made = dedup(path / "clusters", THRESHOLD, search="exact", out=path / "exact", overwrite=True, client=client)
+    manifest.remove(made.path)  # with its pairs, which another search would use
+    return float(made.summary["seconds"])
 
 
 def _trials(sampled: int, rows: int) -> list[int]:

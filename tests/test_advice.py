@@ -15,7 +15,7 @@ from daskmeans import runtime
 from daskmeans.advice import Model, _proposed, advise
 from daskmeans.cli import main
 from daskmeans.errors import DataError, UsageError
-from daskmeans.trial import Costs, Trial
+from daskmeans.trial import Costs, Exact, Trial
 from helpers import blobs, write_embeddings
 
 UPDATES = 10
@@ -32,7 +32,7 @@ def trial(rows: int, n_clusters: int, fixed: float, comparing: float) -> Trial:
 def costs(pair: float = 1e-8, compare: float = 1e-9, read: float = 0.0) -> Costs:
     comparing = {k: UPDATES * 10_000 * k * compare / runtime.n_threads() for k in (10, 40, 160)}
     trials = tuple(trial(10_000, k, 1.0, seconds) for k, seconds in comparing.items())
-    return Costs(read, compare, pair, 0.0, trial(250, 2, 0.1, 0.0), trials, 0.0)
+    return Costs(read, compare, pair, 0.0, trial(250, 2, 0.1, 0.0), trials, 0.0, Exact(0.1, 1e-6, 1e-9))
 
 
 def model(rows: int, **kwargs: float) -> Model:
@@ -47,6 +47,13 @@ def test_a_forecast_for_the_rows_of_a_trial_is_the_trial():
 def test_pairs_in_clusters_take_time_with_the_square_of_the_rows():
     few, many = (model(rows, pair=1e-6).forecast(10).seconds["dedup"] for rows in (1_000_000, 2_000_000))
     assert many / few == pytest.approx(4, rel=0.05)
+
+
+def test_an_exact_search_takes_time_with_the_square_of_the_rows():
+    threads = runtime.n_threads()
+    assert model(100_000).exact_seconds == pytest.approx(0.1 + 0.1 + 1e-9 * 5e9 / threads, rel=1e-3)
+    assert model(2_000_000).exact_by_default
+    assert not model(2_000_100).exact_by_default
 
 
 def test_pairs_of_rows_and_centroids_take_time_with_their_product():

@@ -87,6 +87,8 @@ class Trial(NamedTuple):
 
     P: np.ndarray
     """Directions of the sketches."""
+    pair: float
+    """Seconds for a pair of rows, with one thread."""
     seconds: float
     """About how long the search will take."""
 
@@ -100,7 +102,7 @@ def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -
     rows, processes = sum(each.rows for each in sources), runtime.n_processes(client)
     # What does not fit into memory is read again for about every task.
     loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
-    return Trial(P, (n_pairs(sources) * pair + loads * row) / runtime.n_threads(client))
+    return Trial(P, pair, (n_pairs(sources) * pair + loads * row) / runtime.n_threads(client))
 
 
 def plan_exact(sources: Sequence[Buckets], P: np.ndarray, client: Client | None) -> Plan:
