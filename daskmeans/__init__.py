@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from daskmeans.assignment import assign
 from daskmeans.duplicates.apply import apply
+from daskmeans.duplicates.deduplicator import SemanticDeduplicator
 from daskmeans.duplicates.result import open_decisions
 from daskmeans.duplicates.search import dedup
 from daskmeans.embedding.step import embed
@@ -19,6 +20,7 @@ __version__ = version("daskmeans")
 __all__ = [
     "DaskmeansError",
     "KMeans",
+    "SemanticDeduplicator",
     "apply",
     "assign",
     "dedup",

@@ -26,10 +26,13 @@ from daskmeans.reading import DEFAULTS, Reading
 from daskmeans.vectors.files import directories, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.rejects import PARTS, gather_rejects
 from daskmeans.vectors.slices import Partition
 from daskmeans.vectors.source import Source
 
 FILE = "leaks.parquet"
+# In the order in which they are searched.
+INPUTS = ("test", "train")
 # Partitions and rows of each on which directions are found.
 SAMPLE_PARTITIONS, SAMPLE_ROWS = 4, 2048
 
@@ -53,7 +56,8 @@ def leak(
     out : path
         Directory to make. Its ``leaks.parquet`` has one row for each row of `test` with a twin: ``id``, ``twin_id``
         (the most similar row of `train`, the first of equals), ``score``, ``exact`` (the two are the same bit for bit)
-        and ``twins`` (how many rows of `train` are similar enough).
+        and ``twins`` (how many rows of `train` are similar enough). Rows of either that were left out are listed in
+        ``rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or ``test``).
     threshold : float
         Cosine similarity in [0.5, 1] from which two rows are twins.
     reading : Reading
@@ -64,7 +68,8 @@ def leak(
     Returns
     -------
     dict
-        ``train``, ``test`` (rows of each), ``leaked``, ``exact`` (of those) and ``threshold``.
+        ``train``, ``test`` (rows of each that were compared), ``rejected`` (rows that were left out), ``leaked``,
+        ``exact`` (of those) and ``threshold``.
 
     Raises
     ------
@@ -102,11 +107,13 @@ def leak(
     }
     inputs = {"test": sources[0].identity(), "train": sources[1].identity()}
     with manifest.step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
+        sources = [each.rejecting_to(target / PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
         found, rows = _search(sources, np.float32(least), client)
         with (target / FILE).open("wb") as file:
             pq.write_table(found, file)
         exact = int(found["exact"].to_numpy().sum())
-        facts = {"train": rows[1], "test": rows[0], "leaked": len(found), "exact": exact, "threshold": least}
+        counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, INPUTS)}
+        facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}
     return facts
 

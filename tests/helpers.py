@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import dask
@@ -142,10 +143,13 @@ def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", par
             "cosine_dist_to_cent": pd.Series(distances, dtype="float[pyarrow]"),
         }
     )
+    if isinstance(partitions, int):
+        lazy = dd.from_pandas(frame, npartitions=partitions, sort=False)
+    else:  # where they end
+        pieces = [frame.iloc[a:b] for a, b in pairwise([0, *partitions, len(frame)])]
+        lazy = dd.from_map(lambda piece: piece, pieces, meta=frame.iloc[:0])
     with dask.config.set({"daskmeans.bucket-bytes": 100 * 4 * X.shape[1]}):
-        write_buckets(
-            dd.from_pandas(frame, npartitions=partitions, sort=False), str(path), id_field="key", layout=layout
-        )
+        write_buckets(lazy, str(path), id_field="key", layout=layout)
     return path
 
 

@@ -1,6 +1,7 @@
 """Twins across two sets, against all products in float64."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -62,7 +63,9 @@ def test_rows_with_a_twin_are_listed(tmp_path, sets, monkeypatch):
         assert row["score"] == pytest.approx(score, abs=1e-6)
         assert row["twin_id"] == twin
     exact_ones = sum(same for _, _, same, _ in expected.values())
-    assert facts == {"train": 200, "test": 100, "leaked": len(expected), "exact": exact_ones, "threshold": 0.95}
+    assert facts == {"train": 200, "test": 100, "rejected": 0, "leaked": len(expected), "exact": exact_ones,
+                     "threshold": 0.95}  # fmt: skip
+    assert not (tmp_path / "out" / "rejects.parquet").exists()
     assert exact_ones > 3
     assert len(expected) > exact_ones
     with cluster(ClusterSettings(n_workers=2, dashboard_address=":0")) as client:
@@ -103,6 +106,31 @@ def test_wrong_use(tmp_path, sets):
     leak(train, test, tmp_path / "out", 0.9)
     with pytest.raises(OutputError, match="exists already"):
         leak(train, test, tmp_path / "out", 0.95)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers, monkeypatch):
+    """Once each, although every worker reads what it needs, and some of it several times."""
+    monkeypatch.setattr(plan, "LEAST_PAIRS", 500)
+    A, B = sets[2:]
+    bad = {"train": [0, 70, 199], "test": [3, 99]}
+    paths = {}
+    for name_, X in (("train", A.copy()), ("test", B.copy())):
+        X[bad[name_]] = np.nan
+        paths[name_] = write_embeddings(tmp_path / f"bad-{name_}.parquet", X, row_group_size=23)
+    with (
+        cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) if n_workers else nullcontext() as client
+    ):
+        facts = leak(*paths.values(), tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"), client=client)
+    assert (facts["train"], facts["test"], facts["rejected"]) == (197, 98, 5)
+    listed = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert [(row["input"], row["file"], row["row"], row["id"]) for row in listed] == [
+        (input_, str(paths[input_]), row, name(row)) for input_ in ("test", "train") for row in bad[input_]
+    ]
+    assert {row["reason"] for row in listed} == {"the vector holds NaN, infinity or a number beyond float32"}
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "leaks.parquet", "manifest.json", "rejects.parquet"
+    ]  # fmt: skip
 
 
 def test_a_partition_of_which_nothing_is_left(tmp_path, sets):

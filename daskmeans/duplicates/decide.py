@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from daskmeans.duplicates.resolve import Resolved
 from daskmeans.kernels.pairs import compare_earlier, find_copies
 
 
@@ -59,16 +60,16 @@ def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int) -> 
     return Decided(stays & ~exact, kept, best, np.where(exact, np.float32(1), score), exact)
 
 
-def to_table(ids: pa.Array, decided: Decided, centroid: int) -> pa.Table:
-    """The rows of a decisions file, in the order of `ids` (rank order)."""
+def to_table(ids: pa.Array, decided: Decided | Resolved, centroid: int | np.ndarray) -> pa.Table:
+    """The rows of a decisions file, in the order of `ids` (rank order); `centroid` is that of all, or of each."""
     reason = np.where(decided.keep, 0, np.where(decided.exact, 1, 2))
     return pa.table(
         {
             "id": ids,
             "keep": decided.keep,
             "kept_id": ids.take(pa.array(decided.kept, mask=decided.kept < 0)),
-            "max_id": ids.take(pa.array(decided.best)),
-            "cosine_sim_score": decided.score,
+            "max_id": ids.take(pa.array(decided.best, mask=decided.best < 0)),
+            "cosine_sim_score": pa.array(decided.score, mask=np.isnan(decided.score)),
             "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),
             "centroid": pa.array(np.full(len(ids), centroid, np.int32)),
         }

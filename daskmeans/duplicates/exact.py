@@ -201,7 +201,7 @@ def read_edges(folder: UPath, inputs: dict[str, Any], settings: Settings) -> Edg
         count += len(table)
         table = table.filter(pc.greater_equal(table["score"], pa.scalar(np.float32(settings.floor))))
         taken += len(table)
-        _check_memory(taken)
+        check_pairs(taken, "choose a higher threshold, or --search clusters")
         for part, column in zip(parts, table.columns, strict=True):
             part.append(column.to_numpy())
     if stored is None or count != manifest.read(folder, "pairs")["count"]:
@@ -218,12 +218,13 @@ def read_gauge(folder: UPath) -> np.ndarray:
     return read_array(folder / GAUGE)
 
 
-def _check_memory(pairs: int) -> None:
+def check_pairs(pairs: int, remedy: str) -> None:
+    """Refuse to decide from more pairs than the memory of this process holds."""
     need, have = PAIR_BYTES * pairs, runtime.memory_to_keep(None)
     if need > have:
         raise MemoryForecastError(
             f"deciding on {pairs:,} pairs and more needs {format_bytes(need)}, and this process has "
             f"{format_bytes(have)}",
             where="--threshold",
-            remedy="choose a higher threshold, or --search clusters",
+            remedy=remedy,
         )

@@ -11,6 +11,7 @@ import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
@@ -20,6 +21,9 @@ from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.products import unit_rows, unusual_rows
 from daskmeans.vectors.matrix import to_matrix, vector_columns
+
+# Rows of Python objects that are looked at for what they are.
+PEEK_ROWS = 64
 
 
 def is_lazy(X: Any) -> bool:
@@ -95,14 +99,14 @@ def slices(X: np.ndarray) -> list[np.ndarray]:
     return [X[a:b] for a, b in pairwise(cuts)]
 
 
-def vector_column(frame: dd.DataFrame, column: str | None) -> str:
-    """`column`, or the only column of `frame` that holds vectors."""
-    schema = pa.Schema.from_pandas(frame._meta, preserve_index=False)
-    found = vector_columns(schema)
-    if column is None and len(found) == 1:
-        return found[0]
+def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str:
+    """`column`, or the only column of `frame` that holds vectors, as the first rows tell if their type does not."""
     if column is not None and column in frame.columns:
         return column
+    head = frame.head(PEEK_ROWS) if isinstance(frame, pd.DataFrame) else frame._meta
+    found = vector_columns(pa.Schema.from_pandas(head, preserve_index=False))
+    if column is None and len(found) == 1:
+        return found[0]
     raise UsageError(
         f"there is no column {column!r}" if column else f"{len(found)} columns hold vectors ({', '.join(found)})",
         expected="one column of vectors: a list of floats a row",

@@ -72,7 +72,7 @@ def output_schema(fields: Fields, surveys: Sequence[tuple[UPath, Survey]], dimen
     DataError
         Two files contradict each other.
     """
-    types = {fields.id: _agreed(fields.id, surveys, _id_type)}
+    types = {fields.id: _agreed(fields.id, surveys, id_type)}
     if fields.embedding:
         types[fields.embedding] = _vector_type(fields.embedding, surveys, dimension)
     else:
@@ -155,7 +155,8 @@ def _contradict(name: str, one: tuple[UPath, str], other: tuple[UPath, str]) -> 
     )
 
 
-def _id_type(type_: pa.DataType, where: str) -> pa.DataType:
+def id_type(type_: pa.DataType, where: str) -> pa.DataType:
+    """What ids of type `type_` come out as: int64 or string."""
     bare = plain(type_)
     if pa.types.is_integer(bare):
         return pa.int64()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -133,11 +134,11 @@ def _within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
 
 
 def _write(table: pa.Table, path: UPath) -> None:
-    """Write `table` to `path` in one stroke, so that a task that runs twice leaves the same."""
+    """Write `table` to `path` in one stroke, so that a task that runs twice, also at once, leaves the same."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     with reading(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.tmp")
+        aside = path.with_name(f"{path.name}.{uuid4().hex}")
         aside.write_bytes(sink.getvalue().to_pybytes())
         path.fs.mv(aside.path, path.path)

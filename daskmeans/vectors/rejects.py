@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
@@ -11,14 +13,24 @@ from daskmeans import manifest
 PARTS = "rejects"
 
 
-def gather_rejects(path: UPath) -> int:
-    """Join the tables in ``rejects/`` below `path` to ``rejects.parquet``; returns the number of rows."""
+def gather_rejects(path: UPath, inputs: Sequence[str] = ()) -> int:
+    """Join the tables in ``rejects/`` below `path` to ``rejects.parquet``; returns the number of rows.
+
+    Those of several `inputs` lie in directories of these names, and the column ``input`` tells them apart.
+    """
     parts = path / PARTS
-    files = sorted(parts.glob("*.parquet"), key=str) if parts.exists() else []
-    if not files:
+    tables = _tables(parts)
+    for name in inputs:
+        tables += [table.append_column("input", pa.repeat(name, len(table))) for table in _tables(parts / name)]
+    if not tables:
         return 0
-    table = pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in files])
+    table = pa.concat_tables(tables)
     target = path / "rejects.parquet"
     pq.write_table(table, target.path, filesystem=target.fs)
     manifest.remove(parts)
     return len(table)
+
+
+def _tables(folder: UPath) -> list[pa.Table]:
+    files = sorted(folder.glob("*.parquet"), key=str) if folder.exists() else []
+    return [pq.read_table(file.path, filesystem=file.fs) for file in files]

@@ -1,0 +1,281 @@
+"""An operator for pipelines: a dataframe in, the same rows with decisions out."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from dask.dataframe.dispatch import meta_nonempty
+
+from daskmeans.assignment import refuse_reserved
+from daskmeans.duplicates.bands import Band, load
+from daskmeans.duplicates.decide import to_table
+from daskmeans.duplicates.exact import Edges, check_pairs, pairs_of
+from daskmeans.duplicates.plan import SAMPLE_ROWS
+from daskmeans.duplicates.rank import check_columns, columns_of, rank
+from daskmeans.duplicates.resolve import resolve
+from daskmeans.duplicates.settings import dedup_settings
+from daskmeans.errors import DataError, UsageError
+from daskmeans.kernels.nearest import nearest
+from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.sketch import directions
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.kmeans.inputs import vector_column
+from daskmeans.vectors.buckets import CENTROID, L2
+from daskmeans.vectors.fields import id_type
+from daskmeans.vectors.files import Input, open_path
+
+ADDED = ("keep", "kept_id", "max_id", "cosine_sim_score", "reason", CENTROID)
+# With fewer rows a dimension, finding directions takes longer than doing without.
+DIRECTED = 16
+
+# The models that operators in this process have met, by their digests.
+_models: dict[str, KMeans] = {}
+_loading = threading.Lock()
+
+
+class SemanticDeduplicator:
+    """Decide for every row of a dataframe whether it stays, as a step of a pipeline.
+
+    Called with a pandas dataframe, it compares all rows with one another, whatever their clusters, and misses no pair:
+    decisions are those of ``dedup(search="exact")`` on these rows. So ``frame.map_partitions(operator)`` finds the
+    duplicates inside every partition, and none across two of them.
+
+    Called with a dask dataframe, it brings the rows of each cluster together by a shuffle and decides cluster by
+    cluster, lazily. That is the search of ``dedup(search="clusters")``: twins in different clusters are not found, and
+    how many these are is not measured. ``dedup(search="exact")`` finds all.
+
+    Parameters
+    ----------
+    model_path : path
+        Directory of a fitted model, which workers can read too. An operator travels without the model, which a process
+        reads once.
+    threshold : float
+        Cosine similarity in [0.5, 1] from which two rows are duplicates.
+    keep, rule, random_state
+        As in :func:`dedup`; columns to rank by are those of the dataframe.
+    id_field : str, default "id"
+        Column of integers or strings that occur once.
+    embedding_field : str, optional
+        Column of vectors: Arrow lists, numpy arrays or lists of Python. Default: the only one that holds lists of
+        floats.
+    storage_options : mapping, optional
+        Options of the filesystem of the model.
+
+    Raises
+    ------
+    UsageError
+        An argument is out of its range or unknown, or there is no model. When called: a column is missing, cannot be
+        used, or has the name of one that is added.
+    DataError
+        When called: a row cannot be worked with; the message has its number.
+
+    Notes
+    -----
+    Dask turns columns of Python objects, numpy arrays among them, into strings when it takes up a pandas dataframe,
+    unless ``dataframe.convert-string`` is off. Arrow lists stay what they are; :func:`read_embeddings` makes such.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> import daskmeans as dkm
+    >>> X = np.float32([[1, 0.1], [1, 0.2], [0.1, 1]])
+    >>> dkm.KMeans(n_clusters=2).fit(X).save("memory://doctest-deduplicator/model", overwrite=True)
+    >>> decide = dkm.SemanticDeduplicator("memory://doctest-deduplicator/model", threshold=0.9)
+    >>> frame = decide(pd.DataFrame({"id": ["a", "b", "c"], "embedding": list(X)}))
+    >>> frame[["id", "keep", "kept_id", "reason"]]
+      id   keep kept_id    reason
+    0  a  False       b  semantic
+    1  b   True    <NA>      <NA>
+    2  c   True    <NA>      <NA>
+    """
+
+    def __init__(
+        self,
+        model_path: Input,
+        threshold: float,
+        *,
+        keep: str | Sequence[str] = "hard",
+        rule: str = "survivors",
+        id_field: str = "id",
+        embedding_field: str | None = None,
+        random_state: int = 42,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = dedup_settings(threshold, None, keep, rule, "exact", 1, None, random_state)
+        self.model_path = open_path(model_path, storage_options)
+        self.id_field, self.embedding_field = id_field, embedding_field
+        model = KMeans.load(self.model_path)
+        self._digest = _digest(model)
+        with _loading:
+            _models[self._digest] = model
+
+    def __repr__(self) -> str:
+        return f"SemanticDeduplicator({str(self.model_path)!r}, threshold={self.settings.threshold})"
+
+    def __call__(self, frame: Any, partition_info: Mapping[str, Any] | None = None) -> Any:
+        """Decide on the rows of `frame`.
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame or dask.dataframe.DataFrame
+        partition_info : mapping, optional
+            What dask tells of a partition; messages name its number.
+
+        Returns
+        -------
+        pandas.DataFrame or dask.dataframe.DataFrame
+            `frame` and the columns ``keep`` (bool), ``kept_id`` (the row that stays in place of this one), ``max_id``
+            and ``cosine_sim_score`` (the most similar row that comes earlier in rank, if it is similar enough, and the
+            score), ``reason`` (``exact``, ``semantic`` or null) and ``centroid``. The rows of a pandas dataframe keep
+            their order, those of a dask dataframe move.
+        """
+        if isinstance(frame, dd.DataFrame):
+            meta = self(frame._meta)
+            rows = frame.map_partitions(self._place, meta=self._place(frame._meta), enforce_metadata=False)
+            # By tasks: dask's other ways write rows in formats that know no Arrow lists, or change Python objects.
+            rows = rows.shuffle(CENTROID, shuffle_method="tasks")
+            return rows.map_partitions(self._decide, whole=False, meta=meta, enforce_metadata=False)
+        if frame.empty or _is_made_up(frame):
+            self._check_columns(frame)
+            return self._joined(frame, self._undecided(frame))
+        return self._decide(self._place(frame, partition_info), whole=True)
+
+    def _place(self, frame: pd.DataFrame, partition_info: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """`frame`, checked, with the nearest centroid of each row and the distance to it."""
+        self._check_columns(frame)
+        if frame.empty:  # a column of Python objects does not show then that it holds vectors
+            return frame.assign(**{CENTROID: np.empty(0, np.int32), L2: np.empty(0, np.float32)})
+        where = f"partition {partition_info['number']}, " if partition_info else ""
+        self._check_ids(frame, where)
+        model = self._model()
+        labels, squares = nearest(self._vectors(frame, where), model.cluster_centers_)
+        return frame.assign(**{CENTROID: labels, L2: np.sqrt(squares).astype(np.float32)})
+
+    def _decide(self, placed: pd.DataFrame, whole: bool) -> pd.DataFrame:
+        """Decisions on `placed` rows, compared as a `whole` or else cluster by cluster."""
+        frame = placed.drop(columns=[CENTROID, L2])
+        if placed.empty:
+            return self._joined(frame, self._undecided(frame))
+        table = self._table(placed)
+        X = np.array(self._vectors(frame))
+        normalize_rows(X)
+        labels = placed[CENTROID].to_numpy(np.int32)
+        order = np.argsort(labels, kind="stable")
+        # One group of rows that are compared with one another, or one for each cluster.
+        ends = np.empty(0, np.int64) if whole else np.flatnonzero(np.diff(labels[order])) + 1
+        groups = np.split(order, ends)
+        decisions = [self._decide_all(table.take(pa.array(rows)), X[rows], labels[rows]) for rows in groups]
+        return self._joined(frame, pa.concat_tables(decisions).take(pa.array(np.argsort(order))))
+
+    def _decide_all(self, table: pa.Table, X: np.ndarray, labels: np.ndarray) -> pa.Table:
+        """Decisions on rows that are all compared with one another, in their order."""
+        settings, threshold = self.settings, np.float32(self.settings.threshold)
+        order = rank(table, settings.keep, self.id_field, settings.random_state)
+        ranks, ids = np.argsort(order), table[self.id_field].combine_chunks()
+        edges = _all_pairs(X, ids, threshold)
+        pairs = ranks[edges.rows], ranks[edges.twins]
+        found = resolve(len(X), *pairs, edges.scores, edges.copies, threshold, settings.rule)
+        return to_table(ids.take(pa.array(order)), found, labels[order]).take(pa.array(ranks))
+
+    def _check_columns(self, frame: pd.DataFrame) -> None:
+        refuse_reserved(list(frame.columns))
+        if taken := [name for name in ADDED if name in frame.columns]:
+            raise UsageError(
+                f"the dataframe has a column {taken[0]!r} already, which deciding adds",
+                remedy="drop the column or give it another name",
+            )
+        ranking = [name for name in columns_of(self.settings.keep) if name != L2]
+        for name, argument in [(self.id_field, "id_field"), *((name, "keep") for name in ranking)]:
+            if name not in frame.columns:
+                columns = ", ".join(map(str, frame.columns))
+                raise UsageError(f"there is no column {name!r}", where=argument, expected=f"one of {columns}")
+        check_columns(self.settings.keep, pa.Schema.from_pandas(frame[ranking].assign(**{L2: 0.0})))
+
+    def _check_ids(self, frame: pd.DataFrame, where: str) -> None:
+        ids = pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([self._ids(frame)])))
+        for problem, mask in (("the id is null", ids.isna()), ("the id occurs before", ids.duplicated())):
+            if mask.any():
+                row = int(mask.to_numpy().argmax())
+                raise DataError(
+                    problem, where=f"{where}column {self.id_field!r}, row {row}", expected="ids that occur once"
+                )
+
+    def _ids(self, frame: pd.DataFrame) -> pa.Array:
+        """Ids as integers or strings, whatever kind of these the dataframe holds."""
+        where = f"column {self.id_field!r}"
+        try:
+            ids = pa.array(frame[self.id_field], from_pandas=True)
+            none = pa.types.is_null(ids.type)  # as in a column of objects that has no rows
+            ids = ids.cast(pa.string() if none else id_type(ids.type, where))
+        except pa.ArrowException as error:
+            raise DataError(
+                f"the ids are of several kinds ({error})", where=where, expected="integers or strings"
+            ) from None
+        return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+
+    def _vectors(self, frame: pd.DataFrame, where: str = "") -> np.ndarray:
+        """Vectors as the model compares them."""
+        column = vector_column(frame, self.embedding_field)
+        return self._model().rows(frame[column], f"{where}column {column!r}")
+
+    def _table(self, placed: pd.DataFrame) -> pa.Table:
+        """What ranks rows."""
+        names = [name for name in columns_of(self.settings.keep) if name != self.id_field]
+        table = pa.Table.from_pandas(placed[names], preserve_index=False)
+        return pa.table([self._ids(placed), *table.columns], names=[self.id_field, *names])
+
+    def _undecided(self, frame: pd.DataFrame) -> pa.Table:
+        """As many decisions as `frame` has rows, all of them null."""
+        id_ = self._ids(frame).type
+        types = (pa.bool_(), id_, id_, pa.float32(), pa.string(), pa.int32())
+        return pa.table([pa.nulls(len(frame), type_) for type_ in types], names=ADDED)
+
+    @staticmethod
+    def _joined(frame: pd.DataFrame, decisions: pa.Table) -> pd.DataFrame:
+        columns = decisions.select(ADDED).to_pandas(types_mapper=pd.ArrowDtype)
+        return frame.assign(**{name: columns[name].array for name in ADDED})
+
+    def _model(self) -> KMeans:
+        with _loading:
+            if self._digest not in _models:
+                model = KMeans.load(self.model_path)
+                if _digest(model) != self._digest:
+                    raise DataError(
+                        "the model is another one than when the operator was made",
+                        where=str(self.model_path),
+                        remedy="make the operator anew",
+                    )
+                _models[self._digest] = model
+            return _models[self._digest]
+
+
+def _digest(model: KMeans) -> str:
+    """Hash of what places rows."""
+    return hashlib.sha256(bytes([model.normalize]) + model.cluster_centers_.tobytes()).hexdigest()
+
+
+def _is_made_up(frame: pd.DataFrame) -> bool:
+    """Whether dask has made up the rows, to see which columns come out; what it takes for vectors are none."""
+    return len(frame) == 2 and frame.equals(meta_nonempty(frame.iloc[:0]))
+
+
+def _all_pairs(X: np.ndarray, ids: pa.Array, floor: np.float32) -> Edges:
+    """All pairs of the rows of `X`, those of a cluster beside one another, whose score is at least `floor`."""
+    n, d = X.shape
+    P = np.empty((d, 0), np.float32)
+    if n > DIRECTED * d:
+        P = directions(X[np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(int)], float(floor))
+    rows = load(lambda _: (X, ids), Band(0, 0, n, None), P)
+    parts, count = [Edges.none()], 0
+    for edges in pairs_of(rows, rows, floor):
+        count += len(edges.rows)
+        check_pairs(count, "choose a higher threshold, or smaller partitions")
+        parts.append(edges)
+    return Edges(*map(np.concatenate, zip(*parts, strict=True)))
