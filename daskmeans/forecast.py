@@ -172,6 +172,16 @@ def check_bands(rows: int, dimension: int, where: str, client: Client | None) ->
     return max(0, spare // band_bytes(1, dimension))
 
 
+def search_bytes(band_rows: int, rows: int, room: int, dimension: int, client: Client | None) -> int:
+    """Bytes of each process that compares `rows` rows in bands, and keeps `room` of them.
+
+    Of this process, beside what it has, if there is no cluster.
+    """
+    tasks = runtime.threads_each(client) * (2 + COPIES) * band_bytes(band_rows, dimension)
+    held = band_bytes(min(room, rows), dimension)
+    return tasks + held + (runtime.BASE + runtime.COMPILING if client is not None else 0)
+
+
 def partition_bytes(client: Client | None) -> int:
     """Bytes of float32 vectors in a partition: as configured, or half of what fits the memory of a task.
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from dask import delayed
+from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
@@ -68,10 +69,11 @@ def make_plan(sources: Sequence[Buckets], settings: Settings, folder: UPath, cli
         return _plan_probes(sources[0], settings, folder, client)
     trial = try_exact(sources, settings.floor, client)
     runtime.logger.info(
-        "search exact: all %s pairs of rows are compared, in about %s; --search clusters compares rows inside their "
-        "cluster only",
+        "search exact: all %s pairs of rows are compared, in about %s and with up to %s in each process; --search "
+        "clusters compares rows inside their cluster only",
         progress.compact(n_pairs(sources)),
         progress.duration(trial.seconds),
+        format_bytes(trial.nbytes),
     )
     return plan_exact(sources, trial.P, client)
 
@@ -91,18 +93,21 @@ class Trial(NamedTuple):
     """Seconds for a pair of rows, with one thread."""
     seconds: float
     """About how long the search will take."""
+    nbytes: int
+    """What each process will take, at most."""
 
 
 def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -> Trial:
     """A trial of an exact search, which takes a moment."""
     sample, (bands, room) = _sample(sources), _bands(sources, client)
     P = directions(sample, floor)
-    pace = delayed(_pace, pure=False)(_readers(sources)[0], bands[0], P, sample, floor)
+    pace = delayed(_pace, pure=False)(_readers(sources)[0], bands[0], P, runtime.share(sample, client), floor)
     pair, row = runtime.compute([pace], client=client)[0]
     rows, processes = sum(each.rows for each in sources), runtime.n_processes(client)
     # What does not fit into memory is read again for about every task.
     loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
-    return Trial(P, pair, (n_pairs(sources) * pair + loads * row) / runtime.n_threads(client))
+    seconds = (n_pairs(sources) * pair + loads * row) / runtime.n_threads(client)
+    return Trial(P, pair, seconds, forecast.search_bytes(bands[0].rows, rows, room, P.shape[0], client))
 
 
 def plan_exact(sources: Sequence[Buckets], P: np.ndarray, client: Client | None) -> Plan:
