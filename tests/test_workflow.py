@@ -79,8 +79,8 @@ def test_the_same_decisions_on_any_workers_and_partitions(tmp_path, embeddings, 
 
 def test_the_scheduler_hears_of_steps_and_iterations(tmp_path, embeddings, client):
     dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9, client=client)
-    steps = [event for _, event in client.get_events("daskmeans")][-3:]
-    assert [event["step"] for event in steps] == ["fit", "assign", "dedup"]
+    steps = [event for _, event in client.get_events("daskmeans")][-4:]
+    assert [event["step"] for event in steps] == ["fit", "assign", "pairs", "dedup"]
     assert steps[-1]["kept"] + sum(steps[-1]["removed"].values()) == 600
     model = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
     heard = [event for _, event in client.get_events("daskmeans-kmeans") if event["phase"] != "seed"]
