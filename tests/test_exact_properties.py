@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskmeans import dedup
-from daskmeans.duplicates import bands, exact
+from daskmeans.duplicates import bands, plan
 from daskmeans.kernels.sketch import directions
 from helpers import decisions_of, write_clusters
 
@@ -25,9 +25,10 @@ def signs(rng, n, d):
 
 
 def spectrum(rng, n, d):
-    """Rows that few directions nearly tell apart, each with a twin."""
-    X = rng.standard_normal(((n + 1) // 2, d)) / np.sqrt(1 + np.arange(d))
-    X = np.concatenate([X, X + 0.3 * rng.standard_normal(X.shape) / np.sqrt(d)])[:n]
+    """Rows that few directions nearly tell apart, one in ten with a twin."""
+    X = rng.standard_normal((n, d)) / np.sqrt(1 + np.arange(d))
+    twins = n // 10
+    X[n - twins :] = X[:twins] + 0.3 * rng.standard_normal((twins, d)) / np.sqrt(d)
     return X[:, rng.permutation(d)]
 
 
@@ -132,7 +133,7 @@ def check_decisions(decisions, rows, scores, same, threshold, rule, off):
 
 def check(path, rows, threshold, rule, *, cuts=(), dtype="float32", band=4096, client=None, off=NEAR):
     """Search and compare with all products."""
-    with mock.patch.object(bands, "LEAST_ROWS", band), mock.patch.object(exact, "LEAST_PAIRS", 4 * band**2):
+    with mock.patch.object(bands, "LEAST_ROWS", band), mock.patch.object(plan, "LEAST_PAIRS", 4 * band**2):
         clusters = write_clusters(path / "clusters", rows, dtype=dtype, partitions=cuts)
         dedup(clusters, threshold, search="exact", rule=rule, out=path / "out", client=client)
     scores, same = all_scores(rows[0])
@@ -187,7 +188,7 @@ def test_many_dimensions_and_directions(tmp_path):
     """What few directions leave out must be in the bound."""
     rows = make("spectrum", 3, 200, 2048, "float16")
     made = []
-    with mock.patch.object(exact, "directions", lambda *given: made.append(directions(*given)) or made[-1]):
+    with mock.patch.object(plan, "directions", lambda *given: made.append(directions(*given)) or made[-1]):
         check(tmp_path, rows, just_below(all_scores(rows[0])[0], 0.9), "survivors", dtype="float16", band=50)
     assert 0 < made[0].shape[1] < 2048
 
