@@ -25,9 +25,10 @@ def signs(rng, n, d):
 
 
 def spectrum(rng, n, d):
-    """Rows that few directions nearly tell apart, each with a twin."""
-    X = rng.standard_normal(((n + 1) // 2, d)) / np.sqrt(1 + np.arange(d))
-    X = np.concatenate([X, X + 0.3 * rng.standard_normal(X.shape) / np.sqrt(d)])[:n]
+    """Rows that few directions nearly tell apart, one in ten with a twin."""
+    X = rng.standard_normal((n, d)) / np.sqrt(1 + np.arange(d))
+    twins = n // 10
+    X[n - twins :] = X[:twins] + 0.3 * rng.standard_normal((twins, d)) / np.sqrt(d)
     return X[:, rng.permutation(d)]
 
 
