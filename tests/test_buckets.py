@@ -108,7 +108,7 @@ def test_a_cluster_larger_than_a_bucket_is_whole_in_one_file(tmp_path):
     with dask.config.set({"daskmeans.bucket-bytes": "1kB"}):
         buckets = write_buckets(assign(frame(X, 9), km), tmp_path / "out")
     (cluster,) = buckets.clusters()
-    assert len(cluster.row_groups) > 5
+    assert len(cluster.pieces[0].row_groups) > 5
     distances = buckets.read(cluster)["l2_dist_to_cent"].to_numpy()
     assert len(distances) == 500
     assert (np.diff(distances) >= 0).all()
@@ -122,7 +122,7 @@ def test_one_cluster_is_read_without_the_pages_of_the_others(tmp_path):
     file = tmp_path / "out" / first.file
     footer = pq.ParquetFile(file).metadata
     spoilt = bytearray(file.read_bytes())
-    for g in second.row_groups:
+    for g in second.pieces[0].row_groups:
         for c in range(footer.num_columns):
             column = footer.row_group(g).column(c)
             start = column.dictionary_page_offset or column.data_page_offset

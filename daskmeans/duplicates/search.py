@@ -289,7 +289,7 @@ def read_clusters(buckets: Buckets, part: Part, columns: list[str]) -> Iterator[
     """The clusters of `part`: `columns` of their rows, and their unit vectors (float32, shape (rows, d), a copy)."""
     tables = buckets.read_each(part.clusters, [*columns, buckets.embedding_field])
     for cluster, table in zip(part.clusters, tables, strict=True):
-        X = np.array(to_matrix(table[buckets.embedding_field], cluster.file))
+        X = np.array(to_matrix(table[buckets.embedding_field], f"{buckets.path}, cluster {cluster.centroid}"))
         normalize_rows(X)
         yield cluster, table.select(columns), X
 

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from dask import delayed
 from distributed import Client
 from upath import UPath
 
 from daskmeans import config, manifest, runtime
-from daskmeans.errors import DataError
+from daskmeans.vectors.pieces import Files, Piece
 
 CENTROID, L2, COSINE = "centroid", "l2_dist_to_cent", "cosine_dist_to_cent"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the rows of one cluster lie."""
+    """Where the rows of one cluster lie: in one file, and after an append in several."""
 
     centroid: int
     rows: int
-    file: str
-    row_groups: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def file(self) -> str | None:
+        """The file of all its rows; None if there are several."""
+        return self.pieces[0].file if len(self.pieces) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -90,76 +92,58 @@ class Buckets:
     def read_slices(self, slices: Iterable[tuple[Cluster, int, int]], columns: list[str]) -> Iterator[pa.Table]:
         """`columns` of some rows of clusters, each given with the first of them and the one after the last.
 
-        A table holds what lies in one file, in the order given. No row group is read that has none of the rows.
+        A table holds what lies in one file, in the order given, or the rows of a cluster that lies in several. No row
+        group is read that has none of the rows.
         """
+        files = Files(self.path)
         for name, mine in groupby(slices, lambda piece: piece[0].file):
-            file = self.path / name
-            with _explained(file):
-                stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True)
-            groups: list[int] = []
-            taken: list[np.ndarray] = []
-            held = 0
-            for cluster, start, stop in mine:
-                there = range(stored.metadata.num_row_groups)
-                sizes = [stored.metadata.row_group(g).num_rows if g in there else 0 for g in cluster.row_groups]
-                _check_rows(sum(sizes), cluster, file)
-                ends = np.cumsum(sizes)
-                first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-                groups += cluster.row_groups[first : last + 1]
-                begin = held + start - int(ends[first]) + sizes[first]
-                taken.append(np.arange(begin, begin + stop - start))
-                held += sum(sizes[first : last + 1])
-            with _explained(file):
-                table = stored.read_row_groups(groups, columns)
-            rows = np.concatenate(taken)
-            yield table if len(rows) == len(table) else table.take(pa.array(rows))
+            if name is None:
+                yield from (self._merged(files, *each, columns) for each in mine)
+            else:
+                yield files.read([(cluster.pieces[0], start, stop) for cluster, start, stop in mine], columns)
+
+    def read_each_slice(self, slices: Iterable[tuple[Cluster, int, int]], columns: list[str]) -> Iterator[pa.Table]:
+        """As :meth:`read_slices`, but a table for each slice; files that were read last stay open."""
+        files = Files(self.path)
+        for cluster, start, stop in slices:
+            if cluster.file is None:
+                yield self._merged(files, cluster, start, stop, columns)
+            else:
+                yield files.read([(cluster.pieces[0], start, stop)], columns)
 
     def read_each(self, clusters: Iterable[Cluster], columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of each of `clusters`, as :meth:`read` gives them; each file is opened once."""
+        """The rows of each of `clusters`, as :meth:`read` gives them."""
         names = columns or [self.id_field, self.embedding_field, *self.metadata_fields, CENTROID, L2, COSINE]
-        for name, mine in groupby(clusters, attrgetter("file")):
-            file = self.path / name
-            with _explained(file):
-                stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True)
-            held = [column for column in names if column in stored.schema_arrow.names]
-            for cluster in mine:
-                with _explained(file):
-                    table = stored.read_row_groups(list(cluster.row_groups), held)
-                yield _checked(table, cluster, file, names)
+        given = list(clusters)
+        tables = self.read_each_slice([(cluster, 0, cluster.rows) for cluster in given], names)
+        for cluster, table in zip(given, tables, strict=True):
+            if CENTROID in names and CENTROID not in table.column_names:  # hive: the directory's name holds it
+                table = table.append_column(CENTROID, pa.array(np.full(len(table), cluster.centroid, np.int32)))
+            yield table.select(names)
+
+    def _merged(self, files: Files, cluster: Cluster, start: int, stop: int, columns: list[str]) -> pa.Table:
+        """`columns` of the rows of `cluster` from `start` to `stop`, which lie in several files."""
+        keys = [(L2, "ascending"), (self.id_field, "ascending")]
+        stored = [files.read([(piece, 0, piece.rows)], [name for name, _ in keys]) for piece in cluster.pieces]
+        order = pc.sort_indices(pa.concat_tables(stored), keys).to_numpy()[start:stop]
+        taken = np.sort(order)  # of each piece a run of its rows, as it is sorted too
+        firsts = np.cumsum([0, *(piece.rows for piece in cluster.pieces)])
+        runs = pairwise(np.searchsorted(taken, firsts))
+        tables = [
+            files.read([(piece, int(taken[low] - first), int(taken[high - 1] - first) + 1)], columns)
+            for piece, first, (low, high) in zip(cluster.pieces, firsts, runs, strict=False)
+            if low < high
+        ]
+        return pa.concat_tables(tables).take(pa.array(np.searchsorted(taken, order)))
+
+    def schema(self) -> pa.Schema:
+        """Columns of the files, in their order; those of the hive layout have no ``centroid``."""
+        return Files(self.path).schema(next(self.clusters()).pieces[0].file)
 
 
 def lean_of(buckets: Buckets) -> Buckets:
     """`buckets` for tasks that are told what to read: without the list of all clusters."""
     return replace(buckets, parts=(), manifest={})
-
-
-@contextlib.contextmanager
-def _explained(file: UPath) -> Iterator[None]:
-    """Turn what Arrow raises about `file` into an error that says what to do."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"the file cannot be read ({error})", where=str(file), remedy="run `daskmeans assign` again"
-        ) from None
-
-
-def _check_rows(rows: int, cluster: Cluster, file: UPath) -> None:
-    if rows != cluster.rows:
-        raise DataError(
-            f"cluster {cluster.centroid} has {rows} rows",
-            where=str(file),
-            expected=f"{cluster.rows}, as {manifest.NAME} says",
-            remedy="run `daskmeans assign` again",
-        )
-
-
-def _checked(table: pa.Table, cluster: Cluster, file: UPath, names: list[str]) -> pa.Table:
-    """The columns `names` of the rows of `cluster`, which are all there."""
-    _check_rows(len(table), cluster, file)
-    if CENTROID in names and CENTROID not in table.column_names:  # hive: the directory's name holds it
-        table = table.append_column(CENTROID, pa.array(np.full(len(table), cluster.centroid, np.int32)))
-    return table.select(names)
 
 
 def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None) -> Buckets:
@@ -172,15 +156,12 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
     """
     path = UPath(url, **(storage_options or {}))
     found = manifest.read(path, "assign")
-    parts = []
-    for file in found["outputs"]:
-        clusters, group = [], 0
-        for centroid, rows, groups in file["clusters"]:
-            clusters.append(Cluster(centroid, rows, file["path"], tuple(range(group, group + groups))))
-            group += groups
-        parts.append(Part(tuple(clusters)))
-    if found["layout"] == "hive":
-        parts = _packed(parts, config.get_bytes("bucket-bytes") // (4 * found["dimension"]))
+    parts = [Part(tuple(_clusters_of(file))) for file in found["outputs"]]
+    if found["layout"] == "hive" or found.get("appended"):
+        target = config.get_bytes("bucket-bytes") // (4 * found["dimension"])
+        if found["layout"] == "bucketed":  # buckets may be smaller, for the sake of many threads
+            target = min(target, max(part.rows for part in parts))
+        parts = _packed(_joined(cluster for part in parts for cluster in part.clusters), target)
     names = ("layout", "id_field", "embedding_field", "dimension", "rows", "n_clusters")
     return Buckets(
         path=path,
@@ -191,17 +172,33 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
     )
 
 
-def _packed(parts: list[Part], target: int) -> list[Part]:
-    """Neighbouring parts joined until each has about `target` rows."""
+def _clusters_of(file: dict[str, Any]) -> Iterator[Cluster]:
+    """The clusters in a file, as the manifest tells of it."""
+    group = 0
+    for centroid, rows, groups in file["clusters"]:
+        piece = Piece(centroid, rows, file["path"], tuple(range(group, group + groups)))
+        yield Cluster(centroid, rows, (piece,))
+        group += groups
+
+
+def _joined(clusters: Iterable[Cluster]) -> Iterator[Cluster]:
+    """One cluster of all of `clusters` with the same centroid, in the order of the centroids."""
+    for centroid, same in groupby(sorted(clusters, key=attrgetter("centroid")), attrgetter("centroid")):
+        pieces = tuple(piece for cluster in same for piece in cluster.pieces)
+        yield Cluster(centroid, sum(piece.rows for piece in pieces), pieces)
+
+
+def _packed(clusters: Iterable[Cluster], target: int) -> list[Part]:
+    """Parts of neighbouring clusters, each of about `target` rows."""
     packed: list[list[Cluster]] = []
     held = target
-    for part in parts:
+    for cluster in clusters:
         if held >= target:
             packed.append([])
             held = 0
-        packed[-1].extend(part.clusters)
-        held += part.rows
-    return [Part(tuple(clusters)) for clusters in packed]
+        packed[-1].append(cluster)
+        held += cluster.rows
+    return [Part(tuple(each)) for each in packed]
 
 
 def index_facts(assigned: dict[str, Any]) -> dict[str, Any]:

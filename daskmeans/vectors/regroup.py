@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from distributed import Client
 from upath import UPath
 
@@ -26,6 +25,7 @@ from daskmeans.errors import UsageError
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
 from daskmeans.vectors.files import is_local
 from daskmeans.vectors.matrix import vector_columns
+from daskmeans.vectors.writer import write_files
 
 RUNS = "runs"
 LAYOUTS = ("bucketed", "hive")
@@ -115,11 +115,12 @@ def regroup(
     dimension = frame._meta[vectors].dtype.pyarrow_dtype.list_size
     per_bucket = _bucket_rows(sum(sizes.values()), dimension, client)
     names = [runs / f"run-{i:05d}" for i, (labels, _) in enumerate(found) if len(labels)]
-    merge = dask.delayed(_write_bucket if layout == "bucketed" else _write_hive, pure=False)
+    merge = dask.delayed(_write_bucket, pure=False)
     tasks = [
-        merge(path, b, names, first, last, per_bucket, id_field, vectors, dask_key_name=f"bucket-write-{uuid4().hex}")
+        merge(path, layout, b, names, first, last, per_bucket, id_field, vectors,
+              dask_key_name=f"bucket-write-{uuid4().hex}")
         for b, (first, last) in enumerate(_ranges(sizes, per_bucket))
-    ]
+    ]  # fmt: skip
     files = [file for made in runtime.compute(tasks, "write buckets", client) for file in made]
     manifest.remove(runs)
     return {
@@ -250,58 +251,16 @@ def _per_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
             yield label, table.slice(start, stop - start)
 
 
-class _Writer:
-    """One Parquet file that takes a row group at a time and remembers which cluster it belongs to."""
-
-    def __init__(self, path: UPath, name: str, schema: pa.Schema, vectors: str) -> None:
-        self._name = name
-        self._clusters: dict[int, list[int]] = {}
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        plain = {f"{vectors}.list.element"}  # vectors do not compress
-        columns = [schema.field(i).name for i in range(len(schema))]
-        self._file = pq.ParquetWriter(
-            file.path,
-            schema,
-            filesystem=file.fs,
-            write_statistics=[name for name in (CENTROID, L2) if name in columns],
-            use_dictionary=[CENTROID] if CENTROID in columns else False,
-            compression={c: "zstd" for c in columns if c != vectors} | dict.fromkeys(plain, "none"),
-        )
-
-    def write(self, centroid: int, rows: pa.Table) -> None:
-        """Append `rows` of the cluster `centroid` as one row group."""
-        self._file.write_table(rows, row_group_size=max(1, len(rows)))
-        held = self._clusters.setdefault(centroid, [0, 0])
-        held[0] += len(rows)
-        held[1] += 1
-
-    def close(self) -> dict[str, Any]:
-        """Finish the file; returns its entry in the manifest."""
-        self._file.close()
-        clusters = [[c, *held] for c, held in self._clusters.items()]
-        return {"path": self._name, "rows": sum(rows for _, rows, _ in clusters), "clusters": clusters}
-
-
 def _write_bucket(
-    path: UPath, number: int, names: list[UPath], first: int, last: int, per_bucket: int, id_field: str, vectors: str
+    path: UPath,
+    layout: str,
+    number: int,
+    names: list[UPath],
+    first: int,
+    last: int,
+    per_bucket: int,
+    id_field: str,
+    vectors: str,
 ) -> list[dict[str, Any]]:
-    writer = None
-    for centroid, rows in _per_cluster(_merged(names, first, last, per_bucket, id_field)):
-        writer = writer or _Writer(path, f"bucket-{number:05d}.parquet", rows.schema, vectors)
-        writer.write(centroid, rows)
-    return [writer.close()] if writer else []
-
-
-def _write_hive(
-    path: UPath, number: int, names: list[UPath], first: int, last: int, per_bucket: int, id_field: str, vectors: str
-) -> list[dict[str, Any]]:
-    files: list[dict[str, Any]] = []
-    writer, open_for = None, None
-    for centroid, rows in _per_cluster(_merged(names, first, last, per_bucket, id_field)):
-        rows = rows.drop_columns(CENTROID)
-        if writer is None or centroid != open_for:
-            files += [writer.close()] if writer else []
-            writer, open_for = _Writer(path, f"centroid={centroid}/part-0.parquet", rows.schema, vectors), centroid
-        writer.write(centroid, rows)
-    return files + ([writer.close()] if writer else [])
+    tables = _per_cluster(_merged(names, first, last, per_bucket, id_field))
+    return write_files(path, tables, layout, vectors, number)
