@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import warnings
 from collections.abc import Callable
@@ -394,7 +395,10 @@ class KMeans:
     def save(self, url: Any, *, storage_options: dict[str, Any] | None = None, overwrite: bool = False) -> None:
         """Write the model into the directory `url`: ``centroids.npy``, ``model.json`` and a manifest."""
         self._check_fitted()
-        with manifest.step(UPath(url, **(storage_options or {})), "fit", {}, {}, overwrite=overwrite) as step:
+        path, settings = UPath(url, **(storage_options or {})), {"normalize": self.normalize}
+        # What it was fitted on is not known here, and steps that use it must not take it for another.
+        inputs = {"centroids": hashlib.sha256(self.cluster_centers_.tobytes()).hexdigest()}
+        with manifest.step(path, "fit", settings, inputs, overwrite=overwrite) as step:
             self.write(step.path, fingerprint=None)
 
     def write(self, path: UPath, fingerprint: str | None) -> None:
