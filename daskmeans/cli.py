@@ -251,6 +251,7 @@ def assign(
 @flags.deciding
 @click.option("--review", type=click.IntRange(1), help="Write so many pairs around the threshold into OUT/review.html.")
 @click.option("--against", multiple=True, metavar="CLUSTERS", help="Clusters whose rows stay, and rows like them go.")
+@click.option("--append", is_flag=True, help="Then add the rows that are kept to the clusters --against.")
 @click.option("--random-state", type=click.INT, default=42, show_default=True)
 @click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
 @flags.overwrite
@@ -258,7 +259,7 @@ def assign(
 @flags.output
 def dedup(
     clusters: str, out: str, threshold: float | None, eps: float | None, keep: tuple[str, ...], rule: str, search: str,
-    probes: int, floor: float | None, review: int | None, against: tuple[str, ...], random_state: int,
+    probes: int, floor: float | None, review: int | None, against: tuple[str, ...], append: bool, random_state: int,
     storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Decide which rows of clusters are duplicates."""
@@ -268,11 +269,12 @@ def dedup(
     with _session(cluster, output) as client:
         result = dedup(
             clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, probes=probes, floor=floor,
-            against=against, random_state=random_state, storage_options=storage_options, overwrite=overwrite,
-            client=client,
+            against=against, append=append, random_state=random_state, storage_options=storage_options,
+            overwrite=overwrite, client=client,
         )  # fmt: skip
         page = {"review": str(write_review(result, review, client=client))} if review else {}
-    _show({"decisions": out} | page | result.summary, output)
+    where = {"decisions": out} | ({"appended_to": against[0]} if append else {})
+    _show(where | page | result.summary, output)
     _hint(f"daskmeans apply {out} INPUT --out KEPT", output)
 
 

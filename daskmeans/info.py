@@ -72,14 +72,27 @@ def _model(path: UPath) -> dict[str, Any]:
 def _clusters(path: UPath) -> dict[str, Any]:
     buckets = open_buckets(path)
     sizes = np.array([cluster.rows for cluster in buckets.clusters()])
-    return {
-        "rows": buckets.rows,
-        "dimension": buckets.dimension,
-        "layout": buckets.layout,
-        "clusters_with_rows": buckets.n_clusters,
-        "rows_per_cluster": {"median": int(np.median(sizes)), "largest": int(sizes.max())},
-        "forecast": {"dedup_per_task": format_bytes(forecast.dedup_bytes(int(sizes.max()), buckets.dimension))},
-    } | index_facts(buckets.manifest)
+    return (
+        {
+            "rows": buckets.rows,
+            "dimension": buckets.dimension,
+            "layout": buckets.layout,
+            "clusters_with_rows": buckets.n_clusters,
+            "rows_per_cluster": {"median": int(np.median(sizes)), "largest": int(sizes.max())},
+            "forecast": {"dedup_per_task": format_bytes(forecast.dedup_bytes(int(sizes.max()), buckets.dimension))},
+        }
+        | _appended(buckets.manifest)
+        | index_facts(buckets.manifest)
+    )
+
+
+def _appended(found: dict[str, Any]) -> dict[str, Any]:
+    """What was appended to clusters, as ``appended``; nothing if nothing was."""
+    batches = found.get("appended", [])
+    if not batches:
+        return {}
+    rows = sum(batch["rows"] for batch in batches)
+    return {"appended": {"times": len(batches), "rows": rows, "last_from": batches[-1]["clusters"]}}
 
 
 def _decisions(path: UPath) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def versions() -> dict[str, str]:
 def identity(found: dict[str, Any]) -> str:
     """Hash of what determines the output that a manifest describes; steps that read the output depend on it."""
     parts = [found[key] for key in ("step", "settings", "inputs")]
+    if found.get("appended"):  # to clusters, since they were assigned
+        parts.append(found["appended"])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

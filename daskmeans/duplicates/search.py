@@ -19,6 +19,8 @@ from upath import UPath
 
 from daskmeans import config, forecast, manifest, progress, runtime
 from daskmeans.duplicates import recall
+from daskmeans.duplicates.append import append as append_kept
+from daskmeans.duplicates.append import check_append, is_appended, is_decided
 from daskmeans.duplicates.decide import decide, to_table
 from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, summarize, temporary
 from daskmeans.duplicates.exact import PAIRS, find_edges, stored_floor
@@ -47,6 +49,7 @@ def dedup(
     probes: int = 1,
     floor: float | None = None,
     against: Input | Sequence[Input] = (),
+    append: bool = False,
     random_state: int = 42,
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -90,6 +93,11 @@ def dedup(
         More clusters, of rows that stay: those of `clusters` are compared with them too, and go if they duplicate one.
         Only the rows of `clusters` are decided. Takes an exact search, and ids that are in one of them only. All rows
         of `against` count, also those that an earlier deduplication has dropped: it should hold what was kept.
+    append : bool, default False
+        Then add the rows of `clusters` that are kept to those `against` which they were held, so that the next rows are
+        held against them too. Both must have been assigned with the same model and have the same columns. Files are
+        added, none is changed but the manifest, last: who reads sees the old clusters or the extended ones. An
+        interrupted call is made again as it was; one that is done does nothing more. Takes one `against`, and `out`.
     random_state : int, default 42
         Seed of the order ``random`` and of the sample.
     storage_options : dict, optional
@@ -128,13 +136,35 @@ def dedup(
         raise UsageError("the clusters hold no rows", where=str(buckets.path))
     check_columns(settings.keep, _orderable(buckets))
     others = _open_others(buckets, against, settings, storage_options)
+    if append:
+        check_append(buckets, others, out)
     client = runtime.current_client(client)
     settings = _chosen(settings, [buckets, *others], client)
     if not settings.stores_pairs:
         _check_memory(buckets, client)
     target = temporary() if out is None else open_path(out, storage_options)
     refuse_overlap(target, [each.path for each in (buckets, *others)])
-    inputs, start = dedup_inputs(buckets, others), time.perf_counter()
+    if append and is_appended(others[0], buckets, settings, target):
+        return DedupResult(target, buckets.path)
+    inputs = dedup_inputs(buckets, others)
+    if not (append and is_decided(settings, inputs, target)):
+        _decide(buckets, others, settings, target, inputs, overwrite, client)
+    if append:
+        append_kept(others[0], buckets, target, client)
+    return DedupResult(target, buckets.path)
+
+
+def _decide(
+    buckets: Buckets,
+    others: Sequence[Buckets],
+    settings: Settings,
+    target: UPath,
+    inputs: dict[str, Any],
+    overwrite: bool,
+    client: Client | None,
+) -> None:
+    """Write the decisions into `target`."""
+    start = time.perf_counter()
     kept = [PAIRS] if settings.stores_pairs else []
     with manifest.step(
         target, "dedup", asdict(settings), inputs, overwrite=overwrite, keep=kept, client=client
@@ -148,7 +178,6 @@ def dedup(
         else:
             made = _search_clusters(buckets, settings, target, client)
         conclude(step, *made)
-    return DedupResult(target, buckets.path)
 
 
 def _chosen(settings: Settings, sources: Sequence[Buckets], client: Client | None) -> Settings:

@@ -180,23 +180,16 @@ def _expand(path: UPath) -> list[UPath]:
 
 
 def _in_directory(root: UPath) -> list[UPath]:
+    """Files in `root`; of an output of ours those with rows, and it is refused if it is unfinished or holds none."""
+    ours = manifest.read(root, "embed", "apply", "assign") if manifest.peek(root) else None
+    if ours and ours["step"] == "assign":  # beside these there may be some that an append has not finished
+        return [root / name for name in sorted(file["path"] for file in ours["outputs"])]
     prefix = root.path.rstrip("/") + "/"
     names = [found.removeprefix(prefix) for found in root.fs.find(root.path)]
     names = [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]
-    if _is_ours(root):
+    if ours:
         names = [name for name in names if name != "rejects.parquet" and not name.startswith("rejects/")]
     return _supported([root / name for name in sorted(names)], root)
-
-
-def _is_ours(root: UPath) -> bool:
-    """Whether `root` is a finished output with rows in it; one that is unfinished, or holds no rows, is refused."""
-    try:
-        if manifest.peek(root) is None:
-            return False
-    except DataError:  # somebody else's manifest.json
-        return False
-    manifest.read(root, "embed", "apply", "assign")
-    return True
 
 
 def _in_glob(pattern: UPath) -> list[UPath]:
