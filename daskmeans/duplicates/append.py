@@ -53,6 +53,7 @@ def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) ->
                 "it is not known which model these rows were assigned with",
                 where=str(each.path),
                 expected="clusters that `daskmeans assign` or `daskmeans run` has written",
+                remedy="run `daskmeans assign` with the model on disk",
             )
     if models[0] != models[1]:
         raise UsageError(
@@ -157,7 +158,7 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
 
 @contextlib.contextmanager
 def _alone(path: UPath) -> Iterator[None]:
-    """Keep other appends to the clusters in `path` away: on a local disk, where a lock goes with its process."""
+    """Keep other appends to the clusters in `path` away: on a disk with locks, which go with their process."""
     if not is_local(path):
         yield
         return
@@ -172,6 +173,8 @@ def _alone(path: UPath) -> Iterator[None]:
                 expected="one append at a time",
                 remedy="run the command again when that is done",
             ) from None
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(folder)

@@ -33,12 +33,11 @@ class Files:
     """The Parquet files below the directory `path`; those that were read last stay open."""
 
     def __init__(self, path: UPath) -> None:
-        self._path = path
         self._open = lru_cache(OPEN)(partial(_open, path))
 
     def schema(self, name: str) -> pa.Schema:
         """Columns of the file `name`."""
-        return self._open(name)[1]
+        return self._open(name)[2]
 
     def read(self, slices: Sequence[tuple[Piece, int, int]], columns: Sequence[str]) -> pa.Table:
         """Those of `columns` that are stored, of some rows of pieces of one file, in the order given.
@@ -46,8 +45,7 @@ class Files:
         Each piece comes with the first of the rows and the one after the last. No row group is read that has none of
         them.
         """
-        file = self._path / slices[0][0].file
-        stored, schema = self._open(slices[0][0].file)
+        file, stored, schema = self._open(slices[0][0].file)
         there = range(stored.metadata.num_row_groups)
         groups: list[int] = []
         taken: list[np.ndarray] = []
@@ -67,11 +65,11 @@ class Files:
         return table if len(rows) == len(table) else table.take(pa.array(rows))
 
 
-def _open(path: UPath, name: str) -> tuple[pq.ParquetFile, pa.Schema]:
+def _open(path: UPath, name: str) -> tuple[UPath, pq.ParquetFile, pa.Schema]:
     file = path / name
     with _explained(file):
         stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True)
-        return stored, stored.schema_arrow  # made anew whenever it is asked for
+        return file, stored, stored.schema_arrow  # made anew whenever it is asked for
 
 
 @contextlib.contextmanager
