@@ -21,7 +21,7 @@ from upath import UPath
 from daskmeans import KMeans, apply, dedup, manifest, open_buckets, open_decisions, write_buckets
 from daskmeans import assign as assign_rows
 from daskmeans.cli import main
-from daskmeans.duplicates import append, bands, exact
+from daskmeans.duplicates import append, bands, exact, plan
 from daskmeans.errors import NotFoundError, OutputError, UsageError
 from daskmeans.info import describe
 from daskmeans.reading import Reading
@@ -95,7 +95,7 @@ def by_id(path: Path) -> list[dict]:
 @pytest.mark.parametrize("layout", ["bucketed", "hive"])
 def test_extended_clusters_are_those_of_all_rows(tmp_path, model, monkeypatch, layout):
     monkeypatch.setattr(bands, "LEAST_ROWS", 17)
-    monkeypatch.setattr(exact, "LEAST_PAIRS", 600)
+    monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
     monkeypatch.setattr(pieces, "OPEN", 1)
     other = {"bucketed": "hive", "hive": "bucketed"}[layout]
     old = assigned(tmp_path / "old", OLD, model, layout)
