@@ -370,9 +370,9 @@ def test_other_models_and_columns_are_refused(tmp_path, stores, model):
 
 def test_the_command(tmp_path, stores):
     old, first, _ = stores
-    words = ["dedup", first, "--against", old, "--out", tmp_path / "d", "--threshold", THRESHOLD, "--search", "exact"]
+    words = ["dedup", first, "--against", old, "--out", tmp_path / "d", "--threshold", THRESHOLD, "--append"]
     for _ in range(2):
-        done = CliRunner().invoke(main, [*map(str, words), "--append", "--json", "--n-workers", "1"])
+        done = CliRunner().invoke(main, [*map(str, words), "--json", "--n-workers", "1"])
         assert done.exit_code == 0, done.stderr
         facts = json.loads(done.stdout)
         assert facts["appended_to"] == str(old)
