@@ -7,7 +7,8 @@ CLUSTERS is what `daskmeans assign` wrote. daskmeans reads it and writes its pai
 the vectors in memory and give back which rows have a twin, or which they keep. Brute force takes as long at any
 threshold and runs at the first one only; --slower-runs says how often. The truth are all products in float64 (in
 float32 first, and again wherever that might not tell them from a threshold): "missed" are rows that have a twin at the
-threshold + 1e-5 and were not found, "invented" those that were found and have none at the threshold - 1e-5. "Left" are kept rows that have a twin which is kept too, of tools that decide.
+threshold + 1e-5 and were not found, "invented" those that were found and have none at the threshold - 1e-5. "Left" are
+kept rows that have a twin which is kept too, of tools that decide.
 """
 
 import argparse
@@ -97,7 +98,7 @@ def contest(task: dict) -> None:
 
 
 def truth(X: np.ndarray, thresholds: list[float]) -> np.ndarray:
-    """The largest product of each row with any other, in float64 wherever float32 might not tell it from a threshold."""
+    """The largest product of each row with any other, in float64 where float32 might not tell it from a threshold."""
     best = _largest(X, np.arange(len(X)))
     near = np.abs(best[:, None] - np.array(thresholds)).min(axis=1) < DOUBT
     best[near] = _largest(X.astype(np.float64), np.flatnonzero(near))

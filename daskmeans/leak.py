@@ -16,7 +16,7 @@ from upath import UPath
 
 from daskmeans import forecast, manifest, runtime
 from daskmeans.duplicates.bands import Band, Loaded, Shelf
-from daskmeans.duplicates.exact import Edges, pairs_of
+from daskmeans.duplicates.edges import Edges, pairs_of
 from daskmeans.duplicates.plan import Task, tasks_between
 from daskmeans.duplicates.settings import LEAST_FLOOR, rounded, share
 from daskmeans.errors import UsageError

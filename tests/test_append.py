@@ -21,7 +21,7 @@ from upath import UPath
 from daskmeans import KMeans, apply, dedup, manifest, open_buckets, open_decisions, write_buckets
 from daskmeans import assign as assign_rows
 from daskmeans.cli import main
-from daskmeans.duplicates import append, bands, exact, plan
+from daskmeans.duplicates import append, bands, edges, plan
 from daskmeans.errors import NotFoundError, OutputError, UsageError
 from daskmeans.info import describe
 from daskmeans.reading import Reading
@@ -193,10 +193,10 @@ def test_finished_decisions_are_not_made_again(tmp_path, stores, monkeypatch):
         broken.setattr(append, "write_files", interrupt)
         with pytest.raises(KeyboardInterrupt):
             extend(first, old, plain.path)
-        broken.setattr(exact, "compare", None)
+        broken.setattr(edges, "compare", None)
         with pytest.raises(OutputError, match="exists already"):
             extend(first, old, plain.path, keep="easy")
-    monkeypatch.setattr(exact, "compare", None)
+    monkeypatch.setattr(edges, "compare", None)
     extend(first, old, plain.path)
     assert contents(plain.path) == before
     assert open_buckets(old).rows == len(OLD) + plain.summary["kept"]

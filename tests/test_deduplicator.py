@@ -11,7 +11,7 @@ import pytest
 
 from daskmeans import KMeans, SemanticDeduplicator, assign, dedup, write_buckets
 from daskmeans.duplicates import deduplicator as module
-from daskmeans.duplicates import exact
+from daskmeans.duplicates import edges
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, UsageError
 from daskmeans.vectors.matrix import to_column
 from helpers import make_rows
@@ -226,6 +226,6 @@ def test_without_a_model(tmp_path):
 
 
 def test_more_pairs_than_fit(model, monkeypatch):
-    monkeypatch.setattr(exact, "PAIR_BYTES", exact.runtime.memory_to_keep(None))
+    monkeypatch.setattr(edges, "PAIR_BYTES", edges.runtime.memory_to_keep(None))
     with pytest.raises(MemoryForecastError, match="smaller partitions"):
         SemanticDeduplicator(model, THRESHOLD)(frame_of())

@@ -10,7 +10,7 @@ from upath import UPath
 
 from daskmeans import dedup, manifest, open_decisions, runtime
 from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates import bands, decisions, exact, plan
+from daskmeans.duplicates import bands, decisions, edges, plan
 from daskmeans.duplicates.resolve import resolve
 from daskmeans.errors import MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.vectors.buckets import open_buckets
@@ -150,7 +150,7 @@ def test_another_threshold_takes_no_search(tmp_path, clusters, monkeypatch):
     result = dedup(clusters, 0.9, floor=0.8, out=tmp_path / "out", search="exact")
     fresh = {t: dedup(clusters, t, floor=0.8, search="exact").decisions.compute() for t in (0.8, 0.97)}
     default = dedup(clusters, 0.97, search="exact").decisions.compute()
-    monkeypatch.setattr(exact, "compare", None)
+    monkeypatch.setattr(edges, "compare", None)
     for threshold, expected in fresh.items():
         again = result.at(threshold)
         assert again.summary["threshold"] == threshold
@@ -287,13 +287,13 @@ def test_wrong_use(tmp_path, clusters, arguments, message):
 
 def test_more_pairs_than_fit_are_kept_for_a_higher_threshold(tmp_path, clusters, monkeypatch):
     memory = runtime.memory_to_keep
-    monkeypatch.setattr(exact, "PAIR_BYTES", memory(None) // 10)
+    monkeypatch.setattr(edges, "PAIR_BYTES", memory(None) // 10)
     with pytest.raises(MemoryForecastError, match=r"--threshold: deciding on .* pairs"):
         dedup(clusters, 0.8, out=tmp_path / "out", search="exact")
     with pytest.raises(OutputError, match="unfinished"):
         open_decisions(tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(exact, "compare", None)
+    monkeypatch.setattr(edges, "compare", None)
     found = dedup(clusters, 0.95, floor=0.8, out=tmp_path / "out", search="exact")
     monkeypatch.undo()
     assert found.decisions.compute().equals(dedup(clusters, 0.95, floor=0.8, search="exact").decisions.compute())

@@ -19,7 +19,7 @@ from upath import UPath
 
 from daskmeans import manifest, runtime
 from daskmeans.duplicates import recall
-from daskmeans.duplicates.exact import Edges, read_edges, read_gauge, stored_floor
+from daskmeans.duplicates.edges import Edges, read_edges, read_gauge, stored_floor
 from daskmeans.duplicates.rank import columns_of, rank
 from daskmeans.duplicates.resolve import Resolved, resolve
 from daskmeans.duplicates.settings import Settings

@@ -16,7 +16,7 @@ from dask.dataframe.dispatch import meta_nonempty
 from daskmeans.assignment import refuse_reserved
 from daskmeans.duplicates.bands import Band, load
 from daskmeans.duplicates.decide import to_table
-from daskmeans.duplicates.exact import Edges, check_pairs, pairs_of
+from daskmeans.duplicates.edges import Edges, check_pairs, pairs_of
 from daskmeans.duplicates.plan import SAMPLE_ROWS
 from daskmeans.duplicates.rank import check_columns, columns_of, rank
 from daskmeans.duplicates.resolve import resolve

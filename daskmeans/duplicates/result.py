@@ -20,7 +20,7 @@ from upath import UPath
 
 from daskmeans import manifest, runtime
 from daskmeans.duplicates.decisions import conclude, decide_stored, rank_rows, removed_from, temporary
-from daskmeans.duplicates.exact import PAIRS, read_edges
+from daskmeans.duplicates.edges import PAIRS, read_edges
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.kernels.pairs import pair_score
