@@ -215,7 +215,7 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> [duration(s) for s in (0.04, 2.31, 48.2, 200, 10_000, 1e6)]
-    ['0.04 s', '2.3 s', '48 s', '3 min 20 s', '2 h 47 min', '278 h']
+    ['0.04 s', '2.3 s', '48 s', '3 min 20 s', '2 h 46 min', '278 h']
     """
     if seconds < 59.5:
         return f"{seconds:.2g} s"
