@@ -141,18 +141,20 @@ def dedup_bytes(rows: int, dimension: int) -> int:
     return 12 * rows * dimension + config.get_bytes("tile-bytes")
 
 
-def band_bytes(rows: int, dimension: int) -> int:
+def band_bytes(rows: int, dimension: int, probes: int = 0) -> int:
     """Bytes of rows that are kept to be compared with others: the vectors, their sketches as rows and columns, ids.
+
+    Where each visits `probes` clusters, also what it visits.
 
     Examples
     --------
     >>> band_bytes(1, 384)
     2432
     """
-    return rows * (6 * dimension + 128)
+    return rows * (6 * dimension + 128 + 16 * probes)
 
 
-def check_bands(rows: int, dimension: int, where: str, client: Client | None) -> int:
+def check_bands(rows: int, dimension: int, where: str, client: Client | None, probes: int = 0) -> int:
     """How many rows each process may keep beside the bands of `rows` rows that its tasks are about.
 
     Raises
@@ -160,7 +162,7 @@ def check_bands(rows: int, dimension: int, where: str, client: Client | None) ->
     MemoryForecastError
         Not even a task's own fit into its memory: two, and the copies that reading one takes.
     """
-    each, have = band_bytes(rows, dimension), runtime.memory_per_task(client)
+    each, have = band_bytes(rows, dimension, probes), runtime.memory_per_task(client)
     need = (2 + COPIES) * each
     if have is not None and need > have:
         raise MemoryForecastError(
@@ -169,7 +171,7 @@ def check_bands(rows: int, dimension: int, where: str, client: Client | None) ->
             remedy="give workers a higher --memory-limit or fewer --threads-per-worker",
         )
     spare = runtime.memory_to_keep(client) - runtime.threads_each(client) * need
-    return max(0, spare // band_bytes(1, dimension))
+    return max(0, spare // band_bytes(1, dimension, probes))
 
 
 def search_bytes(band_rows: int, rows: int, room: int, dimension: int, client: Client | None) -> int:

@@ -109,7 +109,7 @@ def _part(number: int, whole: int) -> str:
 
 def _recall(recall: dict[str, Any]) -> str:
     if recall["recall"] is None:
-        return "not measured: no sampled row has a twin"
+        return "not measured: no sampled row has a twin" if recall["sampled"] else "not measured"
     return f"{recall['recall']:.1%} (95% interval {recall['low']:.1%} to {recall['high']:.1%})"
 
 
@@ -140,7 +140,7 @@ def _tiles(s: dict[str, Any]) -> Iterator[str]:
     if s["search"] == "exact":
         measured, note = "100%", "recall: all rows were compared"
     elif recall["recall"] is None:
-        measured, note = "–", "recall: no sampled row has a twin"
+        measured, note = "–", f"recall: {'no sampled row has a twin' if recall['sampled'] else 'not measured'}"
     else:
         measured = f"{recall['recall']:.1%}"
         note = f"recall, {recall['low']:.1%} to {recall['high']:.1%} at 95% confidence"
@@ -176,7 +176,7 @@ def _count_scores(file: UPath) -> np.ndarray:
 
 def _from_floor(summary: dict[str, Any]) -> str:
     """What is said of scores where only those of stored pairs are known."""
-    return f", from {summary['pairs']['floor']} on" if "pairs" in summary else ""
+    return f", from {summary['floor']} on" if "pairs" in summary else ""
 
 
 def _thresholds(result: DedupResult, client: Client | None) -> Iterator[str]:

@@ -322,8 +322,9 @@ def test_pairs_of_other_clusters_are_not_used(tmp_path):
     result = dedup(clusters, 0.9, out=tmp_path / "out", search="exact")
     manifest.remove(UPath(clusters))
     write_clusters(clusters, make_rows(seed=1))
-    with pytest.raises(NotFoundError, match="the pairs of these clusters"):
-        result.at(0.95)
+    for decide_again in (result.at, lambda threshold: result.curve([threshold])):
+        with pytest.raises(NotFoundError, match="the pairs of these clusters"):
+            decide_again(0.95)
     again = dedup(clusters, 0.9, out=tmp_path / "out", search="exact", overwrite=True)
     assert again.decisions.compute().equals(dedup(clusters, 0.9, search="exact").decisions.compute())
     kept = (tmp_path / "out" / "pairs" / "manifest.json").read_text()

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from daskmeans import dedup, open_decisions
+from daskmeans import dedup, open_decisions, runtime
 from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.duplicates import bands, plan
 from daskmeans.errors import UsageError
@@ -70,6 +70,16 @@ def test_pairs_are_those_that_meet(tmp_path, layout, probes):
     assert not list((tmp_path / "out" / "pairs").glob("near-*"))
 
 
+def test_copies_in_other_clusters_visit_from_there(tmp_path):
+    """As where rows were clustered by their length too."""
+    rows = near_rows(copies=20)
+    rows[1][-20:] = (rows[1][:20] + 5) % 12
+    dedup(write_clusters(tmp_path / "clusters", rows), THRESHOLD, probes=2, out=tmp_path / "out")
+    expected = expected_pairs(rows, THRESHOLD, 2)
+    assert sorted(stored_pairs(tmp_path / "out" / "pairs")) == sorted(pair for pair, met in expected.items() if met)
+    assert 0 < sum(expected[i, 380 + i] for i in range(20)) < 20
+
+
 @pytest.mark.parametrize("at", [THRESHOLD, 0.97])
 def test_recall_on_all_rows_is_the_true_one(tmp_path, at):
     rows = near_rows(zeros=5)
@@ -120,6 +130,7 @@ def test_pairs_of_another_search_are_not_used(tmp_path):
         (10, {}, "clusters"),
         (10**9, {"threshold": 0.4}, "clusters"),
         (10**9, {"probes": 2}, "clusters"),
+        (10**9, {"probes": 2, "floor": 0.8}, "clusters"),
         (10, {"search": "exact"}, "exact"),
         (10, {"floor": 0.8}, "exact"),  # which asks for pairs
         (10**9, {"search": "clusters"}, "clusters"),
@@ -139,6 +150,17 @@ def test_the_search_is_chosen_and_told(tmp_path, caplog, rows, arguments, search
         assert len(told) == 1
         assert "comparing all 79.8k pairs of rows would take about" in told[0]
         assert "--search exact" in told[0]
+    elif "probes" in arguments:
+        assert told == []
+
+
+def test_a_forecast_that_memory_forbids_stops_nothing(tmp_path, caplog, monkeypatch):
+    clusters = write_clusters(tmp_path / "clusters", near_rows())
+    monkeypatch.setattr(plan.forecast, "band_bytes", lambda *_: 10**12)
+    monkeypatch.setattr(runtime, "memory_per_task", lambda client: 1 << 30)
+    with dask.config.set({"daskmeans.exact-pairs": 10}), caplog.at_level("INFO", "daskmeans"):
+        assert dedup(clusters, THRESHOLD).summary["search"] == "clusters"
+    assert any("would take workers with more memory" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +168,7 @@ def test_the_search_is_chosen_and_told(tmp_path, caplog, rows, arguments, search
     [
         ({"probes": 0}, "--probes: 0 is out of range"),
         ({"probes": 1.5}, r"--probes: 1\.5 is out of range"),
+        ({"probes": 101}, "--probes: 101 is out of range\n  expected: 1 to 100 clusters"),
         ({"probes": True}, "--probes: True is out of range"),
         ({"probes": 2, "search": "exact"}, "--probes: an exact search has no probes"),
         ({"probes": 2, "threshold": 0.3}, "from 0.3 on there would be more pairs"),

@@ -132,6 +132,10 @@ def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -
     X, ids = reader(band.place)
     hashes = hash_rows(X)
     first = first_copies(X, hashes, np.argsort(hashes, kind="stable"))
+    visited = read_array(near) if near else None
+    if visited is not None:  # copies that visit other clusters, as where rows were compared by length too
+        apart = np.flatnonzero(visited[first, 0] != visited[:, 0])
+        first[apart] = apart
     distinct = np.flatnonzero(first == np.arange(len(X)))
     copies = np.flatnonzero(first != np.arange(len(X)))
     if len(copies):
@@ -144,7 +148,7 @@ def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -
         sketch(X, P),
         band.first + np.stack([copies, first[copies]], axis=1),
         int(band.first + distinct[zeros[0]]) if len(zeros) else -1,
-        visits_of(read_array(near)[distinct]) if near else None,
+        None if visited is None else visits_of(visited[distinct]),
     )
 
 

@@ -50,7 +50,8 @@ def decide_stored(
     else:
         found = recall.summarize(read_gauge(pairs) >= threshold)
     stored = stored_floor(pairs, inputs, settings)
-    facts = {"pairs": {"path": str(pairs), "count": len(edges.rows), "floor": stored}}
+    count = manifest.read(pairs, "pairs")["count"]
+    facts = {"floor": settings.floor, "pairs": {"path": str(pairs), "count": count, "floor": stored}}
     summary, outputs = summarize(settings, files, counts, found, start, client)
     return summary | facts, outputs
 
@@ -134,7 +135,7 @@ class Ranked(NamedTuple):
     """How many stay anyhow."""
     places: np.ndarray
     """int64: numbers of those that are decided."""
-    ids: pa.ChunkedArray
+    ids: pa.Array
     """By rank."""
 
     def resolve(self, edges: Edges, threshold: np.float32, rule: str) -> Resolved:
@@ -157,8 +158,9 @@ def rank_rows(
     order = rank(own, settings.keep, buckets.id_field, settings.random_state)
     staying = len(numbers) - len(order)
     ranks = np.concatenate([np.argsort(order) + staying, np.arange(staying)])
-    ids = _joined([*(table[0] for table in others), own[buckets.id_field].take(pa.array(order))])
-    return Ranked(numbers, ranks, staying, places[0], ids)
+    ids = _joined([*(table[0] for table in others), own[buckets.id_field]])
+    by_rank = np.concatenate([np.arange(staying), order + staying])
+    return Ranked(numbers, ranks, staying, places[0], ids.take(pa.array(by_rank)))
 
 
 def removed_from(ranked: Ranked, edges: Edges, rule: str, thresholds: Sequence[float]) -> list[tuple[int, int]]:
@@ -199,10 +201,10 @@ def write_decisions(
     return files, runtime.compute(tasks, "decide", client)
 
 
-def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
     """Ids one after the other, as one type; strings as large ones, of which there may be any number."""
     type_ = columns[-1].type if pa.types.is_integer(columns[-1].type) else pa.large_string()
-    return pa.chunked_array([chunk for column in columns for chunk in column.cast(type_).chunks], type_)
+    return pa.concat_arrays([pa.array([], type_), *(chunk for c in columns for chunk in c.cast(type_).chunks)])
 
 
 def _by_part(buckets: Buckets, rows: np.ndarray) -> list[np.ndarray]:
@@ -225,7 +227,7 @@ def _read_part(buckets: Buckets, part: Part, columns: list[str], places: np.ndar
     return pa.concat_tables(buckets.read_each(part.clusters, columns)).take(pa.array(places))
 
 
-def _changes(found: Resolved, ids: pa.ChunkedArray, ranks: np.ndarray, places: np.ndarray) -> Changes:
+def _changes(found: Resolved, ids: pa.Array, ranks: np.ndarray, places: np.ndarray) -> Changes:
     """Decisions on the rows with these ranks, which lie at `places`; `ids` are those of all ranks."""
 
     def named(rows: np.ndarray) -> pa.Array:

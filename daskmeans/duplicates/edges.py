@@ -16,7 +16,7 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, progress, runtime
+from daskmeans import config, manifest, progress, runtime
 from daskmeans.duplicates.bands import Loaded, Shelf, Visits, read_array, write_array
 from daskmeans.duplicates.plan import Task, make_plan
 from daskmeans.duplicates.recall import Gauge
@@ -30,6 +30,8 @@ from daskmeans.vectors.files import reached, reading
 PAIRS = "pairs"
 # Its file with the scores of the rows on which recall is measured.
 GAUGE = "gauge.npy"
+# Pairs that are read at a time.
+BATCH_PAIRS = 1 << 20
 # Bytes that the decisions take for each pair, on the client.
 PAIR_BYTES = 160
 
@@ -68,7 +70,9 @@ def find_edges(
         shelf = delayed(partial(Shelf, plan.readers, plan.bands, plan.P, plan.room, plan.near), pure=False)(
             dask_key_name=runtime.key("dedup-shelf")
         )
-        gauge = runtime.share(plan.gauge, client) if client else delayed(plan.gauge, pure=False, traverse=False)
+        gauge: Any = plan.gauge
+        if gauge is not None:
+            gauge = runtime.share(gauge, client) if client else delayed(gauge, pure=False, traverse=False)
         task, least = delayed(compare, pure=False), np.float32(settings.floor)
         # Dask takes tasks that are ready in the order of their keys.
         keys = [runtime.key(f"dedup-compare-{i:07d}") for i in range(len(plan.tasks))]
@@ -87,8 +91,10 @@ def find_edges(
 
 def how_found(settings: Settings) -> dict[str, Any]:
     """Settings of the step that finds pairs."""
-    seed = {"random_state": settings.random_state} if settings.search == "clusters" else {}
-    return {name: getattr(settings, name) for name in ("search", "probes", "floor")} | seed
+    found: dict[str, Any] = {name: getattr(settings, name) for name in ("search", "probes", "floor")}
+    if settings.search == "clusters":
+        found |= {"random_state": settings.random_state, "recall_sample": config.get("recall-sample")}
+    return found
 
 
 def stored_floor(folder: UPath, inputs: dict[str, Any], settings: Settings) -> float | None:
@@ -195,15 +201,16 @@ def read_edges(folder: UPath, inputs: dict[str, Any], settings: Settings) -> Edg
     stored = stored_floor(folder, inputs, settings)
     parts = [[none] for none in Edges.none()]
     count = taken = 0
+    columns = ["row", "twin", "score", "exact"]
     for file in sorted(folder.glob("part-*.parquet"), key=lambda file: file.name):
         with reading(file):
-            table = pq.read_table(file.path, filesystem=file.fs, columns=["row", "twin", "score", "exact"])
-        count += len(table)
-        table = table.filter(pc.greater_equal(table["score"], pa.scalar(np.float32(settings.floor))))
-        taken += len(table)
-        check_pairs(taken, "choose a higher threshold, or --search clusters")
-        for part, column in zip(parts, table.columns, strict=True):
-            part.append(column.to_numpy())
+            for batch in pq.ParquetFile(file.path, filesystem=file.fs).iter_batches(BATCH_PAIRS, columns=columns):
+                count += len(batch)
+                near = batch.filter(pc.greater_equal(batch["score"], pa.scalar(np.float32(settings.floor))))
+                taken += len(near)
+                check_pairs(taken, "choose a higher threshold or floor")
+                for part, column in zip(parts, near.columns, strict=True):
+                    part.append(column.to_numpy(zero_copy_only=False))
     if stored is None or count != manifest.read(folder, "pairs")["count"]:
         raise NotFoundError(
             f"the pairs of these clusters from {settings.floor} on are not here, or no longer",

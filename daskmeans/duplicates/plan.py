@@ -125,9 +125,9 @@ def _tasks(bands: Sequence[Band]) -> tuple[list[Task], list[int]]:
 
 def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Client | None) -> Plan:
     """A search that compares each row with those of its own cluster and of the nearest others."""
-    (bands, room), (reader,) = _bands([buckets], client), _readers([buckets])
+    (bands, room), (reader,) = _bands([buckets], client, settings.probes), _readers([buckets])
     wanted = min(buckets.rows, config.get("recall-sample"))
-    numbers = np.sort(np.random.default_rng(settings.random_state).choice(buckets.rows, wanted, replace=False))
+    numbers = np.sort(np.random.default_rng(settings.random_state % 2**64).choice(buckets.rows, wanted, replace=False))
     found = survey(reader, bands, numbers, settings.probes, folder, client)
     P = directions(_sample([buckets]), settings.floor)
     tasks, pairs = _tasks(bands)
@@ -150,11 +150,11 @@ def _pace(reader: Reader, band: Band, P: np.ndarray, sample: np.ndarray, floor: 
     return seconds[1] / max(1, half * (len(sample) - half)), (time.perf_counter() - start) / band.rows
 
 
-def _bands(sources: Sequence[Buckets], client: Client | None) -> tuple[list[Band], int]:
-    """All rows in bands, and how many rows each process may keep."""
+def _bands(sources: Sequence[Buckets], client: Client | None, probes: int = 0) -> tuple[list[Band], int]:
+    """All rows in bands, and how many rows each process may keep, with what they visit."""
     dimension = sources[0].dimension
     most = band_rows(sum(each.rows for each in sources), dimension, config.get_bytes("bucket-bytes"))
-    room = forecast.check_bands(most, dimension, str(sources[0].path), client)
+    room = forecast.check_bands(most, dimension, str(sources[0].path), client, probes)
     firsts = accumulate((each.rows for each in sources), initial=0)
     return [band for i, (each, first) in enumerate(zip(sources, firsts, strict=False))
             for band in bands_of(each, most, i, first)], room  # fmt: skip

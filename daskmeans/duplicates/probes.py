@@ -15,6 +15,7 @@ from daskmeans import config, runtime
 from daskmeans.duplicates.bands import Band, Reader, write_array
 from daskmeans.kernels.nearest import tiles
 from daskmeans.kernels.shortlist import closest
+from daskmeans.vectors.files import reached
 
 
 class Survey(NamedTuple):
@@ -58,10 +59,11 @@ def survey(
     for first, (totals, counts) in zip(firsts, added, strict=True):
         sums[first : first + len(totals)] += totals
         sizes[first : first + len(totals)] += counts
-    means = runtime.share((sums / sizes[:, None]).astype(np.float32), client)
+    means = (sums / sizes[:, None]).astype(np.float32)
+    known = runtime.share((means, sizes), client)
     files = [folder / f"near-{i:05d}.npy" for i in range(len(bands))]
     tasks = [
-        visit(reader, band, first, means, sizes, min(probes, last), mine, file)
+        visit(reader, band, first, known, min(probes, last), mine, file)
         for band, first, mine, file in zip(bands, firsts, chosen, files, strict=True)
     ]
     pairs, rows, near = zip(*runtime.compute(tasks, "visit", client), strict=True)
@@ -88,18 +90,22 @@ def _visit(
     reader: Reader,
     band: Band,
     first: int,
-    means: np.ndarray,
-    sizes: np.ndarray,
+    known: tuple[np.ndarray, np.ndarray],
     probes: int,
     chosen: np.ndarray,
     file: UPath,
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """Write what the rows of `band` visit; the pairs that meet, and the vectors and visits of the rows `chosen`."""
+    """Write what the rows of `band` visit; the pairs that meet, and the vectors and visits of the rows `chosen`.
+
+    The first of its clusters is number `first`, and `known` are the means and the rows of all.
+    """
+    means, sizes = known
     X = reader(band.place)[0]
     near = np.empty((len(X), 1 + probes), np.int32)
     near[:, 0] = first + np.repeat(np.arange(len(band.place)), [stop - start for _, start, stop in band.place])
     for rows in tiles(len(X), max(1, config.get_bytes("tile-bytes") // (4 * len(means)))):
         near[rows, 1:] = closest(X[rows], means, probes)
     near[:, 1:][near[:, 1:] == near[:, :1]] = -1
-    write_array(file, near)
+    with reached(file.parent.parent):
+        write_array(file, near)
     return int(np.where(near >= 0, sizes[near], 0).sum()), X[chosen], near[chosen]

@@ -19,7 +19,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.duplicates.decisions import conclude, decide_stored, rank_rows, removed_from, temporary
+from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, rank_rows, removed_from, temporary
 from daskmeans.duplicates.edges import PAIRS, read_edges
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
@@ -83,8 +83,8 @@ class DedupResult:
     @property
     def recall(self) -> dict[str, Any]:
         """How much the search could find: of the rows ``sampled``, those ``with_twin`` anywhere; the share of the
-        latter with a twin in their own cluster (``recall``, None without any), and its 95 % interval (``low``,
-        ``high``)."""
+        latter with a twin among the rows that they were compared with (``recall``, None without any), and its 95 %
+        interval (``low``, ``high``). An exact search compares all rows: 1, and ``why``."""
         return dict(self.summary["recall"])
 
     @property
@@ -166,7 +166,7 @@ class DedupResult:
     def _pairs(self) -> UPath:
         """The directory of the pairs: below that of the decisions, or, of decisions made :meth:`at`, below another."""
         here = self.path / PAIRS
-        return here if here.exists() else open_path(self.summary["pairs"]["path"], self.path.storage_options)
+        return here if here.exists() else open_path(self.summary["pairs"]["path"], self._clusters.storage_options)
 
     def at(self, threshold: float, *, out: Input | None = None, client: Client | None = None) -> DedupResult:
         """Decisions at another threshold, from the pairs that a search has stored; nothing is searched.
@@ -227,9 +227,9 @@ class DedupResult:
         floor = self.summary.get("pairs", {}).get("floor", 1.0)
         steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds
         asked = [rounded(share("thresholds", threshold)) for threshold in steps]
-        settings, made = self._settings(min(asked, default=1.0))
+        settings, _ = self._settings(min(asked, default=1.0))
         buckets, against, client = open_buckets(self._clusters), self._against(), runtime.current_client(client)
-        edges = read_edges(self._pairs(), made["inputs"], settings)
+        edges = read_edges(self._pairs(), dedup_inputs(buckets, against), settings)
         ranked = rank_rows(buckets, against, edges, settings, client)
         exact, semantic = np.array(removed_from(ranked, edges, settings.rule, asked)).reshape(-1, 2).T
         kept = buckets.rows - exact - semantic

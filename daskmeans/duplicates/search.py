@@ -21,7 +21,7 @@ from daskmeans.duplicates.plan import n_pairs, try_exact
 from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult
 from daskmeans.duplicates.settings import LEAST_FLOOR, Settings, chosen, dedup_settings
-from daskmeans.errors import UsageError
+from daskmeans.errors import MemoryForecastError, UsageError
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
 from daskmeans.vectors.files import Input, open_path, refuse_overlap
 
@@ -170,18 +170,26 @@ def _decide(
 
 
 def _chosen(settings: Settings, sources: Sequence[Buckets], client: Client | None) -> Settings:
-    """`settings` with a search; where that was left open, the choice is told."""
+    """`settings` with a search; where that was left open, and not all rows will be compared, this is told."""
     made = chosen(settings, n_pairs(sources), len(sources) > 1)
-    if made.search != settings.search and made.search == "clusters":
-        told = f"comparing all {progress.compact(n_pairs(sources))} pairs of rows"
-        if made.floor >= LEAST_FLOOR:
-            told += f" would take about {progress.duration(try_exact(sources, made.floor, client).seconds)}"
+    if settings.search == "auto" and made.search == "clusters" and made.probes == 1:
         runtime.logger.info(
-            "search clusters: rows are compared inside their cluster only; %s: --search exact does it, --probes 5 "
-            "compares near clusters too",
-            told,
+            "search clusters: rows are compared inside their cluster only; comparing all %s pairs of rows%s: --search "
+            "exact does it, --probes 5 compares near clusters too",
+            progress.compact(n_pairs(sources)),
+            _would_take(sources, made.floor, client),
         )
     return made
+
+
+def _would_take(sources: Sequence[Buckets], floor: float, client: Client | None) -> str:
+    """How long an exact search would take, where that can be said."""
+    if floor < LEAST_FLOOR:
+        return ""
+    try:
+        return f" would take about {progress.duration(try_exact(sources, floor, client).seconds)}"
+    except MemoryForecastError:
+        return " would take workers with more memory"
 
 
 def _open_others(

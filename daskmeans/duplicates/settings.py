@@ -15,6 +15,8 @@ RULES = ("survivors", "semdedup")
 SEARCHES = ("auto", "exact", "clusters")
 # Below this nearly everything is similar to something.
 LEAST_FLOOR = 0.5
+# With more, what rows visit takes more memory than the rows.
+MOST_PROBES = 100
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def dedup_settings(
     stored = shown if floor is None else rounded(share("--floor", floor))
     if floor is not None and stored > shown:
         raise UsageError(f"{floor!r} is above the threshold", where="--floor", expected=f"a number up to {shown}")
-    if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or probes < 1:
-        raise UsageError(f"{probes!r} is out of range", where="--probes", expected="a number of clusters from 1 on")
+    if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or not 1 <= probes <= MOST_PROBES:
+        raise UsageError(f"{probes!r} is out of range", where="--probes", expected=f"1 to {MOST_PROBES} clusters")
     if probes > 1 and search == "exact":
         raise UsageError("an exact search has no probes", where="--probes", remedy="leave it out, or --search exact")
     made = Settings(shown, parse_keep(keep), rule, search, int(probes), stored, random_state)
@@ -96,7 +98,7 @@ def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
     if settings.search != "auto":
         return settings
     few = pairs <= config.get("exact-pairs") and settings.floor >= LEAST_FLOOR
-    exact = against or settings.floor < settings.threshold or (few and settings.probes == 1)
+    exact = against or (settings.probes == 1 and (few or settings.floor < settings.threshold))
     if exact:
         _check_floor(settings.floor)
     return replace(settings, search="exact" if exact else "clusters", probes=1 if exact else settings.probes)

@@ -221,9 +221,9 @@ def read_ids(buckets: Buckets, client: Client | None = None) -> pa.ChunkedArray:
 
 def find_ids(buckets: Buckets, ids: pa.Array | pa.ChunkedArray, client: Client | None = None) -> pa.Table:
     """``id`` and ``centroid`` of the rows of `buckets` whose ids are among `ids`."""
-    find, lean = delayed(_find_in, pure=False), lean_of(buckets)
-    tables = runtime.compute([find(lean, part, ids) for part in buckets.parts if len(ids)], client=client)
-    return pa.concat_tables([_located(ids.slice(0, 0), 0), *tables])
+    find, lean, shared = delayed(_find_in, pure=False), lean_of(buckets), runtime.share(ids, client)
+    tables = runtime.compute([find(lean, part, shared) for part in buckets.parts if len(ids)], client=client)
+    return pa.concat_tables([_located(ids.slice(0, 0), np.empty(0, np.int32)), *tables])
 
 
 def _ids_of(buckets: Buckets, part: Part) -> pa.ChunkedArray:
@@ -231,12 +231,11 @@ def _ids_of(buckets: Buckets, part: Part) -> pa.ChunkedArray:
 
 
 def _find_in(buckets: Buckets, part: Part, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
-    tables = buckets.read_each(part.clusters, [buckets.id_field])
-    columns = [
-        (cluster.centroid, table[0].cast(ids.type)) for cluster, table in zip(part.clusters, tables, strict=True)
-    ]
-    return pa.concat_tables([_located(column.filter(pc.is_in(column, ids)), centroid) for centroid, column in columns])
+    column = pa.concat_tables(buckets.read_each(part.clusters, [buckets.id_field]))[0].cast(ids.type)
+    among = pc.is_in(column, ids)  # once for all clusters: each call hashes the ids
+    centroids = np.repeat([np.int32(c.centroid) for c in part.clusters], [c.rows for c in part.clusters])
+    return _located(column.filter(among), centroids[among.to_numpy()])
 
 
-def _located(ids: pa.Array | pa.ChunkedArray, centroid: int) -> pa.Table:
-    return pa.table({"id": ids, CENTROID: np.full(len(ids), centroid, np.int32)})
+def _located(ids: pa.Array | pa.ChunkedArray, centroids: np.ndarray) -> pa.Table:
+    return pa.table({"id": ids, CENTROID: centroids})
