@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -52,8 +53,8 @@ def survey(
     """
     firsts = _first_clusters(bands)
     chosen = [numbers[slice(*np.searchsorted(numbers, [b.first, b.first + b.rows]))] - b.first for b in bands]
-    add, visit = delayed(_sums, pure=False), delayed(_visit, pure=False)
-    added = runtime.compute([add(reader, band) for band in bands], "survey", client)
+    # Dask would look through the clusters of bands that are arguments.
+    added = runtime.compute([delayed(partial(_sums, reader, band), pure=False)() for band in bands], "survey", client)
     last = firsts[-1] + len(bands[-1].place)
     sums, sizes = np.zeros((last, added[0][0].shape[1])), np.zeros(last, np.int64)
     for first, (totals, counts) in zip(firsts, added, strict=True):
@@ -63,7 +64,7 @@ def survey(
     known = runtime.share((means, sizes), client)
     files = [folder / f"near-{i:05d}.npy" for i in range(len(bands))]
     tasks = [
-        visit(reader, band, first, known, min(probes, last), mine, file)
+        delayed(partial(_visit, reader, band, first, min(probes, last), mine, file), pure=False)(known)
         for band, first, mine, file in zip(bands, firsts, chosen, files, strict=True)
     ]
     pairs, rows, near = zip(*runtime.compute(tasks, "visit", client), strict=True)
@@ -90,10 +91,10 @@ def _visit(
     reader: Reader,
     band: Band,
     first: int,
-    known: tuple[np.ndarray, np.ndarray],
     probes: int,
     chosen: np.ndarray,
     file: UPath,
+    known: tuple[np.ndarray, np.ndarray],
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """Write what the rows of `band` visit; the pairs that meet, and the vectors and visits of the rows `chosen`.
 

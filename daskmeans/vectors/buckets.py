@@ -35,11 +35,14 @@ class Cluster:
         return self.pieces[0].file if len(self.pieces) == 1 else None
 
 
-@dataclass(frozen=True)
 class Part:
-    """Clusters that lie together and are worth one task."""
+    """Clusters that lie together and are worth one task.
 
-    clusters: tuple[Cluster, ...]
+    No dataclass: dask looks through the fields of those for each task that is given one, down to every piece.
+    """
+
+    def __init__(self, clusters: tuple[Cluster, ...]) -> None:
+        self.clusters = clusters
 
     @property
     def rows(self) -> int:

@@ -11,6 +11,9 @@ from upath import UPath
 
 from daskmeans.vectors.buckets import CENTROID, L2
 
+# Rows of a row group at most: a few thousand rows of a large cluster are read without the others.
+GROUP_ROWS = 4096
+
 
 def file_name(layout: str, number: int, centroid: int, append: int = 0) -> str:
     """Name of the file with the rows of a cluster in the bucket `number`; `append` counts the appends up to this one.
@@ -40,7 +43,7 @@ def write_files(
     ----------
     path : UPath
     tables : iterable of (int, pyarrow.Table)
-        Centroids, ascending, and rows of their clusters, sorted; each table becomes a row group.
+        Centroids, ascending, and rows of their clusters, sorted; each table becomes a row group, or some.
     layout : {"bucketed", "hive"}
     vectors : str
         Column of vectors.
@@ -84,11 +87,11 @@ class _Writer:
         )
 
     def write(self, centroid: int, rows: pa.Table) -> None:
-        """Append `rows` of the cluster `centroid` as one row group."""
-        self._file.write_table(rows, row_group_size=max(1, len(rows)))
+        """Append `rows` of the cluster `centroid` as one row group, or some if they are many."""
+        self._file.write_table(rows, row_group_size=GROUP_ROWS)
         held = self._clusters.setdefault(centroid, [0, 0])
         held[0] += len(rows)
-        held[1] += 1
+        held[1] += max(1, -(-len(rows) // GROUP_ROWS))
 
     def close(self) -> dict[str, Any]:
         """Finish the file; returns its entry in the manifest."""
