@@ -10,13 +10,16 @@ import dask
 import distributed
 import numpy as np
 import pytest
+from upath import UPath
 
 import daskmeans as dkm
 from daskmeans import forecast, runtime, workflow
+from daskmeans.duplicates.plan import try_exact
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kmeans import native
 from daskmeans.kmeans.loading import load
-from helpers import blobs, note_bytes, write_embeddings
+from daskmeans.vectors.buckets import open_buckets
+from helpers import blobs, note_bytes, write_clusters, write_embeddings
 
 DISK = runtime.Disk("here", "/scratch", "ext4", free=1 << 40)
 
@@ -111,3 +114,24 @@ def test_a_fit_larger_than_memory_takes_no_more_than_forecast_and_gives_the_same
         assert peak <= found[limit].worker
     assert models["600MiB"] == models["4GiB"]
     assert found["600MiB"].cached > 0 == found["4GiB"].cached
+
+
+@pytest.mark.timeout(200)
+def test_a_search_takes_no_more_than_forecast_with_half_of_the_rows_in_one_cluster(tmp_path):
+    X = blobs(n=40_000, d=256, k=50)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    labels = (np.arange(len(X)) % 50).astype(np.int32)
+    labels[: len(X) // 2] = 0
+    rows = X, labels, np.linspace(0, 1, len(X), dtype=np.float32), np.zeros(len(X), np.int64)
+    clusters = write_clusters(tmp_path / "clusters", rows)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, memory_limit="900MiB", dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        foreseen = try_exact([open_buckets(UPath(clusters))], 0.999, client).nbytes
+        client.restart()
+        made = dkm.dedup(clusters, 0.999, search="exact", client=client).summary
+    assert made["rows"] == len(X)
+    assert made["peak_bytes"]["worker"] <= foreseen
