@@ -15,7 +15,8 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, forecast, progress, runtime
+from daskmeans import forecast, progress, runtime
+from daskmeans.duplicates.settings import are_few
 from daskmeans.kernels.tile import COLUMNS, n_groups
 from daskmeans.reading import PER_THREAD, Reading
 from daskmeans.trial import FEWEST_ROWS, THRESHOLD, Costs, Trial, measure
@@ -134,7 +135,7 @@ class Model:
     @property
     def exact_by_default(self) -> bool:
         """Whether dedup compares all rows unless it is told how to search."""
-        return self.pairs <= config.get("exact-pairs")
+        return are_few(self.pairs)
 
     @property
     def exact_seconds(self) -> float:

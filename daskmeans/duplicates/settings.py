@@ -97,11 +97,16 @@ def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
     """
     if settings.search != "auto":
         return settings
-    few = pairs <= config.get("exact-pairs") and settings.floor >= LEAST_FLOOR
+    few = are_few(pairs) and settings.floor >= LEAST_FLOOR
     exact = against or (settings.probes == 1 and (few or settings.floor < settings.threshold))
     if exact:
         _check_floor(settings.floor)
     return replace(settings, search="exact" if exact else "clusters", probes=1 if exact else settings.probes)
+
+
+def are_few(pairs: int) -> bool:
+    """Whether so many pairs of rows are all compared, unless it is asked otherwise."""
+    return pairs <= config.get("exact-pairs")  # type: ignore[no-any-return]
 
 
 def _check_floor(floor: float) -> None:
