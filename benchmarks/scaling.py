@@ -1,12 +1,13 @@
 """What a cluster costs and what it brings: one fit in few and in many partitions, and one on one and on two workers.
 
 python benchmarks/scaling.py [--rows 1000000] [--dimension 64] [--n-clusters 1000] [--partitions 1000]
-                             [--max-iter 100] [--wide-rows 400000] [--wide-dimension 384] [--runs 5]
-                             [--out results.json]
+                             [--max-iter 100] [--wide-rows 2000000] [--wide-dimension 384] [--runs 5]
+                             [--parts partitions workers] [--out results.json]
 
-Each run has a cluster of its own of single-threaded workers, which have compiled and run a small fit before. The
-rows imitate embeddings (synthetic.py) and are read from a file; the time is that of the whole fit, reading and seeds
-included. "Updates" are what the fit itself says of each of them.
+Each run has a cluster of its own of single-threaded workers, as the commands start one, which have compiled and run a
+small fit before. The rows imitate embeddings (synthetic.py): for "partitions" a matrix in a file, read in slices, for
+"workers" Parquet. The time is that of the whole fit, reading and seeds included. "Updates" are what the fit itself says
+of each of them.
 """
 
 import argparse
@@ -15,12 +16,18 @@ import time
 from pathlib import Path
 
 import dask.array as da
-import distributed
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from common import new_record, parser, seconds, spread, table, write
 from synthetic import embeddings
 
 import daskmeans as dkm
+from daskmeans import workflow
+from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.vectors.matrix import to_column
+
+ROWS_PER_FILE = 50_000
 
 
 class Stored:
@@ -36,17 +43,29 @@ class Stored:
         return np.array(np.load(self.path, mmap_mode="r")[key])
 
 
-def fit(path: str, n_clusters: int, max_iter: int, partitions: int, workers: int) -> dict[str, float]:
-    """Seconds of a fit, of its updates and of the rest."""
-    rows = Stored(path)
-    X = da.from_array(rows, chunks=(-(-rows.shape[0] // partitions), -1), name=False)
-    with (
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
-        distributed.Client(cluster) as client,
-    ):
+def write_rows(folder: Path, X: np.ndarray) -> None:
+    """The rows of `X` as a matrix in a file, and as Parquet."""
+    np.save(folder / "rows.npy", X)
+    (folder / "files").mkdir()
+    for number, start in enumerate(range(0, len(X), ROWS_PER_FILE)):
+        part = X[start : start + ROWS_PER_FILE]
+        file = pa.table({"id": np.arange(start, start + len(part)), "embedding": pa.array(to_column(part))})
+        pq.write_table(file, folder / f"files/part-{number:04d}.parquet", compression="none")
+
+
+def fit(folder: Path, n_clusters: int, max_iter: int, workers: int, partitions: int | None = None) -> dict[str, float]:
+    """Seconds of a fit, of its updates and of the rest; of the Parquet if no number of partitions is given."""
+    settings = ClusterSettings(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
+    rows = Stored(str(folder / "rows.npy"))
+    X = da.from_array(rows, chunks=(-(-rows.shape[0] // (partitions or 1)), -1), name=False)
+    km = dkm.KMeans(n_clusters, max_iter=max_iter)
+    with cluster(settings) as client:
         dkm.KMeans(8).fit(X[: 4000 * workers].rechunk((4000, -1)), client=client)
         began = time.perf_counter()
-        km = dkm.KMeans(n_clusters, max_iter=max_iter).fit(X, client=client)
+        if partitions:
+            km.fit(X, client=client)
+        else:
+            workflow.fit(folder / "files", folder / "model", km, overwrite=True, client=client)
         whole = time.perf_counter() - began
     updates = sum(update["seconds"] for update in km.iterations_)
     made = {"seconds": whole, "updates": updates, "rest": whole - updates, "number of updates": len(km.iterations_)}
@@ -56,10 +75,10 @@ def fit(path: str, n_clusters: int, max_iter: int, partitions: int, workers: int
 def compare(args: argparse.Namespace, record: dict, name: str, rows: tuple[int, int], cases: list[dict]) -> None:
     """Runs of all `cases`, in turn, and a table of them."""
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
-        np.save(path := f"{folder}/rows.npy", embeddings(*rows))
+        write_rows(Path(folder), embeddings(*rows))
         for _ in range(args.runs):
             for case in cases:
-                record["runs"].append({"name": name} | fit(path, args.n_clusters, args.max_iter, **case))
+                record["runs"].append({"name": name} | fit(Path(folder), args.n_clusters, args.max_iter, **case))
                 write(args.out, record)
     lines, parts = [], ("seconds", "updates", "rest")
     for case in cases:
@@ -79,18 +98,21 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=1_000_000)
     arguments.add_argument("--dimension", type=int, default=64)
     arguments.add_argument("--partitions", type=int, default=1000)
-    arguments.add_argument("--wide-rows", type=int, default=400_000)
+    arguments.add_argument("--wide-rows", type=int, default=2_000_000)
     arguments.add_argument("--wide-dimension", type=int, default=384)
     arguments.add_argument("--n-clusters", type=int, default=1000)
     arguments.add_argument("--max-iter", type=int, default=100)
+    arguments.add_argument("--parts", nargs="+", choices=["partitions", "workers"], default=["partitions", "workers"])
     arguments.add_argument("--directory", type=Path, help="for the rows")
     args = arguments.parse_args()
     record = new_record("scaling", args)
     record["versions"] = dkm.manifest.versions()
-    many = [{"partitions": n, "workers": 2} for n in (2, args.partitions)]
-    compare(args, record, "partitions", (args.rows, args.dimension), many)
-    more = [{"partitions": 16, "workers": n} for n in (2, 1)]
-    compare(args, record, "workers", (args.wide_rows, args.wide_dimension), more)
+    if "partitions" in args.parts:
+        many = [{"partitions": n, "workers": 2} for n in (2, args.partitions)]
+        compare(args, record, "partitions", (args.rows, args.dimension), many)
+    if "workers" in args.parts:
+        more = [{"workers": n} for n in (2, 1)]
+        compare(args, record, "workers", (args.wide_rows, args.wide_dimension), more)
 
 
 if __name__ == "__main__":

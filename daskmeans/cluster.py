@@ -23,6 +23,13 @@ from daskmeans import config
 from daskmeans.dashboard import PAGE, add_page
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 
+# What Dask's processes do on the side takes a tenth of a core, of two, which tasks need; so seldom, a third of that.
+QUIET = {
+    "distributed.worker.profile.interval": "100ms",
+    "distributed.admin.tick.interval": "200ms",
+    "distributed.admin.system-monitor.interval": "2s",
+}
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -134,7 +141,7 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     # Arrow's own pool keeps what it has freed: measured, a third more memory while buckets are merged.
     pinned |= {"ARROW_DEFAULT_MEMORY_POOL": "system"}
     try:
-        with _deaf_to_interrupts(), _inherited(pinned), warnings.catch_warnings():
+        with _deaf_to_interrupts(), _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
             return LocalCluster(
                 n_workers=workers,
