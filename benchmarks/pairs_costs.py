@@ -1,12 +1,12 @@
 """What an exact search for near-duplicates costs: by its bounds, with more rows, for a batch, with one giant cluster.
 
 python benchmarks/pairs_costs.py CLUSTERS [--parts bounds growth batch giant] [--thresholds 0.8 0.85 0.9 0.95 0.99]
-                                 [--synthetic 384] [--runs 5] [--out results.json]
+                                 [--growth 50000 200000 800000] [--synthetic 384] [--runs 5] [--out results.json]
 
 CLUSTERS is what `daskmeans assign` wrote. "bounds": the share of the pairs of a sample that each bound leaves to the
-next step. "growth": made rows (see synthetic.py), 50,000 and two and four times as many; of the most, 1 % held against
-the others too. "batch": that 1 % among the rows of CLUSTERS. "giant": half of all rows in one cluster, on a worker of
-1 GiB; its peak memory beside the forecast. Searches run on a cluster of this machine.
+next step. "growth": so many made rows (see synthetic.py); of the most, 1 % held against the others too. "batch": that
+1 % among the rows of CLUSTERS. "giant": half of all rows in one cluster, on a worker of 1 GiB; its peak memory beside
+the forecast. Searches run on a cluster of this machine.
 """
 
 import sys
@@ -30,7 +30,7 @@ from daskmeans.vectors.buckets import Buckets, open_buckets
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.matrix import to_column
 
-SAMPLE, BATCH, GROWTH = 8192, 1024, (50_000, 100_000, 200_000)
+SAMPLE, BATCH = 8192, 1024
 THRESHOLD = 0.9
 
 
@@ -81,9 +81,9 @@ def searched(clusters: Path, runs: int, **how: object) -> dict:
     return {"seconds": [each["seconds"] for each in found], "peak_bytes": peak, "kept": found[0]["kept"]}
 
 
-def growth(folder: Path, dimension: int, runs: int) -> Iterator[dict]:
+def growth(folder: Path, sizes: list[int], dimension: int, runs: int) -> Iterator[dict]:
     """Searches of more and more rows."""
-    for rows in GROWTH:
+    for rows in sizes:
         X = embeddings(rows, dimension)
         path = write_clusters(folder / f"{rows}", X, dkm.KMeans(rows // 100, max_iter=5).fit_predict(X))
         for name, how in (("exact", {"search": "exact"}), ("5 probes", {"probes": 5}),
@@ -122,6 +122,7 @@ def main() -> None:
     arguments.add_argument("clusters")
     arguments.add_argument("--parts", nargs="+", default=["bounds", "growth", "batch", "giant"])
     arguments.add_argument("--thresholds", type=float, nargs="+", default=[0.8, 0.85, 0.9, 0.95, 0.99])
+    arguments.add_argument("--growth", type=int, nargs="+", default=[50_000, 200_000, 800_000])
     arguments.add_argument("--synthetic", type=int, default=384, metavar="DIMENSION", help="of the made rows")
     args = arguments.parse_args()
     buckets = open_buckets(open_path(args.clusters))
@@ -130,7 +131,7 @@ def main() -> None:
         folder = Path(name)
         parts = {
             "bounds": lambda: bounds(buckets, args.thresholds),
-            "growth": lambda: growth(folder, args.synthetic, args.runs),
+            "growth": lambda: growth(folder, args.growth, args.synthetic, args.runs),
             "batch": lambda: batch(buckets, folder, args.runs),
             "giant": lambda: giant(buckets, folder),
         }
