@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from dask._task_spec import GraphNode
+from dask.highlevelgraph import HighLevelGraph
 
 from daskmeans import runtime
 from daskmeans.errors import DataError
+from daskmeans.kmeans import loading
 from daskmeans.kmeans.block import Block, Quota
-from daskmeans.kmeans.inputs import joined
 from daskmeans.kmeans.loading import load
 from helpers import blobs, count_visits, rows_of
 
@@ -178,11 +180,27 @@ async def _no_keys(client):
         await asyncio.sleep(0.05)
 
 
+@pytest.fixture
+def sent(monkeypatch):
+    """A list to which the number of tasks is added that are sent to be held."""
+    counts = []
+
+    def hold(tasks, label="", client=None):
+        graph = HighLevelGraph.merge(*(task.dask for task in tasks))
+        counts.append(sum(isinstance(node, GraphNode) for node in graph.values()))
+        return held(tasks, label, client)
+
+    held = runtime.hold
+    monkeypatch.setattr(runtime, "hold", hold)
+    return counts
+
+
 @pytest.mark.parametrize(
     ("kind", "tasks"),
-    [("stored", 20), ("computed", 20), ("delayed", 20), ("held", 20), ("narrow", 120), ("shared", 254)],
+    [("stored", 20), ("computed", 20), ("delayed", 20), ("held", 20), ("narrow", 20), ("shared", 254)],
 )
-def test_small_chunks_are_read_by_the_task_that_joins_them(kind, tasks, place):
+def test_small_chunks_are_read_by_the_task_that_needs_them(kind, tasks, place, sent, monkeypatch):
+    monkeypatch.setattr(loading, "BLOCKS_EACH", 20 // runtime.n_threads(place))
     stored = da.from_array(blobs(n=1000), chunks=(10, -1), name=False)
     makers = {
         "stored": lambda: stored,
@@ -196,13 +214,11 @@ def test_small_chunks_are_read_by_the_task_that_joins_them(kind, tasks, place):
     }
     X = makers[kind]()
     whole = X.compute().astype(np.float32)
-    chunks = joined(X, 20)
     blocks = load(X, None, False, 1.0, 0, place)
-    assert len(blocks.lengths) < 60
+    assert blocks.lengths == [50] * 20
+    assert sent == [tasks]
     np.testing.assert_array_equal(blocks.rows(np.arange(1000)), whole)
     np.testing.assert_array_equal(X.compute().astype(np.float32), whole)
-    assert chunks.chunks == ((50,) * 20, (16,))
-    assert len(dict(chunks.dask)) <= tasks
 
 
 def test_a_large_chunk_among_small_ones_stays_as_it_is(place):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +15,8 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from dask.core import flatten
+from dask._task_spec import GraphNode
+from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from daskmeans import config, runtime
@@ -58,37 +61,36 @@ def joined(X: da.Array, least: int) -> da.Array:
             rows[-1] += size
         else:
             rows.append(size)
-    return _fused(X.rechunk((tuple(rows), -1))) if len(rows) < len(X.chunks[0]) else X
+    return X.rechunk((tuple(rows), -1)) if len(rows) < len(X.chunks[0]) else X
 
 
-def _fused(X: da.Array) -> da.Array:
-    """`X` with one task for each chunk and whatever only that chunk is made from.
+def fused(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager[Any]]) -> list[Delayed]:
+    """`tasks`, made in the contexts `places`, each with all inside of it that no other task needs.
 
-    A task costs two milliseconds on a cluster, more than reading a small chunk; of dask's own optimizations none takes
-    several inputs into one task.
+    What is read is then read where it is needed, not sent there. And a task costs two milliseconds on a cluster, more
+    than reading a small chunk; of dask's own optimizations none takes several inputs into one task.
     """
-    (X,) = dask.optimize(X)
-    graph = dict(X.dask)
-    uses = Counter(dep for node in graph.values() for dep in node.dependencies)
-    keys = list(flatten(X.__dask_keys__()))
-    own = {key: _only_for(graph[key], graph, uses) for key in keys}
-    if not all(own.values()):  # a chunk that stands for one that is held, or that others need, cannot be renamed
-        return X
-    name = runtime.key("joined")  # dask may know the old one, and another task by it
-    for key in keys:
-        node = graph.pop(key)
-        graph[name, *key[1:]] = node.fuse(node, *own[key], key=(name, *key[1:]))
-    return da.Array(HighLevelGraph.from_collections(name, graph), name, X.chunks, meta=X)
+    graph: dict[Any, Any] = dict(dask.optimize(*tasks)[0].dask) if tasks else {}
+    uses = Counter(key for node in graph.values() if isinstance(node, GraphNode) for key in node.dependencies)
+    whole = [node.fuse(node, *_only_for(node, graph, uses)) for node in [graph.pop(task.key) for task in tasks]]
+    others, made = runtime.key("shared"), []
+    for node, place in zip(whole, places, strict=True):
+        with place:
+            layers, needs = {node.key: {node.key: node}, others: graph}, {node.key: {others}, others: set()}
+            made.append(Delayed(node.key, HighLevelGraph(layers, needs)))
+    return made
 
 
-def _only_for(node: Any, graph: dict[Any, Any], uses: Counter[Any]) -> list[Any]:
-    """What only this node needs of `graph`, from which it is taken: its inputs, and the chains that end in them."""
-    taken = []
-    for key in node.dependencies:
-        chain = [key]
-        while len(chain) == 1 and uses[chain[0]] == 1 and chain[0] in graph:
-            taken.append(graph.pop(chain[0]))
-            chain = list(taken[-1].dependencies)
+def _only_for(node: GraphNode, graph: dict[Any, Any], uses: Counter[Any]) -> list[GraphNode]:
+    """What only this node needs of `graph`, from which it is taken; of what is held already, nothing."""
+    taken: list[GraphNode] = []
+    ahead, mine = [node], Counter[Any]()
+    while ahead:
+        for key in ahead.pop().dependencies:
+            mine[key] += 1
+            if mine[key] == uses[key] and isinstance(graph.get(key), GraphNode):
+                ahead.append(graph.pop(key))
+                taken.append(ahead[-1])
     return taken
 
 

@@ -22,7 +22,7 @@ from daskmeans import forecast, runtime
 from daskmeans.kernels.sampling import sampled
 from daskmeans.kmeans.block import Block, Quota
 from daskmeans.kmeans.blocks import Blocks
-from daskmeans.kmeans.inputs import as_matrix, is_lazy, joined, partitions, prepare
+from daskmeans.kmeans.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare
 
 # Blocks for each thread, at least, that small chunks of an array are joined to.
 BLOCKS_EACH = 8
@@ -99,11 +99,9 @@ def _read(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, client: C
     """Blocks, or futures of them, by :func:`_load_block`; with `sent`, partitions are sent to the workers first."""
     if client is not None and sent:
         return runtime.feed(_load_block, calls, "load-block", label, client)
-    task, tasks = dask.delayed(_load_block, pure=False), []
-    for call, where in zip(calls, _dealt(len(calls), client), strict=True):
-        with where:
-            tasks.append(task(*call, dask_key_name=runtime.key("load-block")))
-    return runtime.hold(tasks, label, client)
+    task = dask.delayed(_load_block, pure=False)
+    tasks = [task(*call, dask_key_name=runtime.key("load-block")) for call in calls]
+    return runtime.hold(fused(tasks, _dealt(len(tasks), client)), label, client)
 
 
 class _Loaded(Blocks):
