@@ -23,6 +23,8 @@ from daskmeans import runtime
 from daskmeans.errors import DataError, NotFoundError, OutputError
 
 NAME = "manifest.json"
+# Of manifests and of what they describe; goes up when a reader of the one before would be wrong.
+FORMAT = 1
 # Changed files that a message names.
 TOLD = 3
 
@@ -156,7 +158,7 @@ def step(
     """
     check_free(out, name, overwrite=overwrite)
     kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
-    head = {"step": name, "settings": settings, "inputs": inputs, "versions": versions()}
+    head = {"step": name, "format": FORMAT, "settings": settings, "inputs": inputs, "versions": versions()}
     fresh = [parent for parent in out.parents if not parent.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -271,7 +273,8 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
     NotFoundError
         `path` is not there, or is not an output of one of `steps`.
     OutputError
-        It is unfinished: a run is still writing it, or was interrupted.
+        It is unfinished: a run is still writing it, or was interrupted. Or another version of daskmeans wrote it, in a
+        format of its own.
     """
     wanted = " or ".join(f"`daskmeans {step}`" for step in steps)
     if not path.exists():
@@ -288,6 +291,14 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
             f"the output of `daskmeans {found['step']}` is unfinished",
             where=str(path),
             remedy="run the command that writes it again; it goes on, or replaces what is there",
+        )
+    if found.get("format") != FORMAT:
+        theirs = found.get("versions", {}).get("daskmeans", "of unknown version")
+        raise OutputError(
+            f"the output of `daskmeans {found['step']}` has format {found.get('format', 0)}, from daskmeans {theirs}",
+            where=str(path),
+            expected=f"format {FORMAT}, as daskmeans {version('daskmeans')} writes it",
+            remedy="run the command that writes it again, with --overwrite",
         )
     return found
 

@@ -96,6 +96,19 @@ def test_reading_something_else(out):
             make(out, overwrite=True)
 
 
+@pytest.mark.parametrize("format", [None, 0, 2])
+def test_an_output_in_another_format_says_which_and_is_replaced(out, format):
+    make(out)
+    found = manifest.read(out, "fit") | {"format": format, "versions": {"daskmeans": "0.0.9"}}
+    manifest.write_json(
+        out / manifest.NAME, found if format is not None else {k: found[k] for k in found if k != "format"}
+    )
+    with pytest.raises(OutputError, match=rf"has format {format or 0}, from daskmeans 0\.0\.9(.|\n)*--overwrite"):
+        manifest.read(out, "fit")
+    make(out, overwrite=True)
+    assert manifest.read(out, "fit")["finished"]
+
+
 def test_a_killed_step_is_recognised_and_done_again(tmp_path):
     out = tmp_path / "out"
     script = (

@@ -230,7 +230,7 @@ def test_own_outputs_hold_data_and_rejects(tmp_path) -> None:
     manifest.write_json(out / manifest.NAME, {"step": "embed", "finished": False})
     with pytest.raises(OutputError, match="unfinished"):
         open_source(out)
-    manifest.write_json(out / manifest.NAME, {"step": "embed", "finished": True})
+    manifest.write_json(out / manifest.NAME, {"step": "embed", "format": manifest.FORMAT, "finished": True})
     check(open_source(out), vectors(5))
     manifest.write_json(out / manifest.NAME, {"step": "fit", "finished": True})
     with pytest.raises(NotFoundError, match="daskmeans fit"):
