@@ -19,7 +19,7 @@ from typing import Any
 from distributed import Client
 from upath import UPath
 
-from daskmeans import runtime
+from daskmeans import lock, runtime
 from daskmeans.errors import DataError, NotFoundError, OutputError
 
 NAME = "manifest.json"
@@ -102,16 +102,18 @@ class Step:
         What the manifest will tell besides settings and inputs, such as row counts; JSON types only.
     """
 
-    def __init__(self, path: UPath, head: dict[str, Any], client: Client | None = None) -> None:
+    def __init__(self, path: UPath, head: dict[str, Any], held: lock.Lock, client: Client | None = None) -> None:
         self.path = path
         self.facts: dict[str, Any] = {}
         self._head = head
         self._start = time.perf_counter()
         self._client = runtime.current_client(client)
+        self._lock = held
         runtime.reset_peaks(self._client)
 
     def write(self, finished: bool) -> None:
-        """Write the manifest as it stands."""
+        """Write the manifest as it stands, if no other run has taken the output."""
+        self._lock.check()
         seconds = round(time.perf_counter() - self._start, 3)
         tail = {"seconds": seconds, "peak_bytes": runtime.peaks(self._client), "finished": finished}
         write_json(self.path / NAME, self._head | self.facts | tail)
@@ -157,42 +159,52 @@ def step(
         `out` holds something that must not be overwritten.
     """
     check_free(out, name, overwrite=overwrite)
-    kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
-    head = {"step": name, "format": FORMAT, "settings": settings, "inputs": inputs, "versions": versions()}
     fresh = [parent for parent in out.parents if not parent.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the directory cannot be made ({error.strerror})", where=str(out)) from None
-    made = Step(out, head, client)
-    if kept:
-        made.facts["resumed"] = True  # seconds and peaks are those of the last part
-    made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
-    for child in list(out.iterdir()):
-        if child.name not in {NAME, *kept, *keep}:
-            remove(child)
-    try:
-        yield made
-    except BaseException:
-        if resume and (out / resume).exists():
-            runtime.logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
+    with lock.hold(out) as mine:
+        check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
+        kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
+        head = {"step": name, "format": FORMAT, "settings": settings, "inputs": inputs, "versions": versions()}
+        made = Step(out, head, mine, client)
+        if kept:
+            made.facts["resumed"] = True  # seconds and peaks are those of the last part
+        made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
+        _clear(out, {NAME, *kept, *keep})
+        try:
+            yield made
+        except BaseException:
+            if mine.held:
+                _give_up(out, resume, keep, fresh)
             raise
-        done = [name for name in keep if (peek(out / name) or {"finished": False})["finished"]]
-        if done:
-            for child in list(out.iterdir()):
-                if child.name not in {NAME, *done}:
-                    remove(child)
-            raise
-        remove(out)
-        for parent in fresh:  # made for this step only, unless something else lies there by now
-            if parent.exists() and not any(parent.iterdir()):
-                remove(parent)
-        raise
-    made.write(finished=True)
-    if resume:
-        remove(out / resume)  # last: a kill before this leaves a finished output with something too much
+        made.write(finished=True)
+        if resume:
+            remove(out / resume)  # last: a kill before this leaves a finished output with something too much
     counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
     runtime.log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
+
+
+def _clear(out: UPath, kept: set[str]) -> None:
+    for child in list(out.iterdir()):
+        if child.name not in kept and child.name != lock.NAME:
+            remove(child)
+
+
+def _give_up(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequence[UPath]) -> None:
+    """Remove what a step has left that failed, but for what can be gone on from."""
+    if resume and (out / resume).exists():
+        runtime.logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
+        return
+    done = {name for name in keep if (peek(out / name) or {"finished": False})["finished"]}
+    if done:
+        _clear(out, {NAME, *done})
+        return
+    remove(out)
+    for parent in fresh:  # made for this step only, unless something else lies there by now
+        if parent.exists() and not any(parent.iterdir()):
+            remove(parent)
 
 
 def goes_on(
@@ -239,7 +251,7 @@ def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
             expected="a directory to be made",
             remedy="choose another --out",
         )
-    if not any(out.iterdir()):
+    if all(child.name == lock.NAME for child in out.iterdir()):
         return
     found = peek(out)
     if found is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -223,7 +224,8 @@ def test_a_mistake_is_named_and_changes_nothing(case, tmp_path, two_workers, mon
         case.prepare(at)
         before.update(content(at))
 
-    result = run(replace(case, prepare=prepare), tmp_path, two_workers.scheduler_address)
+    with dask.config.set({"daskmeans.connect-timeout": 1}):
+        result = run(replace(case, prepare=prepare), tmp_path, two_workers.scheduler_address)
     assert result.exit_code == case.status, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output

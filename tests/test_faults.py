@@ -18,15 +18,29 @@ from daskmeans.kmeans.loading import load
 from helpers import Killer, add_up, blobs, count_visits, decisions_of, make_rows, rows_of, write_clusters
 
 
+@pytest.fixture(scope="module")
+def restarting() -> Iterator[distributed.LocalCluster]:
+    """A cluster of two workers; one that is killed is started anew."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        yield cluster
+
+
 @pytest.fixture(params=["replaced", "not replaced"])
 def mortal(request) -> Iterator[distributed.Client]:
     """A client of two workers of which one will be killed; another takes its place, or none does."""
+    if request.param == "replaced":
+        with distributed.Client(request.getfixturevalue("restarting")) as client:
+            yield client
+            for name in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins)):
+                client.unregister_worker_plugin(name)
+            client.wait_for_workers(2)
+        return
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         for nanny in cluster.workers.values():
-            nanny.auto_restart = request.param == "replaced"
+            nanny.auto_restart = False
         yield client
 
 

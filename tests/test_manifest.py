@@ -13,7 +13,7 @@ import time
 import pytest
 from upath import UPath
 
-from daskmeans import manifest
+from daskmeans import lock, manifest
 from daskmeans.errors import NotFoundError, OutputError
 
 
@@ -112,7 +112,7 @@ def test_an_output_in_another_format_says_which_and_is_replaced(out, format):
 def test_a_killed_step_is_recognised_and_done_again(tmp_path):
     out = tmp_path / "out"
     script = (
-        "import time; from upath import UPath; from daskmeans import manifest\n"
+        "import time; from upath import UPath; from daskmeans import lock, manifest\n"
         f"with manifest.step(UPath({str(out)!r}), 'fit', {{}}, {{}}) as step:\n"
         "    (step.path / 'half.txt').write_text('half'); time.sleep(60)\n"
     )
@@ -136,7 +136,7 @@ def begin(out: UPath, settings: dict, inputs: dict, *, fail: bool = True, **kwar
     ):
         parts = step.path / "parts"
         found = sorted(path.name for path in parts.iterdir()) if parts.exists() else []
-        assert sorted(path.name for path in out.iterdir()) == ["manifest.json", *(["parts"] if found else [])]
+        assert sorted(path.name for path in out.iterdir()) == [lock.NAME, manifest.NAME, *(["parts"] if found else [])]
         parts.mkdir(exist_ok=True)
         (parts / f"{len(found)}.txt").write_text("done")
         (step.path / "half.txt").write_text("half")

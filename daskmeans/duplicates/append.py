@@ -6,9 +6,6 @@ is replaced last. Until then they are nobody's, and the next append removes them
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate, pairwise
@@ -21,13 +18,13 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, manifest, runtime
+from daskmeans import config, lock, manifest, runtime
 from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.result import decision_files
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.vectors.buckets import CENTROID, Buckets, Part, lean_of
-from daskmeans.vectors.files import Input, is_local, reached, reading
+from daskmeans.vectors.files import Input, reached, reading
 from daskmeans.vectors.writer import remove_files, write_files
 
 
@@ -130,10 +127,10 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
     Raises
     ------
     OutputError
-        `old` has changed since it was opened.
+        `old` has changed since it was opened, or another run is writing it.
     """
     appended = old.manifest.get("appended", [])
-    with _alone(old.path):
+    with lock.hold(old.path):
         _refuse_changed(old)
         remove_files(old.path, len(appended) + 1)
         files = _write(old, new, _kept(decisions, new.rows, client), len(appended) + 1, client)
@@ -154,30 +151,6 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
         _refuse_changed(old)
         manifest.write_json(old.path / manifest.NAME, old.manifest | facts)
     runtime.log_event("daskmeans", {"step": "append", "out": str(old.path), "rows": batch["rows"]}, client)
-
-
-@contextlib.contextmanager
-def _alone(path: UPath) -> Iterator[None]:
-    """Keep other appends to the clusters in `path` away: on a disk with locks, which go with their process."""
-    if not is_local(path):
-        yield
-        return
-    folder = os.open(path.path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                "something else is being appended to these clusters",
-                where=str(path),
-                expected="one append at a time",
-                remedy="run the command again when that is done",
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(folder)
 
 
 def _refuse_changed(old: Buckets) -> None:

@@ -1,0 +1,127 @@
+"""One run at a time writes an output; what a killed run has left is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from upath import UPath
+
+from daskmeans import lock, manifest
+from daskmeans.errors import OutputError
+
+PROGRAM = """
+import sys, time
+from upath import UPath
+from daskmeans import manifest
+with manifest.step(UPath(sys.argv[1]), "fit", {}, {}) as step:
+    (step.path / "half.txt").write_text("half")
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "out").mkdir()
+    return UPath(tmp_path / "out")
+
+
+def make(out, text="whole"):
+    with manifest.step(out, "fit", {}, {}) as step:
+        (step.path / "file.txt").write_text(text)
+
+
+def leave(out, **facts):
+    """The lock of a run on another machine, which was seen a moment ago."""
+    told = {"token": "t", "pid": 1, "started": 0.0, "host": "elsewhere", "place": "", "seen": time.time()} | facts
+    (out / lock.NAME).write_text(json.dumps(told))
+
+
+def names(out):
+    return sorted(child.name for child in out.iterdir())
+
+
+def test_a_second_run_is_refused_until_the_first_is_killed(out):
+    running = subprocess.Popen([sys.executable, "-c", PROGRAM, str(out)])
+    while not (out / "half.txt").exists():
+        assert running.poll() is None
+        time.sleep(0.02)
+    with pytest.raises(
+        OutputError, match=rf"another run is writing this output \(process {running.pid} on .*which runs"
+    ):
+        make(out)
+    assert (out / "half.txt").read_text() == "half"
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    make(out)
+    assert names(out) == ["file.txt", manifest.NAME]
+
+
+def test_a_run_on_another_machine_counts_as_long_as_it_is_seen(out):
+    leave(out, seen=time.time() - 100)
+    with pytest.raises(OutputError, match=r"process 1 on elsewhere, seen 1\d\d s ago"):
+        make(out)
+    assert names(out) == [lock.NAME]
+    leave(out, seen=time.time() - lock.DEAD - 1)
+    make(out)
+    assert names(out) == ["file.txt", manifest.NAME]
+
+
+def test_the_number_of_a_dead_process_may_be_anothers_by_now(out):
+    leave(out, **lock._here(), pid=os.getpid(), started=1.5)
+    make(out)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_lock_that_says_nothing_is_of_a_killed_run(out, text):
+    (out / lock.NAME).write_text(text)
+    make(out)
+
+
+def test_a_run_that_was_taken_for_dead_neither_finishes_nor_removes(out):
+    with pytest.raises(OutputError, match="another run has taken"), manifest.step(out, "fit", {}, {}) as step:
+        leave(out)
+        (step.path / "file.txt").write_text("of the other run")
+    assert names(out) == ["file.txt", lock.NAME, manifest.NAME]
+    assert not (manifest.peek(out) or {})["finished"]
+
+
+def test_a_run_that_fails_after_that_removes_nothing_either(out):
+    with pytest.raises(ZeroDivisionError), manifest.step(out, "fit", {}, {}):
+        leave(out)
+        (out / "file.txt").write_text("of the other run")
+        raise ZeroDivisionError
+    assert names(out) == ["file.txt", lock.NAME, manifest.NAME]
+
+
+def test_a_run_gives_signs_of_life(out, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    with lock.hold(out):
+        first = lock._read(out / lock.NAME)["seen"]
+        while lock._read(out / lock.NAME)["seen"] == first:
+            time.sleep(0.01)
+    assert names(out) == []
+
+
+def test_one_thread_at_a_time_too(out):
+    with lock.hold(out), pytest.raises(OutputError, match="another run"):
+        make(out)
+    make(out)
+
+
+def test_object_stores():
+    out = UPath("memory://test-lock/out")
+    out.mkdir(parents=True)
+    with lock.hold(out), pytest.raises(OutputError, match="another run"), lock.hold(out):
+        pass
+    leave(out)
+    with pytest.raises(OutputError, match="elsewhere"):
+        make(out)
+    (out / lock.NAME).unlink()
+    make(out)
+    assert names(out) == ["file.txt", manifest.NAME]
