@@ -19,6 +19,8 @@ from daskmeans.kernels.hashing import hash_integers
 from daskmeans.kernels.tile import capability
 
 GPUS = Path("/proc/driver/nvidia/gpus")
+# What the extra `gpu` brings: one of these alone is of no use.
+GPU_PACKAGES = ("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask")
 # What only those who work on daskmeans itself install.
 _FOR_DEVELOPERS = {"dev", "docs", "test"}
 
@@ -96,11 +98,21 @@ def _local_disk() -> dict[str, Any]:
     return facts | ({"remedy": f"{disk.kind} is memory: set --local-directory"} if disk.in_memory else {})
 
 
+def has_gpu() -> bool:
+    """Whether the driver lists a GPU that CUDA_VISIBLE_DEVICES does not hide."""
+    return GPUS.is_dir() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1", "NoDevFiles")
+
+
+def missing_for_gpus() -> list[str]:
+    """Packages of the extra `gpu` that are not installed."""
+    return [name for name in GPU_PACKAGES if find_spec(name) is None]
+
+
 def _gpu() -> dict[str, Any]:
     found = [_gpu_model(file) for file in sorted(GPUS.glob("*/information"))]
-    used = 'none; `--device gpu` needs pip install "daskmeans[gpu]"'
-    if found and find_spec("dask_cuda") is not None:
-        used = "with `--device gpu`; kernels run on the cores of its workers in this version"
+    used = "by `--engine cuml`; other kernels run on the cores of the workers in this version"
+    if missing_for_gpus():
+        used = 'none; needs pip install "daskmeans[gpu]"'
     return {"found": ", ".join(found) or "none", "used": used if found else "none"}
 
 
