@@ -19,7 +19,7 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 
-from daskmeans import config, system
+from daskmeans import config, gpus
 from daskmeans.dashboard import PAGE, add_page
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 
@@ -35,7 +35,7 @@ QUIET = {
 class ClusterSettings:
     """Where a command runs; the fields are the flags of the command line.
 
-    Those from `rmm_pool_size` on are arguments of ``dask_cuda.LocalCUDACluster``, by its names; None is its default.
+    Those from `rmm_pool_size` on are arguments of ``dask_cuda.LocalCUDACluster``, by its names and with its defaults.
     """
 
     device: str = "auto"
@@ -50,7 +50,7 @@ class ClusterSettings:
     rmm_maximum_pool_size: str | None = None
     rmm_managed_memory: bool = False
     rmm_async: bool = False
-    device_memory_limit: str | None = None
+    device_memory_limit: str = "default"
     enable_cudf_spill: bool = False
     protocol: str | None = None
     enable_tcp_over_ucx: bool | None = None
@@ -84,7 +84,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
             add_page(client)
             yield client
     else:
-        there = system.has_gpu() and not system.missing_for_gpus()
+        there = gpus.visible() and not gpus.missing_packages()
         on_gpus = settings.device == "gpu" or (settings.device == "auto" and there)
         start = _gpu_cluster if on_gpus else _cpu_cluster
         with start(settings) as local, Client(local) as client:
@@ -160,9 +160,9 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
     """A LocalCUDACluster: a worker for each GPU, with its share of the cores, as our own kernels run on these."""
-    if missing := system.missing_for_gpus():
+    if missing := gpus.missing_packages():
         raise MissingExtraError(missing[0], "gpu")
-    if not system.has_gpu():
+    if not gpus.visible():
         raise UsageError(
             "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
             where="--device gpu",
@@ -174,8 +174,6 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
     workers = settings.n_workers or get_n_gpus()
     threads = settings.threads_per_worker or max(1, CPU_COUNT // workers)
-    # None is no default of dask-cuda's here, but no limit at all.
-    limit = {} if settings.device_memory_limit is None else {"device_memory_limit": settings.device_memory_limit}
     with _starting(workers, threads):
         return LocalCUDACluster(
             n_workers=workers,
@@ -186,6 +184,7 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
             rmm_maximum_pool_size=settings.rmm_maximum_pool_size,
             rmm_managed_memory=settings.rmm_managed_memory,
             rmm_async=settings.rmm_async,
+            device_memory_limit=settings.device_memory_limit,
             enable_cudf_spill=settings.enable_cudf_spill,
             protocol=settings.protocol,
             enable_tcp_over_ucx=settings.enable_tcp_over_ucx,
@@ -194,7 +193,6 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
             enable_rdmacm=settings.enable_rdmacm,
             dashboard_address=settings.dashboard_address,
             silence_logs=logging.CRITICAL,
-            **limit,
         )
 
 

@@ -142,7 +142,7 @@ _CLUSTER = [
     click.option("--rmm-maximum-pool-size", help="GPU: as in dask-cuda."),
     click.option("--rmm-managed-memory", is_flag=True, help="GPU: as in dask-cuda."),
     click.option("--rmm-async", is_flag=True, help="GPU: as in dask-cuda."),
-    click.option("--device-memory-limit", help="GPU: as in dask-cuda."),
+    click.option("--device-memory-limit", default="default", show_default=True, help="GPU: as in dask-cuda."),
     click.option("--enable-cudf-spill", is_flag=True, help="GPU: as in dask-cuda."),
     click.option("--protocol", help="GPU: as in dask-cuda."),
     click.option("--enable-tcp-over-ucx/--disable-tcp-over-ucx", default=None, help="GPU: as in dask-cuda."),

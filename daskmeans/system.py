@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,10 @@ from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 from packaging.requirements import Requirement
 
-from daskmeans import manifest, runtime
+from daskmeans import gpus, manifest, runtime
 from daskmeans.kernels.hashing import hash_integers
 from daskmeans.kernels.tile import capability
 
-GPUS = Path("/proc/driver/nvidia/gpus")
-# What the extra `gpu` brings: one of these alone is of no use.
-GPU_PACKAGES = ("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask")
 # What only those who work on daskmeans itself install.
 _FOR_DEVELOPERS = {"dev", "docs", "test"}
 
@@ -98,27 +94,12 @@ def _local_disk() -> dict[str, Any]:
     return facts | ({"remedy": f"{disk.kind} is memory: set --local-directory"} if disk.in_memory else {})
 
 
-def has_gpu() -> bool:
-    """Whether the driver lists a GPU that CUDA_VISIBLE_DEVICES does not hide."""
-    return GPUS.is_dir() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1", "NoDevFiles")
-
-
-def missing_for_gpus() -> list[str]:
-    """Packages of the extra `gpu` that are not installed."""
-    return [name for name in GPU_PACKAGES if find_spec(name) is None]
-
-
 def _gpu() -> dict[str, Any]:
-    found = [_gpu_model(file) for file in sorted(GPUS.glob("*/information"))]
+    found = ", ".join(gpus.models())
     used = "by `--engine cuml`; other kernels run on the cores of the workers in this version"
-    if missing_for_gpus():
+    if gpus.missing_packages():
         used = 'none; needs pip install "daskmeans[gpu]"'
-    return {"found": ", ".join(found) or "none", "used": used if found else "none"}
-
-
-def _gpu_model(information: Path) -> str:
-    lines = information.read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("Model")), information.parent.name)
+    return {"found": found or "none", "used": used if found else "none"}
 
 
 def _extras() -> dict[str, str]:

@@ -17,7 +17,8 @@ from distributed import futures_of
 from sklearn.cluster import KMeans as Reference
 
 import daskmeans as dkm
-from daskmeans import KMeans, cluster, forecast, system
+from daskmeans import KMeans, cluster, forecast
+from daskmeans import gpus as installed
 from daskmeans.cluster import ClusterSettings
 from daskmeans.errors import ClusterError, MemoryForecastError, MissingExtraError, RunError, UsageError
 from daskmeans.kmeans import cuml as engine
@@ -131,7 +132,7 @@ def install(monkeypatch):
         top = module("cuml", dask=on_dask, __version__="26.10.00")
         for made in (cupy, top, on_dask, estimators):
             monkeypatch.setitem(sys.modules, made.__name__, made)
-        monkeypatch.setattr(system, "find_spec", lambda name: name in system.GPU_PACKAGES or None)
+        monkeypatch.setattr(installed, "find_spec", lambda name: name in installed.PACKAGES or None)
         monkeypatch.setattr(stand_in, "made", [])
         return stand_in.made
 
@@ -283,7 +284,7 @@ def test_fewer_rows_are_compared_at_once_where_distances_would_fill_the_device()
 
 
 def test_missing_packages_are_an_extra(monkeypatch):
-    monkeypatch.setattr(system, "find_spec", lambda name: None)
+    monkeypatch.setattr(installed, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "daskmeans\[gpu\]"'):
         KMeans(4, engine="cuml").fit(blobs())
 
@@ -294,10 +295,22 @@ def test_without_a_cluster_there_is_no_cuml(install):
         KMeans(4, engine="cuml").fit(blobs())
 
 
-def test_workers_without_a_device_are_named(install, client):
-    install()  # here, but not in the processes of these workers
-    with pytest.raises(ClusterError, match=r"2 of 2 workers cannot run cuML \((.|\n)*--device gpu"):
-        KMeans(4, engine="cuml").fit(blobs(), client=client)
+@pytest.mark.parametrize(
+    ("lacking", "why"), [("device", "no CUDA-capable device"), ("package", "cudf is not installed")]
+)
+def test_workers_that_cannot_run_it_are_named(install, two, monkeypatch, lacking, why):
+    install()
+    if lacking == "device":
+        monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "memGetInfo", no_device)
+    else:
+        answers = iter([[], ["cudf"], ["cudf"]])  # nothing is missing here, but on the workers
+        monkeypatch.setattr(installed, "missing_packages", lambda: next(answers))
+    with pytest.raises(ClusterError, match=rf"inproc(.|\n)*2 of 2 workers cannot run cuML \((.|\n)*{why}"):
+        KMeans(4, engine="cuml").fit(blobs(), client=two)
+
+
+def no_device():
+    raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
 
 
 def test_auto_is_the_native_engine(install, two):
@@ -314,12 +327,12 @@ def test_a_model_on_disk_says_who_made_it_and_works_without_cuml(install, two, t
     again = dkm.fit(embeddings, tmp_path / "again", KMeans(5, engine="native", max_iter=0, init=model.cluster_centers_))
     assert again.inertia_ == model.inertia_
     assert len(made) == 1
-    monkeypatch.setattr(system, "find_spec", lambda name: None)
+    monkeypatch.setattr(installed, "find_spec", lambda name: None)
     np.testing.assert_array_equal(KMeans.load(tmp_path / "model").predict(blobs()), again.predict(blobs()))
 
 
 def test_a_refused_engine_leaves_no_unfinished_step(tmp_path, embeddings, monkeypatch):
-    monkeypatch.setattr(system, "find_spec", lambda name: None)
+    monkeypatch.setattr(installed, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError):
         dkm.fit(embeddings, tmp_path / "model", KMeans(5, engine="cuml"))
     dkm.fit(embeddings, tmp_path / "model", KMeans(5))
@@ -412,7 +425,7 @@ def gpus(install, monkeypatch, tmp_path):
     utils = module("dask_cuda.utils", get_n_gpus=lambda: 2)
     for made in (utils, module("dask_cuda", LocalCUDACluster=FakeCluster, utils=utils)):
         monkeypatch.setitem(sys.modules, made.__name__, made)
-    monkeypatch.setattr(system, "GPUS", tmp_path)
+    monkeypatch.setattr(installed, "DRIVER", tmp_path)
     monkeypatch.setattr(cluster, "CPU_COUNT", 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

@@ -17,7 +17,7 @@ import dask.array as da
 import numpy as np
 from distributed import Client
 
-from daskmeans import config, forecast, progress, runtime, system
+from daskmeans import config, forecast, gpus, progress, runtime
 from daskmeans.errors import ClusterError, DaskmeansError, MissingExtraError, RunError, UsageError
 from daskmeans.kmeans.block import Block
 from daskmeans.kmeans.blocks import Blocks
@@ -54,9 +54,9 @@ def devices(client: Client | None) -> dict[str, int]:
     UsageError
         There is no cluster.
     ClusterError
-        A worker has no device, or lacks a package.
+        There are no workers, or one has no device or lacks a package.
     """
-    if missing := system.missing_for_gpus():
+    if missing := gpus.missing_packages():
         raise MissingExtraError(missing[0], "gpu")
     if client is None:
         raise UsageError(
@@ -65,6 +65,8 @@ def devices(client: Client | None) -> dict[str, int]:
             remedy="start a dask_cuda.LocalCUDACluster and a Client of it first, or use engine='native'",
         )
     found: Any = client.run(_device)  # a dict, as this client is not asynchronous
+    if not found:
+        raise ClusterError("the scheduler has no workers", remedy="start some with `dask cuda worker ADDRESS`")
     if without := {worker: why for worker, why in found.items() if isinstance(why, str)}:
         worker, why = next(iter(without.items()))
         raise ClusterError(
@@ -79,7 +81,6 @@ def devices(client: Client | None) -> dict[str, int]:
 def fit(
     blocks: Blocks,
     init: Any,
-    memory: dict[str, int],
     *,
     n_clusters: int,
     max_iter: int,
@@ -98,8 +99,6 @@ def fit(
     ----------
     blocks : Blocks
     init : {"auto", "k-means||", "random"} or ndarray
-    memory : dict
-        From :func:`devices`.
     n_clusters, max_iter, tol, oversampling_factor, max_samples_per_batch
         As in :class:`daskmeans.KMeans`.
     seed, run, checkpoints
@@ -122,7 +121,12 @@ def fit(
     sample = blocks.sample(MIDDLE_ROWS, seed)[1]
     variance = float(sample.var(axis=0, dtype=np.float64).mean())
     batch = forecast.check_devices(
-        blocks.rows_by_worker(), blocks.dimension, n_clusters, max_samples_per_batch, oversampling_factor, memory
+        blocks.rows_by_worker(),
+        blocks.dimension,
+        n_clusters,
+        max_samples_per_batch,
+        oversampling_factor,
+        devices(blocks.client),
     )
     knobs = {
         "init": _seeds(blocks, init, n_clusters, seed),
@@ -270,12 +274,13 @@ def _check(theirs: float, ours: float, slack: float) -> None:
 
 def _device() -> int | str:
     """Bytes of this worker's device, or why it cannot run cuML."""
-    try:
-        import cuml.dask  # noqa: F401
-        import cupy
+    if missing := gpus.missing_packages():
+        return f"{missing[0]} is not installed"
+    import cupy  # not cuml, for seconds in which the worker answers nobody
 
+    try:
         return int(cupy.cuda.runtime.memGetInfo()[1])
-    except (ImportError, RuntimeError) as error:  # CUDA's are RuntimeErrors
+    except RuntimeError as error:  # as CUDA's are
         return f"{type(error).__name__}: {error}"
 
 

@@ -210,7 +210,7 @@ class KMeans:
         client = runtime.current_client(client)
         if client is not None:
             add_page(client)
-        memory = self.check_engine(client)
+        self.check_engine(client)
         blocks = load(X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters)
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
@@ -218,7 +218,7 @@ class KMeans:
                 where="n_clusters",
                 remedy=f"set n_clusters to {blocks.n_rows} or less",
             )
-        runs = [self._run(blocks, init, run, checkpoints, memory) for run in range(self.n_init)]
+        runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
         if self.max_cluster_size is not None:
@@ -239,14 +239,13 @@ class KMeans:
         return self
 
     def _run(
-        self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None, memory: dict[str, int]
+        self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None
     ) -> tuple[Fit, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
-        if memory:
+        if self._by_cuml():
             return cuml.fit(
                 blocks,
                 init,
-                memory,
                 n_clusters=self.n_clusters,
                 max_iter=self.max_iter,
                 tol=self.tol,
@@ -267,10 +266,13 @@ class KMeans:
             checkpoints=checkpoints,
         )
 
-    def check_engine(self, client: Client | None) -> dict[str, int]:
-        """Bytes of device memory of each worker where cuML is to fit, else nothing; raise where it cannot."""
-        wanted = self.engine == "cuml" and self.max_iter  # without updates there is nothing for it to do
-        return cuml.devices(client) if wanted else {}
+    def _by_cuml(self) -> bool:
+        return self.engine == "cuml" and self.max_iter > 0  # without updates there is nothing for it to do
+
+    def check_engine(self, client: Client | None) -> None:
+        """Raise MissingExtraError, UsageError or ClusterError where the engine cannot run."""
+        if self._by_cuml():
+            cuml.devices(client)
 
     def check_params(self) -> None:
         """Raise UsageError for a parameter that is out of its range."""
