@@ -94,10 +94,7 @@ class Collector(ast.NodeVisitor):
 
     def bind(self, target: ast.expr | None, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
-            made = self.name_of(value.func) if isinstance(value, ast.Call) else None
-            self.scopes[-1].pop(target.id, None)
-            if made and made.rpartition(".")[2][:1].isupper():  # a class
-                self.scopes[-1][target.id] = f"{made}()"
+            self.scopes[-1][target.id] = self.name_of(value) if isinstance(value, ast.Call) else None
 
     def visit_Call(self, node: ast.Call) -> None:
         if name := self.name_of(node.func):
@@ -105,7 +102,7 @@ class Collector(ast.NodeVisitor):
                 sys.exit(f"{self.file}:{node.lineno}: {name} is called with * or **, which cannot be checked")
             keywords = tuple(str(keyword.arg) for keyword in node.keywords)
             self.use(node, name, called=True, positional=len(node.args), keywords=keywords)
-            for each in [*node.args, *(keyword.value for keyword in node.keywords)]:
+            for each in [_innermost(node.func), *node.args, *(keyword.value for keyword in node.keywords)]:
                 self.visit(each)
         else:
             self.generic_visit(node)
@@ -113,16 +110,26 @@ class Collector(ast.NodeVisitor):
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if name := self.name_of(node):
             self.use(node, name)
-        else:
-            self.generic_visit(node)
+        self.visit(_innermost(node))
 
     def name_of(self, node: ast.expr) -> str | None:
+        """What of theirs `node` stands for; a call of a class stands for an instance."""
         if isinstance(node, ast.Attribute):
             of = self.name_of(node.value)
             return f"{of}.{node.attr}" if of else None
+        if isinstance(node, ast.Call):
+            made = self.name_of(node.func)
+            return f"{made}()" if made and made.rpartition(".")[2][:1].isupper() else None
         if isinstance(node, ast.Name):
             return next((scope[node.id] for scope in reversed(self.scopes) if node.id in scope), None)
         return None
+
+
+def _innermost(node: ast.expr) -> ast.expr:
+    """What the attributes of `node` are attributes of."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node
 
 
 def uses_in(sources: list[Path]) -> list[Use]:

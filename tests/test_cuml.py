@@ -23,6 +23,7 @@ from daskmeans.cluster import ClusterSettings
 from daskmeans.errors import ClusterError, MemoryForecastError, MissingExtraError, RunError, UsageError
 from daskmeans.kmeans import cuml as engine
 from daskmeans.kmeans.loading import load
+from daskmeans.workflow import fit
 from helpers import blobs
 
 GIB = 1 << 30
@@ -60,7 +61,7 @@ class StandIn:
         assert 0 <= self.knobs["random_state"] < 2**32, "check_random_seed refuses it"
         assert self.knobs["n_init"] != "auto"
         rows = self.client.persist(X)
-        self.places = self.client.who_has(futures_of(rows))
+        self.places = list(self.client.who_has(futures_of(rows)).values())
         self.rows = rows.compute()
         init = self.client.submit(lambda init: init, self.knobs["init"]).result()  # a future becomes what it stands for
         self.init = init
@@ -148,8 +149,8 @@ def test_the_rows_of_each_worker_stay_there_once_and_normalised(install, two):
     made, X = install(), blobs()
     km = KMeans(6, engine="cuml", random_state=3).fit(X, client=two)
     (used,) = made
-    assert len(set(used.places.values())) == 2
-    assert all(len(places) == 1 for places in used.places.values())
+    assert {len(workers) for workers in used.places} == {1}
+    assert len({*map(tuple, used.places)}) == 2
     np.testing.assert_allclose(np.linalg.norm(used.rows, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(np.sort(used.rows[:, 0]), np.sort(X[:, 0] / np.linalg.norm(X, axis=1)), rtol=1e-5)
     assert km.converged_ and km.n_iter_ < 300
@@ -215,7 +216,7 @@ def test_workers_and_partitions_without_rows_take_no_part(install, thread_client
     lazy = dask.array.concatenate([dask.array.from_array(X[:0], chunks=(1, 16)), dask.array.from_array(X, chunks=70)])
     KMeans(3, engine="cuml").fit(lazy, client=thread_client(3))
     assert len(made[0].rows) == 70
-    assert len(set(made[0].places.values())) <= 3
+    assert len(made[0].places) == 1  # all rows are in one chunk
 
 
 def test_fewer_rows_than_clusters_never_reach_cuml(install, two):
@@ -322,9 +323,9 @@ def test_auto_is_the_native_engine(install, two):
 
 def test_a_model_on_disk_says_who_made_it_and_works_without_cuml(install, two, tmp_path, embeddings, monkeypatch):
     made = install()
-    model = dkm.fit(embeddings, tmp_path / "model", KMeans(5, engine="cuml"), client=two)
+    model = fit(embeddings, tmp_path / "model", KMeans(5, engine="cuml"), client=two)
     assert '"engine": "cuml"' in (tmp_path / "model" / "model.json").read_text()
-    again = dkm.fit(embeddings, tmp_path / "again", KMeans(5, engine="native", max_iter=0, init=model.cluster_centers_))
+    again = fit(embeddings, tmp_path / "again", KMeans(5, engine="native", max_iter=0, init=model.cluster_centers_))
     assert again.inertia_ == model.inertia_
     assert len(made) == 1
     monkeypatch.setattr(installed, "find_spec", lambda name: None)
@@ -334,8 +335,8 @@ def test_a_model_on_disk_says_who_made_it_and_works_without_cuml(install, two, t
 def test_a_refused_engine_leaves_no_unfinished_step(tmp_path, embeddings, monkeypatch):
     monkeypatch.setattr(installed, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError):
-        dkm.fit(embeddings, tmp_path / "model", KMeans(5, engine="cuml"))
-    dkm.fit(embeddings, tmp_path / "model", KMeans(5))
+        fit(embeddings, tmp_path / "model", KMeans(5, engine="cuml"))
+    fit(embeddings, tmp_path / "model", KMeans(5))
 
 
 def test_runs_that_had_ended_are_not_made_again(install, two):

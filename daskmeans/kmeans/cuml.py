@@ -142,8 +142,8 @@ def fit(
     inertia, labels = measured(blocks, found.centroids)
     _check(found.inertia, inertia, SLACK * variance * blocks.dimension * blocks.n_rows)
     n_iter = min(found.n_iter, max_iter)  # counted one too far where no update was the last
-    facts = {"phase": 0, "phases": 1, "rows": blocks.n_rows, "iteration": n_iter, "inertia": found.inertia}
-    facts |= {"seconds": time.perf_counter() - start, "cuml": found.version}
+    facts: dict[str, Any] = {"phase": 0, "phases": 1, "rows": blocks.n_rows, "iteration": n_iter}
+    facts |= {"inertia": found.inertia, "seconds": time.perf_counter() - start, "cuml": found.version}
     runtime.log_event("daskmeans-kmeans", facts | {"run": run, "n_clusters": n_clusters}, blocks.client)
     fit = Fit(found.centroids, found.centroids, found.centroids, n_iter=n_iter, converged=n_iter < max_iter)
     fit.inertia, fit.history, fit.iterations = inertia, [found.inertia], [facts]
