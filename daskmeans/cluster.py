@@ -84,12 +84,17 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
             add_page(client)
             yield client
     else:
-        there = gpus.visible() and not gpus.missing_packages()
-        on_gpus = settings.device == "gpu" or (settings.device == "auto" and there)
-        start = _gpu_cluster if on_gpus else _cpu_cluster
+        start = _gpu_cluster if _on_gpus(settings) else _cpu_cluster
         with start(settings) as local, Client(local) as client:
             add_page(client)
             yield client
+
+
+def _on_gpus(settings: ClusterSettings) -> bool:
+    """Whether workers get a GPU each; where `device` is "auto", if there are as many, and the packages."""
+    if settings.device == "auto":
+        return gpus.count() >= (settings.n_workers or 1) and not gpus.missing_packages()
+    return settings.device == "gpu"
 
 
 def _connect(settings: ClusterSettings) -> Client:
@@ -162,7 +167,7 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
     """A LocalCUDACluster: a worker for each GPU, with its share of the cores, as our own kernels run on these."""
     if missing := gpus.missing_packages():
         raise MissingExtraError(missing[0], "gpu")
-    if not gpus.visible():
+    if not gpus.count():
         raise UsageError(
             "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
             where="--device gpu",
@@ -170,9 +175,8 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
             remedy="use --device cpu",
         )
     from dask_cuda import LocalCUDACluster
-    from dask_cuda.utils import get_n_gpus
 
-    workers = settings.n_workers or get_n_gpus()
+    workers = settings.n_workers or gpus.count()
     threads = settings.threads_per_worker or max(1, CPU_COUNT // workers)
     with _starting(workers, threads):
         return LocalCUDACluster(

@@ -17,9 +17,12 @@ def models() -> list[str]:
     return [_model(file) for file in sorted(DRIVER.glob("*/information"))]
 
 
-def visible() -> bool:
-    """Whether there are GPUs that CUDA_VISIBLE_DEVICES does not hide."""
-    return DRIVER.is_dir() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1", "NoDevFiles")
+def count() -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES does not hide."""
+    listed, chosen = [*DRIVER.glob("*")], os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not listed or chosen is None:
+        return len(listed)
+    return len([name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
 
 
 def missing_packages() -> list[str]:

@@ -423,23 +423,29 @@ class FakeCluster(distributed.LocalCluster):
 @pytest.fixture
 def gpus(install, monkeypatch, tmp_path):
     install()
-    utils = module("dask_cuda.utils", get_n_gpus=lambda: 2)
-    for made in (utils, module("dask_cuda", LocalCUDACluster=FakeCluster, utils=utils)):
-        monkeypatch.setitem(sys.modules, made.__name__, made)
+    monkeypatch.setitem(sys.modules, "dask_cuda", module("dask_cuda", LocalCUDACluster=FakeCluster))
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
     monkeypatch.setattr(installed, "DRIVER", tmp_path)
     monkeypatch.setattr(cluster, "CPU_COUNT", 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_auto_is_a_worker_for_each_gpu_where_there_are_some(gpus, monkeypatch):
+def test_auto_is_a_worker_for_each_gpu_where_there_are_some(gpus):
     settings = ClusterSettings(dashboard_address=":0")
     with cluster.cluster(settings) as client:
         assert list(client.nthreads().values()) == [4, 4]  # our own kernels run on cores
     assert FakeCluster.asked["device_memory_limit"] == "default"
-    monkeypatch.setattr(FakeCluster, "asked", {})
+
+
+@pytest.mark.parametrize("variable", ["", "-1", "1"])
+def test_auto_is_the_cores_where_gpus_are_hidden_or_too_few(gpus, monkeypatch, variable):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert not cluster._on_gpus(ClusterSettings(n_workers=2))
+
+
+def test_gpus_that_are_not_there_are_not_asked_for(gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with cluster.cluster(ClusterSettings(dashboard_address=":0", n_workers=1)):
-        assert FakeCluster.asked == {}
     with pytest.raises(UsageError, match="no GPU"), cluster.cluster(ClusterSettings(device="gpu")):
         pass
 

@@ -443,7 +443,7 @@ class KMeans:
             "n_iter": self.n_iter_,
             "converged": self.converged_,
             "seed": self.seed_,
-            "engine": "cuml" if self.engine == "cuml" else "native",
+            "engine": "cuml" if self._by_cuml() else "native",
             "ann": getattr(self, "ann_", None),
             "parameters": named,
             "input_fingerprint": fingerprint,
