@@ -1,13 +1,11 @@
 #!/usr/bin/env python3
 """Check what our code uses of RAPIDS against the source inside its wheels, without importing them.
 
-    pip download --no-deps -d wheels cuml-cu13==26.10.* cudf-cu13==26.10.* dask-cudf-cu13==26.10.* \
-        raft-dask-cu13==26.10.* dask-cuda==26.10.* rmm-cu13==26.10.*
     ci/check-rapids-api.py wheels
 
 Every name that daskmeans, workflows and tests import from a package of RAPIDS, every attribute of it and every argument
 of its calls is looked up where the wheels define it: in Python files, or in the Cython files that lie beside compiled
-modules. Exit status: 0, all is there; 1, something is not; 2, there are no wheels.
+modules. Exit status: 0, all is there; 1, something is not; 2, there are no wheels, and how to get them.
 """
 
 from __future__ import annotations
