@@ -65,7 +65,6 @@ def fit_step(
     source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None
 ) -> None:
     """Fit `model` on `source` and make the directory `path` of it, from a checkpoint if there is one."""
-    model.check_engine(client)
     forecast.check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
     settings, made_from = fit_settings(model, reading), source.identity()
     with manifest.step(

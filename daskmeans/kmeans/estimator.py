@@ -210,7 +210,8 @@ class KMeans:
         client = runtime.current_client(client)
         if client is not None:
             add_page(client)
-        self.check_engine(client)
+        if self._by_cuml():
+            cuml.devices(client)  # before anything is read
         blocks = load(X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters)
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
@@ -268,11 +269,6 @@ class KMeans:
 
     def _by_cuml(self) -> bool:
         return self.engine == "cuml" and self.max_iter > 0  # without updates there is nothing for it to do
-
-    def check_engine(self, client: Client | None) -> None:
-        """Raise MissingExtraError, UsageError or ClusterError where the engine cannot run."""
-        if self._by_cuml():
-            cuml.devices(client)
 
     def check_params(self) -> None:
         """Raise UsageError for a parameter that is out of its range."""
