@@ -19,7 +19,7 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 
-from daskmeans import config
+from daskmeans import config, gpus
 from daskmeans.dashboard import PAGE, add_page
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 
@@ -33,7 +33,10 @@ QUIET = {
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Where a command runs; the fields are the flags of the command line."""
+    """Where a command runs; the fields are the flags of the command line.
+
+    Those from `rmm_pool_size` on are arguments of ``dask_cuda.LocalCUDACluster``, by its names and with its defaults.
+    """
 
     device: str = "auto"
     n_workers: int | None = None
@@ -44,9 +47,16 @@ class ClusterSettings:
     dashboard_address: str = "127.0.0.1:8787"
     local_directory: str | None = None
     rmm_pool_size: str | None = None
-    device_memory_limit: str | None = None
+    rmm_maximum_pool_size: str | None = None
+    rmm_managed_memory: bool = False
+    rmm_async: bool = False
+    device_memory_limit: str = "default"
     enable_cudf_spill: bool = False
     protocol: str | None = None
+    enable_tcp_over_ucx: bool | None = None
+    enable_infiniband: bool | None = None
+    enable_nvlink: bool | None = None
+    enable_rdmacm: bool | None = None
 
 
 @contextlib.contextmanager
@@ -74,10 +84,17 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
             add_page(client)
             yield client
     else:
-        start = _gpu_cluster if settings.device == "gpu" else _cpu_cluster
+        start = _gpu_cluster if _on_gpus(settings) else _cpu_cluster
         with start(settings) as local, Client(local) as client:
             add_page(client)
             yield client
+
+
+def _on_gpus(settings: ClusterSettings) -> bool:
+    """Whether workers get a GPU each; where `device` is "auto", if there are as many, and the packages."""
+    if settings.device == "auto":
+        return gpus.count() >= (settings.n_workers or 1) and not gpus.missing_packages()
+    return settings.device == "gpu"
 
 
 def _connect(settings: ClusterSettings) -> Client:
@@ -133,27 +150,70 @@ def _check_workers(client: Client) -> None:
 
 
 def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
-    """A LocalCluster on which kernel threads times worker threads is the number of cores."""
     threads = settings.threads_per_worker or 1
     workers = settings.n_workers or max(1, CPU_COUNT // threads)
+    with _starting(workers, threads):
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=settings.memory_limit,
+            dashboard_address=settings.dashboard_address,
+            local_directory=settings.local_directory,
+            silence_logs=logging.CRITICAL,
+        )
+
+
+def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
+    """A LocalCUDACluster: a worker for each GPU, with its share of the cores, as our own kernels run on these."""
+    if missing := gpus.missing_packages():
+        raise MissingExtraError(missing[0], "gpu")
+    if not gpus.count():
+        raise UsageError(
+            "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
+            where="--device gpu",
+            expected="a GPU that `nvidia-smi` lists",
+            remedy="use --device cpu",
+        )
+    from dask_cuda import LocalCUDACluster
+
+    workers = settings.n_workers or gpus.count()
+    threads = settings.threads_per_worker or max(1, CPU_COUNT // workers)
+    with _starting(workers, threads):
+        return LocalCUDACluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=settings.memory_limit,
+            local_directory=settings.local_directory,
+            rmm_pool_size=settings.rmm_pool_size,
+            rmm_maximum_pool_size=settings.rmm_maximum_pool_size,
+            rmm_managed_memory=settings.rmm_managed_memory,
+            rmm_async=settings.rmm_async,
+            device_memory_limit=settings.device_memory_limit,
+            enable_cudf_spill=settings.enable_cudf_spill,
+            protocol=settings.protocol,
+            enable_tcp_over_ucx=settings.enable_tcp_over_ucx,
+            enable_infiniband=settings.enable_infiniband,
+            enable_nvlink=settings.enable_nvlink,
+            enable_rdmacm=settings.enable_rdmacm,
+            dashboard_address=settings.dashboard_address,
+            silence_logs=logging.CRITICAL,
+        )
+
+
+@contextlib.contextmanager
+def _starting(workers: int, threads: int) -> Iterator[None]:
+    """Around the start of a cluster, on which kernel threads times worker threads is the number of cores."""
     kernel_threads = max(1, CPU_COUNT // (workers * threads))
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     try:
         with _deaf_to_interrupts(), _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
-            return LocalCluster(
-                n_workers=workers,
-                threads_per_worker=threads,
-                memory_limit=settings.memory_limit,
-                dashboard_address=settings.dashboard_address,
-                local_directory=settings.local_directory,
-                silence_logs=logging.CRITICAL,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
+            yield
+    except (OSError, TypeError, ValueError, RuntimeError) as error:  # TypeError: of dask-cuda, options at odds
         raise ClusterError(
             f"workers could not be started here ({error})",
-            where="--dashboard-address, --local-directory",
-            expected="a free address such as 127.0.0.1:8787, and a directory that can be written",
+            where="--dashboard-address, --local-directory, or the options of GPU workers",
+            expected="a free address such as 127.0.0.1:8787, a directory that can be written, options that agree",
         ) from None
 
 
@@ -187,17 +247,6 @@ def _deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _gpu_cluster(settings: ClusterSettings) -> Any:
-    if find_spec("dask_cuda") is None:
-        raise MissingExtraError("dask_cuda", "gpu")
-    from dask_cuda import LocalCUDACluster
-
-    names = ["n_workers", "threads_per_worker", "memory_limit", "device_memory_limit", "rmm_pool_size"]
-    names += ["enable_cudf_spill", "protocol", "dashboard_address", "local_directory"]
-    given = {name: getattr(settings, name) for name in names}
-    return LocalCUDACluster(**{name: value for name, value in given.items() if value is not None})
 
 
 def dashboard(client: Client) -> str:

@@ -88,7 +88,13 @@ _KMEANS = [
     ),
     click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale rows to unit length."),
     click.option("--max-cluster-size", type=click.INT, help="Split clusters of more rows after the fit."),
-    click.option("--engine", type=click.Choice(["auto", "native"]), default="auto", show_default=True),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "native", "cuml"]),
+        default="auto",
+        show_default=True,
+        help="cuml: cuML on the workers' GPUs finds the centroids; auto is native.",
+    ),
 ]
 
 
@@ -118,18 +124,31 @@ def cluster(command: Command) -> Command:
 
 
 _CLUSTER = [
-    click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True),
-    click.option("--n-workers", type=click.IntRange(1), help="Worker processes; default: one a core."),
-    click.option("--threads-per-worker", type=click.IntRange(1), help="Default: 1."),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "gpu"]),
+        default="auto",
+        show_default=True,
+        help="gpu: a worker for each GPU; auto: that, if there are GPUs and the packages.",
+    ),
+    click.option("--n-workers", type=click.IntRange(1), help="Worker processes; default: one a core, or a GPU."),
+    click.option("--threads-per-worker", type=click.IntRange(1), help="Default: 1, or a GPU's share of the cores."),
     click.option("--memory-limit", default="auto", show_default=True, help="Of each worker, such as 4GiB."),
     click.option("--scheduler", help="Address of a running scheduler, instead of workers here."),
     click.option("--scheduler-file", help="File that a running scheduler has written."),
     click.option("--dashboard-address", default="127.0.0.1:8787", show_default=True),
     click.option("--local-directory", help="Where workers spill to."),
     click.option("--rmm-pool-size", help="GPU: as in dask-cuda."),
-    click.option("--device-memory-limit", help="GPU: as in dask-cuda."),
+    click.option("--rmm-maximum-pool-size", help="GPU: as in dask-cuda."),
+    click.option("--rmm-managed-memory", is_flag=True, help="GPU: as in dask-cuda."),
+    click.option("--rmm-async", is_flag=True, help="GPU: as in dask-cuda."),
+    click.option("--device-memory-limit", default="default", show_default=True, help="GPU: as in dask-cuda."),
     click.option("--enable-cudf-spill", is_flag=True, help="GPU: as in dask-cuda."),
     click.option("--protocol", help="GPU: as in dask-cuda."),
+    click.option("--enable-tcp-over-ucx/--disable-tcp-over-ucx", default=None, help="GPU: as in dask-cuda."),
+    click.option("--enable-infiniband/--disable-infiniband", default=None, help="GPU: as in dask-cuda."),
+    click.option("--enable-nvlink/--disable-nvlink", default=None, help="GPU: as in dask-cuda."),
+    click.option("--enable-rdmacm/--disable-rdmacm", default=None, help="GPU: as in dask-cuda."),
 ]
 
 

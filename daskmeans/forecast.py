@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dask.utils import format_bytes
@@ -18,6 +19,12 @@ COPIES = 4
 SAMPLES = 4 / 3
 # What every worker holds of its share of the memory, at least, before rows go to disk.
 EVEN = 0.8
+# Of a device's memory: what CUDA contexts and the gaps between allocations leave.
+DEVICE = 0.8
+# Rows on a device while cuML fits: its compiled part may join those of a worker.
+DEVICE_COPIES = 2
+# Of a device's memory, what distances may take at once.
+DEVICE_TILE = 0.125
 # Below this a partition is mostly overhead.
 LEAST = 4 << 20
 
@@ -129,6 +136,51 @@ def check_fit(rows: int, dimension: int, n_clusters: int, sample_fraction: float
             )
     runtime.logger.info("%s", foreseen)
     return foreseen
+
+
+def device_bytes(rows: int, dimension: int, n_clusters: int, batch: int, oversampling: float) -> int:
+    """Bytes of a device on which cuML fits `rows` float32 vectors, `batch` of them compared at once.
+
+    Rows, with a label, a norm and a distance for each; centroids, their sums and the candidates of k-means||; one tile
+    of distances.
+
+    Examples
+    --------
+    >>> device_bytes(1_000_000, 384, 1000, 32768, 2.0)
+    3384864000
+    """
+    each = 4 * dimension * DEVICE_COPIES + 20
+    centroids = 4 * dimension * n_clusters * (4 + 8 * max(1.0, oversampling))
+    return int(rows * each + centroids + 4 * batch * n_clusters * max(1.0, oversampling))
+
+
+def check_devices(
+    rows: Mapping[str, int], dimension: int, n_clusters: int, batch: int, oversampling: float, memory: Mapping[str, int]
+) -> int:
+    """How many of `batch` rows cuML may compare at once on all workers that have rows.
+
+    Parameters
+    ----------
+    rows, memory : mapping
+        By worker: its rows, and the bytes of its device.
+
+    Raises
+    ------
+    MemoryForecastError
+        The rows of a worker do not fit onto its device.
+    """
+    room = DEVICE_TILE * min(memory[worker] for worker in rows)
+    batch = max(1, min(batch, int(room / (4 * n_clusters * max(1.0, oversampling)))))
+    for worker, count in rows.items():
+        need, have = device_bytes(count, dimension, n_clusters, batch, oversampling), int(DEVICE * memory[worker])
+        if need > have:
+            raise MemoryForecastError(
+                f"fitting {count:,} rows of {dimension} dimensions by cuML takes {format_bytes(need)} of a device, "
+                f"which has {format_bytes(have)} for it",
+                where=worker,
+                remedy="use more GPUs, a --sample-fraction, or --engine native, which keeps rows in memory and on disk",
+            )
+    return batch
 
 
 def assign_bytes(dimension: int, n_clusters: int, partition_bytes: int) -> int:

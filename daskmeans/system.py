@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 from packaging.requirements import Requirement
 
-from daskmeans import manifest, runtime
+from daskmeans import gpus, manifest, runtime
 from daskmeans.kernels.hashing import hash_integers
 from daskmeans.kernels.tile import capability
 
-GPUS = Path("/proc/driver/nvidia/gpus")
 # What only those who work on daskmeans itself install.
 _FOR_DEVELOPERS = {"dev", "docs", "test"}
 
@@ -97,16 +95,11 @@ def _local_disk() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    found = [_gpu_model(file) for file in sorted(GPUS.glob("*/information"))]
-    used = 'none; `--device gpu` needs pip install "daskmeans[gpu]"'
-    if found and find_spec("dask_cuda") is not None:
-        used = "with `--device gpu`; kernels run on the cores of its workers in this version"
-    return {"found": ", ".join(found) or "none", "used": used if found else "none"}
-
-
-def _gpu_model(information: Path) -> str:
-    lines = information.read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("Model")), information.parent.name)
+    found = ", ".join(gpus.models())
+    used = "by `--engine cuml`; other kernels run on the cores of the workers in this version"
+    if gpus.missing_packages():
+        used = 'none; needs pip install "daskmeans[gpu]"'
+    return {"found": found or "none", "used": used if found else "none"}
 
 
 def _extras() -> dict[str, str]:

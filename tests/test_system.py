@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import daskmeans
-from daskmeans import system
+from daskmeans import gpus, system
 from daskmeans.cli import main
 
 
@@ -86,9 +86,9 @@ def test_extras_and_what_they_lack(monkeypatch):
 def test_gpus_that_the_driver_lists(tmp_path, monkeypatch):
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
-    monkeypatch.setattr(system, "GPUS", tmp_path)
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path)
     assert system.describe_system()["gpu"]["found"] == "NVIDIA H200"
-    monkeypatch.setattr(system, "GPUS", tmp_path / "none")
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "none")
     assert system.describe_system()["gpu"] == {"found": "none", "used": "none"}
 
 

@@ -2,7 +2,7 @@
 
 python gpu.py vectors.parquet work-directory 1000
 
-In daskmeans 0.1 the work itself still runs on the workers' CPU cores.
+cuML finds the centroids on the GPUs. All else still runs on the workers' CPU cores in daskmeans 0.1.
 """
 
 import sys
@@ -31,7 +31,7 @@ def main(vectors: str, out: str, n_clusters: str = "1000") -> None:
         print(f"dashboard: {client.dashboard_link}")
 
         embeddings = dkm.read_embeddings(vectors)
-        km = dkm.KMeans(n_clusters=int(n_clusters), random_state=42).fit(embeddings)
+        km = dkm.KMeans(n_clusters=int(n_clusters), random_state=42, engine="cuml").fit(embeddings)
         km.save(f"{out}/model")
 
         dkm.write_buckets(dkm.assign(embeddings, km), f"{out}/clusters")

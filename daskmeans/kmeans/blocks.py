@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+import dask.array as da
 import distributed
 import numpy as np
 from distributed import Client, Future
@@ -122,6 +123,31 @@ class Blocks:
             for found, rows in self.map(_rows_numbered, wanted, name="kmeans-rows"):
                 X[found] = rows
         return X if np.array_equal(wanted, numbers) else X[places]
+
+    def rows_by_worker(self) -> dict[str, int]:
+        """How many rows lie on each worker that has any."""
+        rows: dict[str, int] = {}
+        for worker, members in self._groups:
+            rows[worker] = rows.get(worker, 0) + sum(self.lengths[i] for i in members)
+        return rows
+
+    def array(self, function: Callable[[Block], Any], name: str) -> da.Array:
+        """A dask array of what `function` makes of each block that has rows: as many rows, on the same worker.
+
+        It is there when this returns, and needs a cluster.
+        """
+        name = runtime.key(name)
+        placed = sorted((i, worker) for worker, members in self._groups for i in members)
+        # Named as the chunks they are: under names of their own each would be held, and counted, twice.
+        chunks = {
+            (name, n, 0): self.client.submit(
+                function, self._held[i], key=(name, n, 0), workers=[worker], allow_other_workers=True
+            )
+            for n, (i, worker) in enumerate(placed)
+        }
+        runtime.settle(list(chunks.values()), "", self.client)
+        rows = tuple(self.lengths[i] for i, _ in placed)
+        return da.Array(chunks, name, (rows, (self.dimension,)), dtype=np.float32)
 
     def release(self) -> None:
         """Give up the blocks, in memory and on disk."""

@@ -19,11 +19,11 @@ from daskmeans import config, manifest, runtime
 from daskmeans.dashboard import add_page
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest_labels
-from daskmeans.kmeans import ann, model
+from daskmeans.kmeans import ann, cuml, model
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
 from daskmeans.kmeans.loading import load
-from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks
+from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split
 
@@ -60,7 +60,11 @@ class KMeans:
         Scale rows to unit length first, as embeddings are compared by cosine. Centroids are means and stay unscaled.
     max_cluster_size : int, optional
         Clusters of more fitted rows are split after the fit, so that there are more than `n_clusters` in the end.
-    engine : {"auto", "native"}, default "auto"
+    engine : {"auto", "native", "cuml"}, default "auto"
+        "cuml": cuML finds the centroids, on a cluster with a GPU for each worker whose memory holds the rows; `init`
+        "auto" is its k-means||. Labels, distances and inertia are those of our own pass, whichever engine it was.
+        "auto" is "native" everywhere: such a fit gives the same bits on any machine, goes on from any update and needs
+        no device; cuML's sums depend on how rows lie, so it is for those who ask for it.
 
     Attributes
     ----------
@@ -70,10 +74,10 @@ class KMeans:
     inertia_ : float
         Sum of squared distances of the fitted rows to their nearest centroid.
     inertia_history_ : list of float
-        After each update: sum of squared distances of the rows to the means of their clusters.
+        After each update: sum of squared distances of the rows to the means of their clusters. Of cuML, the last alone.
     iterations_ : list of dict
         Facts of each update, on samples too: phase, phases, rows, iteration, inertia, shift, relabelled, compared (the
-        share of pairs of rows and centroids that were scored), seconds.
+        share of pairs of rows and centroids that were scored), seconds. Of cuML, the last alone, with fewer facts.
     n_iter_ : int
     converged_ : bool
     n_features_in_ : int
@@ -197,6 +201,8 @@ class KMeans:
             A parameter is out of range, such as `n_clusters` above the number of rows.
         DataError
             A row cannot be placed: NaN, infinity, null, zeros when normalising.
+        MissingExtraError, ClusterError, MemoryForecastError
+            Of the engine "cuml": a package, a worker or its device is missing, or the rows do not fit onto it.
         """
         self.check_params()
         init = resolve_init(self.init, self.n_clusters)
@@ -204,6 +210,8 @@ class KMeans:
         client = runtime.current_client(client)
         if client is not None:
             add_page(client)
+        if self._by_cuml():
+            cuml.devices(client)  # before anything is read
         blocks = load(X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters)
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
@@ -216,7 +224,7 @@ class KMeans:
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
         if self.max_cluster_size is not None:
             self.cluster_centers_ = split(blocks, best.centroids, self.max_cluster_size, seed)
-            self.inertia_, labels = _measured(blocks, self.cluster_centers_)
+            self.inertia_, labels = measured(blocks, self.cluster_centers_)
         self.inertia_history_, self.iterations_ = best.history, best.iterations
         self.n_iter_, self.converged_ = best.n_iter, best.converged
         self.n_features_in_ = best.centroids.shape[1]
@@ -235,6 +243,19 @@ class KMeans:
         self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None
     ) -> tuple[Fit, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
+        if self._by_cuml():
+            return cuml.fit(
+                blocks,
+                init,
+                n_clusters=self.n_clusters,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                seed=seed,
+                oversampling_factor=self.oversampling_factor,
+                max_samples_per_batch=self.max_samples_per_batch,
+                run=run,
+                checkpoints=checkpoints,
+            )
         return fit_blocks(
             blocks,
             lambda: seed_centroids(blocks, init, self.n_clusters, self.oversampling_factor, seed),
@@ -245,6 +266,9 @@ class KMeans:
             run=run,
             checkpoints=checkpoints,
         )
+
+    def _by_cuml(self) -> bool:
+        return self.engine == "cuml" and self.max_iter > 0  # without updates there is nothing for it to do
 
     def check_params(self) -> None:
         """Raise UsageError for a parameter that is out of its range."""
@@ -262,7 +286,7 @@ class KMeans:
             "tol": (self.tol >= 0, "a number >= 0"),
             "oversampling_factor": (self.oversampling_factor > 0, "a number > 0"),
             "sample_fraction": (0 < self.sample_fraction <= 1, "a number in (0, 1]"),
-            "engine": (self.engine in ("auto", "native"), "'auto' or 'native' (cuml is not in this version)"),
+            "engine": (self.engine in ("auto", "native", "cuml"), "'auto', 'native' or 'cuml'"),
         }
         for name, (right, expected) in checks.items():
             if not right:
@@ -351,7 +375,7 @@ class KMeans:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
         self._check_fitted()
         blocks = load(X, column, self.normalize, 1.0, 0, client)
-        inertia, _ = _measured(blocks, self.cluster_centers_)
+        inertia, _ = measured(blocks, self.cluster_centers_)
         blocks.release()
         return -inertia
 
@@ -415,7 +439,7 @@ class KMeans:
             "n_iter": self.n_iter_,
             "converged": self.converged_,
             "seed": self.seed_,
-            "engine": "native",
+            "engine": "cuml" if self._by_cuml() else "native",
             "ann": getattr(self, "ann_", None),
             "parameters": named,
             "input_fingerprint": fingerprint,
@@ -456,12 +480,6 @@ def seed_from(random_state: Any) -> int:
     if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**63:
         return int(random_state)
     raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^63), a generator or None")
-
-
-def _measured(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
-    """Sum of squared distances of all rows to the nearest of `centroids`, and what gives their labels."""
-    fit, labels = fit_blocks(blocks, lambda: centroids, max_iter=0, tol=0.0, seed=0, grow=False)
-    return fit.inertia, labels
 
 
 def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
