@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from daskmeans.kernels.hashing import hash_column, hash_integers, hash_rows, uniform
-from daskmeans.kernels.lanes import dot64, squared_distance64
+from daskmeans.kernels.lanes import dot64, largest64, squared_distance64
 from daskmeans.kernels.nearest import all_distances, cosine_distances, nearest, squared_distances
 from daskmeans.kernels.products import normalize_rows, rounding_bound, squared_norms64, unusual_rows
 from daskmeans.kernels.update import add_numbers, add_rows, scale_for
@@ -31,6 +31,12 @@ def test_dot_is_within_float64_rounding_of_the_exact_product(d, data):
     magnitude = float(np.abs(x.astype(float)) @ np.abs(y.astype(float)))
     assert abs(dot64(x, y) - float(exact)) <= d * 2.0**-52 * magnitude
     assert squared_distance64(x, x) == 0.0
+
+
+@given(x=npst.arrays(np.float32, st.integers(0, 60), elements=numbers))
+def test_largest_is_the_largest_magnitude(x):
+    assert largest64(x) == max(map(abs, x.tolist()), default=0.0)
+    assert largest64(-x) == largest64(x)
 
 
 @given(d=st.integers(1, 200), seed=st.integers(0, 1000))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from daskmeans.kernels.jit import frozen, kernel
-from daskmeans.kernels.lanes import dot64
+from daskmeans.kernels.lanes import dot64, largest64
 from daskmeans.kernels.products import rounding_bound, squared_norms64
 from daskmeans.kernels.tile import COLUMNS, multiplies_bytes
 
@@ -90,19 +90,6 @@ def less(row, center, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _largest(x):  # type: ignore[no-untyped-def]
-    """Largest magnitude; by four in turn, which need not wait for one another."""
-    a, b, c, d = 0.0, 0.0, 0.0, 0.0
-    whole = x.shape[0] // 4 * 4
-    for j in range(0, whole, 4):
-        a, b = max(a, abs(x[j])), max(b, abs(x[j + 1]))
-        c, d = max(c, abs(x[j + 2])), max(d, abs(x[j + 3]))
-    for j in range(whole, x.shape[0]):
-        a = max(a, abs(x[j]))
-    return max(max(a, b), max(c, d))
-
-
-@kernel
 def _byte_scale(largest):  # type: ignore[no-untyped-def]
     """What one step of a byte stands for, and its inverse; zeros where there is nothing that bytes could tell apart."""
     scale = np.float32(largest / 127.0)
@@ -117,7 +104,7 @@ def _to_bytes(X, center, codes, scales, biases, errors, squares):  # type: ignor
     x, lost = np.empty(d, np.float64), np.empty(d, np.float64)
     for i in range(X.shape[0]):
         less(X[i], center, x)
-        scale, inverse = _byte_scale(_largest(x))
+        scale, inverse = _byte_scale(largest64(x))
         code, step, total = codes[i], np.float64(scale), 0
         for j in range(d):
             q = np.rint(x[j] * inverse)
@@ -148,10 +135,10 @@ class Screen(NamedTuple):
     """int32, shape (k,): its place in the group."""
     centroids: np.ndarray
     """float32, shape (k, d)"""
-    longest: float
-    """Norm of the longest centroid less the center."""
-    error: float
-    """Largest norm of what the bytes of a centroid have lost."""
+    longest: np.ndarray
+    """float64, shape (groups,): norm of the longest centroid of each group, less the center."""
+    error: np.ndarray
+    """float64, shape (groups,): largest norm of what the bytes of a centroid of the group have lost."""
     rounding: float
     """Rounding error of a score, relative to the norms of what is multiplied."""
 
@@ -173,19 +160,20 @@ def screen(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None =
     ids[:k] = np.arange(k) if order is None else order
     bytewise = as_bytes(d)
     scales, halves = np.ones((groups, COLUMNS), np.float32), np.full((groups, COLUMNS), np.inf, np.float32)
-    errors = np.zeros(groups * COLUMNS)
+    lengths, errors = np.zeros((groups, COLUMNS)), np.zeros((groups, COLUMNS))
     if bytewise:
         width = -(-d // 4) * 4
         packed = np.empty((groups, width // 4, COLUMNS, 4), np.uint8)
-        longest = _pack_bytes(centroids, center, ids, packed, scales.ravel(), halves.ravel(), errors)
+        _pack_bytes(centroids, center, ids, packed, scales.ravel(), halves.ravel(), lengths.ravel(), errors.ravel())
     else:
         packed, scales, halves = floats(centroids[ids[:k]])
-        longest = float(np.sqrt(squared_norms64(centroids).max(initial=0.0)))
+        lengths.ravel()[:k] = np.sqrt(squared_norms64(centroids)[ids[:k]])
     where = np.empty(k, np.int32)
     where[ids[:k]] = np.arange(k)
     group, place = where // COLUMNS, where % COLUMNS
-    error, rounding = float(errors.max(initial=0.0)), 2.0**-20 if bytewise else rounding_bound(d)
-    return Screen(packed, scales, halves, ids.reshape(-1, COLUMNS), group, place, centroids, longest, error, rounding)
+    rounding = 2.0**-20 if bytewise else rounding_bound(d)
+    bounds = lengths.max(axis=1) * (1 + 2.0**-20), errors.max(axis=1) * (1 + 2.0**-20), rounding
+    return Screen(packed, scales, halves, ids.reshape(-1, COLUMNS), group, place, centroids, *bounds)
 
 
 def floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -201,10 +189,9 @@ def floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @kernel
-def _pack_bytes(centroids, center, ids, packed, scales, halves, errors):  # type: ignore[no-untyped-def]
+def _pack_bytes(centroids, center, ids, packed, scales, halves, lengths, errors):  # type: ignore[no-untyped-def]
     d = centroids.shape[1]
     c = np.empty(d, np.float64)
-    longest = 0.0
     packed[:] = 128  # zero, in bytes that are unsigned
     for p in range(ids.shape[0]):
         if ids[p] < 0:
@@ -212,7 +199,7 @@ def _pack_bytes(centroids, center, ids, packed, scales, halves, errors):  # type
         g, column = p // packed.shape[2], p % packed.shape[2]
         less(centroids[ids[p]], center, c)
         square = dot64(c, c)
-        scale, inverse = _byte_scale(_largest(c))
+        scale, inverse = _byte_scale(largest64(c))
         lost = 0.0
         for j in range(d):
             q = np.rint(c[j] * inverse)
@@ -221,6 +208,4 @@ def _pack_bytes(centroids, center, ids, packed, scales, halves, errors):  # type
             lost += rest * rest
         scales[p] = scale
         halves[p] = np.float32(0.5 * square)
-        errors[p] = np.sqrt(lost) * (1 + 2.0**-20)
-        longest = max(longest, np.sqrt(square) * (1 + 2.0**-20))
-    return longest
+        lengths[p], errors[p] = np.sqrt(square), np.sqrt(lost)

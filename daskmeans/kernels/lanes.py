@@ -1,4 +1,4 @@
-"""Dot products and squared distances of two vectors, in float64 and one fixed order, on vector registers.
+"""Products, distances and largest magnitudes of vectors, in float64 and one fixed order, on vector registers.
 
 Sixteen sums run beside each other and are added in one order at the end, and nothing is fused, so the results are the
 same on every machine. Each product of two float32 numbers is exact in float64.
@@ -6,6 +6,7 @@ same on every machine. Each product of two float32 numbers is exact in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -20,16 +21,34 @@ I32, I64, F64 = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 WIDE = ir.VectorType(F64, LANES)
 
 
+def _square(b: ir.IRBuilder, left: Any, right: Any) -> Any:
+    difference = b.fsub(left, right)
+    return b.fmul(difference, difference)
+
+
+def _larger(b: ir.IRBuilder, left: Any, right: Any) -> Any:
+    return b.select(b.fcmp_ordered(">", left, right), left, right)
+
+
+def _magnitude(b: ir.IRBuilder, value: Any) -> Any:
+    return _larger(b, value, b.fneg(value))
+
+
 def _sum_products(typing: Any, x: Any, y: Any) -> Any:
-    return _signature(x, y), lambda *args: _reduce(*args, subtract=False)
+    return _signature(x, y), lambda *args: _reduce(*args, term=ir.IRBuilder.fmul, joined=ir.IRBuilder.fadd)
 
 
 def _sum_squares(typing: Any, x: Any, y: Any) -> Any:
-    return _signature(x, y), lambda *args: _reduce(*args, subtract=True)
+    return _signature(x, y), lambda *args: _reduce(*args, term=_square, joined=ir.IRBuilder.fadd)
+
+
+def _largest(typing: Any, x: Any) -> Any:
+    return _signature(x), lambda *args: _reduce(*args, term=_magnitude, joined=_larger)
 
 
 _products: Any = intrinsic(_sum_products)
 _squares: Any = intrinsic(_sum_squares)
+_magnitudes: Any = intrinsic(_largest)
 
 
 @kernel
@@ -44,27 +63,35 @@ def squared_distance64(x, y):  # type: ignore[no-untyped-def]
     return _squares(x, y)
 
 
-def _signature(x: Any, y: Any) -> Any:
-    for vector in (x, y):
+@kernel
+def largest64(x):  # type: ignore[no-untyped-def]
+    """Largest magnitude of the elements of such a vector, none of them NaN."""
+    return _magnitudes(x)
+
+
+def _signature(*vectors: Any) -> Any:
+    for vector in vectors:
         if not (isinstance(vector, types.Array) and vector.ndim == 1 and vector.layout == "C"):
             return None
-    return types.float64(x, y)
+    return types.float64(*vectors)
 
 
-def _reduce(context: Any, b: ir.IRBuilder, signature: Any, args: Any, *, subtract: bool) -> Any:
+def _reduce(
+    context: Any, b: ir.IRBuilder, signature: Any, args: Any, *, term: Callable[..., Any], joined: Callable[..., Any]
+) -> Any:
+    """`term` of the elements in each place, joined; 0 must leave what it is joined with."""
     from numba.core import cgutils
     from numba.np.arrayobj import make_array
 
-    x, y = (make_array(kind)(context, b, arg) for kind, arg in zip(signature.args, args, strict=True))
-    n = cgutils.unpack_tuple(b, x.shape, 1)[0]
+    vectors = [make_array(kind)(context, b, arg) for kind, arg in zip(signature.args, args, strict=True)]
+    n = cgutils.unpack_tuple(b, vectors[0].shape, 1)[0]
     step = LANES * STREAMS
     whole = b.mul(b.udiv(n, I64(step)), I64(step))
-    sums = [cgutils.alloca_once_value(b, ir.Constant(WIDE, [0.0] * LANES)) for _ in range(STREAMS)]
+    totals = [cgutils.alloca_once_value(b, ir.Constant(WIDE, [0.0] * LANES)) for _ in range(STREAMS)]
     tail = cgutils.alloca_once_value(b, F64(0.0))
 
-    def add(total: Any, left: Any, right: Any) -> None:
-        first, second = (b.fsub(left, right),) * 2 if subtract else (left, right)
-        b.store(b.fadd(b.load(total), b.fmul(first, second)), total)
+    def add(total: Any, elements: list[Any]) -> None:
+        b.store(joined(b, b.load(total), term(b, *elements)), total)
 
     def wide(value: Any, kind: Any) -> Any:
         return value if value.type == kind else b.fpext(value, kind)
@@ -74,15 +101,15 @@ def _reduce(context: Any, b: ir.IRBuilder, signature: Any, args: Any, *, subtrac
         return wide(b.load(b.bitcast(b.gep(data, [i]), lanes.as_pointer()), align=4), WIDE)
 
     with cgutils.for_range_slice(b, I64(0), whole, I64(step)) as (i, _):
-        for s, total in enumerate(sums):
+        for s, total in enumerate(totals):
             at = b.add(i, I64(s * LANES))
-            add(total, load(x.data, at), load(y.data, at))
+            add(total, [load(v.data, at) for v in vectors])
     with cgutils.for_range_slice(b, whole, n, I64(1)) as (i, _):
-        add(tail, *(wide(b.load(b.gep(v.data, [i])), F64) for v in (x, y)))
-    lanes = b.load(sums[0])
-    for total in sums[1:]:
-        lanes = b.fadd(lanes, b.load(total))
+        add(tail, [wide(b.load(b.gep(v.data, [i])), F64) for v in vectors])
+    lanes = b.load(totals[0])
+    for total in totals[1:]:
+        lanes = joined(b, lanes, b.load(total))
     parts = [b.extract_element(lanes, I32(i)) for i in range(LANES)]
     while len(parts) > 1:
-        parts = [b.fadd(parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
-    return b.fadd(parts[0], b.load(tail))
+        parts = [joined(b, parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
+    return joined(b, parts[0], b.load(tail))

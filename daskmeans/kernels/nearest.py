@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from daskmeans.kernels.codes import encode, screen
+from daskmeans.kernels.codes import as_bytes, encode, layout, screen, squares_about
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import dot64, squared_distance64
 from daskmeans.kernels.products import squared_norms64
@@ -49,12 +49,18 @@ def nearest_labels(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 def _searched(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> np.ndarray:
     X, centroids = frozen(X), frozen(centroids)
     center = centroids.mean(axis=0, dtype=np.float64)
-    columns = screen(centroids, center)
+    # Those of like length beside one another: how exact a score is goes by the longest centroid of a group.
+    columns = screen(centroids, center, squares_about(centroids, frozen(center)).argsort(kind="stable"))
     labels = np.full(len(X), -1, np.int32)
-    unbounded = np.empty((len(X), 0), np.float32)
-    for rows in tiles(len(X), max(BATCH_ROWS, BATCH_COORDINATES // max(1, X.shape[1]))):
+    unbounded, rest = np.empty((len(X), 0), np.float32), still(len(centroids), 0)
+    size = max(1, min(len(X), max(BATCH_ROWS, BATCH_COORDINATES // max(1, X.shape[1]))))
+    # Written again for each batch: memory that is touched for the first time takes as long as encoding it.
+    room: dict[str, np.ndarray] = {
+        name: np.zeros(*kind) for name, kind in layout(size, X.shape[1], as_bytes(X.shape[1])).items()
+    }
+    for rows in tiles(len(X), size):
         bounds = Bounds(labels[rows], np.empty(0, np.float32), unbounded[rows])
-        codes, rest = encode(X[rows], center), still(len(centroids), 0)
+        codes = encode(X[rows], center, {name: array[: len(X[rows])] for name, array in room.items()})
         search(X[rows], codes, columns, bounds, rest, 1, ALL_GROUPS, squares[rows])
     return labels
 

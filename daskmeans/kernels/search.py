@@ -122,13 +122,15 @@ def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: 
 
 # What a search knows of a row: the nearest centroid so far (-1: the row is skipped; as many as there are: none), its
 # squared distance (-1: not computed, as no other came close), its score and the second largest score of its group; the
-# score that another must reach to be nearer; the error of a score.
+# score that another must reach to be nearer; what the error of a score is made of.
 ROW = np.dtype(
     [
         ("label", np.int64),
         ("square", np.float64),
         ("floor", np.float64),
-        ("slack", np.float64),
+        ("rest", np.float64),
+        ("by_length", np.float64),
+        ("by_error", np.float64),
         ("score", np.float32),
         ("second", np.float32),
     ]
@@ -139,6 +141,7 @@ ROW = np.dtype(
 def _open_rows(codes, screen, bounds, travel, d, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
     """Begin with each row that may have another label; if it has one, put it into the list of its own group."""
     labels, upper, lower = bounds
+    longest = screen.longest.max()
     counts[:] = 0
     for i in range(begin, end):
         row = rows[i - begin]
@@ -148,7 +151,7 @@ def _open_rows(codes, screen, bounds, travel, d, begin, end, lists, counts, top,
             continue
         row.label, row.square, row.floor = screen.centroids.shape[0], np.inf, -np.inf
         row.score, row.second = -np.inf, -np.inf
-        row.slack = slack(codes, screen, i, d)
+        row.rest, row.by_length, row.by_error = slack(codes, i, d, longest, screen.rounding)
         top[i - begin, :] = np.inf
         if label >= 0:
             row.label, row.square = label, -1.0
@@ -192,7 +195,7 @@ def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, c
         label, own, reach = labels[i], -1, np.float32(np.inf)
         if label >= 0:
             own = screen.groups[label]
-            square = max(codes.squares[i] - 2.0 * (row.score - row.slack), 0.0)
+            square = max(codes.squares[i] - 2.0 * (row.score - _slack(row, screen, own)), 0.0)
             reach = min(_above(np.sqrt(square)), _above(upper[i] + travel.each[label]))
             upper[i] = _above(reach - travel.each[label])
         for t in range(few if few else screen.ids.shape[0]):
@@ -204,13 +207,19 @@ def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, c
 
 
 @kernel
-def slack(codes, screen, i, d):  # type: ignore[no-untyped-def]
-    """How far a score of row `i` may be from the true one."""
+def slack(codes, i, d, longest, rounding):  # type: ignore[no-untyped-def]
+    """How far a score of row `i` may be from the true one: r, a, b that make r + a * longest + b * error in a group."""
     norm, lost = np.sqrt(codes.squares[i]), codes.errors[i]
-    slack = lost * screen.longest + (norm + lost) * screen.error
-    slack += screen.rounding * (norm * screen.longest + screen.longest * screen.longest)
-    slack += (d + 8) * 2.0**-50 * (norm + screen.longest) ** 2  # the comparison in float64
-    return slack + (d + 2) * 2.0**-126  # what products and norms too small for float32 may lose
+    rest = rounding * longest * longest
+    rest += (d + 8) * 2.0**-50 * (norm + longest) ** 2  # the comparison in float64
+    rest += (d + 2) * 2.0**-126  # what products and norms too small for float32 may lose
+    return rest, lost + rounding * norm, norm + lost
+
+
+@kernel
+def _slack(row, screen, g):  # type: ignore[no-untyped-def]
+    """How far a score of the row in the group may be from the true one."""
+    return row.rest + row.by_length * screen.longest[g] + row.by_error * screen.error[g]
 
 
 @kernel
@@ -262,34 +271,29 @@ def _fill(picked, count):  # type: ignore[no-untyped-def]
 
 @kernel
 def _keep_close(screen, labels, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
-    """Leave in the lists only rows that may find their nearest centroid, other than their own, in the group."""
-    for t in range(end - begin):
-        row = rows[t]
-        if row.label >= 0:
-            largest = np.float32(-np.inf)
-            for g in range(top.shape[1]):
-                if top[t, g] != np.inf:
-                    largest = max(largest, top[t, g])
-            row.floor = largest - row.slack
-    for g in range(lists.shape[0]):
-        picked, kept = lists[g], 0
-        for p in range(counts[g]):
-            row = rows[picked[p] - begin]
-            if top[picked[p] - begin, g] + row.slack >= row.floor:
-                picked[kept] = picked[p]
-                kept += 1
-        counts[g] = kept
+    """List only rows that may find their nearest centroid, other than their own, in the group."""
+    most = np.empty(top.shape[1])
+    counts[:] = 0
     for i in range(begin, end):
-        row, label = rows[i - begin], labels[i]
-        if row.label < 0 or label < 0:
+        row, tops, label = rows[i - begin], top[i - begin], labels[i]
+        if row.label < 0:
             continue
-        g = screen.groups[label]
-        largest = top[i - begin, g]
-        if (row.second if row.score == largest else largest) + row.slack >= row.floor:
-            lists[g, counts[g]] = i
-            counts[g] += 1
-        if row.score + row.slack < row.floor:  # some other one is nearer
-            row.label, row.square = screen.centroids.shape[0], np.inf
+        floor = -np.inf
+        for g in range(tops.shape[0]):
+            slack = _slack(row, screen, g)
+            most[g] = tops[g] + slack
+            floor = max(floor, tops[g] - slack if tops[g] != np.inf else -np.inf)
+        row.floor = floor
+        if label >= 0:
+            g = screen.groups[label]
+            slack = _slack(row, screen, g)
+            most[g] = (row.second if row.score == tops[g] else tops[g]) + slack
+            if row.score + slack < floor:  # some other one is nearer
+                row.label, row.square = screen.centroids.shape[0], np.inf
+        for g in range(tops.shape[0]):
+            if floor <= most[g] < np.inf:
+                lists[g, counts[g]] = i
+                counts[g] += 1
 
 
 @kernel
@@ -308,7 +312,8 @@ def _settle(X, codes, screen, begin, lists, counts, rows):  # type: ignore[no-un
             for r in range(min(ROWS, count - start)):
                 i = picked[start + r]
                 row = rows[i - begin]
-                least = row.floor - row.slack
+                slack = _slack(row, screen, g)
+                least = row.floor - slack
                 for c in range(COLUMNS):
                     if scores[r, c] < least:
                         continue
@@ -322,7 +327,7 @@ def _settle(X, codes, screen, begin, lists, counts, rows):  # type: ignore[no-un
                             continue
                         row.label, row.square = j, square
                         row.floor = max(row.floor, 0.5 * (codes.squares[i] - square))
-                        least = row.floor - row.slack
+                        least = row.floor - slack
                     row.score, row.second = scores[r, c], tops[r, 1]
         compared += count * COLUMNS
     return compared
@@ -350,9 +355,11 @@ def _bound(X, codes, screen, bounds, travel, together, begin, end, top, rows):  
             tops[group] = row.second
         if before >= 0 and before != row.label:
             _leave(X, screen, i, before, screen.groups[before] // together, together, tops, travel, lower)
-        _lower(codes.squares[i] - 2.0 * row.slack, tops, together, travel.groups, lower[i])
+        _lower(codes.squares[i], row, screen, tops, together, travel.groups, lower[i])
         if before != row.label or row.square >= 0.0:
-            square = row.square if row.square >= 0.0 else codes.squares[i] - 2.0 * (row.score - row.slack)
+            square = (
+                row.square if row.square >= 0.0 else codes.squares[i] - 2.0 * (row.score - _slack(row, screen, group))
+            )
             upper[i] = _above(_above(np.sqrt(max(square, 0.0))) - travel.each[row.label])
 
 
@@ -368,16 +375,16 @@ def _leave(X, screen, i, before, bound, together, tops, travel, lower):  # type:
 
 
 @kernel
-def _lower(square, tops, together, travel, lower):  # type: ignore[no-untyped-def]
+def _lower(square, row, screen, tops, together, travel, lower):  # type: ignore[no-untyped-def]
     """Bounds of the groups that were compared."""
     if together == 1:  # a loop for vector registers
         for b in range(lower.shape[0]):
-            lower[b] = _lowered(square, tops[b], travel[b], lower[b])
+            lower[b] = _lowered(square, tops[b] + _slack(row, screen, b), travel[b], lower[b])
         return
     for b in range(lower.shape[0]):
-        score = tops[b * together]
-        for g in range(b * together + 1, min((b + 1) * together, tops.shape[0])):
-            score = max(score, tops[g])
+        score = -np.inf
+        for g in range(b * together, min((b + 1) * together, tops.shape[0])):
+            score = max(score, tops[g] + _slack(row, screen, g))
         lower[b] = _lowered(square, score, travel[b], lower[b])
 
 

@@ -208,9 +208,11 @@ def _least(codes, columns, floor, loose):  # type: ignore[no-untyped-def]
     """The lowest score that a pair at the floor may have, for each row; rounded down."""
     n, d = codes.squares.shape[0], columns.centroids.shape[1]
     out = np.empty(n, np.float32)
+    longest, error = columns.longest.max(), columns.error.max()
     for i in range(n):
+        rest, by_length, by_error = slack(codes, i, d, longest, columns.rounding)
         # A score is rounded to float32 before it is compared with the floor.
-        value = floor * (1.0 - 2.0**-23) - slack(codes, columns, i, d) - loose
+        value = floor * (1.0 - 2.0**-23) - (rest + by_length * longest + by_error * error) - loose
         out[i] = np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
     return out
 
