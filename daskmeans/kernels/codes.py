@@ -99,22 +99,29 @@ def _byte_scale(largest):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _rounded(x, code, lost):  # type: ignore[no-untyped-def]
+    """Write `x` as bytes, and what they have lost; the scale, and the square of the norm of what is lost."""
+    scale, inverse = _byte_scale(largest64(x))
+    step = np.float64(scale)
+    for j in range(x.shape[0]):
+        q = np.rint(x[j] * inverse)
+        code[j] = np.int8(q)
+        lost[j] = x[j] - q * step
+    return scale, dot64(lost, lost)
+
+
+@kernel
 def _to_bytes(X, center, codes, scales, biases, errors, squares):  # type: ignore[no-untyped-def]
     d = X.shape[1]
     x, lost = np.empty(d, np.float64), np.empty(d, np.float64)
     for i in range(X.shape[0]):
         less(X[i], center, x)
-        scale, inverse = _byte_scale(largest64(x))
-        code, step, total = codes[i], np.float64(scale), 0
-        for j in range(d):
-            q = np.rint(x[j] * inverse)
-            code[j] = np.int8(q)
-            lost[j] = x[j] - q * step
+        code, total = codes[i], 0
+        scales[i], error = _rounded(x, code, lost)
         for j in range(d):
             total += code[j]
-        scales[i] = scale
         biases[i] = 128 * total
-        errors[i] = np.float32(np.sqrt(dot64(lost, lost)) * (1 + 2.0**-20))
+        errors[i] = np.float32(np.sqrt(error) * (1 + 2.0**-20))
         squares[i] = dot64(x, x)
 
 
@@ -191,21 +198,16 @@ def floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @kernel
 def _pack_bytes(centroids, center, ids, packed, scales, halves, lengths, errors):  # type: ignore[no-untyped-def]
     d = centroids.shape[1]
-    c = np.empty(d, np.float64)
+    c, lost, code = np.empty(d, np.float64), np.empty(d, np.float64), np.empty(d, np.int8)
     packed[:] = 128  # zero, in bytes that are unsigned
     for p in range(ids.shape[0]):
         if ids[p] < 0:
             continue
         g, column = p // packed.shape[2], p % packed.shape[2]
         less(centroids[ids[p]], center, c)
-        square = dot64(c, c)
-        scale, inverse = _byte_scale(largest64(c))
-        lost = 0.0
+        scales[p], error = _rounded(c, code, lost)
         for j in range(d):
-            q = np.rint(c[j] * inverse)
-            packed[g, j // 4, column, j % 4] = np.uint8(q + 128)
-            rest = c[j] - q * np.float64(scale)
-            lost += rest * rest
-        scales[p] = scale
+            packed[g, j // 4, column, j % 4] = np.uint8(code[j] + 128)
+        square = dot64(c, c)
         halves[p] = np.float32(0.5 * square)
-        lengths[p], errors[p] = np.sqrt(square), np.sqrt(lost)
+        lengths[p], errors[p] = np.sqrt(square), np.sqrt(error)

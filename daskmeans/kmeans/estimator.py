@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -389,9 +390,9 @@ class KMeans:
 
     def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
         self._check_fitted()
-        apply = dask.delayed(function, pure=False)
         if not is_lazy(X):
-            return np.concatenate(runtime.compute_here([apply(part, self, *more) for part in slices(as_matrix(X))]))
+            return np.concatenate(runtime.call([partial(function, part, self, *more) for part in slices(as_matrix(X))]))
+        apply = dask.delayed(function, pure=False)
         km, *args = (dask.delayed(arg, pure=False) for arg in (self, *more))  # sent once, not with every task
         sizes = X.chunks[0] if isinstance(X, da.Array) else (np.nan,) * X.npartitions
         shape = meta.shape[1:]
