@@ -205,7 +205,7 @@ def _pairs(file: UPath, most: int) -> pd.DataFrame:
 def _rows(buckets: Buckets, part: Part, ids: pa.Array) -> pa.Table:
     """Ids and metadata of the rows of `part` that have one of `ids`."""
     columns = [buckets.id_field, *buckets.metadata_fields]
-    table = pa.concat_tables(buckets.read_each(part.clusters, columns))
+    table = buckets.read_part(part, columns)
     return table.filter(pc.is_in(table[buckets.id_field].cast(ids.type), ids))
 
 

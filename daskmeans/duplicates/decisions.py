@@ -224,7 +224,7 @@ def _read(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client
 
 
 def _read_part(buckets: Buckets, part: Part, columns: list[str], places: np.ndarray) -> pa.Table:
-    return pa.concat_tables(buckets.read_each(part.clusters, columns)).take(pa.array(places))
+    return buckets.read_part(part, columns).take(pa.array(places))
 
 
 def _changes(found: Resolved, ids: pa.Array, ranks: np.ndarray, places: np.ndarray) -> Changes:
@@ -240,7 +240,7 @@ def _changes(found: Resolved, ids: pa.Array, ranks: np.ndarray, places: np.ndarr
 
 def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[int]:
     """Write the decisions on the rows of `part`; numbers of rows kept, of exact copies and of semantic duplicates."""
-    ids = pa.concat_tables(buckets.read_each(part.clusters, [buckets.id_field]))[buckets.id_field]
+    ids = buckets.read_part(part, [buckets.id_field])[0]
     n, places = len(ids), changes.places
     keep, score, reason = np.ones(n, bool), np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
     keep[places], score[places] = changes.keep, changes.score
@@ -256,7 +256,7 @@ def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[
             "max_id": changes.best.cast(ids.type).take(among),
             "cosine_sim_score": pa.array(score, mask=np.isnan(score)),
             "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),
-            "centroid": np.repeat([np.int32(c.centroid) for c in part.clusters], [c.rows for c in part.clusters]),
+            "centroid": part.centroids(),
         }
     )
     with reached(file.parent.parent):

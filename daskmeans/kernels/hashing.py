@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from daskmeans.kernels.jit import kernel
+from daskmeans.kernels.jit import frozen, kernel
 
 
 @kernel
@@ -60,14 +60,16 @@ def _hash_slices(data, offsets, seed):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _hash_words(words, seed):  # type: ignore[no-untyped-def]
+def _hash_words(words, factors):  # type: ignore[no-untyped-def]
+    """Sums of products, mixed. Products wait for no other; two rows that differ collide for few of the factors."""
     out = np.empty(words.shape[0], np.uint64)
-    start = _mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))
     for i in range(words.shape[0]):
-        h = start
+        h = np.uint64(0)
         for j in range(words.shape[1]):
-            h = _mix(h ^ np.uint64(words[i, j])) * np.uint64(0x9E3779B97F4A7C15)
-        out[i] = h
+            word = words[i, j] if words[i, j] != 0x80000000 else np.uint32(0)  # the bits of -0.0
+            # Numbers that end in zeros, as halves do, would leave few bits of a factor.
+            h += factors[j] * np.uint64(word ^ (word >> np.uint32(16)))
+        out[i] = _mix(h)
     return out
 
 
@@ -111,14 +113,15 @@ def hash_rows(X: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Parameters
     ----------
-    X : ndarray of float32, shape (n, d)
+    X : ndarray of float32, shape (n, d), C-contiguous
     seed : int, default 0
 
     Returns
     -------
     ndarray of uint64, shape (n,)
     """
-    return _hash_words(np.ascontiguousarray(X + np.float32(0)).view(np.uint32), seed)
+    factors = hash_integers(np.arange(X.shape[1], dtype=np.uint64), seed) | np.uint64(1)
+    return _hash_words(frozen(X).view(np.uint32), frozen(factors))  # type: ignore[no-any-return]
 
 
 def uniform(hashes: np.ndarray) -> np.ndarray:

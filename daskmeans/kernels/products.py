@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.lanes import dot64
 
 
@@ -24,6 +24,13 @@ def _is_unit(square):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _norm(row):  # type: ignore[no-untyped-def]
+    """What makes a row one of unit length; 1 for one that is, give or take 2⁻²², and for zeros."""
+    square = dot64(row, row)
+    return 1.0 if square == 0.0 or _is_unit(square) else np.sqrt(square)
+
+
+@kernel
 def unit_rows(X, out):  # type: ignore[no-untyped-def]
     """Write the rows of a float32 matrix, scaled to unit length, into `out`.
 
@@ -31,15 +38,19 @@ def unit_rows(X, out):  # type: ignore[no-untyped-def]
     it has the same bits.
     """
     for i in range(X.shape[0]):
-        square = dot64(X[i], X[i])
-        norm = 1.0 if square == 0.0 or _is_unit(square) else np.sqrt(square)
+        norm = _norm(X[i])
         for j in range(X.shape[1]):
             out[i, j] = np.float32(np.float64(X[i, j]) / norm)
 
 
-def normalize_rows(X: np.ndarray) -> None:
-    """:func:`unit_rows` in place."""
-    unit_rows(frozen(X), X)
+@kernel
+def normalize_rows(X):  # type: ignore[no-untyped-def]
+    """:func:`unit_rows` in place; rows that stay as they are are not written."""
+    for i in range(X.shape[0]):
+        norm = _norm(X[i])
+        if norm != 1.0:
+            for j in range(X.shape[1]):
+                X[i, j] = np.float32(np.float64(X[i, j]) / norm)
 
 
 @kernel

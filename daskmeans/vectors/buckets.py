@@ -49,6 +49,10 @@ class Part:
         """Rows of all its clusters."""
         return sum(c.rows for c in self.clusters)
 
+    def centroids(self) -> np.ndarray:
+        """The centroid of each row; int32, shape (rows,)."""
+        return np.repeat([np.int32(c.centroid) for c in self.clusters], [c.rows for c in self.clusters])
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -123,6 +127,13 @@ class Buckets:
             if CENTROID in names and CENTROID not in table.column_names:  # hive: the directory's name holds it
                 table = table.append_column(CENTROID, pa.array(np.full(len(table), cluster.centroid, np.int32)))
             yield table.select(names)
+
+    def read_part(self, part: Part, columns: list[str]) -> pa.Table:
+        """`columns` of all rows of `part`, cluster by cluster."""
+        table = pa.concat_tables(self.read_slices([(cluster, 0, cluster.rows) for cluster in part.clusters], columns))
+        if CENTROID in columns and CENTROID not in table.column_names:  # hive: the directories' names hold it
+            table = table.append_column(CENTROID, pa.array(part.centroids()))
+        return table.select(columns)
 
     def _merged(self, files: Files, cluster: Cluster, start: int, stop: int, columns: list[str]) -> pa.Table:
         """`columns` of the rows of `cluster` from `start` to `stop`, which lie in several files."""
@@ -230,14 +241,13 @@ def find_ids(buckets: Buckets, ids: pa.Array | pa.ChunkedArray, client: Client |
 
 
 def _ids_of(buckets: Buckets, part: Part) -> pa.ChunkedArray:
-    return pa.concat_tables(buckets.read_each(part.clusters, [buckets.id_field]))[0]
+    return buckets.read_part(part, [buckets.id_field])[0]
 
 
 def _find_in(buckets: Buckets, part: Part, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
-    column = pa.concat_tables(buckets.read_each(part.clusters, [buckets.id_field]))[0].cast(ids.type)
+    column = _ids_of(buckets, part).cast(ids.type)
     among = pc.is_in(column, ids)  # once for all clusters: each call hashes the ids
-    centroids = np.repeat([np.int32(c.centroid) for c in part.clusters], [c.rows for c in part.clusters])
-    return _located(column.filter(among), centroids[among.to_numpy()])
+    return _located(column.filter(among), part.centroids()[among.to_numpy()])
 
 
 def _located(ids: pa.Array | pa.ChunkedArray, centroids: np.ndarray) -> pa.Table:
