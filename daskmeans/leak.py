@@ -124,11 +124,13 @@ def _search(sources: list[Source], threshold: np.float32, client: Client | None)
     bands = [band for i, source in enumerate(sources) for band in _bands(source, i, firsts[i])]
     own = sources[0].n_partitions
     readers = [partial(_read, source.reader) for source in sources]
-    samples = runtime.compute([delayed(_sample, pure=False)(readers[b.source], b) for b in _few(bands)], client=client)
+    # Dask does not look through what is bound to a function.
+    sampled = [delayed(partial(_sample, readers[band.source], band), pure=False)() for band in _few(bands)]
+    samples = runtime.compute(sampled, client=client)
     P = directions(np.concatenate(samples), float(threshold))
     largest = max(band.rows for band in bands)
     room = forecast.check_bands(largest, sources[0].dimension, str(sources[0].files[0]), client)
-    shelf = delayed(Shelf, pure=False)(readers, bands, P, room, dask_key_name=runtime.key("leak-shelf"))
+    shelf = delayed(partial(Shelf, readers, bands, P, room), pure=False)(dask_key_name=runtime.key("leak-shelf"))
     task = delayed(_compare, pure=False)
     beside = [(i, range(own, len(bands))) for i in range(own)]
     tasks = [

@@ -216,9 +216,10 @@ def _by_part(buckets: Buckets, rows: np.ndarray) -> list[np.ndarray]:
 def _read(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client | None) -> pa.Table:
     """`columns` of these rows of `buckets`, whose numbers ascend."""
     read, lean = delayed(_read_part, pure=False), lean_of(buckets)
+    parts = list(zip(buckets.parts, _by_part(buckets, rows), strict=True))
     tasks = [
         read(lean, part, columns, mine, dask_key_name=runtime.key("dedup-rank"))
-        for part, mine in zip(buckets.parts, _by_part(buckets, rows), strict=True)
+        for part, mine in [each for each in parts if len(each[1])] or parts[:1]  # one at least tells the types
     ]
     return pa.concat_tables(runtime.compute(tasks, "rank", client))
 

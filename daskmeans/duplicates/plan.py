@@ -101,8 +101,8 @@ def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -
     """A trial of an exact search, which takes a moment."""
     sample, (bands, room) = _sample(sources), _bands(sources, client)
     P = directions(sample, floor)
-    pace = delayed(_pace, pure=False)(_readers(sources)[0], bands[0], P, runtime.share(sample, client), floor)
-    pair, row = runtime.compute([pace], client=client)[0]
+    pace = delayed(partial(_pace, _readers(sources)[0], bands[0], P, floor), pure=False)
+    pair, row = runtime.compute([pace(runtime.share(sample, client))], client=client)[0]
     rows, processes = sum(each.rows for each in sources), runtime.n_processes(client)
     # What does not fit into memory is read again for about every task.
     loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
@@ -136,7 +136,7 @@ def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Cl
     return Plan([reader], bands, P, room, tasks, [round(share * each) for each in pairs], found.files, gauge)
 
 
-def _pace(reader: Reader, band: Band, P: np.ndarray, sample: np.ndarray, floor: float) -> tuple[float, float]:
+def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.ndarray) -> tuple[float, float]:
     """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
     half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
     one, other = sketch(sample[:half], P), sketch(sample[half:], P)
