@@ -23,7 +23,7 @@ from upath import UPath
 from daskmeans import config, forecast, manifest, runtime
 from daskmeans.errors import UsageError
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
-from daskmeans.vectors.files import is_local
+from daskmeans.vectors.files import is_local, open_path
 from daskmeans.vectors.matrix import vector_columns
 from daskmeans.vectors.writer import write_files
 
@@ -82,7 +82,7 @@ def write_buckets(
     >>> sorted(buckets.read(cluster)["id"].to_pylist() for cluster in buckets.clusters())
     [['a', 'b'], ['c']]
     """
-    path = UPath(url, **(storage_options or {}))
+    path = open_path(url, storage_options)
     # Where rows are from is not known here, and steps that build on them must not take them for others.
     inputs = {"rows_from": uuid4().hex}
     with manifest.step(path, "assign", {"layout": layout}, inputs, overwrite=overwrite, client=client) as step:
