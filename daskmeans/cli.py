@@ -43,7 +43,8 @@ class Commands(click.Group):
         except Exception as error:
             if not stores.has_failed(error):
                 raise
-            _complain(error)  # a full disk, a missing permission, a lost connection
+            # A full disk, a missing permission, a lost connection, options that no client takes.
+            _complain(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
             ctx.exit(1)
 
 

@@ -194,6 +194,20 @@ def step(
     runtime.log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
 
 
+def sweep(out: UPath, resume: str | None) -> None:
+    """Remove what a run has left beside its finished output that was killed before it could.
+
+    Raises
+    ------
+    OutputError
+        Another run is writing it.
+    """
+    if (out / lock.NAME).exists():  # what goes last
+        with lock.hold(out):
+            if resume:
+                remove(out / resume)
+
+
 def _clear(out: UPath, kept: set[str]) -> None:
     for child in list(out.iterdir()):
         if child.name not in kept and child.name != lock.NAME:

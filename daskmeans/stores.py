@@ -1,12 +1,13 @@
 """Object stores: what they do otherwise than disks.
 
 They have no directories and rename nothing, but an object appears whole or not at all. Their clients remember listings,
-and raise errors of their own.
+and raise errors of all kinds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from upath import UPath
 
 # As URLs name them.
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
-# Packages whose exceptions tell that a store was not reached, or has refused; many of them are no OSError.
+# Packages that speak to them.
 CLIENTS = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
 
@@ -39,14 +40,15 @@ def replace(path: UPath, content: bytes) -> None:
 
 
 def has_failed(error: Exception) -> bool:
-    """Whether `error` tells that a store, or a disk, was not reached or has refused.
+    """Whether `error` comes from storage: a store or a disk was not reached, or has refused.
 
     Examples
     --------
     >>> has_failed(PermissionError()), has_failed(ZeroDivisionError())
     (True, False)
     """
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENTS
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, OSError) or any(module.partition(".")[0] in CLIENTS for module in modules)
 
 
 @contextlib.contextmanager

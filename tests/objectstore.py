@@ -16,7 +16,7 @@ from daskmeans.vectors.files import open_path
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-hush"
 # Seconds after which a client gives up on an answer, and after which the server gives it.
-PATIENCE, LATE = 2, 2.5
+PATIENCE, LATE = 1, 1.2
 ERROR = "<Error><Code>{}</Code><Message>{}</Message></Error>"
 REFUSALS = {
     "unavailable": ("503 Slow Down", ERROR.format("SlowDown", "Please reduce your request rate.")),
@@ -64,7 +64,7 @@ class ObjectStore:
             "endpoint_url": f"http://127.0.0.1:{self._server.port}",
             "key": "testing",
             "secret": SECRET,
-            "config_kwargs": {"read_timeout": PATIENCE, "retries": {"max_attempts": 0}},  # s3fs asks again by itself
+            "config_kwargs": {"read_timeout": PATIENCE, "retries": {"max_attempts": 2}},
         }
         self.at("").fs.mkdir("bucket")
 
@@ -73,6 +73,13 @@ class ObjectStore:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    def clear(self) -> None:
+        """Empty the bucket, and forget what was asked."""
+        root = self.at("").fs
+        if keys := root.find("bucket"):
+            root.rm(keys)
+        self.requests.clear()
 
     def at(self, key: str) -> UPath:
         """The place `key` in the bucket."""

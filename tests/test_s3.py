@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from upath import UPath
 
 import daskmeans as dkm
-from daskmeans import lock, manifest, workflow
+from daskmeans import lock, manifest, runtime, workflow
 from daskmeans.cli import main
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.info import describe
@@ -45,6 +45,14 @@ VOLATILE = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As many partitions and buckets, and so requests, on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "THREADS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[ObjectStore]:
     running = ObjectStore()
@@ -54,8 +62,7 @@ def server() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def store(server: ObjectStore) -> Iterator[ObjectStore]:
-    server.at("").fs.rm("bucket/", recursive=True)
-    server.requests.clear()
+    server.clear()
     yield server
     server.fault = no_fault
 
@@ -80,7 +87,7 @@ def write_input(folder: UPath, kind: str = "parquet") -> UPath:
 def do(given: UPath, out: UPath, client: distributed.Client | None = None) -> dkm.DedupResult:
     """The job from embeddings to decisions; again, it goes on."""
     fields = () if any(name.endswith(".npy") for name in given.fs.find(given.path)) else ("text",)
-    reading = Reading(metadata_fields=fields, storage_options=out.storage_options)
+    reading = Reading(metadata_fields=fields, storage_options={**given.storage_options, **out.storage_options})
     return dkm.run(given, out, dkm.KMeans(6, init="random"), 0.9, reading, client=client)
 
 
@@ -124,11 +131,12 @@ def on(method: str, end: str, how: str) -> Callable[[Request], str | None]:
     return lambda request: how if request.method == method and request.path.endswith(end) else None
 
 
-@pytest.fixture
-def whole(tmp_path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, one_thread) -> dict[str, Any]:
     """What the job makes on a disk."""
-    do(write_input(UPath(tmp_path / "in")), UPath(tmp_path / "out"))
-    return content(UPath(tmp_path / "out"))
+    root = UPath(tmp_path_factory.mktemp("whole"))
+    do(write_input(root / "in"), root / "out")
+    return content(root / "out")
 
 
 # --- the job ---
@@ -166,6 +174,29 @@ def test_steps_one_by_one_on_workers_whose_files_the_client_sees_at_once(store, 
         told = describe(f"s3://bucket/out/{name}", storage_options=store.options)
         assert told["complete"] and facts in told
     assert describe("s3://bucket/in/*.parquet", storage_options=store.options)["rows"] == len(X)
+
+
+def test_a_store_and_a_disk_work_together(store, tmp_path, whole):
+    given, out = write_input(store.at("in")), UPath(tmp_path / "out")
+    do(given, out)
+    assert content(out) == whole
+    do(given, store.at("out"))
+    dkm.dedup("s3://bucket/out/clusters", 0.9, out=tmp_path / "decided", storage_options=store.options)
+    result = dkm.open_decisions(tmp_path / "decided", store.options)
+    assert len(result.groups(3)) == 3
+    counts = dkm.apply(tmp_path / "decided", given, tmp_path / "kept", storage_options=store.options)
+    assert counts["kept"] == whole["summary.json"]["kept"]
+
+
+def test_server_and_credentials_are_found_in_the_environment(store, monkeypatch):
+    names = {"AWS_ENDPOINT_URL": "endpoint_url", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for name, option in names.items():
+        monkeypatch.setenv(name, store.options[option])
+    write_input(store.at("in"))
+    try:
+        assert describe("s3://bucket/in")["rows"] == len(X)
+    finally:
+        type(store.at("").fs).clear_instance_cache()  # clients that will have no credentials
 
 
 def test_a_finished_job_is_not_done_again_and_overwrite_replaces_all_of_it(store, tmp_path):
@@ -226,12 +257,8 @@ def test_new_rows_are_held_against_clusters_and_appended(store):
 
 def test_errors_that_pass_change_nothing(store, whole):
     given, out = write_input(store.at("in")), store.at("out")
-    hows = ["unavailable", "lost", "cut", None, None, None]
-    late = [
-        ("GET", "/bucket/in/part-0.parquet"),
-        ("PUT", "/bucket/out/model/centroids.npy"),
-        ("GET", "/bucket/out/clusters/manifest.json"),
-    ]
+    hows = ["unavailable", "lost", "cut", *[None] * 12]
+    late = [("GET", "/bucket/in/part-0.parquet"), ("PUT", "/bucket/out/model/centroids.npy")]
     made: Counter[str] = Counter()
 
     def chosen(request: Request) -> str | None:
@@ -240,7 +267,7 @@ def test_errors_that_pass_change_nothing(store, whole):
             late.remove((request.method, request.path))
             how = "late"
         elif how == "cut" and request.method != "GET":
-            how = "unavailable"
+            how = None
         made[str(how)] += 1
         return how
 
@@ -249,10 +276,10 @@ def test_errors_that_pass_change_nothing(store, whole):
     dkm.apply(result.path, given, store.at("kept"), storage_options=store.options)
     store.fault = no_fault
     assert content(out) == whole
-    assert made["late"] == 3 and min(made["unavailable"], made["lost"], made["cut"]) > 5
+    assert made["late"] == 2 and min(made["unavailable"], made["lost"], made["cut"]) > 1
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2, 4, 7, 11, 16, 22, 29, 37])
+@pytest.mark.parametrize("writes", [0, 1, 3, 7, 13, 19, 25])
 def test_a_job_whose_store_goes_away_is_finished_by_the_next(store, whole, writes):
     given, out = write_input(store.at("in")), store.at("out")
     store.fault = refused_after(writes)

@@ -97,10 +97,10 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
     if not str(path):
         raise UsageError("the path is empty", expected="a path or a URL")
     try:
-        opened = UPath(path, **(storage_options or {}))
+        opened = UPath(path)
         if is_local(opened):
             return opened.expanduser().absolute()
-        opened = stores.watched(opened)
+        opened = stores.watched(UPath(opened, **(storage_options or {})))
         opened.fs  # noqa: B018  the import of the backend happens here
         return opened
     except ImportError:
