@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -274,5 +273,5 @@ def _command(url: str | UPath, reading: Reading, n_clusters: int) -> str:
     words += ["--threshold", str(THRESHOLD)]
     words += ["--id-field", reading.id_field] if reading.id_field != "id" else []
     words += ["--embedding-field", reading.embedding_field] if reading.embedding_field else []
-    words += ["--storage-options", json.dumps(dict(reading.storage_options))] if reading.storage_options else []
-    return shlex.join(words)
+    options = ' --storage-options "$STORAGE_OPTIONS"' if reading.storage_options else ""  # may hold secrets
+    return shlex.join(words) + options

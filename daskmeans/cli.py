@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,13 +17,14 @@ from distributed import Client
 from rich.console import Console
 from rich.table import Table
 
-from daskmeans import flags, progress, runtime
+from daskmeans import flags, progress, runtime, stores
 from daskmeans.cluster import ClusterSettings, dashboard
 from daskmeans.cluster import cluster as start_cluster
 from daskmeans.errors import ClusterSizeWarning, ConvergenceWarning, DaskmeansError, NotFoundError, UsageError
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
+from daskmeans.vectors.files import open_path
 from daskmeans.workflow import Reading
 
 
@@ -40,8 +40,11 @@ class Commands(click.Group):
         except (KeyboardInterrupt, click.exceptions.Abort):
             _complain("interrupted; the same command goes on, or begins again where it cannot")
             ctx.exit(130)
-        except OSError as error:  # a full disk, a missing permission, a lost connection
-            _complain(error)
+        except Exception as error:
+            if not stores.has_failed(error):
+                raise
+            # A full disk, a missing permission, a lost connection, options that no client takes.
+            _complain(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
             ctx.exit(1)
 
 
@@ -329,11 +332,14 @@ def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ..
     """If the only input is a YAML file, let it fill the flags that the command line leaves open."""
     if len(inputs) != 1 or not inputs[0].endswith((".yaml", ".yml")):
         return inputs
-    file = Path(inputs[0])
+    file = open_path(inputs[0])
     if not file.is_file():
         raise NotFoundError("no such file", where=str(file), expected="a YAML file of settings")
     try:
         given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.MarkedYAMLError as error:  # without the lines, which may hold secrets
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"not valid YAML ({error.problem})", where=f"{file}{line}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"not valid YAML ({error})", where=str(file)) from None
     if not isinstance(given, dict):

@@ -30,9 +30,9 @@ class Json(click.ParamType):
         try:
             found = json.loads(value)
         except ValueError as error:
-            self.fail(f"{value!r} is not valid JSON: {error}", param, ctx)
+            self.fail(f"not valid JSON: {error}", param, ctx)  # without the value, which may hold secrets
         if not isinstance(found, dict):
-            self.fail(f"expected a JSON object such as '{{\"anon\": true}}', got {value}", param, ctx)
+            self.fail("expected a JSON object such as '{\"anon\": true}'", param, ctx)
         return found
 
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 import psutil
 from upath import UPath
 
+from daskmeans import stores
 from daskmeans.errors import OutputError
 
 NAME = "lock.json"
@@ -22,6 +23,8 @@ NAME = "lock.json"
 # it is on a machine where nobody can look.
 BEAT, DEAD = 30.0, 300.0
 FACTS = {"token", "pid", "started", "host", "place", "seen"}
+# Of the locks that this process holds; a file with another one and its number was left when storage failed.
+_tokens: set[str] = set()
 
 
 class Lock:
@@ -62,24 +65,26 @@ class Lock:
             with self._file.fs.open(self._file.path, "xb") as file:
                 file.write(self._told())
         except FileExistsError:
+            if self.held:  # it was taken, the answer was lost, and the client of the store asked again
+                return
             raise OutputError(
                 "another run has just begun to write this output", where=str(self._file), expected="one run at a time"
             ) from None
 
     def _beat(self) -> None:
-        aside = self._file.with_name(f"{NAME}.{self._owner['token']}")
         while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError):  # if nothing can be written, the step will say so
+            with stores.tolerated():  # if nothing can be written, the step will say so
                 if self.held:
-                    aside.write_bytes(self._told())
-                    aside.fs.mv(aside.path, self._file.path)
+                    stores.replace(self._file, self._told())
 
     def _told(self) -> bytes:
         return json.dumps(self._owner | {"seen": time.time()}).encode()
 
     def _leave(self) -> None:
-        if self.held:  # not if it went with the directory, or is another's by now
-            self._file.unlink()
+        _tokens.discard(self._owner["token"])
+        with stores.tolerated():  # then it stays, and speaks for nobody
+            if self.held:  # not if it went with the directory, or is another's by now
+                self._file.unlink()
 
 
 @contextlib.contextmanager
@@ -94,14 +99,17 @@ def hold(directory: UPath) -> Iterator[Lock]:
         Another run is writing it.
     """
     lock = Lock(directory)
-    lock._take()
-    beat = threading.Thread(target=lock._beat, name="daskmeans-lock", daemon=True)
-    beat.start()
+    _tokens.add(lock._owner["token"])
     try:
-        yield lock
+        lock._take()
+        beat = threading.Thread(target=lock._beat, name="daskmeans-lock", daemon=True)
+        beat.start()
+        try:
+            yield lock
+        finally:
+            lock._ended.set()
+            beat.join()
     finally:
-        lock._ended.set()
-        beat.join()
         lock._leave()
 
 
@@ -122,7 +130,8 @@ def _read(file: UPath) -> dict[str, Any] | None:
 def _sign_of_life(found: dict[str, Any]) -> str:
     """What speaks for the run that holds a lock being alive; empty for one that is not."""
     if found["place"] and found["place"] == _here()["place"]:
-        return "which runs" if _started(found["pid"]) == found["started"] else ""
+        runs = found["token"] in _tokens if found["pid"] == os.getpid() else _started(found["pid"]) == found["started"]
+        return "which runs" if runs else ""
     age = time.time() - found["seen"]
     return f"seen {max(0, age):.0f} s ago" if age < DEAD else ""
 

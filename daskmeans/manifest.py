@@ -19,7 +19,7 @@ from typing import Any
 from distributed import Client
 from upath import UPath
 
-from daskmeans import lock, runtime
+from daskmeans import lock, runtime, stores
 from daskmeans.errors import DataError, NotFoundError, OutputError
 
 NAME = "manifest.json"
@@ -46,7 +46,7 @@ def identity(found: dict[str, Any]) -> str:
 def remove(path: UPath) -> None:
     """Remove `path` and all below it; nothing happens if it is not there."""
     for wait in (0.1, 0.5, 2.0):
-        with contextlib.suppress(OSError):  # a task that was cancelled on a worker may write one file more
+        with stores.tolerated():  # a task that was cancelled on a worker may write one file more
             return _remove(path)
         time.sleep(wait)
     _remove(path)
@@ -160,10 +160,17 @@ def step(
     """
     check_free(out, name, overwrite=overwrite)
     fresh = [parent for parent in out.parents if not parent.exists()]
+    if out.parents[-1] in fresh:
+        raise OutputError(
+            "there is no such bucket, or it must not be seen with these credentials",
+            where=str(out.parents[-1]),
+            expected="a bucket that is there",
+            remedy="make the bucket, or correct its name, the endpoint or the credentials",
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"the directory cannot be made ({error.strerror})", where=str(out)) from None
+        raise OutputError(f"the directory cannot be made ({error.strerror or error})", where=str(out)) from None
     with lock.hold(out) as mine:
         check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
         kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
@@ -176,14 +183,29 @@ def step(
         try:
             yield made
         except BaseException:
-            if mine.held:
-                _give_up(out, resume, keep, fresh)
+            with stores.tolerated():  # the first error is the one to tell
+                if mine.held:
+                    _give_up(out, resume, keep, fresh)
             raise
         made.write(finished=True)
         if resume:
             remove(out / resume)  # last: a kill before this leaves a finished output with something too much
     counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
     runtime.log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
+
+
+def sweep(out: UPath, resume: str | None) -> None:
+    """Remove what a run has left beside its finished output that was killed before it could.
+
+    Raises
+    ------
+    OutputError
+        Another run is writing it.
+    """
+    if (out / lock.NAME).exists():  # what goes last
+        with lock.hold(out):
+            if resume:
+                remove(out / resume)
 
 
 def _clear(out: UPath, kept: set[str]) -> None:
@@ -251,7 +273,8 @@ def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
             expected="a directory to be made",
             remedy="choose another --out",
         )
-    if all(child.name == lock.NAME for child in out.iterdir()):
+    # A run that was killed may have left its lock, and what was to become its manifest.
+    if all(child.name.startswith((lock.NAME, NAME + ".")) for child in out.iterdir()):
         return
     found = peek(out)
     if found is None:
@@ -319,8 +342,8 @@ def peek(path: UPath) -> dict[str, Any] | None:
     """The manifest in `path`, finished or not; None where there is none of ours, whatever has its name."""
     try:
         found = json.loads((path / NAME).read_text())
-    except (OSError, ValueError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return None  # but storage that does not answer is no reason to take hours of work for nothing
     ours = isinstance(found, dict) and isinstance(found.get("finished"), bool) and isinstance(found.get("step"), str)
     return found if ours else None
 
@@ -337,6 +360,4 @@ def read_json(path: UPath) -> Any:
 
 def write_json(path: UPath, value: Any) -> None:
     """Write `value` to `path`, readable by people too; a reader sees the old content or the new, never half of it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    path.fs.mv(aside.path, path.path)
+    stores.replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

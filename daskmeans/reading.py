@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Client
@@ -25,7 +25,7 @@ class Reading:
     id_field: str = "id"
     embedding_field: str | None = None
     metadata_fields: tuple[str, ...] = ()
-    storage_options: Mapping[str, Any] | None = None
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)  # may hold secrets
     on_bad_row: str = "error"
 
     def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:

@@ -280,6 +280,7 @@ def _once(
     if found and found["finished"]:
         changed = manifest.changes(found, settings, inputs)
         if not changed:
+            manifest.sweep(path, resume)
             runtime.logger.info("%s is finished already: %s", name, path)
             return
         if not overwrite:

@@ -178,7 +178,7 @@ CASES = [
          ("in.parquet", "row 1", "text", "--on-bad-row skip")),
     Case("unknown encoder", lambda at: table(at / "in.parquet", id=[1], text=["a"]),
          "embed IN/in.parquet --out OUT --encoder bert", 2, ("bert", "wordllama")),
-    Case("storage options not JSON", good, f"{FIT} --storage-options key=1", 2, ("key=1", "JSON")),
+    Case("storage options not JSON", good, f"{FIT} --storage-options key=1", 2, ("--storage-options", "JSON")),
     Case("unknown YAML key", lambda at: (at / "c.yaml").write_text("input: x\nn_cluster: 3\n"),
          "run IN/c.yaml --out OUT", 2,
          ("'n_cluster'", "n_clusters", "c.yaml")),

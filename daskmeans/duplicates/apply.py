@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from daskmeans.duplicates.lookup import Lookup, read_lookup
 from daskmeans.duplicates.rewrite import Rewritten, rewrite
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import npy
-from daskmeans.vectors.files import Input, directories, find_files, format_of, open_path, refuse_overlap
+from daskmeans.vectors.files import Input, common_parent, directories, find_files, format_of, open_path, refuse_overlap
 from daskmeans.vectors.source import open_source
 
 REJECTS = "rejects.parquet"
@@ -130,9 +128,9 @@ def _check_numbered(
 
 def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
     """Names of `files` below `root`, or else below the directory that all of them have in common."""
-    paths = [PurePosixPath(file.path) for file in files]
-    base = root.path if root is not None else os.path.commonpath([path.parent for path in paths])
-    names = [str(path.relative_to(base)) for path in paths]
+    paths = [file.path for file in files]
+    base = common_parent(paths) if root is None else root.path.rstrip("/") + "/"
+    names = [path.removeprefix(base) for path in paths]
     if REJECTS in names:
         raise UsageError(
             f"an input is called {REJECTS}, like the list of rejected rows", where=base, remedy="rename it"

@@ -311,7 +311,8 @@ def open_decisions(path: Input, storage_options: Mapping[str, Any] | None = None
     """
     folder = open_path(path, storage_options)
     made = manifest.read(folder, "dedup")
-    return DedupResult(folder, open_path(made["inputs"]["clusters"], storage_options))
+    options = {**folder.storage_options, **(storage_options or {})}
+    return DedupResult(folder, open_path(made["inputs"]["clusters"], options))
 
 
 def decision_files(path: UPath) -> list[UPath]:

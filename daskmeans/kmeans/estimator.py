@@ -27,6 +27,7 @@ from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split
+from daskmeans.vectors.files import open_path
 
 
 class KMeans:
@@ -420,7 +421,7 @@ class KMeans:
     def save(self, url: Any, *, storage_options: dict[str, Any] | None = None, overwrite: bool = False) -> None:
         """Write the model into the directory `url`: ``centroids.npy``, ``model.json`` and a manifest."""
         self._check_fitted()
-        path, settings = UPath(url, **(storage_options or {})), {"normalize": self.normalize}
+        path, settings = open_path(url, storage_options), {"normalize": self.normalize}
         # What it was fitted on is not known here, and steps that use it must not take it for another.
         inputs = {"centroids": hashlib.sha256(self.cluster_centers_.tobytes()).hexdigest()}
         with manifest.step(path, "fit", settings, inputs, overwrite=overwrite) as step:
@@ -457,7 +458,7 @@ class KMeans:
         NotFoundError, OutputError
             `url` is no model directory, or an unfinished one.
         """
-        centroids, facts = model.read_model(UPath(url, **(storage_options or {})))
+        centroids, facts = model.read_model(open_path(url, storage_options))
         known = {k: v for k, v in facts["parameters"].items() if v is not None and k != "init"}
         loaded = cls(**known | {"n_clusters": facts["n_clusters"], "normalize": facts["normalize"]})
         loaded.cluster_centers_ = centroids

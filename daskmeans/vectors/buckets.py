@@ -16,6 +16,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config, manifest, runtime
+from daskmeans.vectors.files import open_path
 from daskmeans.vectors.pieces import Files, Piece
 
 CENTROID, L2, COSINE = "centroid", "l2_dist_to_cent", "cosine_dist_to_cent"
@@ -168,7 +169,7 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
     NotFoundError, OutputError
         `url` is not such a directory, or is unfinished.
     """
-    path = UPath(url, **(storage_options or {}))
+    path = open_path(url, storage_options)
     found = manifest.read(path, "assign")
     parts = [Part(tuple(_clusters_of(file))) for file in found["outputs"]]
     if found["layout"] == "hive" or found.get("appended"):

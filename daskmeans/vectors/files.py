@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from upath import UPath
 
-from daskmeans import manifest
+from daskmeans import manifest, stores
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
 
 FORMATS = {
@@ -96,19 +97,27 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
     if not str(path):
         raise UsageError("the path is empty", expected="a path or a URL")
     try:
-        opened = UPath(path, **(storage_options or {}))
+        opened = UPath(path)
         if is_local(opened):
             return opened.expanduser().absolute()
+        opened = stores.watched(UPath(opened, **(storage_options or {})))
         opened.fs  # noqa: B018  the import of the backend happens here
         return opened
     except ImportError:
         raise _missing_backend(str(path)) from None
     except Exception as error:  # whatever a backend raises for options it does not take
         raise UsageError(
-            f"the URL cannot be opened ({type(error).__name__}: {error})",
+            f"the URL cannot be opened ({type(error).__name__}: {_without(storage_options, str(error))})",
             where=str(path),
             expected="a path, or a URL of a kind that fsspec knows, with the storage options that it takes",
-        ) from error
+        ) from None
+
+
+def _without(options: Any, text: str) -> str:
+    """`text` in which no value of `options` can be read: some of them are secrets."""
+    if isinstance(options, Mapping):
+        return functools.reduce(lambda left, value: _without(value, left), options.values(), text)
+    return text.replace(options, "***") if options and isinstance(options, str) else text
 
 
 def is_local(path: UPath) -> bool:
@@ -217,6 +226,19 @@ def _is_supported(path: UPath) -> bool:
         return bool(format_of(path))
     except UsageError:
         return False
+
+
+def common_parent(paths: Sequence[str]) -> str:
+    """Longest prefix of all `paths` that ends with a slash; empty if there is none.
+
+    Examples
+    --------
+    >>> common_parent(["bucket/in/a/1.npy", "bucket/in/ab.npy"]), common_parent(["bucket/1.npy", "other/1.npy"])
+    ('bucket/in/', '')
+    """
+    low, high = min(paths), max(paths)
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[: low.rfind("/", 0, length) + 1]
 
 
 def _has_magic(path: str) -> bool:

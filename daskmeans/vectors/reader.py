@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from daskmeans import stores
 from daskmeans.errors import DataError
 from daskmeans.vectors import jsonl, npy, parquet, validate
 from daskmeans.vectors.files import reading
@@ -139,6 +139,4 @@ def _write(table: pa.Table, path: UPath) -> None:
     pq.write_table(table, sink)
     with reading(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{uuid4().hex}")
-        aside.write_bytes(sink.getvalue().to_pybytes())
-        path.fs.mv(aside.path, path.path)
+        stores.replace(path, sink.getvalue().to_pybytes())

@@ -23,13 +23,14 @@ from upath import UPath
 from daskmeans import config, forecast, manifest, runtime
 from daskmeans.errors import UsageError
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
-from daskmeans.vectors.files import is_local
+from daskmeans.vectors.files import is_local, open_path
 from daskmeans.vectors.matrix import vector_columns
 from daskmeans.vectors.writer import write_files
 
 RUNS = "runs"
 LAYOUTS = ("bucketed", "hive")
 _RUN_BATCH = 1024
+_AHEAD = 2**20
 
 
 def write_buckets(
@@ -82,7 +83,7 @@ def write_buckets(
     >>> sorted(buckets.read(cluster)["id"].to_pylist() for cluster in buckets.clusters())
     [['a', 'b'], ['c']]
     """
-    path = UPath(url, **(storage_options or {}))
+    path = open_path(url, storage_options)
     # Where rows are from is not known here, and steps that build on them must not take them for others.
     inputs = {"rows_from": uuid4().hex}
     with manifest.step(path, "assign", {"layout": layout}, inputs, overwrite=overwrite, client=client) as step:
@@ -213,13 +214,17 @@ class Run:
         A slice would keep whole batches, and mapped pages count as the worker's memory until the file is closed.
         """
         batches = range(start // _RUN_BATCH, -(-stop // _RUN_BATCH))
-        with pa.memory_map(self._path.path) if is_local(self._path) else self._path.open("rb") as source:
+        with self._open() as source:
             schema = pa.ipc.open_file(source).schema
             wanted = None if columns is None else [schema.get_field_index(name) for name in columns]
             file = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
             table = pa.Table.from_batches([file.get_batch(i) for i in batches], file.schema)
             first = start - batches.start * _RUN_BATCH
             return table.take(pa.array(np.arange(first, first + stop - start)))
+
+    def _open(self) -> Any:
+        # A client of a store reads ahead, a block each time: 50 MB of it would be most of the run, for every slice.
+        return pa.memory_map(self._path.path) if is_local(self._path) else self._path.open("rb", block_size=_AHEAD)
 
     def distances(self) -> np.ndarray:
         """Distances of its rows, where the range is one cluster: ascending."""

@@ -20,7 +20,7 @@ from upath import UPath
 from daskmeans import config
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import fields, jsonl, npy, parquet
-from daskmeans.vectors.files import Input, facts, find_files, format_of
+from daskmeans.vectors.files import Input, common_parent, facts, find_files, format_of
 from daskmeans.vectors.reader import TABLES, Reader
 from daskmeans.vectors.slices import Partition, Survey, pack, pieces
 
@@ -304,14 +304,7 @@ def _survey(
     with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
         surveys = list(pool.map(lambda path: look(path, rows), files))
         sizes = list(pool.map(facts, files))
-    common = _common_parent([path.path for path in files])
+    common = common_parent([path.path for path in files])
     names = [path.path.removeprefix(common) for path in files]
     stamps = [(name, size, version) for name, (size, version) in zip(names, sizes, strict=True)]
     return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units], stamps
-
-
-def _common_parent(paths: Sequence[str]) -> str:
-    """Longest prefix of all `paths` that ends with a slash."""
-    low, high = min(paths), max(paths)
-    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return low[: low.rfind("/", 0, length) + 1]

@@ -1,0 +1,61 @@
+"""Object stores: what they do otherwise than disks.
+
+They have no directories and rename nothing, but an object appears whole or not at all. Their clients remember listings,
+and raise errors of all kinds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from uuid import uuid4
+
+from upath import UPath
+
+# As URLs name them.
+PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
+# Packages that speak to them.
+CLIENTS = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+
+
+def is_store(path: UPath) -> bool:
+    """Whether `path` lies on an object store."""
+    return path.protocol in PROTOCOLS
+
+
+def watched(path: UPath) -> UPath:
+    """`path`, where on an object store each listing is a fresh one: other processes write there too."""
+    return UPath(path, use_listings_cache=False) if is_store(path) else path
+
+
+def replace(path: UPath, content: bytes) -> None:
+    """Make `content` that of the file `path`; a reader sees the old content or the new, never half of it."""
+    if is_store(path):
+        path.write_bytes(content)
+        return
+    aside = path.with_name(f"{path.name}.{uuid4().hex}")
+    aside.write_bytes(content)
+    path.fs.mv(aside.path, path.path)
+
+
+def has_failed(error: Exception) -> bool:
+    """Whether `error` comes from storage: a store or a disk was not reached, or has refused.
+
+    Examples
+    --------
+    >>> has_failed(PermissionError()), has_failed(ZeroDivisionError())
+    (True, False)
+    """
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, OSError) or any(module.partition(".")[0] in CLIENTS for module in modules)
+
+
+@contextlib.contextmanager
+def tolerated() -> Iterator[None]:
+    """Let it pass if the store or the disk fails in the ``with`` block: what is left to clean, the next run cleans."""
+    try:
+        yield
+    except Exception as error:
+        if not has_failed(error):
+            raise
