@@ -15,7 +15,7 @@ import numpy as np
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, manifest, runtime
+from daskmeans import config, gpus, manifest, runtime
 from daskmeans.dashboard import add_page
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest_labels
@@ -485,7 +485,7 @@ def seed_from(random_state: Any) -> int:
 def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
     if index is not None:
         return index.nearest(km.rows(X), km.cluster_centers_)
-    return nearest_labels(km.rows(X), km.cluster_centers_)
+    return nearest_labels(km.rows(X), km.cluster_centers_, gpus.device())
 
 
 def _distances(X: Any, km: KMeans) -> np.ndarray:
