@@ -45,7 +45,7 @@ class KMeans(Base):
     "cuml/dask/cluster/__init__.py": "from cuml.dask.cluster.kmeans import KMeans\n",
     "cuml/dask/cluster/kmeans.py": "class KMeans:\n    def __init__(self, *, client=None, **kwargs): ...\n"
     "    def fit(self, X): ...\n",
-    "cuml/fast.abi3.so": "\x00",
+    "cuml/fast.abi3.so": "\x00\x00product(intptr_t handle, int algo=0)\x00SMALL\x00",
     "cuml-26.10.0.dist-info/METADATA": "Name: cuml\n",
     "dask_cuda/__init__.py": "from distributed import LocalCluster\n"
     "class LocalCUDACluster(LocalCluster):\n    def __init__(self, n_workers=None, **kwargs): ...\n",
@@ -124,6 +124,24 @@ def test_compiled_modules_are_told_as_not_checked(tmp_path):
     done = check(tmp_path, "import cuml.fast\n")
     assert done.returncode == 0
     assert "cuml.fast is compiled, not checked" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("cuml.fast.product(1, algo=2), cuml.fast.SMALL, xp.inertia", ""),
+        ("cuml.fast.produce(1)", "no such name in it"),
+        ("cuml.fast.product(1, 2, 3)", "takes 2 positional"),
+        ("cuml.fast.product(1, algos=2)", "no argument algos"),
+        ("cuml.fast.LARGE", "no such name in it"),
+        ("xp.inertias", "no such name"),
+    ],
+)
+def test_compiled_modules_are_held_to_what_they_say_of_themselves(tmp_path, line, fault):
+    packages = THEIRS | {"cupy/__init__.py": "inertia = 1\n"}
+    done = check(tmp_path, f"import cuml.fast\n{line}\n", packages=packages)
+    assert done.returncode == bool(fault)
+    assert fault in done.stdout.partition("WRONG")[2]
 
 
 def test_without_wheels_it_says_how_to_get_them(tmp_path):

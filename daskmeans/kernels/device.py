@@ -72,7 +72,8 @@ class Cuda(Device):
 
     def product(self, left: Any, right: Any) -> Any:
         """As of the processor, on tensor cores: cupy's own product would round sums of float16 to float16."""
-        from cupy.cuda import cublas, get_cublas_handle, runtime
+        from cupy.cuda import get_cublas_handle, runtime
+        from cupy_backends.cuda.libs import cublas
 
         out = self.xp.empty((len(left), len(right)), np.float32)
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
