@@ -64,7 +64,8 @@ class KMeans:
         "cuml": cuML finds the centroids, on a cluster with a GPU for each worker whose memory holds the rows; `init`
         "auto" is its k-means||. Labels, distances and inertia are those of our own pass, whichever engine it was.
         "auto" is "native" everywhere: such a fit gives the same bits on any machine, goes on from any update and needs
-        no device; cuML's sums depend on how rows lie, so it is for those who ask for it.
+        no device, but uses those of workers that dask-cuda started (where more than 2256 clusters have other
+        centroids then); cuML's sums depend on how rows lie, so it is for those who ask for it.
 
     Attributes
     ----------
