@@ -359,7 +359,8 @@ def _in_binary(use: Use, module: str, binary: bytes) -> tuple[str, str]:
 def _misfit(use: Use, found: Definition, library: Library) -> str:
     """Why a call does not fit what it calls."""
     if isinstance(found.node, ast.FunctionDef):
-        bound = use.name.rpartition(".")[0].endswith("()")
+        of_class = any(ast.unparse(each) == "classmethod" for each in found.node.decorator_list)
+        bound = of_class or use.name.rpartition(".")[0].endswith("()")
         return _unfit(use, [found.node.args], skip=1 if bound else 0)
     if isinstance(found.node, (ast.Assign, ast.AnnAssign)):  # such as a ufunc; what it takes is known when it is made
         return ""

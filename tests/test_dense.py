@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import dask
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import daskmeans as dkm
@@ -204,6 +206,38 @@ def test_a_run_on_the_device_assigns_and_decides_as_the_processor(device, embedd
             result = dkm.run(embeddings, tmp_path / where, dkm.KMeans(8), threshold=0.9)
         counts.append([result.summary[key] for key in ("rows", "kept", "removed")])
     assert counts[0] == counts[1]
+
+
+class OnDevice:
+    """An array that does not become numpy's unasked, as cupy's do not."""
+
+    def __init__(self, X):
+        self.X, self.__cuda_array_interface__ = X, {"version": 3}
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("implicit conversion")
+
+
+def test_arrays_on_a_device_are_taken(monkeypatch):
+    X = blobs(200, d=4)
+    cupy = ModuleType("cupy")
+    cupy.asnumpy = lambda array: array.X.copy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    km = dkm.KMeans(8).fit(OnDevice(X))
+    np.testing.assert_array_equal(km.labels_, dkm.KMeans(8).fit(X).labels_)
+    np.testing.assert_array_equal(km.predict(OnDevice(X)), km.labels_)
+
+
+@pytest.mark.gpu("cupy", "cudf")
+def test_arrays_of_cupy_and_columns_of_cudf_are_taken():
+    import cudf
+    import cupy
+
+    X = blobs(200, d=4)
+    expected = dkm.KMeans(8).fit(X)
+    np.testing.assert_array_equal(dkm.KMeans(8).fit(cupy.asarray(X)).labels_, expected.labels_)
+    column = cudf.Series.from_arrow(pa.array(X.tolist(), pa.list_(pa.float32())))
+    np.testing.assert_array_equal(expected.rows(column), expected.rows(X))
 
 
 # --- which device ---

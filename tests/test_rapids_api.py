@@ -40,7 +40,7 @@ class KMeans(Base):
             self.n_iter_ = 3
         return self
 """,
-    "cuml/base.py": "class Base:\n    def clone(self, deep): ...\n",
+    "cuml/base.py": "class Base:\n    def clone(self, deep): ...\n    @classmethod\n    def made(cls, of): ...\n",
     "cuml/dask/__init__.py": "",
     "cuml/dask/cluster/__init__.py": "from cuml.dask.cluster.kmeans import KMeans\n",
     "cuml/dask/cluster/kmeans.py": "class KMeans:\n    def __init__(self, *, client=None, **kwargs): ...\n"
@@ -57,7 +57,7 @@ def fit(rows, client):
 
     model = KMeans(client=client, n_clusters=3, batch=7)
     model.fit(rows)
-    return model.n_iter_, model.labels_, model.clone(deep=True), cuml.__version__, cuml.KMeans().fit(rows, y=None)
+    return model.n_iter_, model.labels_, model.clone(deep=True), cuml.__version__, cuml.KMeans().fit(rows, y=None), cuml.KMeans.made(1)
 
 
 def cluster():
@@ -93,7 +93,7 @@ def test_what_is_there_is_right(tmp_path, wheel):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "against cuml-26.10.0" in done.stdout
     assert "KMeans(client, n_clusters, batch)" in done.stdout
-    assert done.stdout.endswith("13 uses, 0 wrong\n")
+    assert done.stdout.endswith("14 uses, 0 wrong\n")
 
 
 @pytest.mark.parametrize(

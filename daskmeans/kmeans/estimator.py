@@ -188,6 +188,7 @@ class KMeans:
         Parameters
         ----------
         X : array, dask array or dask dataframe, shape (n_samples, n_features)
+            Arrays and partitions on a device (cupy, cudf) are copied to memory.
         y : ignored
         column : str, optional
             Column of a dataframe that holds the vectors; default: the only one that does.
