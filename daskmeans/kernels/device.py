@@ -6,12 +6,17 @@ On the processor it is no faster than the kernels beside it: there it is what te
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import psutil
+
+from daskmeans.kernels.jit import kernel
+
+_compiled = functools.cache(kernel)
 
 
 class Device:
@@ -35,8 +40,9 @@ class Device:
 
     def each(self, body: Callable[..., None], n: int, *arrays: Any) -> None:
         """Call a loop of :mod:`daskmeans.kernels.scores` for each of `n` columns."""
+        compiled = _compiled(body)
         for i in range(n):
-            body(i, *arrays)
+            compiled(i, *arrays)
 
     def tiles(self, X: np.ndarray, size: int) -> Iterator[tuple[slice, Any]]:
         """The rows of `X` on the device, `size` at a time; of use until the next are asked for."""
