@@ -88,7 +88,7 @@ def test_sums_are_the_processors(device, monkeypatch):
     monkeypatch.setattr(dense, "COORDINATES", 7 * 100)
     sums, counts = np.zeros((5, 7), np.int64), np.zeros(5, np.int64)
     moved = move_rows(X, before, labels, 2.0**45, sums, counts)
-    found = dense.Sums(device, 5, 7, 2.0**45)
+    found = dense.Sums(device, (5, 7), 2.0**45)
     assert found.move(*map(device.xp.asarray, (X, before, labels))) == moved
     np.testing.assert_array_equal(found.host()[0], sums)
     np.testing.assert_array_equal(found.host()[1], counts)

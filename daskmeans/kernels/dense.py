@@ -95,8 +95,9 @@ def _slack(device: Device, rows: Rows, longest: float, error: float) -> Any:
     d = rows.X.shape[1]
     g = accumulation_bound(d)
     norm = device.xp.sqrt(rows.squares) * UP
-    rest = g * longest * longest + (d + 8) * 2.0**-50 * (norm + longest) ** 2 + (d + 2) * 2.0**-126
-    return rest + (rows.errors + g * norm) * longest + (norm + rows.errors) * error
+    lost = rows.errors * longest + (norm + rows.errors) * error
+    summed = g * (norm + rows.errors) * (longest + error) + g * longest * longest
+    return lost + summed + (d + 8) * 2.0**-50 * (norm + longest) ** 2 + (d + 2) * 2.0**-126
 
 
 def _below(xp: Any, values: Any) -> Any:
@@ -220,13 +221,13 @@ class Sums:
     """Scaled sums of the rows of each cluster, and their numbers, on a device.
 
     Integers, added by atomic operations in whatever order; as unsigned ones, since these are what devices add, and
-    modulo 2⁶⁴ the sums are the same.
+    modulo 2⁶⁴ the sums are the same. The `shape` is that of the centroids.
     """
 
-    def __init__(self, device: Device, n_clusters: int, n_features: int, scale: float) -> None:
+    def __init__(self, device: Device, shape: tuple[int, ...], scale: float) -> None:
         self._device, self._scale = device, scale
-        self._sums = device.xp.zeros((n_clusters, n_features), np.uint64)
-        self._counts = device.xp.zeros(n_clusters, np.int64)
+        self._sums = device.xp.zeros(shape, np.uint64)
+        self._counts = device.xp.zeros(shape[0], np.int64)
 
     def move(self, X: Any, before: Any, labels: Any) -> int:
         """As ``update.move_rows``: how many rows have changed their label; before, -1 stands for none."""

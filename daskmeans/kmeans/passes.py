@@ -121,7 +121,7 @@ def advance(group: list[Block], now: Pass) -> Advance:
 
 def _advance_on(device: Device, group: list[Block], now: Pass) -> Advance:
     """As :func:`advance`, on a device. Bounds would not pay there: rows keep their labels alone."""
-    sums = dense.Sums(device, *now.centroids.shape, now.scale)
+    sums = dense.Sums(device, now.centroids.shape, now.scale)
     energy = moved = compared = anew = 0
     with device.lock:
         to = dense.centroids_on(device, now.centroids, now.center)
