@@ -4,8 +4,9 @@
     ci/check-rapids-api.py wheels
 
 Every name that daskmeans, workflows and tests import from a package of RAPIDS, every attribute of it and every argument
-of its calls is looked up where the wheels define it: in Python files, or in the Cython files that lie beside compiled
-modules. Exit status: 0, all is there; 1, something is not; 2, there are no wheels, and how to get them.
+of its calls is looked up where the wheels define it: in Python files, in the Cython files that lie beside compiled
+modules, or else in the names and signatures that these hold. A variable called `xp` is cupy. Exit status: 0, all
+is there; 1, something is not; 2, there are no wheels, and how to get them.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Import names and how their wheels are called. cupy is no part of RAPIDS: what is not there of it is only told.
+# Import names and how their wheels are called. cupy is no part of RAPIDS: that its wheel is not there is only told.
+CUPY = "cupy-cuda13x>=14"
 WHEELS = {
     "cudf": "cudf-cu13==26.10.*",
     "cuml": "cuml-cu13==26.10.*",
-    "cupy": "cupy-cuda13x",
+    "cupy": CUPY,
+    "cupy_backends": CUPY,
+    "cupyx": CUPY,
     "dask_cuda": "dask-cuda==26.10.*",
     "dask_cudf": "dask-cudf-cu13==26.10.*",
     "raft_dask": "raft-dask-cu13==26.10.*",
@@ -112,6 +116,8 @@ class Collector(ast.NodeVisitor):
 
     def name_of(self, node: ast.expr) -> str | None:
         """What of theirs `node` stands for; a call of a class stands for an instance."""
+        if getattr(node, "attr", getattr(node, "id", "")) == "xp":
+            return "cupy"
         if isinstance(node, ast.Attribute):
             of = self.name_of(node.value)
             return f"{of}.{node.attr}" if of else None
@@ -159,7 +165,7 @@ class Definition:
 
 
 class Compiled(LookupError):
-    """A module of which only the compiled form is there."""
+    """A module of which only the compiled form is there; or a value, of which nothing is known before it is made."""
 
 
 class Library:
@@ -195,9 +201,19 @@ class Library:
         for path in (f"{base}/__init__.py", f"{base}.py", f"{base}.pyx", f"{base}.pyi"):
             if (text := self._read(path)) is not None:
                 return path, ast.parse(_python_of(text) if path.endswith(".pyx") else text)
-        if any(re.fullmatch(rf"{re.escape(base)}\.[^/]*so", file) for file in self.files):
+        if self.binary(name):
             raise Compiled(name)
         return None
+
+    @cache  # noqa: B019
+    def binary(self, module: str) -> bytes:
+        """A compiled module; empty if there is none."""
+        base = re.escape(module.replace(".", "/"))
+        name = next((file for file in self.files if re.fullmatch(rf"{base}\.[^/]*so", file)), None)
+        holder = self.files.get(name or "")
+        if holder is None:
+            return b""
+        return holder.read(str(name)) if isinstance(holder, zipfile.ZipFile) else holder.read_bytes()
 
     def find(self, name: str) -> Definition | None:
         """What `name` stands for, wherever that is defined; None if nothing does."""
@@ -213,7 +229,11 @@ class Library:
             return None
         if isinstance(owner.node, ast.ClassDef):
             return next((found for c in self.line(owner) if (found := _in_class(c, last, instance))), None)
-        return self._in_module(owner.module, last) if owner.node is None else None
+        if owner.node is None:
+            return self._in_module(owner.module, last)
+        if isinstance(owner.node, (ast.Assign, ast.AnnAssign)):
+            raise Compiled(f"the value of {of}")
+        return None
 
     def _in_module(self, module: str, name: str) -> Definition | None:
         path, tree = self.module(module) or ("", ast.Module([], []))
@@ -314,14 +334,36 @@ def problem(use: Use, library: Library) -> tuple[str, str]:
             return "", "there is no such name"
         return found.path, _misfit(use, found, library) if use.called else ""
     except Compiled as error:
-        return f"{error} is compiled, not checked", ""
+        return _in_binary(use, str(error), library.binary(str(error)))
+
+
+def _in_binary(use: Use, module: str, binary: bytes) -> tuple[str, str]:
+    """As :func:`problem`, of what a compiled module says of itself: its names, and signatures in docstrings."""
+    last = use.name.removesuffix("()").rpartition(".")[2]
+    if not binary or use.name == module:
+        return f"{module} is compiled, not checked", ""
+    if last.encode() not in binary:
+        return "", f"{module} is compiled, and there is no such name in it"
+    found = set(re.findall(rb"[\0.]" + last.encode() + rb"\(([^\0\n]*)\)(?: ->[^\0\n]*)?[\0\n]", binary))
+    if not use.called or len(found) != 1:
+        return f"{module} is compiled; the name is in it", ""
+    taken = [re.split(r"[ *]", each.partition("=")[0].strip())[-1] for each in found.pop().decode().split(",")]
+    taken = [name for name in taken if name not in ("", "self")]
+    if use.positional > len(taken):
+        return "", f"it takes {len(taken)} positional arguments"
+    if unknown := [name for name in use.keywords if name not in taken]:
+        return "", f"there is no argument {', '.join(unknown)}"
+    return f"{module} is compiled; its docstring has the signature", ""
 
 
 def _misfit(use: Use, found: Definition, library: Library) -> str:
     """Why a call does not fit what it calls."""
     if isinstance(found.node, ast.FunctionDef):
-        bound = use.name.rpartition(".")[0].endswith("()")
+        of_class = any(ast.unparse(each) == "classmethod" for each in found.node.decorator_list)
+        bound = of_class or use.name.rpartition(".")[0].endswith("()")
         return _unfit(use, [found.node.args], skip=1 if bound else 0)
+    if isinstance(found.node, (ast.Assign, ast.AnnAssign)):  # such as a ufunc; what it takes is known when it is made
+        return ""
     if not isinstance(found.node, ast.ClassDef):
         return "it cannot be called"
     makers = (_in_class(c, "__init__", False) for c in library.line(found))
@@ -358,7 +400,7 @@ def main() -> int:
     library = Library(asked.wheels)
     packages = sorted({use.name.partition(".")[0] for use in uses})
     absent = [package for package in packages if not library.has(package)]
-    if needed := [WHEELS[package] for package in absent if package != "cupy"]:
+    if needed := [WHEELS[package] for package in absent if WHEELS[package] != CUPY]:
         print(f"not checked: {asked.wheels} lacks wheels; get them with\n\n"
               f"  pip download --no-deps -d {asked.wheels} {' '.join(needed)}", file=sys.stderr)  # fmt: skip
         return 2
@@ -370,7 +412,8 @@ def main() -> int:
         else:
             place, fault = problem(use, library)
         wrong += bool(fault)
-        print(f"{'WRONG' if fault else 'ok' if '/' in place else '-':5}  {use}\n       {use.where} <- {fault or place}")
+        mark = "WRONG" if fault else "-" if "not checked" in place else "ok"
+        print(f"{mark:5}  {use}\n       {use.where} <- {fault or place}")
     print(f"\n{len(uses)} uses, {wrong} wrong")
     return 1 if wrong else 0
 

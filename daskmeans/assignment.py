@@ -7,6 +7,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
+from daskmeans import gpus
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.nearest import cosine_distances, nearest, squared_distances
 from daskmeans.kmeans.ann import Index
@@ -103,7 +104,7 @@ def _assign(part: pd.DataFrame, model: KMeans, index: Index | None, column: str,
         labels = index.nearest(X, centroids)
         squares = squared_distances(X, centroids, labels)
     else:
-        labels, squares = nearest(X, centroids)
+        labels, squares = nearest(X, centroids, gpus.device())
     with np.errstate(over="ignore"):
         stored = to_column(X, dtype)
     if dtype == "float16" and not model.normalize:

@@ -164,7 +164,7 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 
 def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
-    """A LocalCUDACluster: a worker for each GPU, with its share of the cores, as our own kernels run on these."""
+    """A LocalCUDACluster: a worker for each GPU, with its share of the cores, for all that runs on these."""
     if missing := gpus.missing_packages():
         raise MissingExtraError(missing[0], "gpu")
     if not gpus.count():

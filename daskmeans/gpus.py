@@ -1,10 +1,21 @@
-"""GPUs of this machine, and the packages without which they are of no use."""
+"""GPUs of this machine, the packages without which they are of no use, and which one this process computes on."""
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import distributed
+from distributed import Client
+
+from daskmeans import config, runtime
+from daskmeans.errors import ClusterError, UsageError
+from daskmeans.kernels.device import Cuda, Device
 
 # Where the driver lists them; to ask it, libraries would have to be loaded.
 DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -28,6 +39,95 @@ def count() -> int:
 def missing_packages() -> list[str]:
     """Packages of the extra `gpu` that are not installed."""
     return [name for name in PACKAGES if find_spec(name) is None]
+
+
+def device(dask_worker: Any = None) -> Device | None:
+    """The GPU on which this process computes; None: it computes on its cores.
+
+    Unless ``daskmeans.device`` says it, it is a worker that dask-cuda has started that has one.
+
+    Raises
+    ------
+    UsageError
+        It should compute on a GPU, and there is no cupy, or no device.
+    """
+    wanted = config.get("device")
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"unknown device {wanted!r}", where="daskmeans.device", expected="auto, cpu or gpu")
+    if wanted == "cpu" or (wanted == "auto" and not _by_dask_cuda(dask_worker)):
+        return None
+    return _cuda()
+
+
+def needed() -> Device:
+    """The GPU on which this process computes.
+
+    Raises
+    ------
+    ClusterError
+        It has none: a worker that has come after the others, and is none of dask-cuda's.
+    """
+    found = device()
+    if found is None:
+        raise ClusterError(
+            "the others compute on GPUs, and this worker does not",
+            where=socket.gethostname(),
+            remedy="start workers with `dask cuda worker` only, or all with DASK_DASKMEANS__DEVICE=cpu",
+        )
+    return found
+
+
+def shared(client: Client | None) -> bool:
+    """Whether all workers, or this process, compute on GPUs; it is told where only some do, or two share one."""
+    if client is None:
+        return device() is not None
+    found: Any = client.run(_place)
+    places = [place for place in found.values() if place]
+    for place, workers in Counter(places).items():
+        if workers > 1:
+            runtime.logger.warning("%s workers share the GPU %s: with one worker each, it is faster", workers, place)
+    if 0 < len(places) < len(found):
+        runtime.logger.warning(
+            "%s of %s workers compute on GPUs; so that all do the same, k-means runs on the cores",
+            len(places),
+            len(found),
+        )
+    return len(places) == len(found) > 0
+
+
+def _place(dask_worker: Any = None) -> str:
+    """Which GPU this process computes on: the machine and the bus; empty for none."""
+    mine = device(dask_worker)
+    return f"{socket.gethostname()} {mine.name()}" if mine else ""
+
+
+def _by_dask_cuda(worker: Any) -> bool:
+    """Whether this process is a worker that dask-cuda has started, which prepares it with a module of its own."""
+    try:
+        worker = worker or distributed.get_worker()
+    except ValueError:
+        return False
+    return any(preload.name.startswith("dask_cuda") for preload in worker.preloads)
+
+
+@functools.cache
+def _cuda() -> Device:
+    if find_spec("cupy") is None:
+        raise UsageError(
+            "cupy is not installed",
+            where="daskmeans.device",
+            remedy='pip install "daskmeans[gpu]", or set DASK_DASKMEANS__DEVICE=cpu',
+        )
+    try:
+        found = Cuda()
+        found.memory()
+    except (ImportError, RuntimeError) as error:  # as CUDA's are
+        raise UsageError(
+            f"this process cannot use a CUDA device ({type(error).__name__}: {error})",
+            where="daskmeans.device",
+            remedy="repair the driver or CUDA_VISIBLE_DEVICES, or set DASK_DASKMEANS__DEVICE=cpu",
+        ) from error
+    return found
 
 
 def _model(information: Path) -> str:

@@ -96,7 +96,7 @@ def _local_disk() -> dict[str, Any]:
 
 def _gpu() -> dict[str, Any]:
     found = ", ".join(gpus.models())
-    used = "by `--engine cuml`; other kernels run on the cores of the workers in this version"
+    used = "by workers that dask-cuda starts, as those of `--device gpu`"
     if gpus.missing_packages():
         used = 'none; needs pip install "daskmeans[gpu]"'
     return {"found": found or "none", "used": used if found else "none"}

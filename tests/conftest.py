@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import distributed
 import hypothesis
 import pytest
 
+from daskmeans import gpus
+from daskmeans.kernels.device import Cuda, Device
 from helpers import blobs, write_embeddings
 
 # The same cases in every run; the first call of a kernel compiles it, so time per case means nothing.
@@ -17,12 +20,25 @@ hypothesis.settings.load_profile("daskmeans")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a CUDA device where there is none, and say what is missing."""
-    if item.get_closest_marker("gpu") is None:
+    """Skip what needs a CUDA device where there is none, and say what is missing.
+
+    The arguments of the marker are the packages that the test needs; default: all of the extra `gpu`.
+    """
+    mark = item.get_closest_marker("gpu")
+    if mark is None:
         return
-    pytest.importorskip("dask_cuda", reason='no GPU packages: pip install "daskmeans[gpu]"')
+    if missing := [name for name in mark.args or gpus.PACKAGES if find_spec(name) is None]:
+        pytest.skip(f'no {missing[0]}: pip install "daskmeans[gpu]"')
     if not Path("/proc/driver/nvidia/gpus").is_dir():
         pytest.skip("no CUDA device on this machine")
+
+
+@pytest.fixture(params=["processor", pytest.param("cuda", marks=pytest.mark.gpu("cupy"))])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A device; with ``daskmeans.device`` set to gpu, this process computes on it."""
+    found = Cuda() if request.param == "cuda" else Device()
+    monkeypatch.setattr(gpus, "_cuda", lambda: found)
+    return found
 
 
 @pytest.fixture

@@ -156,3 +156,30 @@ def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", par
 def decisions_of(path):
     files = sorted((path / "decisions").iterdir())
     return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()
+
+
+KINDS = ["plain", "copies", "equidistant", "tiny", "huge", "far", "one of the rows", "mixed sizes", "zeros"]
+
+
+def adversarial(kind: str, n: int, d: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and centroids of one of the KINDS, which are hard to tell apart; float32, shapes (n, d) and (k, d)."""
+    rng = np.random.default_rng(seed)
+    X, C = rng.normal(size=(n, d)), rng.normal(size=(k, d))
+    if kind == "copies":  # duplicate rows and duplicate centroids
+        X, C = X[rng.integers(0, 3, n) % n], C[rng.integers(0, 2, k) % k]
+    elif kind == "equidistant":  # all centroids on a sphere about all rows
+        X = np.zeros((n, d))
+        C = np.sign(C)
+    elif kind == "tiny":
+        X, C = X * 1e-30, C * 1e-30
+    elif kind == "huge":
+        X, C = X * 1e14, C * 1e14
+    elif kind == "far":  # small differences far from the origin
+        X, C = 1000 + X, 1000 + C
+    elif kind == "one of the rows":
+        C = X[rng.integers(0, n, k)]
+    elif kind == "mixed sizes":
+        X, C = X * 10.0 ** rng.integers(-6, 6, (n, 1)), C * 10.0 ** rng.integers(-6, 6, (k, 1))
+    elif kind == "zeros":
+        X[::2], C[::2] = 0, 0
+    return np.ascontiguousarray(X, np.float32), np.ascontiguousarray(C, np.float32)

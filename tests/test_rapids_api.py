@@ -40,12 +40,12 @@ class KMeans(Base):
             self.n_iter_ = 3
         return self
 """,
-    "cuml/base.py": "class Base:\n    def clone(self, deep): ...\n",
+    "cuml/base.py": "class Base:\n    def clone(self, deep): ...\n    @classmethod\n    def made(cls, of): ...\n",
     "cuml/dask/__init__.py": "",
     "cuml/dask/cluster/__init__.py": "from cuml.dask.cluster.kmeans import KMeans\n",
     "cuml/dask/cluster/kmeans.py": "class KMeans:\n    def __init__(self, *, client=None, **kwargs): ...\n"
     "    def fit(self, X): ...\n",
-    "cuml/fast.abi3.so": "\x00",
+    "cuml/fast.abi3.so": "\x00\x00product(intptr_t handle, int algo=0)\x00SMALL\x00",
     "cuml-26.10.0.dist-info/METADATA": "Name: cuml\n",
     "dask_cuda/__init__.py": "from distributed import LocalCluster\n"
     "class LocalCUDACluster(LocalCluster):\n    def __init__(self, n_workers=None, **kwargs): ...\n",
@@ -57,7 +57,8 @@ def fit(rows, client):
 
     model = KMeans(client=client, n_clusters=3, batch=7)
     model.fit(rows)
-    return model.n_iter_, model.labels_, model.clone(deep=True), cuml.__version__, cuml.KMeans().fit(rows, y=None)
+    cuml.KMeans().fit(rows, y=None), cuml.KMeans.made(1)
+    return model.n_iter_, model.labels_, model.clone(deep=True), cuml.__version__
 
 
 def cluster():
@@ -93,7 +94,7 @@ def test_what_is_there_is_right(tmp_path, wheel):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "against cuml-26.10.0" in done.stdout
     assert "KMeans(client, n_clusters, batch)" in done.stdout
-    assert done.stdout.endswith("13 uses, 0 wrong\n")
+    assert done.stdout.endswith("14 uses, 0 wrong\n")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,24 @@ def test_compiled_modules_are_told_as_not_checked(tmp_path):
     done = check(tmp_path, "import cuml.fast\n")
     assert done.returncode == 0
     assert "cuml.fast is compiled, not checked" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("cuml.fast.product(1, algo=2), cuml.fast.SMALL, xp.inertia", ""),
+        ("cuml.fast.produce(1)", "no such name in it"),
+        ("cuml.fast.product(1, 2, 3)", "takes 2 positional"),
+        ("cuml.fast.product(1, algos=2)", "no argument algos"),
+        ("cuml.fast.LARGE", "no such name in it"),
+        ("xp.inertias", "no such name"),
+    ],
+)
+def test_compiled_modules_are_held_to_what_they_say_of_themselves(tmp_path, line, fault):
+    packages = THEIRS | {"cupy/__init__.py": "inertia = 1\n"}
+    done = check(tmp_path, f"import cuml.fast\n{line}\n", packages=packages)
+    assert done.returncode == bool(fault)
+    assert fault in done.stdout.partition("WRONG")[2]
 
 
 def test_without_wheels_it_says_how_to_get_them(tmp_path):

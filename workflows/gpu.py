@@ -2,7 +2,7 @@
 
 python gpu.py vectors.parquet work-directory 1000
 
-cuML finds the centroids on the GPUs. All else still runs on the workers' CPU cores in daskmeans 0.1.
+cuML finds the centroids; labels and pairs are found on the GPUs too. Not yet run on a device.
 """
 
 import sys

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 from upath import UPath
 
+from daskmeans import gpus
+from daskmeans.kernels import dense
 from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.pairs import first_copies
 from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sketch import Sketches, sketch
+from daskmeans.kernels.sketch import Pairs, Sketches, find_pairs, sketch
 from daskmeans.vectors.buckets import Buckets, Cluster
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.matrix import to_matrix
@@ -47,6 +49,11 @@ class Band:
     rows: int
     place: Any
 
+
+# Rows as they are compared: by their sketches, or on a device whole.
+Compared = Sketches | dense.Rows
+# Share of a device's memory that bands may take.
+KEEP = 0.5
 
 # Reads the unit vectors at a place (float32, shape (rows, d), a copy) and their ids.
 Reader = Callable[[Any], tuple[np.ndarray, pa.Array]]
@@ -117,7 +124,7 @@ class Loaded(NamedTuple):
     """Of all rows of the band."""
     numbers: np.ndarray
     """int64, shape (m,): numbers of the distinct rows among all rows, ascending."""
-    sketches: Sketches
+    sketches: Compared
     """Of the distinct rows."""
     copies: np.ndarray
     """int64, shape (c, 2): numbers of a row and of the first one that is the same bit for bit."""
@@ -145,11 +152,25 @@ def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -
         band.first,
         ids,
         band.first + distinct,
-        sketch(X, P),
+        comparable(X, P) if near is None else sketch(X, P),
         band.first + np.stack([copies, first[copies]], axis=1),
         int(band.first + distinct[zeros[0]]) if len(zeros) else -1,
         None if visited is None else visits_of(visited[distinct]),
     )
+
+
+def comparable(X: np.ndarray, P: np.ndarray) -> Compared:
+    """Unit rows, ready to be compared where this runs; sketches are along the directions `P`."""
+    device = gpus.device()
+    return sketch(X, P) if device is None else dense.rows_on(device, X)
+
+
+def all_pairs(one: Compared, other: Compared, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
+    """The pairs of all rows whose score is at least `floor`, some at a time, as :func:`find_pairs` yields them."""
+    if isinstance(one, dense.Rows):
+        return dense.find_pairs(gpus.needed(), one, cast(dense.Rows, other), floor, same=same)
+    whole = slice(0, len(one.X)), slice(0, len(other.X))
+    return find_pairs(one, cast(Sketches, other), floor, *whole, same=same)
 
 
 def read_array(file: UPath) -> np.ndarray:
@@ -230,7 +251,7 @@ class Shelf:
                 found = self._held[i] = Future()
                 self._rows += self.bands[i].rows
             self._held.move_to_end(i)
-            while len(self._held) > 1 and self._rows > self.room:
+            while len(self._held) > 1 and self._rows > self._room():
                 self._rows -= self.bands[self._held.popitem(last=False)[0]].rows
         if mine:
             band = self.bands[i]
@@ -243,3 +264,10 @@ class Shelf:
                         self._rows -= band.rows
                 raise
         return found.result()
+
+    def _room(self) -> int:
+        """Rows that this process keeps: as many as its device has memory for, where it compares them there."""
+        device = None if self.near else gpus.device()
+        if device is None:
+            return self.room
+        return min(self.room, int(KEEP * device.memory() / dense.row_bytes(self.P.shape[0])))

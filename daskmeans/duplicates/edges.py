@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,12 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config, manifest, progress, runtime
-from daskmeans.duplicates.bands import Loaded, Shelf, Visits, read_array, write_array
+from daskmeans.duplicates.bands import Loaded, Shelf, Visits, all_pairs, read_array, write_array
 from daskmeans.duplicates.plan import Task, make_plan
 from daskmeans.duplicates.recall import Gauge
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import MemoryForecastError, NotFoundError
-from daskmeans.kernels.sketch import Pairs, find_among, find_pairs
+from daskmeans.kernels.sketch import Pairs, Sketches, find_among
 from daskmeans.vectors.buckets import Buckets
 from daskmeans.vectors.files import reached, reading
 
@@ -145,18 +145,18 @@ def pairs_of(one: Loaded, other: Loaded, floor: np.float32) -> Iterator[Edges]:
 def _found(one: Loaded, other: Loaded, floor: np.float32, same: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Pairs]]:
     """Pairs of distinct rows, as places in `one` and in `other`; of rows that visit clusters, those that meet."""
     if one.visits is None or other.visits is None:
-        whole = slice(0, len(one.numbers)), slice(0, len(other.numbers))
-        for found in find_pairs(one.sketches, other.sketches, floor, *whole, same=same):
+        for found in all_pairs(one.sketches, other.sketches, floor, same=same):
             yield found.rows, found.columns, found
         return
-    for found in find_among(one.sketches, other.sketches, floor, *_meetings(one.visits, other.visits)):
+    mine, theirs = cast(Sketches, one.sketches), cast(Sketches, other.sketches)  # rows that visit are no device's
+    for found in find_among(mine, theirs, floor, *_meetings(one.visits, other.visits)):
         i, j = found.rows, found.columns
         if same:  # rows meet themselves, and two that visit each other meet twice
             new = (i > j) | ((i < j) & ~_visited(other.visits, j, one.visits, i))
             i, j, found = np.maximum(i, j)[new], np.minimum(i, j)[new], Pairs(*(part[new] for part in found))
         yield i, j, found
     if not same:
-        for found in find_among(other.sketches, one.sketches, floor, *_meetings(other.visits, one.visits)):
+        for found in find_among(theirs, mine, floor, *_meetings(other.visits, one.visits)):
             j, i = found.rows, found.columns
             new = ~_visited(one.visits, i, other.visits, j)
             yield i[new], j[new], Pairs(*(part[new] for part in found))

@@ -19,8 +19,10 @@ from daskmeans import config, forecast, progress, runtime
 from daskmeans.duplicates.bands import (
     Band,
     Reader,
+    all_pairs,
     band_rows,
     bands_of,
+    comparable,
     load,
     sample_vectors,
     vectors,
@@ -28,7 +30,7 @@ from daskmeans.duplicates.bands import (
 from daskmeans.duplicates.probes import survey
 from daskmeans.duplicates.recall import Gauge
 from daskmeans.duplicates.settings import Settings
-from daskmeans.kernels.sketch import directions, find_pairs, sketch
+from daskmeans.kernels.sketch import directions, sketch
 from daskmeans.vectors.buckets import Buckets, lean_of
 
 # Rows of the sample on which directions are found, and how many of them a cluster gives at most.
@@ -139,11 +141,11 @@ def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Cl
 def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.ndarray) -> tuple[float, float]:
     """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
     half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
-    one, other = sketch(sample[:half], P), sketch(sample[half:], P)
+    one, other = comparable(sample[:half], P), comparable(sample[half:], P)
     seconds = []
-    for rows in (min(half, 8), half):  # the first loads what is compiled
+    for few in (comparable(sample[: min(half, 8)], P), one):  # the first loads what is compiled
         start = time.perf_counter()
-        list(find_pairs(one, other, np.float32(floor), slice(0, rows), slice(0, len(sample) - half)))
+        list(all_pairs(few, other, np.float32(floor)))
         seconds.append(time.perf_counter() - start)
     start = time.perf_counter()
     load(reader, band, P)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Gauge:
         assert band.visits is not None
         best = np.full((2, len(self.numbers)), -np.inf, np.float32)
         whole = slice(0, len(self.numbers)), slice(0, len(band.numbers))
-        for found in find_pairs(self.sketches, band.sketches, floor, *whole):
+        for found in find_pairs(self.sketches, cast(Sketches, band.sketches), floor, *whole):
             near, theirs = self.near[found.rows], band.visits.near[found.columns]
             met = (near == theirs[:, :1]).any(axis=1) | (theirs == near[:, :1]).any(axis=1)
             others = self.numbers[found.rows] != band.numbers[found.columns]

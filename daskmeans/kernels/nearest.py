@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from daskmeans.kernels import dense
 from daskmeans.kernels.codes import as_bytes, encode, layout, screen, squares_about
+from daskmeans.kernels.device import Device
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import dot64, squared_distance64
 from daskmeans.kernels.products import squared_norms64
@@ -16,13 +18,15 @@ from daskmeans.kernels.search import ALL_GROUPS, Bounds, search, still
 BATCH_ROWS, BATCH_COORDINATES = 2048, 3 << 18
 
 
-def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest(X: np.ndarray, centroids: np.ndarray, device: Device | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Label of the nearest centroid of each row, and the squared distance to it; ties go to the lower label.
 
     Parameters
     ----------
     X : ndarray of float32, shape (n, d), C-contiguous
     centroids : ndarray of float32, shape (k, d), C-contiguous
+    device : Device, optional
+        Where they are compared, with the same result; default: here, by kernels for processors.
 
     Returns
     -------
@@ -37,12 +41,16 @@ def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarra
     >>> labels.tolist(), squares.tolist()
     ([0, 1, 0], [0.0, 2.0, 50.0])
     """
+    if device is not None:
+        return dense.nearest(device, X, centroids)
     squares = np.empty(len(X))
     return _searched(X, centroids, squares), squares
 
 
-def nearest_labels(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def nearest_labels(X: np.ndarray, centroids: np.ndarray, device: Device | None = None) -> np.ndarray:
     """The labels that :func:`nearest` finds, in less time."""
+    if device is not None:
+        return dense.nearest(device, X, centroids, squares=False)[0]
     return _searched(X, centroids, np.empty(0))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, manifest, runtime
+from daskmeans import config, gpus, manifest, runtime
 from daskmeans.dashboard import add_page
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import all_distances, nearest_labels
@@ -66,7 +66,8 @@ class KMeans:
         "cuml": cuML finds the centroids, on a cluster with a GPU for each worker whose memory holds the rows; `init`
         "auto" is its k-means||. Labels, distances and inertia are those of our own pass, whichever engine it was.
         "auto" is "native" everywhere: such a fit gives the same bits on any machine, goes on from any update and needs
-        no device; cuML's sums depend on how rows lie, so it is for those who ask for it.
+        no device, but uses those of workers that dask-cuda started (where more than 2256 clusters have other
+        centroids then); cuML's sums depend on how rows lie, so it is for those who ask for it.
 
     Attributes
     ----------
@@ -189,6 +190,7 @@ class KMeans:
         Parameters
         ----------
         X : array, dask array or dask dataframe, shape (n_samples, n_features)
+            Arrays and partitions on a device (cupy, cudf) are copied to memory.
         y : ignored
         column : str, optional
             Column of a dataframe that holds the vectors; default: the only one that does.
@@ -487,7 +489,7 @@ def seed_from(random_state: Any) -> int:
 def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
     if index is not None:
         return index.nearest(km.rows(X), km.cluster_centers_)
-    return nearest_labels(km.rows(X), km.cluster_centers_)
+    return nearest_labels(km.rows(X), km.cluster_centers_, gpus.device())
 
 
 def _distances(X: Any, km: KMeans) -> np.ndarray:

@@ -118,7 +118,7 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
 
 def as_matrix(X: Any) -> np.ndarray:
     """`X` as a float32 matrix, C-contiguous; a copy only where that changes something."""
-    X = np.asarray(X)
+    X = np.asarray(on_host(X))
     if X.ndim != 2:
         raise UsageError(
             f"Expected 2D array, got {X.ndim}D array instead",
@@ -128,6 +128,17 @@ def as_matrix(X: Any) -> np.ndarray:
     if X.dtype.kind not in "fiub":
         raise UsageError(f"the array holds {X.dtype}", expected="numbers")
     return np.ascontiguousarray(X, np.float32)
+
+
+def on_host(X: Any) -> Any:
+    """`X` as it is, or in memory if it lies on a device: an array of cupy, a column of cudf."""
+    if hasattr(X, "to_arrow"):
+        return X.to_arrow()
+    if hasattr(X, "__cuda_array_interface__"):
+        import cupy
+
+        return cupy.asnumpy(X)
+    return X
 
 
 def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
@@ -159,6 +170,7 @@ def prepare(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.n
 
     An error names a row by `where` and its number, counted from `first`.
     """
+    part = on_host(part)
     X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
     if not check_rows(X, normalize, where, first) and normalize:
         given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from daskmeans import progress, runtime
+from daskmeans import gpus, progress, runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.groups import group_middles, n_near, neighbours
 from daskmeans.kernels.jit import frozen
@@ -199,14 +199,14 @@ def fit_blocks(
             runtime.log_event("daskmeans-kmeans", facts, blocks.client)
             checkpoints.save(run, fit)
 
-        span = _measure(blocks, seed)
+        span, on_device = _measure(blocks, seed), gpus.shared(blocks.client)
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
             sample = blocks.subset(size, seed)
             stop = Stop(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
-            _Series(sample, fit, span, relax=True).improve(stop, report)
+            _Series(sample, fit, span, relax=True, on_device=on_device).improve(stop, report)
             sample.release()
-        series = _Series(blocks, fit, span, relax=grow)
+        series = _Series(blocks, fit, span, relax=grow, on_device=on_device)
         if math.isinf(fit.inertia):
             series.improve(Stop(max_iter, tol), report)
             fit.inertia = series.inertia()
@@ -240,12 +240,12 @@ def _measure(blocks: Blocks, seed: int) -> _Span:
 class _Series:
     """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
 
-    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool) -> None:
+    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool, on_device: bool) -> None:
         self.blocks, self.fit, self.relax = blocks, fit, relax
         k = len(fit.centroids)
         order = neighbours(fit.origin, COLUMNS)
         middles = group_middles(fit.origin, order, COLUMNS)
-        self.near = n_near(k) if relax else 0
+        self.near = n_near(k) if relax and not on_device else 0  # a device compares with all as fast
         self.longest = span.longest
         self.now = Pass(
             fit=uuid4().hex,
@@ -258,6 +258,7 @@ class _Series:
             travel=Travel(np.zeros(k), np.zeros(n_bounds(k))),
             scale=scale_for(span.largest, blocks.n_rows),
             square_scale=scale_for((2.0 * span.longest) ** 2, blocks.n_rows),
+            on_device=on_device,
         )
         self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
         self.energy = 0.0

@@ -6,12 +6,16 @@ rows with every centroid of the groups that the pass is about, and finds the sam
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from daskmeans import gpus
+from daskmeans.kernels import dense
 from daskmeans.kernels.codes import Codes, as_bytes, encode, layout, screen, squares_about
+from daskmeans.kernels.device import Device
 from daskmeans.kernels.groups import near_groups
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.nearest import squared_distances
@@ -45,6 +49,8 @@ class Pass:
         Makes integers of coordinates.
     square_scale : float
         Makes integers of squared distances to the center.
+    on_device : bool
+        Rows are compared on the device of each worker, with all centroids.
     """
 
     fit: str
@@ -57,6 +63,11 @@ class Pass:
     travel: Travel
     scale: float
     square_scale: float
+    on_device: bool = False
+
+
+# Share of a device's memory that rows may take.
+KEEP = 0.6
 
 
 class Advance(NamedTuple):
@@ -78,6 +89,8 @@ class Advance(NamedTuple):
 
 def advance(group: list[Block], now: Pass) -> Advance:
     """Find the nearest centroid of each row."""
+    if now.on_device:
+        return _advance_on(gpus.needed(), group, now)
     k, d = now.centroids.shape
     sums, counts = np.zeros((k, d), np.int64), np.zeros(k, np.int64)
     energy = moved = compared = anew = 0
@@ -104,6 +117,51 @@ def advance(group: list[Block], now: Pass) -> Advance:
             moved += move_rows(X, before, bounds.labels, now.scale, sums, counts)
         block.notes["pass"] = now.fit, now.number
     return Advance(sums, counts, energy, moved, compared, anew)
+
+
+def _advance_on(device: Device, group: list[Block], now: Pass) -> Advance:
+    """As :func:`advance`, on a device. Bounds would not pay there: rows keep their labels alone."""
+    sums = dense.Sums(device, now.centroids.shape, now.scale)
+    energy = moved = compared = anew = 0
+    with device.lock:
+        to = dense.centroids_on(device, now.centroids, now.center)
+        for block in group:
+            begins = block.notes.pop("pass", ("", 0)) != (now.fit, now.number - 1)
+            if begins:
+                block.allocate("labels", (block.n_rows,), np.int32)
+                anew += block.n_rows
+            with block.open() as arrays:
+                labels = arrays["labels"]
+                if begins:
+                    labels[:] = -1
+                for part, rows in _rows_on(device, block, arrays["rows"], to, now.fit):
+                    if begins:
+                        squares = dense.squares_about(device, rows.X, to.center)
+                        energy += dense.scaled_sum(device, squares, now.square_scale)
+                    found = dense.closest(device, rows, to)
+                    moved += sums.move(rows.X, device.xp.asarray(labels[part]), found)
+                    labels[part] = device.host(found)
+            compared += block.n_rows * len(now.centroids)
+            block.notes["pass"] = now.fit, now.number
+        return Advance(*sums.host(), energy, moved, compared, anew)
+
+
+def _rows_on(
+    device: Device, block: Block, X: np.ndarray, to: dense.Centroids, fit: str
+) -> Iterable[tuple[slice, dense.Rows]]:
+    """The rows of a block on the device: kept there for the passes of a fit if there is room, else sent again."""
+    name, kept = block.notes.get("device", ("", None))
+    if name == fit:
+        return kept  # type: ignore[no-any-return]
+    block.notes.pop("device", None)
+    size = dense.tile_rows(*to.rows.X.shape)
+    sent = ((part, dense.encode(device, there, to.center)) for part, there in device.tiles(X, size))
+    taken = device.memory() - device.free()
+    if taken + block.n_rows * dense.row_bytes(block.dimension) > KEEP * device.memory():
+        return sent
+    kept = [(part, rows._replace(X=rows.X.copy())) for part, rows in sent]
+    block.notes["device"] = fit, kept
+    return kept
 
 
 def _prepare(block: Block, now: Pass) -> str:
@@ -161,6 +219,7 @@ def inertia(group: list[Block], now: Pass, scale: float) -> int:
         with block.open() as arrays:
             distances = squared_distances(arrays["rows"], now.centroids, arrays["labels"])
         total += add_numbers(distances, scale)
+        block.notes.pop("device", None)  # a fit has come to its end, and others want the memory
     return total
 
 

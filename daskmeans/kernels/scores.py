@@ -1,0 +1,43 @@
+"""Reading a matrix of scores, one column at a time: plain loops, compiled for a device or run as they are.
+
+A thread reads a column from the top, as its neighbours read theirs, so that what they load lies side by side. Nothing
+is shared between threads, and what comes out does not depend on which of them is first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def pick(i: int, scores: Any, halves: Any, reach: Any, labels: Any, tops: Any, alone: Any) -> None:
+    """Note the largest number of column `i` less the `halves`, where it is, and whether no other is within `reach`."""
+    top, second, label = scores[0, i] - halves[0], -math.inf, 0
+    for j in range(1, scores.shape[0]):
+        score = scores[j, i] - halves[j]
+        if score > top:
+            second, top, label = top, score, j
+        elif score > second:
+            second = score
+    labels[i], tops[i] = label, top
+    alone[i] = second < top - reach[i]
+
+
+def count(i: int, scores: Any, least: Any, ends: Any, counts: Any) -> None:
+    """Count how many of the first numbers of column `i`, ``ends[i]`` of them, are at least ``least[i]``."""
+    found = 0
+    for j in range(ends[i]):
+        if scores[j, i] >= least[i]:
+            found += 1
+    counts[i] = found
+
+
+def enlist(i: int, scores: Any, least: Any, ends: Any, starts: Any, columns: Any, rows: Any) -> None:
+    """Write down those that :func:`count` has counted, from ``starts[i]`` on: the column, and where in it they are."""
+    place = starts[i]
+    if place == starts[i + 1]:
+        return
+    for j in range(ends[i]):
+        if scores[j, i] >= least[i]:
+            columns[place], rows[place] = i, j
+            place += 1
