@@ -155,7 +155,7 @@ def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -
 def read_array(file: UPath) -> np.ndarray:
     """The array in the ``.npy`` file `file`."""
     with reading(file), file.open("rb") as opened:
-        return np.load(opened)  # type: ignore[no-any-return]
+        return np.load(opened, allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def write_array(file: UPath, array: np.ndarray) -> None:
