@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import warnings
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-import yaml
 from dask.utils import format_bytes
 from distributed import Client
 from rich.console import Console
@@ -20,11 +18,11 @@ from rich.table import Table
 from daskmeans import flags, progress, runtime, stores
 from daskmeans.cluster import ClusterSettings, dashboard
 from daskmeans.cluster import cluster as start_cluster
-from daskmeans.errors import ClusterSizeWarning, ConvergenceWarning, DaskmeansError, NotFoundError, UsageError
+from daskmeans.configuration import from_yaml
+from daskmeans.errors import ClusterSizeWarning, ConvergenceWarning, DaskmeansError, UsageError
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
-from daskmeans.vectors.files import open_path
 from daskmeans.workflow import Reading
 
 
@@ -328,46 +326,8 @@ def apply(
     _show(facts, output)
 
 
-def _from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """If the only input is a YAML file, let it fill the flags that the command line leaves open."""
-    if len(inputs) != 1 or not inputs[0].endswith((".yaml", ".yml")):
-        return inputs
-    file = open_path(inputs[0])
-    if not file.is_file():
-        raise NotFoundError("no such file", where=str(file), expected="a YAML file of settings")
-    try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.MarkedYAMLError as error:  # without the lines, which may hold secrets
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"not valid YAML ({error.problem})", where=f"{file}{line}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"not valid YAML ({error})", where=str(file)) from None
-    if not isinstance(given, dict):
-        raise UsageError("the file holds no settings", where=str(file), expected="lines such as `n_clusters: 1000`")
-    known = {p.name: p for p in ctx.command.params} | {"input": param}
-    values = {}
-    for key, value in given.items():
-        name = str(key).replace("-", "_")
-        if name not in {*known, "metadata_field"}:
-            near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(
-                f"unknown key {key!r}",
-                where=str(file),
-                expected=f"one of {', '.join(sorted(n for n in known if n))}",
-                remedy=f"did you mean {near[0]!r}?" if near else "",
-            )
-        name = "metadata_fields" if name == "metadata_field" else name
-        many = name != "input" and getattr(known.get(name), "multiple", False) and not isinstance(value, list)
-        values[name] = [value] if many else value
-    if "input" not in values:
-        raise UsageError("the key 'input' is missing", where=str(file), expected="`input:` a path or a list of paths")
-    found = values.pop("input")
-    ctx.default_map = {**(ctx.default_map or {}), **values}
-    return tuple(map(str, found)) if isinstance(found, list) else (str(found),)
-
-
 @kmeans.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=_from_yaml, is_eager=True)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
 @click.option("--out", required=True, help="Directory for model, clusters and dedup.")
 @flags.kmeans
 @flags.deciding

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
 from distributed import Client
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
-from daskmeans import docstrings, examples, manifest, workflow
+from daskmeans import docstrings, examples, manifest, provenance, workflow
 from daskmeans.docstrings import Corpus
 from daskmeans.duplicates.settings import LEAST_FLOOR
 from daskmeans.embedding.step import embed
@@ -111,7 +110,7 @@ def demo(
     corpus = docstrings.collect(client=client)
     root.mkdir(parents=True, exist_ok=True)
     source = root / "docstrings.parquet"
-    pq.write_table(corpus.table, source.path, filesystem=source.fs)
+    provenance.write_table(corpus.table, source, "demo")
     embed(source, root / "embeddings", metadata_fields=METADATA[1:], overwrite=True, client=client)
     workflow.run(
         root / "embeddings",

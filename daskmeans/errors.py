@@ -10,6 +10,7 @@
     └── RunError          the work itself met something it cannot pass      exit status 1
         ├── DataError         a file or a row that is not what it should be
         ├── MemoryForecastError  a step that would not fit
+        ├── DiskError         an output that does not fit on its disk
         └── ClusterError      a scheduler that cannot be reached, or was lost
 
 Every message says what was found, where, what was expected and how to mend it. A traceback is for our mistakes,
@@ -23,6 +24,7 @@ __all__ = [
     "ClusterSizeWarning",
     "DaskmeansError",
     "DataError",
+    "DiskError",
     "MemoryForecastError",
     "MissingExtraError",
     "NotFoundError",
@@ -113,6 +115,10 @@ class DataError(RunError, ValueError):
 
 class MemoryForecastError(RunError):
     """A step that would not fit into the memory it is given."""
+
+
+class DiskError(RunError):
+    """An output that does not fit on its disk."""
 
 
 class ClusterError(RunError):

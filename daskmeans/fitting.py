@@ -10,7 +10,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config, forecast, manifest
-from daskmeans.errors import UsageError
+from daskmeans.errors import DaskmeansError, UsageError
 from daskmeans.kmeans.checkpoint import CHECKPOINTS, Checkpoints
 from daskmeans.kmeans.estimator import KMeans, seed_from
 from daskmeans.kmeans.model import CENTROIDS, MODEL
@@ -19,6 +19,9 @@ from daskmeans.reading import Reading
 from daskmeans.vectors.files import refuse_overlap
 from daskmeans.vectors.rejects import PARTS, gather_rejects
 from daskmeans.vectors.source import Source
+
+# Centroids in an output and in two checkpoints, each of which holds them three times.
+COPIES = 7
 
 
 def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> None:
@@ -67,8 +70,9 @@ def fit_step(
     """Fit `model` on `source` and make the directory `path` of it, from a checkpoint if there is one."""
     forecast.check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
     settings, made_from = fit_settings(model, reading), source.identity()
+    need = COPIES * 4 * model.n_clusters * source.dimension
     with manifest.step(
-        path, "fit", settings, made_from, overwrite=overwrite, resume=CHECKPOINTS, client=client
+        path, "fit", settings, made_from, overwrite=overwrite, resume=CHECKPOINTS, need=need, client=client
     ) as step:
         vectors = source.vectors_only()
         checkpoints = Checkpoints(
@@ -85,9 +89,14 @@ def fit_step(
         )
         # Lazy, from rows whose rejects are not listed a second time.
         model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
-        model.write(path, source.fingerprint())
+        try:
+            source.check_unchanged()
+        except DaskmeansError:  # of rows that are gone no fit goes on
+            manifest.remove(path / CHECKPOINTS)
+            raise
+        step.facts |= model.write(path, source.fingerprint())
         outputs = [{"path": CENTROIDS, "rows": len(model.cluster_centers_)}, {"path": MODEL}]
-        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path), "outputs": outputs}
+        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path, "fit"), "outputs": outputs}
 
 
 def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def describe(
             return _run(path)
         return _embeddings(url, id_field, embedding_field, storage_options)
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
-    tail = {"settings": found["settings"], "versions": found["versions"]}
+    tail = {name: found.get(name) for name in ("settings", "versions")}
     if not found["finished"]:
         return head | {"remedy": "run the command again; it goes on, or replaces what is there"} | tail
     facts = {"fit": _model, "assign": _clusters, "dedup": _decisions}.get(found["step"], _other)

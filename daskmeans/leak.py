@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import forecast, manifest, runtime
+from daskmeans import forecast, manifest, provenance, runtime
 from daskmeans.duplicates.bands import Band, Loaded, Shelf
 from daskmeans.duplicates.edges import Edges, pairs_of
 from daskmeans.duplicates.plan import Task, tasks_between
@@ -109,10 +108,13 @@ def leak(
     with manifest.step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
         sources = [each.rejecting_to(target / PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
         found, rows = _search(sources, np.float32(least), client)
-        with (target / FILE).open("wb") as file:
-            pq.write_table(found, file)
+        provenance.write_table(found, target / FILE, "leak")
         exact = int(found["exact"].to_numpy().sum())
-        counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, INPUTS)}
+        counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, "leak", INPUTS)}
+        for source in sources:
+            source.check_unchanged()
+        given = sum(source.rows for source in sources)
+        manifest.check_rows("leak", given, compared=sum(rows), rejected=counts["rejected"])
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}
     return facts

@@ -33,7 +33,12 @@ class Lock:
     def __init__(self, directory: UPath) -> None:
         self._file = directory / NAME
         self._ended = threading.Event()
-        self._owner = {"token": uuid4().hex, "pid": os.getpid(), "started": _started(os.getpid()), **_here()}
+        self._owner: dict[str, Any] = {
+            "token": uuid4().hex,
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            **_here(),
+        }
 
     @property
     def held(self) -> bool:

@@ -19,8 +19,8 @@ from typing import Any
 from distributed import Client
 from upath import UPath
 
-from daskmeans import lock, runtime, stores
-from daskmeans.errors import DataError, NotFoundError, OutputError
+from daskmeans import lock, room, runtime, stores
+from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
 
 NAME = "manifest.json"
 # Of manifests and of what they describe; goes up when a reader of the one before would be wrong.
@@ -43,12 +43,30 @@ def identity(found: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def checksum(content: bytes) -> str:
+    """SHA-256 of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(path: UPath, found: dict[str, Any]) -> None:
+    """Write the manifest `found` into the directory `path`, with its checksum."""
+    write_json(path / NAME, found | {"checksum": _checksum(found)})
+
+
+def _checksum(found: dict[str, Any]) -> str:
+    told = {key: value for key, value in found.items() if key != "checksum"}
+    return checksum(json.dumps(told, sort_keys=True).encode())
+
+
 def remove(path: UPath) -> None:
     """Remove `path` and all below it; nothing happens if it is not there."""
     for wait in (0.1, 0.5, 2.0):
-        with stores.tolerated():  # a task that was cancelled on a worker may write one file more
+        try:
             return _remove(path)
-        time.sleep(wait)
+        except Exception as error:
+            if not stores.has_failed(error):
+                raise
+        time.sleep(wait)  # a task that was cancelled on a worker may write one file more
     _remove(path)
 
 
@@ -91,6 +109,26 @@ def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return told + ([f"{len(changed) - TOLD:,} more files are others"] if len(changed) > TOLD else [])
 
 
+def check_rows(step: str, given: int, **found: int) -> None:
+    """Make sure that the rows that `step` was given are those that it has found a place for, by the name of the place.
+
+    Raises
+    ------
+    RunError
+
+    Examples
+    --------
+    >>> check_rows("assign", 5, written=4, rejected=1)
+    """
+    if given != sum(found.values()):
+        places = " and ".join(f"{rows:,} were {place}" for place, rows in found.items())
+        raise RunError(
+            f"{given:,} rows went in, but {places}",
+            where=step,
+            remedy="leave the input alone while it is read, and run the command again",
+        )
+
+
 class Step:
     """An output directory while it is being made.
 
@@ -116,7 +154,7 @@ class Step:
         self._lock.check()
         seconds = round(time.perf_counter() - self._start, 3)
         tail = {"seconds": seconds, "peak_bytes": runtime.peaks(self._client), "finished": finished}
-        write_json(self.path / NAME, self._head | self.facts | tail)
+        write(self.path, self._head | self.facts | tail)
 
 
 @contextlib.contextmanager
@@ -129,6 +167,7 @@ def step(
     overwrite: bool = False,
     resume: str | None = None,
     keep: Sequence[str] = (),
+    need: int = 0,
     client: Client | None = None,
 ) -> Iterator[Step]:
     """Make `out` the output of step `name`; on any error remove it again, or what cannot be gone on from.
@@ -150,6 +189,8 @@ def step(
         and inputs finds there what it has left, also when it failed; a finished one has none.
     keep : sequence of str
         Names of steps of their own that lie below `out` and are kept; finished ones also when this step fails.
+    need : int, default 0
+        Bytes that the output will take, about.
     client : distributed.Client, optional
         Whose workers' peak memory the manifest tells.
 
@@ -157,8 +198,11 @@ def step(
     ------
     OutputError
         `out` holds something that must not be overwritten.
+    DiskError
+        The output does not fit on its disk, by `need` or when it is written.
     """
     check_free(out, name, overwrite=overwrite)
+    room.check(out, need)
     fresh = [parent for parent in out.parents if not parent.exists()]
     if out.parents[-1] in fresh:
         raise OutputError(
@@ -171,7 +215,7 @@ def step(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the directory cannot be made ({error.strerror or error})", where=str(out)) from None
-    with lock.hold(out) as mine:
+    with room.explained(out), lock.hold(out) as mine:
         check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
         kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
         head = {"step": name, "format": FORMAT, "settings": settings, "inputs": inputs, "versions": versions()}
@@ -310,6 +354,8 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
     OutputError
         It is unfinished: a run is still writing it, or was interrupted. Or another version of daskmeans wrote it, in a
         format of its own.
+    DataError
+        The manifest is not what was written.
     """
     wanted = " or ".join(f"`daskmeans {step}`" for step in steps)
     if not path.exists():
@@ -335,7 +381,40 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
             expected=f"format {FORMAT}, as daskmeans {version('daskmeans')} writes it",
             remedy="run the command that writes it again, with --overwrite",
         )
+    if found.get("checksum", _checksum(found)) != _checksum(found):
+        raise _damaged(path / NAME)
     return found
+
+
+def checksums(path: UPath, *names: str) -> dict[str, dict[str, str]]:
+    """What a manifest says of small files in the directory `path`, by which :func:`read_checked` knows them again."""
+    return {"checksums": {name: checksum((path / name).read_bytes()) for name in names}}
+
+
+def read_checked(path: UPath, name: str, found: dict[str, Any]) -> bytes:
+    """Content of the file `name` in the directory `path`, whose manifest `found` holds its checksum.
+
+    Raises
+    ------
+    DataError
+        It is not what was written, or not there.
+    """
+    try:
+        content = (path / name).read_bytes()
+    except FileNotFoundError:
+        content = None
+    if content is None or found.get("checksums", {}).get(name, checksum(content)) != checksum(content):
+        raise _damaged(path / name)
+    return content
+
+
+def _damaged(file: UPath) -> DataError:
+    return DataError(
+        "the file is gone, damaged, or was changed by hand",
+        where=str(file),
+        expected="what daskmeans has written",
+        remedy="run the command that writes it again, with --overwrite",
+    )
 
 
 def peek(path: UPath) -> dict[str, Any] | None:
@@ -345,17 +424,8 @@ def peek(path: UPath) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None  # but storage that does not answer is no reason to take hours of work for nothing
     ours = isinstance(found, dict) and isinstance(found.get("finished"), bool) and isinstance(found.get("step"), str)
-    return found if ours else None
-
-
-def read_json(path: UPath) -> Any:
-    """Content of the JSON file `path`."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(
-            f"not valid JSON ({error})", where=str(path), remedy="remove the directory and run the step again"
-        ) from None
+    whole = ours and all(isinstance(found.get(name, {}), dict) for name in ("settings", "inputs", "versions"))
+    return found if whole else None
 
 
 def write_json(path: UPath, value: Any) -> None:

@@ -13,7 +13,7 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import runtime
+from daskmeans import provenance, runtime
 from daskmeans.duplicates.result import DedupResult, Found, decision_files
 from daskmeans.errors import UsageError
 from daskmeans.examples import Row
@@ -77,8 +77,7 @@ def write_review(
     known = result.look_up(pa.concat_arrays([*pairs["id"].chunks, *pairs["max_id"].chunks]))
     target = result.path if out is None else open_path(out)
     target.mkdir(parents=True, exist_ok=True)
-    with (target / FILES[1]).open("wb") as file:
-        pq.write_table(_table(pairs, known, threshold), file)
+    provenance.write_table(_table(pairs, known, threshold), target / FILES[1], "review")
     (target / FILES[0]).write_text(_page(pairs, known, threshold, text_field), encoding="utf-8")
     return target / FILES[0]
 

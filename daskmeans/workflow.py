@@ -7,11 +7,12 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, runtime
+from daskmeans import manifest, room, runtime
 from daskmeans.assignment import assign as assign_rows
 from daskmeans.assignment import refuse_reserved
 from daskmeans.duplicates.decisions import dedup_inputs
@@ -20,7 +21,7 @@ from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.search import dedup
 from daskmeans.duplicates.settings import chosen, dedup_settings
-from daskmeans.errors import DataError, OutputError, RunError
+from daskmeans.errors import DataError, OutputError
 from daskmeans.fitting import fit_settings, fit_step, refuse_misfit, resolve
 from daskmeans.kmeans.ann import TARGET, Index
 from daskmeans.kmeans.ann import check as check_assign
@@ -143,7 +144,13 @@ def _assign(
     client: Client | None,
 ) -> None:
     with manifest.step(
-        path, "assign", settings, assign_inputs(source, model), overwrite=overwrite, client=client
+        path,
+        "assign",
+        settings,
+        assign_inputs(source, model),
+        overwrite=overwrite,
+        need=clusters_bytes(source, settings["embedding_dtype"]),
+        client=client,
     ) as step:
         rows, vectors = source.rejecting_to(path / PARTS).frame(), source.embedding_field
         how: str | Index = settings["assign"]
@@ -155,13 +162,9 @@ def _assign(
         step.facts |= regroup(
             frame, path, layout=settings["layout"], id_field=source.id_field, embedding_field=vectors, client=client
         )
-        rejected = step.facts["rejected"] = gather_rejects(path)
-        if step.facts["rows"] + rejected != source.rows:
-            raise RunError(
-                f"{source.rows:,} rows went in, {step.facts['rows']:,} came out and {rejected:,} were rejected",
-                where="assign",
-                remedy="an input file has changed while it was read; run the command again",
-            )
+        rejected = step.facts["rejected"] = gather_rejects(path, "assign")
+        source.check_unchanged()
+        manifest.check_rows("assign", source.rows, written=step.facts["rows"], rejected=rejected)
 
 
 def run(
@@ -229,6 +232,8 @@ def run(
     check_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
     refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
     _refuse_foreign(root, paths)
+    if not (manifest.peek(paths["clusters"]) or {"finished": False})["finished"]:  # now, not after the fit
+        room.check(root, clusters_bytes(source, embedding_dtype))
     refuse_misfit(source, model)
 
     @cache
@@ -315,6 +320,14 @@ def assign_settings(
         "metadata_fields": list(reading.metadata_fields),
         "on_bad_row": reading.on_bad_row,
     }
+
+
+def clusters_bytes(source: Source, dtype: str) -> int:
+    """Bytes that clusters of the rows of `source` take while they are written, without their ids and metadata.
+
+    The vectors lie there twice: in runs, and in the files that are merged from them.
+    """
+    return 2 * source.rows * source.dimension * np.dtype(dtype).itemsize
 
 
 def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:

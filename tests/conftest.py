@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +15,7 @@ from pathlib import Path
 import distributed
 import hypothesis
 import pytest
+from distributed.deploy.spec import SpecCluster
 
 from daskmeans import gpus
 from daskmeans.kernels.device import Cuda, Device
@@ -38,6 +45,58 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     """A device; with ``daskmeans.device`` set to gpu, this process computes on it."""
     found = Cuda() if request.param == "cuda" else Device()
     monkeypatch.setattr(gpus, "_cuda", lambda: found)
+    return found
+
+
+# Threads that serve the process until it ends, once something has asked for them: of daskmeans, of dask, of fsspec.
+LASTING = ("daskmeans_", "Dask-", "fsspecIO", "Profile", "asyncio_", "ThreadPoolExecutor-")
+# Files that stay by intention until Python ends: those of a result that was given no directory, and dask's own.
+KEPT = ("daskmeans-", "dask-scratch-space")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory of our own for temporary files of this process and of those that it starts."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(temporary: Path) -> Iterator[None]:
+    """Fail a test that leaves open files, sockets, threads, clients, clusters or temporary files behind.
+
+    It comes before the other fixtures of a test and so ends after them, but not before those of a module or a session.
+    """
+    before = held(temporary)
+    yield
+    for seconds in (0, 0.05, 0.2, 1, 5):  # processes end, and connections close, a little later
+        time.sleep(seconds)
+        left = held(temporary) - before
+        if not left:
+            return
+        gc.collect()
+    pytest.fail(f"left behind: {', '.join(sorted(left.elements()))}")
+
+
+def held(temporary: Path) -> Counter[str]:
+    """What this process holds that somebody has to give back."""
+    clusters = [cluster for cluster in SpecCluster._instances if cluster.status != distributed.Status.closed]
+    found = Counter(f"thread {t.name}" for t in threading.enumerate() if not t.name.startswith(LASTING))
+    found.update(f"client {client.id}" for client in distributed.Client._instances if client.status != "closed")
+    found.update(f"cluster {cluster.name}" for cluster in clusters)
+    found.update(f"temporary {name}" for name in os.listdir(temporary) if not name.startswith(KEPT))
+    for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:  # that of the listing
+            continue
+        if target.startswith("socket:"):  # clusters of a module or a session open more of them when they are used
+            found["socket"] += not clusters
+        elif not target.startswith(("/dev/", "/proc/", "anon_inode:", "pipe:")):
+            found[f"file {target}"] += 1
     return found
 
 

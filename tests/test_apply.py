@@ -75,7 +75,9 @@ def test_parquet(tmp_path, vectors, text_ids, codec):
     written = []
     for name in ("deep/a.parquet", "b.parquet"):
         before, after = pq.ParquetFile(tmp_path / "in" / name), pq.ParquetFile(tmp_path / "out" / name)
-        assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
+        assert after.schema_arrow.equals(before.schema_arrow)
+        told = {name: value for name, value in after.schema_arrow.metadata.items() if b"daskmeans." not in name}
+        assert told == before.schema_arrow.metadata
         groups = [[f.metadata.row_group(0).column(i).compression for i in range(4)] for f in (before, after)]
         assert groups[0] == groups[1]
         written.append(after.read())

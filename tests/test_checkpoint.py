@@ -265,7 +265,7 @@ def whole(path: UPath) -> tuple[bytes, dict]:
     """What a finished model is, but for how much work it was."""
     assert manifest.read(path, "fit")["finished"]
     assert not (path / "checkpoints").exists()
-    facts = manifest.read_json(path / "model.json")
+    facts = json.loads((path / "model.json").read_text())
     for iteration in facts["iterations"]:  # the first after a break looks at all rows anew
         del iteration["seconds"], iteration["relabelled"], iteration["compared"]
     return (path / "centroids.npy").read_bytes(), facts
@@ -416,7 +416,7 @@ def test_run_goes_on_within_its_fit(place, rows, tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO", "daskmeans"):
         result = dkm.run(rows, place, km(random_state=None), threshold=0.9)
     assert "goes on from a checkpoint: update 3 of at most 30" in caplog.text
-    seed = manifest.read_json(place / "model" / "model.json")["seed"]
+    seed = json.loads((place / "model" / "model.json").read_text())["seed"]
     dkm.run(rows, tmp_path / "whole", km(random_state=seed), threshold=0.9)
     assert whole(place / "model") == whole(UPath(tmp_path / "whole" / "model"))
     again = dkm.run(rows, place, km(random_state=None), threshold=0.9)  # finished: the seed is that of the fit

@@ -18,11 +18,12 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, lock, manifest, runtime
+from daskmeans import config, lock, manifest, room, runtime
 from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.result import decision_files
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import DataError, OutputError, UsageError
+from daskmeans.provenance import CHECKED
 from daskmeans.vectors.buckets import CENTROID, Buckets, Part, lean_of
 from daskmeans.vectors.files import Input, reached, reading
 from daskmeans.vectors.writer import remove_files, write_files
@@ -130,16 +131,19 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
         `old` has changed since it was opened, or another run is writing it.
     """
     appended = old.manifest.get("appended", [])
-    with lock.hold(old.path):
+    with room.explained(old.path), lock.hold(old.path):
         _refuse_changed(old)
         remove_files(old.path, len(appended) + 1)
-        files = _write(old, new, _kept(decisions, new.rows, client), len(appended) + 1, client)
+        keep = _kept(decisions, new.rows, client)
+        files = _write(old, new, keep, len(appended) + 1, client)
+        rows = sum(file["rows"] for file in files)
+        manifest.check_rows("append", int(keep.sum()), written=rows)
         batch = {
             "clusters": str(new.path),
             "made": manifest.identity(new.manifest),
             "decisions": str(decisions),
             "decided": manifest.identity(manifest.read(decisions, "dedup")),
-            "rows": sum(file["rows"] for file in files),
+            "rows": rows,
         }
         outputs = [*old.manifest["outputs"], *files]
         facts = {
@@ -149,7 +153,7 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
             "appended": [*appended, batch],
         }
         _refuse_changed(old)
-        manifest.write_json(old.path / manifest.NAME, old.manifest | facts)
+        manifest.write(old.path, old.manifest | facts)
     runtime.log_event("daskmeans", {"step": "append", "out": str(old.path), "rows": batch["rows"]}, client)
 
 
@@ -180,7 +184,7 @@ def _kept(decisions: UPath, rows: int, client: Client | None) -> np.ndarray:
 
 def _read_keep(file: UPath) -> np.ndarray:
     with reading(file):
-        return pq.read_table(file.path, filesystem=file.fs, columns=["keep"])["keep"].to_numpy()
+        return pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["keep"])["keep"].to_numpy()
 
 
 def _write(old: Buckets, new: Buckets, keep: np.ndarray, number: int, client: Client | None) -> list[dict[str, Any]]:

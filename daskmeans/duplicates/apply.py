@@ -8,17 +8,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, runtime
+from daskmeans import manifest, provenance, runtime
 from daskmeans.duplicates.lookup import Lookup, read_lookup
 from daskmeans.duplicates.rewrite import Rewritten, rewrite
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import npy
-from daskmeans.vectors.files import Input, common_parent, directories, find_files, format_of, open_path, refuse_overlap
+from daskmeans.vectors.files import (
+    Input,
+    common_parent,
+    directories,
+    facts,
+    find_files,
+    format_of,
+    inside,
+    open_path,
+    refuse_overlap,
+)
 from daskmeans.vectors.source import open_source
 
 REJECTS = "rejects.parquet"
@@ -97,16 +106,20 @@ def apply(
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
     described = {"decisions": str(folder), "files": [str(file) for file in files]}
-    with manifest.step(target, "apply", settings, described, overwrite=overwrite, client=client) as step:
+    need = sum(facts(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
+    with manifest.step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
         lookup = read_lookup(folder)
-        done = _rewrite_all(files, [target / name for name in names], id_field, lookup, on_bad_row == "skip", client)
+        done = _rewrite_all(
+            files, [inside(target, name) for name in names], id_field, lookup, on_bad_row == "skip", client
+        )
         rejects = pa.concat_tables([one.rejects for one in done])
         if on_bad_row == "error":
             _check_all_met(lookup, done, ", ".join(str(one) for one in given))
         elif len(rejects):
-            pq.write_table(rejects, (target / REJECTS).path, filesystem=target.fs)
+            provenance.write_table(rejects, target / REJECTS, "apply")
         rows, kept = sum(one.rows for one in done), sum(one.kept for one in done)
-        removed = rows - kept - len(rejects)
+        removed = sum(one.removed for one in done)
+        manifest.check_rows("apply", rows, kept=kept, removed=removed, rejected=len(rejects))
         summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
         step.facts |= {"counts": summary}
     return summary

@@ -176,7 +176,7 @@ def all_pairs(one: Compared, other: Compared, floor: np.float32, *, same: bool =
 def read_array(file: UPath) -> np.ndarray:
     """The array in the ``.npy`` file `file`."""
     with reading(file), file.open("rb") as opened:
-        return np.load(opened)  # type: ignore[no-any-return]
+        return np.load(opened, allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def write_array(file: UPath, array: np.ndarray) -> None:

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, runtime
+from daskmeans import manifest, provenance, runtime
 from daskmeans.duplicates import recall
 from daskmeans.duplicates.edges import Edges, read_edges, read_gauge, stored_floor
 from daskmeans.duplicates.rank import columns_of, rank
@@ -25,6 +24,8 @@ from daskmeans.duplicates.resolve import Resolved, resolve
 from daskmeans.duplicates.settings import Settings
 from daskmeans.vectors.buckets import Buckets, Part, lean_of
 from daskmeans.vectors.files import reached
+
+SUMMARY = "summary.json"
 
 
 def decide_stored(
@@ -52,11 +53,12 @@ def decide_stored(
     stored = stored_floor(pairs, inputs, settings)
     count = manifest.read(pairs, "pairs")["count"]
     facts = {"floor": settings.floor, "pairs": {"path": str(pairs), "count": count, "floor": stored}}
-    summary, outputs = summarize(settings, files, counts, found, start, client)
+    summary, outputs = summarize(buckets, settings, files, counts, found, start, client)
     return summary | facts, outputs
 
 
 def summarize(
+    buckets: Buckets,
     settings: Settings,
     files: Sequence[UPath],
     counts: Sequence[list[int]],
@@ -64,11 +66,12 @@ def summarize(
     start: float,
     client: Client | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary of decisions, and their files with their rows.
+    """The summary of decisions on the rows of `buckets`, and their files with their rows.
 
     `counts` are the rows kept, copies and semantic duplicates of each of `files`; `found` is what to say of the recall.
     """
     kept, exact, semantic = np.array(counts).reshape(-1, 3).sum(axis=0).tolist()
+    manifest.check_rows("dedup", buckets.rows, kept=kept, removed=exact + semantic)
     outputs = [{"path": f"{f.parent.name}/{f.name}", "rows": sum(rows)} for f, rows in zip(files, counts, strict=True)]
     summary = {
         "rows": kept + exact + semantic,
@@ -88,8 +91,9 @@ def summarize(
 
 def conclude(step: manifest.Step, summary: dict[str, Any], outputs: list[dict[str, Any]]) -> None:
     """Write ``summary.json``, and note for the manifest what it needs of it."""
-    manifest.write_json(step.path / "summary.json", summary)
+    manifest.write_json(step.path / SUMMARY, summary)
     step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
+    step.facts |= manifest.checksums(step.path, SUMMARY)
 
 
 def dedup_inputs(buckets: Buckets, against: Sequence[Buckets] = ()) -> dict[str, Any]:
@@ -261,5 +265,5 @@ def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[
         }
     )
     with reached(file.parent.parent):
-        pq.write_table(table, file.path, filesystem=file.fs)
+        provenance.write_table(table, file, "dedup")
     return np.bincount(reason, minlength=3).tolist()  # type: ignore[no-any-return]

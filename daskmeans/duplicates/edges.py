@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -16,13 +17,14 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, manifest, progress, runtime
-from daskmeans.duplicates.bands import Loaded, Shelf, Visits, all_pairs, read_array, write_array
+from daskmeans import config, manifest, progress, provenance, runtime
+from daskmeans.duplicates.bands import Loaded, Shelf, Visits, all_pairs, write_array
 from daskmeans.duplicates.plan import Task, make_plan
 from daskmeans.duplicates.recall import Gauge
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import MemoryForecastError, NotFoundError
 from daskmeans.kernels.sketch import Pairs, Sketches, find_among
+from daskmeans.provenance import CHECKED
 from daskmeans.vectors.buckets import Buckets
 from daskmeans.vectors.files import reached, reading
 
@@ -84,6 +86,7 @@ def find_edges(
         counts, scores = zip(*runtime.compute(tasks, "compare", client, pace), strict=True)
         if plan.gauge:
             write_array(folder / GAUGE, np.max([each for each in scores if each is not None], axis=0))
+            step.facts |= manifest.checksums(folder, GAUGE)
         for file in plan.near or ():
             manifest.remove(file)
         step.facts["count"] = sum(counts)
@@ -125,7 +128,7 @@ def compare(
     with reached(file.parent.parent), contextlib.ExitStack() as opened:
         writer = None
         for table in filter(len, tables):  # as they are found: there may be more than fit into memory
-            writer = writer or opened.enter_context(pq.ParquetWriter(file.path, table.schema, filesystem=file.fs))
+            writer = writer or opened.enter_context(provenance.writer(file, table.schema, "pairs"))
             writer.write_table(table)
             count += len(table)
     return count, gauge.best(one, floor) if gauge and work.row in work.columns else None
@@ -203,8 +206,8 @@ def read_edges(folder: UPath, inputs: dict[str, Any], settings: Settings) -> Edg
     count = taken = 0
     columns = ["row", "twin", "score", "exact"]
     for file in sorted(folder.glob("part-*.parquet"), key=lambda file: file.name):
-        with reading(file):
-            for batch in pq.ParquetFile(file.path, filesystem=file.fs).iter_batches(BATCH_PAIRS, columns=columns):
+        with reading(file), pq.ParquetFile(file.path, filesystem=file.fs, **CHECKED) as found:
+            for batch in found.iter_batches(BATCH_PAIRS, columns=columns):
                 count += len(batch)
                 near = batch.filter(pc.greater_equal(batch["score"], pa.scalar(np.float32(settings.floor))))
                 taken += len(near)
@@ -222,7 +225,8 @@ def read_edges(folder: UPath, inputs: dict[str, Any], settings: Settings) -> Edg
 
 def read_gauge(folder: UPath) -> np.ndarray:
     """What :meth:`Gauge.best` has found when the pairs in `folder` were searched."""
-    return read_array(folder / GAUGE)
+    content = manifest.read_checked(folder, GAUGE, manifest.read(folder, "pairs"))
+    return np.load(io.BytesIO(content), allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def check_pairs(pairs: int, remedy: str) -> None:

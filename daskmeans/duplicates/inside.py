@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from dask import delayed
 from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, forecast, runtime
+from daskmeans import config, forecast, provenance, runtime
 from daskmeans.duplicates import recall
 from daskmeans.duplicates.decide import decide, to_table
 from daskmeans.duplicates.decisions import summarize
@@ -66,7 +65,7 @@ def search_inside(
     done = runtime.compute(tasks, label="dedup", client=client)
     sample = recall.join_samples([sample for _, sample in done], wanted)
     found = _measure(buckets, sample, settings, tile_bytes, run, client)
-    return summarize(settings, files, [counts for counts, _ in done], found, start, client)
+    return summarize(buckets, settings, files, [counts for counts, _ in done], found, start, client)
 
 
 def decide_part(
@@ -88,7 +87,7 @@ def decide_part(
         tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
     table = pa.concat_tables(tables)
     with reached(file.parent.parent):
-        pq.write_table(table, file.path, filesystem=file.fs)
+        provenance.write_table(table, file, "dedup")
     exact, semantic = (pc.sum(pc.equal(table["reason"], r)).as_py() or 0 for r in ("exact", "semantic"))
     return [len(table) - exact - semantic, exact, semantic], recall.join_samples(samples, len(table))
 

@@ -13,6 +13,7 @@ from upath import UPath
 from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
+from daskmeans.provenance import CHECKED
 from daskmeans.vectors.files import reading
 
 
@@ -53,7 +54,7 @@ def read_lookup(path: UPath) -> Lookup:
     tables = []
     for file in decision_files(path):
         with reading(file):
-            tables.append(pq.read_table(file.path, filesystem=file.fs, columns=["id", "keep"]))
+            tables.append(pq.read_table(file.path, filesystem=file.fs, columns=["id", "keep"], **CHECKED))
     table = pa.concat_tables(tables)
     return make_lookup(table["id"], table["keep"].to_numpy())
 

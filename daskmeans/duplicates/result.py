@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,12 +20,21 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, rank_rows, removed_from, temporary
+from daskmeans.duplicates.decisions import (
+    SUMMARY,
+    conclude,
+    decide_stored,
+    dedup_inputs,
+    rank_rows,
+    removed_from,
+    temporary,
+)
 from daskmeans.duplicates.edges import PAIRS, read_edges
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows
+from daskmeans.provenance import CHECKED
 from daskmeans.vectors.buckets import Buckets, Cluster, find_ids, open_buckets
 from daskmeans.vectors.files import Input, open_path, reading, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
@@ -78,7 +88,7 @@ class DedupResult:
 
     def __init__(self, path: UPath, clusters: UPath) -> None:
         self.path, self._clusters = path, clusters
-        self.summary: dict[str, Any] = manifest.read_json(path / "summary.json")
+        self.summary: dict[str, Any] = json.loads(manifest.read_checked(path, SUMMARY, manifest.read(path, "dedup")))
 
     @property
     def recall(self) -> dict[str, Any]:
@@ -325,7 +335,7 @@ def decision_files(path: UPath) -> list[UPath]:
 
 def _read_frame(file: UPath, keep: bool | None) -> pd.DataFrame:
     with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs)
+        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED)
     return _to_pandas(table if keep is None else table.filter(pc.equal(table["keep"], keep)))
 
 
@@ -336,7 +346,7 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
 def _find_groups(file: UPath, limit: int) -> pa.Table:
     """Dropped rows of the `limit` most instructive groups of `file`."""
     with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs)
+        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED)
     rows = table.filter(table["kept_id"].is_valid())
     return rows.filter(pc.is_in(rows["kept_id"], _heads(rows)["kept_id"].slice(0, limit)))
 
@@ -351,7 +361,7 @@ def _heads(rows: pa.Table) -> pa.Table:
 def _find_rows(file: UPath, ids: pa.Array) -> pa.Table:
     """Id and cluster of the rows of `file` that are among `ids`."""
     with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs, columns=["id", "centroid"])
+        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["id", "centroid"])
     return table.filter(pc.is_in(table["id"], ids))
 
 

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from daskmeans import provenance
 from daskmeans.duplicates.lookup import Lookup, check_type
 from daskmeans.errors import DataError
+from daskmeans.provenance import CHECKED
 from daskmeans.vectors import jsonl, npy
 from daskmeans.vectors.files import format_of, reading
 
@@ -26,6 +28,7 @@ class Rewritten(NamedTuple):
 
     rows: int
     kept: int
+    removed: int
     checksum: int
     """Sum of the hashes of the decisions that were met, modulo 2⁶⁴."""
     rejects: pa.Table
@@ -42,7 +45,7 @@ class Judge:
 
     def __init__(self, file: UPath, id_field: str, lookup: Lookup, skip: bool, taken: np.ndarray | None = None) -> None:
         self.file, self.id_field, self._lookup, self._skip = file, id_field, lookup, skip
-        self._rows = self._kept = self._checksum = 0
+        self._rows = self._kept = self._removed = self._checksum = 0
         self._rejects = [REJECTS.empty_table()]
         self._met = [np.empty(0, np.int64)]
         self._seen = np.zeros(len(lookup.hashes) if skip else 0, bool)
@@ -73,6 +76,7 @@ class Judge:
         met = self._lookup.hashes[places[places >= 0]].sum(dtype=np.uint64)
         self._rows += len(ids)
         self._kept += int(keep.sum())
+        self._removed += int((~self._lookup.keep[places] & (places >= 0)).sum())
         self._checksum = (self._checksum + int(met)) % 2**64
         return keep
 
@@ -107,7 +111,7 @@ class Judge:
     def result(self) -> Rewritten:
         """The counts."""
         rejects, met = pa.concat_tables(self._rejects), np.concatenate(self._met)
-        return Rewritten(self._rows, self._kept, self._checksum, rejects, met)
+        return Rewritten(self._rows, self._kept, self._removed, self._checksum, rejects, met)
 
 
 def rewrite(
@@ -147,12 +151,12 @@ def rewrite(
 
 def _rewrite_parquet(file: UPath, target: UPath, judge: Judge) -> None:
     with reading(file):
-        source = pq.ParquetFile(file.path, filesystem=file.fs)
+        source = pq.ParquetFile(file.path, filesystem=file.fs, **CHECKED)
     with source:
         schema = source.schema_arrow
         judge.check_schema(schema)
         codecs = _codecs(source.metadata)
-        with pq.ParquetWriter(target.path, schema, filesystem=target.fs, compression=codecs) as writer:
+        with provenance.writer(target, schema, "apply", compression=codecs) as writer:
             for group in range(source.metadata.num_row_groups):
                 with reading(file):
                     table = source.read_row_group(group, use_threads=False)

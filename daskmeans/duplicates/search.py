@@ -25,6 +25,9 @@ from daskmeans.errors import MemoryForecastError, UsageError
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
 from daskmeans.vectors.files import Input, open_path, refuse_overlap
 
+# Bytes that a decision takes on disk, about.
+ROW_BYTES = 16
+
 
 def dedup(
     clusters: Input,
@@ -156,7 +159,14 @@ def _decide(
     start = time.perf_counter()
     kept = [PAIRS] if settings.stores_pairs else []
     with manifest.step(
-        target, "dedup", asdict(settings), inputs, overwrite=overwrite, keep=kept, client=client
+        target,
+        "dedup",
+        asdict(settings),
+        inputs,
+        overwrite=overwrite,
+        keep=kept,
+        need=ROW_BYTES * buckets.rows,
+        client=client,
     ) as step:
         if settings.stores_pairs:
             _refuse_shared_ids(buckets, others, client)

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, runtime
+from daskmeans import manifest, provenance, runtime
 from daskmeans.embedding.encoder import Encoder, get_encoder
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors.files import Input, directories, open_path, refuse_overlap
@@ -112,11 +111,17 @@ def embed(
         "dtype": dtype,
         "on_bad_row": on_bad_row,
     }
-    with manifest.step(target, "embed", settings, source.identity(), overwrite=overwrite, client=client) as step:
+    need = source.rows * chosen.dimension * np.dtype(dtype).itemsize
+    with manifest.step(
+        target, "embed", settings, source.identity(), overwrite=overwrite, need=need, client=client
+    ) as step:
         rows = _encode(source, chosen, dtype, target, client)
+        rejected = gather_rejects(target, "embed")
+        source.check_unchanged()
+        manifest.check_rows("embed", source.rows, written=rows, rejected=rejected)
         step.facts |= {
             "rows": rows,
-            "rejected": gather_rejects(target),
+            "rejected": rejected,
             "dimension": chosen.dimension,
             "dtype": dtype,
             "encoder": encoder,
@@ -151,7 +156,7 @@ def _encode_partition(source: Source, number: int, encoder: Encoder, dtype: str,
         _reject(source, number, table.column(0).filter(pa.array(~good)), finite[~good], target)
         table, X = table.filter(pa.array(good)), X[good]
     table = table.add_column(1, EMBEDDING, pa.array(to_column(X, dtype)))
-    _write(table, target / f"part-{number:05d}.parquet")
+    provenance.write_table(table, target / f"part-{number:05d}.parquet", "embed")
     return len(table)
 
 
@@ -170,11 +175,7 @@ def _reject(source: Source, number: int, ids: pa.ChunkedArray, finite: np.ndarra
     files, numbers = zip(*(place.rsplit(", row ", 1) for place in places), strict=True)
     rejects = {"id": ids.cast(pa.string()), "file": files, "row": np.array(numbers, np.int64), "reason": reasons}
     (target / PARTS).mkdir(parents=True, exist_ok=True)
-    _write(pa.table(rejects), target / PARTS / f"part-{number:05d}-encoded.parquet")
-
-
-def _write(table: pa.Table, path: UPath) -> None:
-    pq.write_table(table, path.path, filesystem=path.fs)
+    provenance.write_table(pa.table(rejects), target / PARTS / f"part-{number:05d}-encoded.parquet", "embed")
 
 
 def _refuse_names(source: Source) -> None:

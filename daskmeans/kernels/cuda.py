@@ -1,3 +1,5 @@
+# mypy: disable-error-code="unreachable"
+# (numba says of cuda.grid that it never returns)
 """The loops of :mod:`daskmeans.kernels.scores`, compiled for a CUDA device: a thread for each column.
 
 Imported where there is one, and by tests in numba's simulator.

@@ -427,10 +427,10 @@ class KMeans:
         # What it was fitted on is not known here, and steps that use it must not take it for another.
         inputs = {"centroids": hashlib.sha256(self.cluster_centers_.tobytes()).hexdigest()}
         with manifest.step(path, "fit", settings, inputs, overwrite=overwrite) as step:
-            self.write(step.path, fingerprint=None)
+            step.facts |= self.write(step.path, fingerprint=None)
 
-    def write(self, path: UPath, fingerprint: str | None) -> None:
-        """Write the model's files into the directory of a step that is being made."""
+    def write(self, path: UPath, fingerprint: str | None) -> dict[str, Any]:
+        """Write the model's files into the directory of a step that is being made; returns facts for its manifest."""
         params = self.get_params()
         named = {name: value if isinstance(value, (str, int, float, bool)) else None for name, value in params.items()}
         facts = {
@@ -449,7 +449,7 @@ class KMeans:
             "input_fingerprint": fingerprint,
             "versions": manifest.versions(),
         }
-        model.write_model(path, self.cluster_centers_, facts)
+        return model.write_model(path, self.cluster_centers_, facts)
 
     @classmethod
     def load(cls, url: Any, *, storage_options: dict[str, Any] | None = None) -> KMeans:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,12 @@ CENTROIDS = "centroids.npy"
 MODEL = "model.json"
 
 
-def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> None:
-    """Write both files into the directory `path`."""
+def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write both files into the directory `path`; returns what its manifest must hold of them."""
     with (path / CENTROIDS).open("wb") as file:
         np.save(file, centroids, allow_pickle=False)
     manifest.write_json(path / MODEL, facts)
+    return manifest.checksums(path, CENTROIDS, MODEL)
 
 
 def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
@@ -31,9 +34,9 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
     DataError
         A file of it is damaged.
     """
-    manifest.read(path, "fit")
-    facts = manifest.read_json(path / MODEL)
-    centroids = read_centroids(path / CENTROIDS)
+    made = manifest.read(path, "fit")
+    facts = json.loads(manifest.read_checked(path, MODEL, made))
+    centroids = _matrix(manifest.read_checked(path, CENTROIDS, made), path / CENTROIDS)
     if centroids.shape != (facts["n_clusters"], facts["n_features"]):
         raise DataError(
             f"the centroids have shape {centroids.shape}",
@@ -47,9 +50,15 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
 def read_centroids(path: UPath) -> np.ndarray:
     """The matrix in the ``.npy`` file `path`, as float32."""
     try:
-        with path.open("rb") as file:
-            return np.load(file, allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+        return _matrix(path.read_bytes(), path)
     except (FileNotFoundError, IsADirectoryError):
         raise NotFoundError("no such file", where=str(path), expected="a .npy file of centroids") from None
-    except (ValueError, EOFError, OSError) as error:
+    except OSError as error:
+        raise DataError(f"the file cannot be read ({error})", where=str(path), remedy="fit the model again") from None
+
+
+def _matrix(content: bytes, path: UPath) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+    except Exception as error:  # numpy parses headers by Python's own parser, which has many exceptions
         raise DataError(f"not a readable .npy file ({error})", where=str(path), remedy="fit the model again") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import mmap
 import os
@@ -18,8 +17,8 @@ from weakref import WeakValueDictionary, finalize
 import numpy as np
 from dask.utils import format_bytes
 
-from daskmeans import runtime
-from daskmeans.errors import RunError
+from daskmeans import room, runtime
+from daskmeans.errors import DiskError
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 # Written at once where a file has to be filled with zeros.
@@ -110,10 +109,10 @@ class Cache:
             else:
                 write_zeros(self.fileno, offset, size)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in room.FULL:
                 raise
             os.ftruncate(self.fileno, offset)
-            raise RunError(
+            raise DiskError(
                 f"no room for {format_bytes(size)} more of cached vectors ({error.strerror})",
                 where=self.directory,
                 expected=f"room beside the {format_bytes(self.size)} that are cached there",

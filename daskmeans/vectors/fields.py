@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans.errors import DataError, UsageError
@@ -173,7 +174,17 @@ def _text_type(type_: pa.DataType, where: str) -> pa.DataType:
 
 
 def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
-    return plain(type_)
+    carried = plain(type_)
+    try:
+        pc.take(pa.nulls(1, carried), pa.array([0]))
+    except pa.ArrowNotImplementedError:
+        raise UsageError(
+            f"the column is {type_}, of which pyarrow cannot pick rows",
+            where=where,
+            expected="a column of another type",
+            remedy="leave it out of the metadata fields, or write it as another type",
+        ) from None
+    return carried
 
 
 def _vector_type(name: str, surveys: Sequence[tuple[UPath, Survey]], dimension: int) -> pa.DataType:

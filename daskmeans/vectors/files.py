@@ -120,6 +120,26 @@ def _without(options: Any, text: str) -> str:
     return text.replace(options, "***") if options and isinstance(options, str) else text
 
 
+def inside(root: UPath, name: str) -> UPath:
+    """The file `name`, as a manifest or an object store tells it, below the directory `root`.
+
+    Raises
+    ------
+    DataError
+        It lies somewhere else.
+
+    Examples
+    --------
+    >>> inside(UPath("/data/clusters"), "../x")
+    Traceback (most recent call last):
+    ...
+    daskmeans.errors.DataError: /data/clusters: it names the file '../x', which is not below it
+    """
+    if not name or name.startswith("/") or "://" in name or {"..", "."} & set(name.replace("\\", "/").split("/")):
+        raise DataError(f"it names the file {name!r}, which is not below it", where=str(root))
+    return root / name
+
+
 def is_local(path: UPath) -> bool:
     """Whether `path` lies on a disk of this machine, as far as the URL tells."""
     return path.protocol in ("", "file", "local")
@@ -192,7 +212,7 @@ def _in_directory(root: UPath) -> list[UPath]:
     """Files in `root`; of an output of ours those with rows, and it is refused if it is unfinished or holds none."""
     ours = manifest.read(root, "embed", "apply", "assign") if manifest.peek(root) else None
     if ours and ours["step"] == "assign":  # beside these there may be some that an append has not finished
-        return [root / name for name in sorted(file["path"] for file in ours["outputs"])]
+        return [inside(root, name) for name in sorted(file["path"] for file in ours["outputs"])]
     prefix = root.path.rstrip("/") + "/"
     names = [found.removeprefix(prefix) for found in root.fs.find(root.path)]
     names = [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]

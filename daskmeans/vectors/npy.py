@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
@@ -61,6 +62,8 @@ def header(path: UPath) -> tuple[int, int, np.dtype, int]:
     expected = "a 2-D array of float16, float32 or float64, one vector a row"
     if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or shape[1] == 0:
         raise DataError(f"the array is {dtype} of shape {shape}", where=str(path), expected=expected)
+    if shape[0] < 0 or shape[1] < 0 or bool in map(type, shape):
+        raise DataError(f"the array has the shape {shape}", where=str(path), expected=expected)
     if fortran_order and min(shape) > 1:
         remedy = "save it again with np.save(path, np.ascontiguousarray(X))"
         raise DataError("the array is stored column by column", where=str(path), expected=expected, remedy=remedy)
@@ -70,7 +73,9 @@ def header(path: UPath) -> tuple[int, int, np.dtype, int]:
 def _parse(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"version {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(file)
-    except ValueError as error:
+    except (ValueError, RecursionError, TokenError) as error:
         raise DataError(f"not a NumPy file ({error})", where=str(path), expected="a file written by np.save") from None

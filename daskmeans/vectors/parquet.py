@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from daskmeans.provenance import CHECKED
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.slices import Slice, Survey, Unit
 
 BATCH_BYTES = 4 * 2**20
 BUFFER_BYTES = 2**20
+PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def survey(path: UPath, rows: int | None = None) -> Survey:
@@ -30,14 +32,14 @@ def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
         groups, skipped = _groups(metadata, piece)
         numbers = [group for group, _ in groups]
         if sum(rows for _, rows in groups) == piece.rows:
-            with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True) as file:
-                yield file.read_row_groups(numbers, columns=columns, use_threads=False)
+            with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True, **CHECKED) as file:
+                yield _without_views(file.read_row_groups(numbers, columns=columns, use_threads=False))
             return
         # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
         stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
-        with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **stream) as file:
+        with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **CHECKED, **stream) as file:
             batches = file.iter_batches(_batch_rows(metadata), numbers, columns=columns, use_threads=False)
-            yield from _cut(batches, skipped, piece.rows)
+            yield from map(_without_views, _cut(batches, skipped, piece.rows))
 
 
 def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
@@ -50,6 +52,13 @@ def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator
             yield pa.Table.from_batches([wanted])
         if not rows:
             return
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """`table` with plain strings and bytes in place of views, of which pyarrow cannot pick rows."""
+    types = [PLAIN.get(type_, type_) for type_ in table.schema.types]
+    schema = pa.schema(list(zip(table.column_names, types, strict=True)))
+    return table if types == table.schema.types else table.cast(schema)
 
 
 def _groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[int, int]], int]:

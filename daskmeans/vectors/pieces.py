@@ -14,6 +14,8 @@ from upath import UPath
 
 from daskmeans import manifest
 from daskmeans.errors import DataError
+from daskmeans.provenance import CHECKED
+from daskmeans.vectors.files import inside
 
 # Files that stay open while clusters are read one after the other.
 OPEN = 16
@@ -66,9 +68,9 @@ class Files:
 
 
 def _open(path: UPath, name: str) -> tuple[UPath, pq.ParquetFile, pa.Schema]:
-    file = path / name
+    file = inside(path, name)
     with _explained(file):
-        stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True)
+        stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True, **CHECKED)
         return file, stored, stored.schema_arrow  # made anew whenever it is asked for
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans import stores
+from daskmeans import provenance, stores
 from daskmeans.errors import DataError
 from daskmeans.vectors import jsonl, npy, parquet, validate
 from daskmeans.vectors.files import reading
@@ -64,6 +63,10 @@ class Reader:
                 raw, ids = (column.filter(pa.array(problems == 0)) for column in (raw, ids))
             kept.append(self._finished(raw, ids, path))
             begin += len(problems)
+        if begin != partition.rows:  # some formats tell, others give what is there now
+            where = ", ".join(dict.fromkeys(str(piece.path) for piece in partition.slices))
+            found = f"{partition.rows:,} rows were counted, {begin:,} are there now"
+            raise DataError(found, where=where, remedy="leave the input alone while it is read, and run again")
         if rejects and self.rejects is not None:
             _write(pa.concat_tables(rejects), self.rejects / f"part-{partition.number:05d}.parquet")
         return pa.concat_tables(kept)
@@ -136,7 +139,7 @@ def _within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
 def _write(table: pa.Table, path: UPath) -> None:
     """Write `table` to `path` in one stroke, so that a task that runs twice, also at once, leaves the same."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    provenance.write_table(table, sink, "read")
     with reading(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stores.replace(path, sink.getvalue().to_pybytes())

@@ -202,7 +202,7 @@ class Run:
 
     def __init__(self, path: UPath, first: int, last: int) -> None:
         with path.with_suffix(".npy").open("rb") as file:
-            labels, ends = np.load(file)
+            labels, ends = np.load(file, allow_pickle=False)
         starts = np.concatenate([[0], ends])
         self.start = int(starts[np.searchsorted(labels, first)])
         self.stop = int(starts[np.searchsorted(labels, last, side="right")])

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans import manifest
+from daskmeans import manifest, provenance
+from daskmeans.provenance import CHECKED
 
 PARTS = "rejects"
 
 
-def gather_rejects(path: UPath, inputs: Sequence[str] = ()) -> int:
-    """Join the tables in ``rejects/`` below `path` to ``rejects.parquet``; returns the number of rows.
+def gather_rejects(path: UPath, step: str, inputs: Sequence[str] = ()) -> int:
+    """Join the tables in ``rejects/`` below `path`, an output of `step`, to ``rejects.parquet``; returns its rows.
 
     Those of several `inputs` lie in directories of these names, and the column ``input`` tells them apart.
     """
@@ -26,11 +27,11 @@ def gather_rejects(path: UPath, inputs: Sequence[str] = ()) -> int:
         return 0
     table = pa.concat_tables(tables)
     target = path / "rejects.parquet"
-    pq.write_table(table, target.path, filesystem=target.fs)
+    provenance.write_table(table, target, step)
     manifest.remove(parts)
     return len(table)
 
 
 def _tables(folder: UPath) -> list[pa.Table]:
     files = sorted(folder.glob("*.parquet"), key=str) if folder.exists() else []
-    return [pq.read_table(file.path, filesystem=file.fs) for file in files]
+    return [pq.read_table(file.path, filesystem=file.fs, **CHECKED) for file in files]

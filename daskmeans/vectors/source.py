@@ -53,6 +53,8 @@ class Source:
     dtype : str
         Type of the elements as stored, ``float16``, ``float32`` or ``float64``; empty for texts.
     partitions : tuple of Partition
+    given : tuple of UPath
+        All files, also those without rows.
     stamps : tuple of (str, int, str)
         Of all files: name below the directory that they have in common, size in bytes, version.
     reader : Reader
@@ -68,6 +70,7 @@ class Source:
     dimension: int
     dtype: str
     partitions: tuple[Partition, ...]
+    given: tuple[UPath, ...]
     stamps: tuple[tuple[str, int, str], ...]
     reader: Reader
 
@@ -116,6 +119,22 @@ class Source:
         """What a manifest says of this input."""
         files = {name: f"{size} bytes of version {version or 'unknown'}" for name, size, version in self.stamps}
         return {"fingerprint": self.fingerprint(), "rows": self.rows, "files": files}
+
+    def check_unchanged(self) -> None:
+        """Make sure that the files are those that were looked at when the source was opened; a step ends with this.
+
+        Raises
+        ------
+        DataError, NotFoundError
+            One has been written or removed since.
+        """
+        for path, before, now in zip(self.given, self.stamps, _stamps(self.given), strict=True):
+            if before != now:
+                raise DataError(
+                    "the file was written while it was being read",
+                    where=str(path),
+                    remedy="leave the input alone while it is read, and run the command again",
+                )
 
 
 def open_source(
@@ -188,7 +207,8 @@ def open_source(
     dimension = _dimension(format_of(first_file), first_file, first, names.embedding) if names.embedding else 0
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
     rows = max(1, limit // (4 * dimension or TEXT_BYTES))
-    surveys, stamps = _survey(found, look, rows)
+    stamps = _stamps(found)  # before anything is read, so that a file that is written meanwhile is noticed
+    surveys = _survey(found, look, rows)
     schema = fields.output_schema(names, surveys, dimension)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
     n_rows = sum(survey.rows for _, survey in surveys)
@@ -204,7 +224,8 @@ def open_source(
         dimension=dimension,
         dtype=dtype,
         partitions=pack(surveys, min(rows, max(1, -(-n_rows // min_partitions)))),
-        stamps=tuple(stamps),
+        given=tuple(found),
+        stamps=stamps,
         reader=Reader(format_of(first_file), schema, fingerprint, on_bad_row, allow_zero, rejects),
     )
 
@@ -297,14 +318,17 @@ def _digest(facts_: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts_).encode()).hexdigest()
 
 
-def _survey(
-    files: Sequence[UPath], look: Look, rows: int
-) -> tuple[list[tuple[UPath, Survey]], list[tuple[str, int, str]]]:
-    """Surveys of the files that have rows; name below the common directory, size and version of all files."""
+def _survey(files: Sequence[UPath], look: Look, rows: int) -> list[tuple[UPath, Survey]]:
+    """Surveys of the files that have rows."""
     with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
         surveys = list(pool.map(lambda path: look(path, rows), files))
+    return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units]
+
+
+def _stamps(files: Sequence[UPath]) -> tuple[tuple[str, int, str], ...]:
+    """Name below the common directory, size and version of each file."""
+    with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
         sizes = list(pool.map(facts, files))
     common = common_parent([path.path for path in files])
     names = [path.path.removeprefix(common) for path in files]
-    stamps = [(name, size, version) for name, (size, version) in zip(names, sizes, strict=True)]
-    return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units], stamps
+    return tuple((name, size, version) for name, (size, version) in zip(names, sizes, strict=True))

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
+from daskmeans import provenance
 from daskmeans.vectors.buckets import CENTROID, L2
 
 # Rows of a row group at most: a few thousand rows of a large cluster are read without the others.
@@ -77,10 +77,10 @@ class _Writer:
         file.parent.mkdir(parents=True, exist_ok=True)
         plain = {f"{vectors}.list.element"}  # vectors do not compress
         columns = [schema.field(i).name for i in range(len(schema))]
-        self._file = pq.ParquetWriter(
-            file.path,
+        self._file = provenance.writer(
+            file,
             schema,
-            filesystem=file.fs,
+            "assign",
             write_statistics=[name for name in (CENTROID, L2) if name in columns],
             use_dictionary=[CENTROID] if CENTROID in columns else False,
             compression={c: "zstd" for c in columns if c != vectors} | dict.fromkeys(plain, "none"),
