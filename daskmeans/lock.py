@@ -33,17 +33,13 @@ class Lock:
     def __init__(self, directory: UPath) -> None:
         self._file = directory / NAME
         self._ended = threading.Event()
-        self._owner: dict[str, Any] = {
-            "token": uuid4().hex,
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            **_here(),
-        }
+        self.token = uuid4().hex
+        self._owner = {"token": self.token, "pid": os.getpid(), "started": _started(os.getpid()), **_here()}
 
     @property
     def held(self) -> bool:
         """Whether no other run has taken the output, nor anybody removed the lock."""
-        return (_read(self._file) or {}).get("token") == self._owner["token"]
+        return (_read(self._file) or {}).get("token") == self.token
 
     def check(self) -> None:
         """Raise OutputError if another run may be writing the output."""
@@ -86,7 +82,7 @@ class Lock:
         return json.dumps(self._owner | {"seen": time.time()}).encode()
 
     def _leave(self) -> None:
-        _tokens.discard(self._owner["token"])
+        _tokens.discard(self.token)
         with stores.tolerated():  # then it stays, and speaks for nobody
             if self.held:  # not if it went with the directory, or is another's by now
                 self._file.unlink()
@@ -104,7 +100,7 @@ def hold(directory: UPath) -> Iterator[Lock]:
         Another run is writing it.
     """
     lock = Lock(directory)
-    _tokens.add(lock._owner["token"])
+    _tokens.add(lock.token)
     try:
         lock._take()
         beat = threading.Thread(target=lock._beat, name="daskmeans-lock", daemon=True)

@@ -54,7 +54,6 @@ class ObjectStore:
 
     def __init__(self) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
-        self._turn = threading.Lock()
         self.fault: Callable[[Request], str | None] = no_fault
         self.requests: list[Request] = []
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
@@ -88,9 +87,8 @@ class ObjectStore:
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_RANGE")
         request = Request(*(environ.get(name, "") for name in names))
-        with self._turn:
-            self.requests.append(request)
-            how = self.fault(request)
+        self.requests.append(request)
+        how = self.fault(request)
         if how is None:
             return self._app(environ, start_response)
         if how == "late":
