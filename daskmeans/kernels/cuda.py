@@ -21,21 +21,21 @@ _pick, _count, _enlist = (cuda.jit(device=True)(body) for body in (scores.pick, 
 
 @cuda.jit
 def pick(scores, halves, reach, labels, tops, alone):  # type: ignore[no-untyped-def]
-    i: Any = cuda.grid(1)  # type: ignore[call-arg]
+    i = cuda.grid(1)
     if i < labels.shape[0]:
         _pick(i, scores, halves, reach, labels, tops, alone)
 
 
 @cuda.jit
 def count(scores, least, ends, counts):  # type: ignore[no-untyped-def]
-    i: Any = cuda.grid(1)  # type: ignore[call-arg]
+    i = cuda.grid(1)
     if i < counts.shape[0]:
         _count(i, scores, least, ends, counts)
 
 
 @cuda.jit
 def enlist(scores, least, ends, starts, columns, rows):  # type: ignore[no-untyped-def]
-    i: Any = cuda.grid(1)  # type: ignore[call-arg]
+    i = cuda.grid(1)
     if i < ends.shape[0]:
         _enlist(i, scores, least, ends, starts, columns, rows)
 

@@ -6,13 +6,14 @@ is shared between threads, and what comes out does not depend on which of them i
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+import numpy as np
 
 
 def pick(i: int, scores: Any, halves: Any, reach: Any, labels: Any, tops: Any, alone: Any) -> None:
     """Note the largest number of column `i` less the `halves`, where it is, and whether no other is within `reach`."""
-    top, second, label = scores[0, i] - halves[0], -math.inf, 0
+    top, second, label = scores[0, i] - halves[0], np.float32(-np.inf), 0  # of float64 devices may have little
     for j in range(1, scores.shape[0]):
         score = scores[j, i] - halves[j]
         if score > top:
