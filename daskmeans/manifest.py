@@ -292,7 +292,7 @@ def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
             expected="a directory to be made",
             remedy="choose another --out",
         )
-    if all(child.name == lock.NAME for child in out.iterdir()):
+    if {child.name for child in out.iterdir()} <= {lock.NAME, f"{NAME}.tmp"}:  # killed, or out of room, at once
         return
     found = peek(out)
     if found is None:
