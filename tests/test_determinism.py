@@ -21,7 +21,7 @@ SCRIPT = "from daskmeans.cli import main; main()"
 CORES = {"Haswell": "avx2", "SkylakeX": "avx512f"}
 PLAIN = {"PYTHONHASHSEED": "0"}
 SMALL = {"DASK_DASKMEANS__PARTITION_BYTES": "6000", "DASK_DASKMEANS__TILE_BYTES": "20000"}
-# A way to run: variables, flags, and the core that OpenBLAS takes this one for. Each differs in all that may not matter.
+# A way to run: variables, flags, and the core that OpenBLAS takes this one for; they differ in all that may not matter.
 JOBS = {
     "one worker": (PLAIN, ["--n-workers", "1"], None),
     "two workers": ({"PYTHONHASHSEED": "1"} | SMALL, ["--n-workers", "2"], "Haswell"),
