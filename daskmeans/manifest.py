@@ -61,16 +61,9 @@ def _checksum(found: dict[str, Any]) -> str:
 def remove(path: UPath) -> None:
     """Remove `path` and all below it; nothing happens if it is not there."""
     for wait in (0.1, 0.5, 2.0):
-<<<<<<< HEAD
-        try:
-=======
         with contextlib.suppress(OSError):  # a task that was cancelled on a worker may write one file more
->>>>>>> s3
             return _remove(path)
-        except Exception as error:
-            if not stores.has_failed(error):
-                raise
-        time.sleep(wait)  # a task that was cancelled on a worker may write one file more
+        time.sleep(wait)
     _remove(path)
 
 

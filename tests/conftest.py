@@ -52,6 +52,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
 LASTING = ("daskmeans_", "Dask-", "fsspecIO", "Profile", "asyncio_", "ThreadPoolExecutor-")
 # Files that stay by intention until Python ends: those of a result that was given no directory, and dask's own.
 KEPT = ("daskmeans-", "dask-scratch-space")
+# Clusters that all tests use.
+SHARED: list[distributed.LocalCluster] = []
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,8 +72,10 @@ def nothing_is_left(temporary: Path) -> Iterator[None]:
 
     It comes before the other fixtures of a test and so ends after them, but not before those of a module or a session.
     """
-    before = held(temporary)
+    before, clusters = held(temporary), len(SHARED)
     yield
+    if len(SHARED) > clusters:  # made for all tests, while this one ran
+        return
     for seconds in (0, 0.05, 0.2, 1, 5):  # processes end, and connections close, a little later
         time.sleep(seconds)
         left = held(temporary) - before
@@ -111,6 +115,7 @@ def embeddings(tmp_path: Path) -> Path:
 def two_workers() -> Iterator[distributed.LocalCluster]:
     """A cluster of two workers in processes of their own."""
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        SHARED.append(cluster)
         yield cluster
 
 

@@ -26,10 +26,10 @@ def restarting() -> Iterator[distributed.LocalCluster]:
 
 
 @pytest.fixture(params=["replaced", "not replaced"])
-def mortal(request) -> Iterator[distributed.Client]:
+def mortal(request, restarting) -> Iterator[distributed.Client]:
     """A client of two workers of which one will be killed; another takes its place, or none does."""
     if request.param == "replaced":
-        with distributed.Client(request.getfixturevalue("restarting")) as client:
+        with distributed.Client(restarting) as client:
             yield client
             for name in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins)):
                 client.unregister_worker_plugin(name)

@@ -36,29 +36,29 @@ def limited(size: int):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """Rows with metadata, two that are left out, and what a job makes of them."""
-    at = tmp_path_factory.mktemp("whole")
+    """What a job makes of rows with metadata, two of which are left out; the rows lie beside it."""
+    out = tmp_path_factory.mktemp("whole") / "out"
     X = blobs(n=600, d=16)
     X[[3, 500]] = 0
-    write_embeddings(at / "rows.parquet", X, text=[f"text {i}" * 20 for i in range(len(X))])
-    step("run", at, at)
-    return at
+    write_embeddings(out.parent / "rows.parquet", X, text=[f"text {i}" * 20 for i in range(len(X))])
+    step("run", out, out)
+    dkm.apply(out / "dedup", out.parent / "rows.parquet", out / "kept", on_bad_row="skip")
+    return out
 
 
-def step(name: str, at: Path, out: Path) -> None:
-    """A step that reads below `at` and writes below `out`."""
-    rows, reading = at / "rows.parquet", Reading(metadata_fields=("text",), on_bad_row="skip")
+def step(name: str, whole: Path, out: Path) -> None:
+    """A step on the rows beside `whole` and what is in it, which writes below `out`."""
+    rows, reading = whole.parent / "rows.parquet", Reading(metadata_fields=("text",), on_bad_row="skip")
     if name == "fit":
         workflow.fit(rows, out / "model", dkm.KMeans(40), reading)
     elif name == "assign":
-        workflow.assign_files(rows, at / "model", out / "clusters", reading)
+        workflow.assign_files(rows, whole / "model", out / "clusters", reading)
     elif name in ("exact", "clusters"):
-        dkm.dedup(at / "clusters", 0.9, out=out / "dedup", search=name)
+        dkm.dedup(whole / "clusters", 0.9, out=out / "dedup", search=name)
     elif name == "apply":
-        dkm.apply(at / "dedup", rows, out / "kept", on_bad_row="skip")
+        dkm.apply(whole / "dedup", rows, out / "kept", on_bad_row="skip")
     else:
         dkm.run(rows, out, dkm.KMeans(40), 0.9, reading)
-        step("apply", out if out == at else at, out)
 
 
 def content(out: Path) -> dict[str, list]:
@@ -83,14 +83,14 @@ def test_a_disk_that_becomes_full(name, size, whole, tmp_path):
 
 
 def test_the_command_line_says_that_the_disk_is_full(whole, tmp_path, two_workers):
-    words = f"assign {whole}/rows.parquet --model {whole}/model --out {tmp_path}/out --on-bad-row skip"
+    words = f"assign {whole.parent}/rows.parquet --model {whole}/model --out {tmp_path}/out --on-bad-row skip"
     with limited(300):
         result = CliRunner().invoke(main, [*words.split(), "--scheduler", two_workers.scheduler_address])
     assert result.exit_code == 1
     for word in (f"{tmp_path}/out", "nothing more can be written", "make room"):
         assert word in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / manifest.NAME).exists()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from helpers import blobs, write_embeddings
 
 PACKAGE = Path(dkm.__path__[0])
 ROOT = Path(__file__).parent.parent
+ROLES = ("client", "scheduler", "worker")
+REQUIRED = {"distributed.comm.require-encryption": True}
 
 
 class Payload:
@@ -211,9 +213,9 @@ def certificates(tmp_path_factory) -> Path:
 
 def tls(at: Path, name: str) -> dict[str, object]:
     """Settings of dask for TLS with a certificate."""
-    pair = {"cert": f"{at}/{name}.pem", "key": f"{at}/{name}.key"}
-    roles = dict.fromkeys(("client", "scheduler", "worker"), pair)
-    return {"distributed.comm.tls": roles | {"ca-file": pair["cert"]}, "distributed.comm.require-encryption": True}
+    own = {f"{who}.{what}": f"{at}/{name}.{end}" for who in ROLES for what, end in (("cert", "pem"), ("key", "key"))}
+    own["ca-file"] = f"{at}/{name}.pem"
+    return {f"distributed.comm.tls.{key}": path for key, path in own.items()} | REQUIRED
 
 
 def test_tls_is_passed_through(certificates, tmp_path):
@@ -227,8 +229,7 @@ def test_tls_is_passed_through(certificates, tmp_path):
         done = CliRunner().invoke(main, [*words, f"{tmp_path}/model", "--scheduler", address])
         assert done.exit_code == 0, done.output
         # Whoever has no certificate, or another one, is refused, and told so.
-        none = {role: {"cert": None, "key": None} for role in ("client", "scheduler", "worker")} | {"ca-file": None}
-        for settings in (tls(certificates, "theirs"), {"distributed.comm.tls": none}):
+        for settings in (tls(certificates, "theirs"), dict.fromkeys(tls(certificates, "ours"))):
             with dask.config.set(settings | {"daskmeans.connect-timeout": 1}):
                 refused = CliRunner().invoke(main, [*words, f"{tmp_path}/other", "--scheduler", address])
             assert refused.exit_code in (1, 2), refused.output

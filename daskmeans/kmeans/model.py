@@ -11,6 +11,7 @@ from upath import UPath
 
 from daskmeans import manifest
 from daskmeans.errors import DataError, NotFoundError
+from daskmeans.vectors.npy import refuse_nested
 
 CENTROIDS = "centroids.npy"
 MODEL = "model.json"
@@ -59,6 +60,9 @@ def read_centroids(path: UPath) -> np.ndarray:
 
 def _matrix(content: bytes, path: UPath) -> np.ndarray:
     try:
-        return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+        file = io.BytesIO(content)
+        refuse_nested(file, np.lib.format.read_magic(file))
+        file.seek(0)
+        return np.load(file, allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
     except Exception as error:  # numpy parses headers by Python's own parser, which has many exceptions
         raise DataError(f"not a readable .npy file ({error})", where=str(path), remedy="fit the model again") from None

@@ -16,6 +16,8 @@ from daskmeans.vectors.matrix import fixed
 from daskmeans.vectors.slices import Slice, Survey, Unit
 
 VECTORS = "embedding"
+# Brackets of a kind in a header, at most.
+NESTED = 100
 
 
 def survey(path: UPath, rows: int | None, id_field: str) -> Survey:
@@ -75,7 +77,20 @@ def _parse(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, np.dtype
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"version {version}")
+        refuse_nested(file, version)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(file)
     except (ValueError, RecursionError, TokenError) as error:
         raise DataError(f"not a NumPy file ({error})", where=str(path), expected="a file written by np.save") from None
+
+
+def refuse_nested(file: BinaryIO, version: tuple[int, int]) -> None:
+    """Raise ValueError for a header, at which `file` stands, that is nested more than any: it would break the parser.
+
+    Python 3.11, once it has met one, parses no code any more until it ends.
+    """
+    start = file.tell()
+    header_ = file.read(int.from_bytes(file.read(2 if version == (1, 0) else 4), "little"))
+    file.seek(start)
+    if max(map(header_.count, (b"(", b"[", b"{", b"-", b"~"))) > NESTED:
+        raise ValueError("the header is nested too deep")
