@@ -76,7 +76,7 @@ class Lock:
         while not self._ended.wait(BEAT):
             with stores.tolerated():  # if nothing can be written, the step will say so
                 if self.held:
-                    stores.replace(self._file, self._told())
+                    stores.replace(self._file, self._told(), self.token)
 
     def _told(self) -> bytes:
         return json.dumps(self._owner | {"seen": time.time()}).encode()

@@ -427,4 +427,4 @@ def peek(path: UPath) -> dict[str, Any] | None:
 
 def write_json(path: UPath, value: Any) -> None:
     """Write `value` to `path`, readable by people too; a reader sees the old content or the new, never half of it."""
-    stores.replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    stores.replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), "tmp")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator
-from uuid import uuid4
 
 from upath import UPath
 
@@ -29,12 +28,15 @@ def watched(path: UPath) -> UPath:
     return UPath(path, use_listings_cache=False) if is_store(path) else path
 
 
-def replace(path: UPath, content: bytes) -> None:
-    """Make `content` that of the file `path`; a reader sees the old content or the new, never half of it."""
+def replace(path: UPath, content: bytes, writer: str) -> None:
+    """Make `content` that of the file `path`; a reader sees the old content or the new, never half of it.
+
+    Until then it is called after its `writer`, of which there may be several.
+    """
     if is_store(path):
         path.write_bytes(content)
         return
-    aside = path.with_name(f"{path.name}.{uuid4().hex}")
+    aside = path.with_name(f"{path.name}.{writer}")
     aside.write_bytes(content)
     path.fs.mv(aside.path, path.path)
 

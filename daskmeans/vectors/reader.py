@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -142,4 +143,4 @@ def _write(table: pa.Table, path: UPath) -> None:
     provenance.write_table(table, sink, "read")
     with reading(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        stores.replace(path, sink.getvalue().to_pybytes())
+        stores.replace(path, sink.getvalue().to_pybytes(), uuid4().hex)
