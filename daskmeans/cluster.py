@@ -18,7 +18,6 @@ import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
-from distributed.utils import LoopRunner
 
 from daskmeans import config, gpus
 from daskmeans.dashboard import PAGE, add_page
@@ -81,7 +80,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
                 f"{settings.memory_limit!r} is no amount of memory", where="--memory-limit", expected="such as 4GiB"
             ) from None
     if settings.scheduler or settings.scheduler_file:
-        with _connected(settings) as client:
+        with _connect(settings) as client:
             add_page(client)
             yield client
     else:
@@ -98,8 +97,7 @@ def _on_gpus(settings: ClusterSettings) -> bool:
     return settings.device == "gpu"
 
 
-@contextlib.contextmanager
-def _connected(settings: ClusterSettings) -> Iterator[Client]:
+def _connect(settings: ClusterSettings) -> Client:
     timeout = config.get("connect-timeout")
     if settings.n_workers or settings.threads_per_worker or settings.memory_limit != "auto":
         raise UsageError(
@@ -109,34 +107,30 @@ def _connected(settings: ClusterSettings) -> Iterator[Client]:
         )
     if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
         raise NotFoundError("no such file", where=f"--scheduler-file {settings.scheduler_file}")
-    where = f"--scheduler {settings.scheduler or settings.scheduler_file}"
-    runner = LoopRunner()  # ours, as a client that does not come about leaves its own running
-    runner.start()
     try:
-        try:
-            client = Client(
-                settings.scheduler, scheduler_file=settings.scheduler_file, timeout=timeout, loop=runner.loop
-            )
-        except (OSError, ValueError, TypeError, TimeoutError) as error:  # TypeError: TLS without a certificate
-            raise ClusterError(
-                f"no scheduler answered within {timeout} s ({type(error).__name__})",
-                where=where,
-                expected="the address of a running dask scheduler, such as tcp://127.0.0.1:8786",
-                remedy="start one with `dask scheduler`, or leave the flag out to use this machine",
-            ) from None
-        with client:
-            try:
-                client.wait_for_workers(1, timeout=timeout)
-            except TimeoutError:
-                raise ClusterError(
-                    f"the scheduler has no workers, and none came within {timeout} s",
-                    where=where,
-                    remedy="start some with `dask worker ADDRESS`",
-                ) from None
-            _check_workers(client)
-            yield client
-    finally:
-        runner.stop()
+        client = Client(settings.scheduler, scheduler_file=settings.scheduler_file, timeout=timeout)
+    except (OSError, TypeError, ValueError) as error:  # TypeError: TLS without a certificate
+        raise ClusterError(
+            f"no scheduler answered within {timeout} s ({type(error).__name__})",
+            where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
+            expected="the address of a running dask scheduler, such as tcp://127.0.0.1:8786",
+            remedy="start one with `dask scheduler`, or leave the flag out to use this machine",
+        ) from None
+    try:
+        client.wait_for_workers(1, timeout=timeout)
+    except TimeoutError:
+        client.close()
+        raise ClusterError(
+            f"the scheduler has no workers, and none came within {timeout} s",
+            where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
+            remedy="start some with `dask worker ADDRESS`",
+        ) from None
+    try:
+        _check_workers(client)
+    except ClusterError:
+        client.close()
+        raise
+    return client
 
 
 def _check_workers(client: Client) -> None:

@@ -203,8 +203,9 @@ def step(
     fresh = [parent for parent in out.parents if not parent.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the directory cannot be made ({error.strerror})", where=str(out)) from None
+    except (OSError, NotImplementedError) as error:  # such as http, which is only read
+        told = getattr(error, "strerror", None) or error or "this kind of storage is only read"
+        raise OutputError(f"the directory cannot be made ({told})", where=str(out)) from None
     with room.explained(out), lock.hold(out) as mine:
         check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
         kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
