@@ -33,7 +33,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 # Threads that serve the process until it ends, once something has asked for them: of daskmeans, of dask, of fsspec. A
-# client that finds no scheduler leaves its loop running, which is distributed's doing; clients and clusters are counted.
+# client that finds no scheduler leaves its loop running, which is distributed's doing; clients are counted apart.
 LASTING = ("daskmeans_", "IO loop", "Dask-", "fsspecIO", "Profile", "asyncio_", "ThreadPoolExecutor-")
 # Files that stay by intention until Python ends: those of a result that was given no directory, and dask's own.
 KEPT = ("daskmeans-", "dask-scratch-space")
