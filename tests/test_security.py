@@ -182,12 +182,17 @@ def test_secrets_of_the_storage_are_told_nowhere(tmp_path, caplog):
         assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
 
 
+def listening() -> set[tuple[str, int]]:
+    """Addresses on which this process and those that it has started listen."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return {tuple(c.laddr) for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"}
+
+
 def test_a_cluster_of_ours_listens_on_loopback_only():
+    before = listening()  # clusters of other tests
     with cluster(ClusterSettings(n_workers=1, dashboard_address="127.0.0.1:0")) as client:
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        listening = {c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"}
+        assert {address for address, _ in listening() - before} == {"127.0.0.1"}
         assert client.dashboard_link.startswith("http://127.0.0.1:")
-    assert listening == {"127.0.0.1"}
 
 
 def test_dashboards_are_on_loopback_unless_it_is_said_otherwise():
