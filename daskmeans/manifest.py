@@ -25,6 +25,8 @@ from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
 NAME = "manifest.json"
 # Of manifests and of what they describe; goes up when a reader of the one before would be wrong.
 FORMAT = 1
+# Seconds between attempts to remove a directory.
+WAITS = (0.1, 0.5, 2.0)
 # Changed files that a message names.
 TOLD = 3
 
@@ -60,7 +62,7 @@ def _checksum(found: dict[str, Any]) -> str:
 
 def remove(path: UPath) -> None:
     """Remove `path` and all below it; nothing happens if it is not there."""
-    for wait in (0.1, 0.5, 2.0):
+    for wait in WAITS:
         with contextlib.suppress(OSError):  # a task that was cancelled on a worker may write one file more
             return _remove(path)
         time.sleep(wait)

@@ -262,7 +262,7 @@ def test_new_rows_are_held_against_clusters_and_appended(store, whole):
 def test_errors_that_pass_change_nothing(store, whole):
     given, out = write_input(store.at("in")), store.at("out")
     late = [("GET", "/bucket/in/part-0.parquet"), ("PUT", "/bucket/out/model/centroids.npy")]
-    hows = {"PUT": ("lost", 8), "GET": ("cut", 25), "HEAD": ("unavailable", 25), "POST": ("unavailable", 2)}
+    hows = {"PUT": ("lost", 8), "GET": ("cut", 25), "HEAD": ("unavailable", 12), "POST": ("unavailable", 2)}
     asked: Counter[str] = Counter()
     made: Counter[str] = Counter()
 
@@ -285,8 +285,9 @@ def test_errors_that_pass_change_nothing(store, whole):
     assert made["late"] == 2 and min(made["unavailable"], made["lost"], made["cut"]) >= 2, made
 
 
-@pytest.mark.parametrize("writes", [1, 6, 13, 19])
-def test_a_job_whose_store_goes_away_is_finished_by_the_next(store, whole, writes):
+@pytest.mark.parametrize("writes", [2, 12, 22, 32])
+def test_a_job_whose_store_goes_away_is_finished_by_the_next(store, whole, writes, monkeypatch):
+    monkeypatch.setattr(manifest, "WAITS", ())
     given, out = write_input(store.at("in")), store.at("out")
     store.fault = refused_after(writes)
     with pytest.raises((OSError, OutputError, DataError)):
@@ -469,15 +470,7 @@ def test_steps_on_workers_make_the_same_and_tell_nobody_secrets(store, whole, cl
     shown += [repr(result), result._repr_html_(), repr(result.path), repr(Reading(storage_options=store.options))]
     logs = [str(client.get_worker_logs()), str(client.get_scheduler_logs())]
     logs.append(client.run_on_scheduler(lambda dask_scheduler: str(dask_scheduler.get_events())))
-    for page in (
-        "kmeans",
-        "status",
-        "info/main/workers.html",
-        "info/logs.html",
-        "json/counts.json",
-        "metrics",
-        "graph",
-    ):
+    for page in ("kmeans", "status", "info/main/workers.html", "info/main/logs.html", "json/counts.json"):
         with urlopen(client.dashboard_link.replace("status", page)) as answer:
             logs.append(answer.read().decode())
     assert "bad.parquet" in logs[0]
