@@ -18,6 +18,7 @@ import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
+from distributed.security import Security
 
 from daskmeans import config, gpus
 from daskmeans.dashboard import PAGE, add_page
@@ -107,9 +108,16 @@ def _connect(settings: ClusterSettings) -> Client:
         )
     if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
         raise NotFoundError("no such file", where=f"--scheduler-file {settings.scheduler_file}")
+    if (settings.scheduler or "").startswith("tls://") and not Security().get_connection_args("client")["ssl_context"]:
+        raise UsageError(
+            "TLS needs certificates, and none are set",
+            where=f"--scheduler {settings.scheduler}",
+            expected="Dask's settings distributed.comm.tls.ca-file, .client.cert and .client.key",
+            remedy="see https://distributed.dask.org/en/stable/tls.html",
+        )
     try:
         client = Client(settings.scheduler, scheduler_file=settings.scheduler_file, timeout=timeout)
-    except (OSError, TypeError, ValueError) as error:  # TypeError: TLS without a certificate
+    except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
             f"no scheduler answered within {timeout} s ({type(error).__name__})",
             where=f"--scheduler {settings.scheduler or settings.scheduler_file}",

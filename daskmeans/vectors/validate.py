@@ -73,7 +73,7 @@ def _element_problems(elements: pa.Array, dimension: int, allow_zero: bool) -> n
     if elements.null_count:
         problems[is_null(elements).reshape(-1, dimension).any(axis=1)] = Problem.NULL_ELEMENT
     if not allow_zero:
-        problems[~X.any(axis=1)] = Problem.ZERO
+        problems[(X == 0).all(axis=1)] = Problem.ZERO
     return problems
 
 
