@@ -99,7 +99,7 @@ def test_the_command_line_says_that_the_disk_is_full(whole, tmp_path, two_worker
         ("fit", 7 * 40 * 16 * 4),
         ("assign", 2 * 600 * 16 * 4),
         ("clusters", 598 * 16),
-        ("apply", 500),
+        ("apply", 5_000),
         ("run", 76_800),
     ],
 )

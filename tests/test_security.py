@@ -174,11 +174,12 @@ def test_a_page_that_has_changed_is_not_read(made, tmp_path, place):
 def test_secrets_of_the_storage_are_told_nowhere(tmp_path, caplog):
     write_embeddings(tmp_path / "rows.parquet", blobs(n=100, d=8))
     caplog.set_level("DEBUG", "daskmeans")
-    reading = Reading(storage_options={"auto_mkdir": True, "secret": "hunter2"})
-    result = dkm.run(f"file://{tmp_path}/rows.parquet", f"file://{tmp_path}/out", dkm.KMeans(3), 0.9, reading)
+    UPath("memory://secrets/rows.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes())
+    reading = Reading(storage_options={"secret": "hunter2"})
+    result = dkm.run("memory://secrets/rows.parquet", "memory://secrets/out", dkm.KMeans(3), 0.9, reading)
     assert result.path.storage_options["secret"] == "hunter2"  # it was passed on
     assert "hunter2" not in caplog.text + repr(result)
-    for file in (tmp_path / "out").rglob("*"):
+    for file in UPath("memory://secrets/out").rglob("*"):
         assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
 
 
