@@ -118,7 +118,7 @@ def _read(file: UPath) -> dict[str, Any] | None:
     """Who holds a lock; None if nobody does, or a run that was killed before it had told."""
     for wait in (0.1, 0.4, 0.0):  # a lock that was just taken is empty for a moment
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(file.fs.cat_file(file.path))  # in one request, as it may be replaced between two
         except FileNotFoundError:
             return None
         except ValueError:
