@@ -95,10 +95,10 @@ class ObjectStore:
             time.sleep(LATE)
         if how in REFUSALS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            return _refuse(how, start_response)
+            return _refuse(how, request.method, start_response)
         answer, status, headers = run_wsgi_app(self._app, environ, buffered=True)
         if how == "lost":
-            return _refuse("unavailable", start_response)
+            return _refuse("unavailable", request.method, start_response)
         body = b"".join(answer)
         start_response(status, headers.to_wsgi_list())
         return [body[: len(body) // 2] if how == "cut" else body]
@@ -113,7 +113,7 @@ def no_fault(request: Request) -> None:
     """All requests pass."""
 
 
-def _refuse(how: str, start_response: Any) -> list[bytes]:
+def _refuse(how: str, method: str, start_response: Any) -> list[bytes]:
     status, text = REFUSALS[how]
     start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
-    return [text.encode()]
+    return [b"" if method == "HEAD" else text.encode()]
