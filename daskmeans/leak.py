@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from dask import delayed
 from distributed import Client
 from upath import UPath
@@ -208,7 +209,7 @@ def _twins(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:
 def _best(pairs: pa.Table) -> pa.Table:
     """The most similar twin of each row, the first of equals, and how many there are; by row."""
     by = [("row", "ascending"), ("score", "descending"), ("twin", "ascending")]
-    pairs = pairs.sort_by(by)
+    pairs = pairs.take(pc.sort_indices(pairs, by))
     rows = pairs["row"].to_numpy()
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     counts = np.add.reduceat(pairs["twins"].to_numpy(), starts) if len(starts) else np.empty(0, np.int64)

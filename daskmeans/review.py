@@ -94,7 +94,7 @@ def _near(file: UPath, low: float, high: float, n: int) -> pa.Table:
 
 def _spread(pairs: pa.Table, n: int) -> pa.Table:
     """`n` of the pairs, evenly spread over their scores, in their order; all if there are no more."""
-    pairs = pairs.sort_by([("cosine_sim_score", "ascending"), ("id", "ascending")])
+    pairs = pairs.take(pc.sort_indices(pairs, [("cosine_sim_score", "ascending"), ("id", "ascending")]))
     if len(pairs) <= n:
         return pairs
     scores = pairs["cosine_sim_score"].to_numpy().astype(np.float64)

@@ -136,12 +136,12 @@ class DedupResult:
         files = decision_files(self.path)
         rows = pa.concat_tables(runtime.compute([delayed(_find_groups, pure=False)(file, limit) for file in files]))
         heads = _heads(rows).slice(0, limit)
-        rows = rows.filter(pc.is_in(rows["kept_id"], heads["kept_id"].combine_chunks()))
-        known = self.look_up(pa.concat_arrays([*heads["kept_id"].chunks, *rows["id"].chunks]))
+        rows = rows.filter(pc.is_in(rows["kept_id"], heads))
+        known = self.look_up(pa.concat_arrays([heads, *rows["id"].chunks]))
         members: dict[Any, list[dict[str, Any]]] = {}
         for row in rows.to_pylist():
             members.setdefault(row["kept_id"], []).append(row)
-        return [_describe(head, members[head], known) for head in heads["kept_id"].to_pylist()]
+        return [_describe(head, members[head], known) for head in heads.to_pylist()]
 
     def look_up(self, ids: pa.Array) -> dict[Any, Found]:
         """Rows by their ids: among those that were decided, then among those that they were held against.
@@ -348,14 +348,15 @@ def _find_groups(file: UPath, limit: int) -> pa.Table:
     with reading(file):
         table = pq.read_table(file.path, filesystem=file.fs, **CHECKED)
     rows = table.filter(table["kept_id"].is_valid())
-    return rows.filter(pc.is_in(rows["kept_id"], _heads(rows)["kept_id"].slice(0, limit)))
+    return rows.filter(pc.is_in(rows["kept_id"], _heads(rows).slice(0, limit)))
 
 
-def _heads(rows: pa.Table) -> pa.Table:
-    """Groups in `rows`: kept_id and the smallest semantic score, in order."""
+def _heads(rows: pa.Table) -> pa.Array:
+    """The kept_id of each group in `rows`, those with the smallest semantic score first, those of copies only last."""
     semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["cosine_sim_score"], pa.scalar(None, pa.float32()))
-    heads = rows.append_column("score", semantic).group_by("kept_id").aggregate([("score", "min")])
-    return heads.sort_by([("score_min", "ascending"), ("kept_id", "ascending")])
+    scored = pa.table({"kept_id": rows["kept_id"], "score": semantic})
+    order = pc.sort_indices(scored, [("score", "ascending"), ("kept_id", "ascending")])
+    return pc.unique(scored["kept_id"].take(order))
 
 
 def _find_rows(file: UPath, ids: pa.Array) -> pa.Table:
