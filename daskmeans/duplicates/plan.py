@@ -69,7 +69,8 @@ def make_plan(sources: Sequence[Buckets], settings: Settings, folder: UPath, cli
     """What a search with `settings` does; how long an exact one takes is told. Files are made in `folder`."""
     if settings.search == "clusters":
         return _plan_probes(sources[0], settings, folder, client)
-    trial = try_exact(sources, settings.floor, client)
+    bands, room = _bands(sources, client)
+    trial = _trial(sources, bands, room, settings.floor, client)
     runtime.logger.info(
         "search exact: all %s pairs of rows are compared, in about %s and with up to %s in each process; --search "
         "clusters compares rows inside their cluster only",
@@ -77,7 +78,7 @@ def make_plan(sources: Sequence[Buckets], settings: Settings, folder: UPath, cli
         progress.duration(trial.seconds),
         format_bytes(trial.nbytes),
     )
-    return plan_exact(sources, trial.P, client)
+    return Plan(_readers(sources), bands, trial.P, room, *_tasks(bands))
 
 
 def n_pairs(sources: Sequence[Buckets]) -> int:
@@ -101,7 +102,11 @@ class Trial(NamedTuple):
 
 def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -> Trial:
     """A trial of an exact search, which takes a moment."""
-    sample, (bands, room) = _sample(sources), _bands(sources, client)
+    return _trial(sources, *_bands(sources, client), floor, client)
+
+
+def _trial(sources: Sequence[Buckets], bands: Sequence[Band], room: int, floor: float, client: Client | None) -> Trial:
+    sample = _sample(sources)
     P = directions(sample, floor)
     pace = delayed(partial(_pace, _readers(sources)[0], bands[0], P, floor), pure=False)
     pair, row = runtime.compute([pace(runtime.share(sample, client))], client=client)[0]
@@ -110,12 +115,6 @@ def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -
     loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
     seconds = (n_pairs(sources) * pair + loads * row) / runtime.n_threads(client)
     return Trial(P, pair, seconds, forecast.search_bytes(bands[0].rows, rows, room, P.shape[0], client))
-
-
-def plan_exact(sources: Sequence[Buckets], P: np.ndarray, client: Client | None) -> Plan:
-    """A search that compares all rows of the first of `sources` with one another and with those of the others."""
-    bands, room = _bands(sources, client)
-    return Plan(_readers(sources), bands, P, room, *_tasks(bands))
 
 
 def _tasks(bands: Sequence[Band]) -> tuple[list[Task], list[int]]:
