@@ -147,7 +147,8 @@ class Model:
         density = self.rows / n_clusters
         largest = min(self.rows, math.ceil(density * self._curve(density, lambda t: t.sizes.max() / t.density)))
         seconds = {
-            "fit": self._curve(density, self._fit),
+            # With fewer clusters than in any trial a fit compares less, and takes no more updates.
+            "fit": self._curve(min(density, self._trials[-1].density), self._fit),
             "assign": self._assign(n_clusters),
             "dedup": self._dedup(density, largest),
         }

@@ -42,8 +42,9 @@ from daskmeans.vectors.source import Source
 # Rows of the sample, and bytes of float32 vectors, at most; rows of a trial that costs only what every run does.
 SAMPLE_ROWS, SAMPLE_BYTES = 16_384, 32 << 20
 FEW_ROWS = 256
-# Seconds that the first run takes longer than others, at most: more is what compiling has taken, and is not done again.
-LOADING = 1.0
+# Seconds that the first run takes longer than others, at most: loading what was compiled before has taken 0 to 0.2 s.
+# More is what compiling takes, which is not done again.
+LOADING = 0.3
 # Rows that are compared with one another to see how long that takes.
 COMPARED_ROWS = 4096
 # Clusters of a trial, and rows in each of them, at least: fits of fewer tell nothing.

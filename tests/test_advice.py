@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,12 @@ def test_a_forecast_for_the_rows_of_a_trial_is_the_trial():
 def test_pairs_in_clusters_take_time_with_the_square_of_the_rows():
     few, many = (model(rows, pair=1e-6).forecast(10).seconds["dedup"] for rows in (1_000_000, 2_000_000))
     assert many / few == pytest.approx(4, rel=0.05)
+
+
+def test_fits_with_fewer_clusters_than_any_trial_take_as_long_as_the_one_with_fewest():
+    slow = trial(10_000, 10, 5.0, 0.0)
+    found = Model(10_000, 64, replace(costs(), trials=(slow, *costs().trials[1:])), None)
+    assert found.forecast(1).seconds["fit"] == pytest.approx(found.forecast(10).seconds["fit"])
 
 
 def test_an_exact_search_takes_time_with_the_square_of_the_rows():
