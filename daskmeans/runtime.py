@@ -104,7 +104,7 @@ def n_processes(client: Client | None = None) -> int:
 
 def memory_per_task(client: Client | None = None) -> int | None:
     """Bytes that one task may use, on the tightest worker; None without a limit."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values() if client is not None else ()
+    workers = _workers(client) if client is not None else []
     return min((_usable(w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
@@ -112,12 +112,21 @@ def memory_to_keep(client: Client | None = None) -> int:
     """Bytes of data that each process may keep between tasks: of the tightest worker, or of this process."""
     if client is None:
         return int(0.8 * _available())
-    limits = [w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
+    limits = [worker["memory_limit"] for worker in _workers(client)]
     return (
         max(0, int(TARGET * min(limits)) - BASE - COMPILING)
-        if all(limits)
+        if limits and all(limits)
         else _available() // (2 * max(1, len(limits)))
     )
+
+
+def _workers(client: Client) -> list[dict[str, Any]]:
+    """What the scheduler knows of each worker.
+
+    It is asked itself: between the question and the answer of :meth:`Client.scheduler_info` the client's own request,
+    made every few seconds, may leave an answer without workers.
+    """
+    return list(client.sync(client.scheduler.identity, n_workers=-1)["workers"].values())
 
 
 def _available() -> int:

@@ -86,6 +86,15 @@ def test_peak_memory_is_measured_anew():
     assert runtime.peaks()["client"] < before + 100e6
 
 
+def test_limits_of_workers_are_known_while_the_client_asks_for_less(client, monkeypatch):
+    limits = [worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    periodic = client._update_scheduler_info  # what the client does every two seconds: it asks for no worker
+    monkeypatch.setattr(client, "_update_scheduler_info", lambda n_workers=0: periodic(0))
+    assert len(limits) == 2
+    assert runtime.memory_per_task(client) == int(0.8 * min(limits)) - runtime.BASE
+    assert runtime.memory_to_keep(client) == int(0.6 * min(limits)) - runtime.BASE - runtime.COMPILING
+
+
 def test_events_reach_the_scheduler(client):
     runtime.log_event("daskmeans-test", {"n": 1})
     assert client.get_events("daskmeans-test")[0][1] == {"n": 1}
