@@ -169,7 +169,7 @@ class Disk:
 
 def disks(client: Client | None = None) -> list[Disk]:
     """The file systems on which the workers, or this process, keep files."""
-    found = client.run(_disk).values() if client is not None else [_disk()]
+    found = each_worker(_disk, client).values() if client is not None else [_disk()]
     shared: dict[tuple[str, int], Disk] = {}
     for place, disk in found:
         count = shared[place].processes if place in shared else 0
@@ -201,12 +201,13 @@ def reset_peaks(client: Client | None = None) -> None:
     """Start measuring the peak memory of this process and of all workers anew, where the system can."""
     _reset_peak()
     if client is not None:
-        client.run(_reset_peak)
+        each_worker(_reset_peak, client)
 
 
 def peaks(client: Client | None = None) -> dict[str, int]:
     """Peak bytes since :func:`reset_peaks`: of this process, and of the worker that used most."""
-    return {"client": _peak(), "worker": max(client.run(_peak).values(), default=0) if client is not None else 0}
+    workers = each_worker(_peak, client) if client is not None else {}
+    return {"client": _peak(), "worker": max(workers.values(), default=0)}
 
 
 def _reset_peak() -> None:
@@ -218,6 +219,23 @@ def _peak() -> int:
     with contextlib.suppress(OSError), open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     return int(psutil.Process().memory_info().rss)
+
+
+def each_worker(function: Callable[[], Any], client: Client) -> dict[str, Any]:
+    """Results of ``function()`` in each worker, by its address; those that are lost meanwhile have none.
+
+    `function` may take an argument ``dask_worker``, as with :meth:`Client.run`.
+    """
+    found: Any = client.run(function, on_error="return")  # a dict, as this client is not asynchronous
+    for result in found.values():
+        if isinstance(result, Exception) and not _is_lost(result):
+            raise result
+    return {worker: result for worker, result in found.items() if not _is_lost(result)}
+
+
+def _is_lost(result: Any) -> bool:
+    """Whether a worker could not be reached; files that could not be have an error number."""
+    return isinstance(result, OSError) and result.errno is None
 
 
 def compute(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import threading
 import time
+from functools import partial
 
 import dask
+import distributed
 import numpy as np
 import pytest
 from rich.console import Console
@@ -93,6 +97,33 @@ def test_limits_of_workers_are_known_while_the_client_asks_for_less(client, monk
     assert len(limits) == 2
     assert runtime.memory_per_task(client) == int(0.8 * min(limits)) - runtime.BASE
     assert runtime.memory_to_keep(client) == int(0.6 * min(limits)) - runtime.BASE - runtime.COMPILING
+
+
+def die_once(marker):
+    """End this process, if it is the first to be here."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return "alive"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail():
+    raise FileNotFoundError(2, "no such file", "rows")
+
+
+def test_what_is_asked_of_each_worker_outlives_one_that_dies(tmp_path):
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        found = runtime.each_worker(partial(die_once, tmp_path / "marker"), client)
+    assert list(found.values()) == ["alive"]
+
+
+def test_an_error_in_a_worker_is_not_a_worker_lost(client):
+    with pytest.raises(FileNotFoundError):
+        runtime.each_worker(fail, client)
 
 
 def test_events_reach_the_scheduler(client):
