@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import dask
 import distributed
 import numpy as np
 import psutil
@@ -137,6 +138,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path)
     arguments.add_argument("--picture", type=Path)
     args = arguments.parse_args()
+    dask.config.set({"distributed.worker.profile.enabled": False})  # what it keeps grows for a quarter of an hour
     found = soak(60 * args.minutes, args.seed)
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))

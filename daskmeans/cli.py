@@ -12,6 +12,7 @@ from typing import Any
 import click
 from dask.utils import format_bytes
 from distributed import Client
+from distributed.comm import CommClosedError
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,7 @@ from daskmeans import flags, progress, runtime, stores
 from daskmeans.cluster import ClusterSettings, dashboard
 from daskmeans.cluster import cluster as start_cluster
 from daskmeans.configuration import from_yaml
-from daskmeans.errors import ClusterSizeWarning, ConvergenceWarning, DaskmeansError, UsageError
+from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarning, DaskmeansError, UsageError
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
@@ -35,6 +36,9 @@ class Commands(click.Group):
         except DaskmeansError as error:
             _complain(error)
             ctx.exit(error.exit_status)
+        except CommClosedError:
+            _complain(ClusterError("the scheduler, or the way to it, was lost", remedy="run the command again"))
+            ctx.exit(ClusterError.exit_status)
         except (KeyboardInterrupt, click.exceptions.Abort):
             _complain("interrupted; the same command goes on, or begins again where it cannot")
             ctx.exit(130)
@@ -69,6 +73,7 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     console = Console(stderr=True, quiet=output.quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # has tracebacks for a scheduler that is lost
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
