@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Write ci/constraints.txt anew: the newest releases inside the window that RAPIDS 26.10 allows, for Python 3.11 on Linux.
+# Then ci/lock.txt, with their hashes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -32,3 +33,4 @@ print("\n".join(sorted(pins)))
 END
 } >"$work/constraints.txt"
 mv "$work/constraints.txt" ci/constraints.txt
+"$work/venv/bin/python" ci/hashes.py write

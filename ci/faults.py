@@ -1,11 +1,14 @@
 """Kill a worker, the scheduler or the client of a step at random moments, call it again, and compare what comes out.
 
 python ci/faults.py [--steps fit assign dedup apply run] [--faults worker scheduler client] [--trials 20] [--seed 0]
-                    [--rows 6000] [--out results.json]
+                    [--rows 6000] [--seconds 30] [--out results.json]
 
 Processes are real and end by SIGKILL. A step that loses a worker has to finish by itself. One that loses the scheduler
 has to say so; one whose client is killed says nothing. After both the same command has to finish the job. All that is
 in the outputs (rows in their order, centroids, decisions, summaries) has to be that of a run that nobody has disturbed.
+
+Further faults, if asked for: a worker is `paused` (SIGSTOP) for some seconds; nothing passes through the `network` of a
+worker for so long; its network is `cut` for good. A step has to finish by itself after each of them.
 """
 
 import argparse
@@ -14,24 +17,29 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+import distributed
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 STEPS = ("fit", "assign", "dedup", "apply", "run")
-FAULTS = ("worker", "scheduler", "client")
+KILLED = ("worker", "scheduler", "client")
+FAULTS = (*KILLED, "paused", "network", "cut")
 # Of summaries and models: what differs from one undisturbed run to the next.
-VOLATILE = {"seconds", "peak_bytes", "resumed", "iterations", "versions"}
+VOLATILE = {"seconds", "peak_bytes", "steps", "resumed", "iterations", "versions", "input_fingerprint", "pairs"}
 LIMIT = 120
 
 
@@ -60,25 +68,109 @@ def command(step: str, rows: Path, whole: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", "from daskmeans.cli import main; main()", *map(str, words[step])]
 
 
+class Wire:
+    """A port that forwards to another one of this machine, and holds back what comes, or breaks off, as networks do."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._flows = threading.Event()
+        self._flows.set()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+        self.address = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
+
+    def hold(self) -> None:
+        """Let nothing pass for now; connections stay."""
+        self._flows.clear()
+
+    def release(self) -> None:
+        """Let all pass again, also what was held back."""
+        self._flows.set()
+
+    def cut(self) -> None:
+        """Break off for good."""
+        _shut(self._server)
+        self._threads[0].join()
+        _shut(*self._ends)
+        self._flows.set()
+        for thread in self._threads[1:]:
+            thread.join()
+        for each in (self._server, *self._ends):
+            each.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # it was cut
+            while True:
+                near, far = self._server.accept()[0], socket.socket()
+                self._ends += [near, far]
+                if far.connect_ex(("127.0.0.1", self._port)):
+                    _shut(near)
+                    continue
+                for way in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=self._forward, args=way))
+                    self._threads[-1].start()
+
+    def _forward(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                self._flows.wait()
+                other.sendall(data)
+        _shut(one, other)
+
+
+def _shut(*sockets: socket.socket) -> None:
+    """Wake all who wait at `sockets`, which closing them would not."""
+    for each in sockets:
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
-def outside(folder: Path) -> Iterator[tuple[subprocess.Popen, list[str]]]:
-    """A scheduler in a process of its own with two workers, and the flags that name it."""
+def outside(folder: Path, wired: bool = False) -> Iterator[tuple[subprocess.Popen, list[Wire], list[str]]]:
+    """A scheduler in a process of its own with two workers, the wires of one of them, and the flags that name it all.
+
+    There are wires if `wired`: one worker then reaches the scheduler through one, and is reached through the other.
+    """
     file = folder / f"scheduler-{time.monotonic_ns()}.json"
     dask = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     scheduler = subprocess.Popen(
         [*dask, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)], **quiet
     )
-    worker = [*dask, "worker", "--nthreads", "1", "--no-dashboard", "--scheduler-file", str(file)]
-    workers = [subprocess.Popen([*worker, "--local-directory", str(folder)], **quiet) for _ in range(2)]
+    processes, wires = [scheduler], []
     try:
-        while not file.exists():
-            time.sleep(0.05)
-        yield scheduler, ["--scheduler-file", str(file)]
+        port = _port(file)
+        for way in ([f"tcp://127.0.0.1:{port}"], _wired(port, wires) if wired else [f"tcp://127.0.0.1:{port}"]):
+            worker = [*dask, "worker", *way, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]
+            processes.append(subprocess.Popen(worker, **quiet))
+        with distributed.Client(scheduler_file=str(file)) as client:
+            client.wait_for_workers(2)
+        yield scheduler, wires, ["--scheduler-file", str(file)]
     finally:
-        for process in (*workers, scheduler):
+        for process in reversed(processes):
             process.kill()
             process.wait()
+        for wire in wires:
+            wire.cut()
+
+
+def _port(file: Path) -> int:
+    """The port of the scheduler that writes `file`."""
+    while True:
+        with suppress(FileNotFoundError, ValueError):  # it is not there yet, or half of it
+            return int(json.loads(file.read_text())["address"].rpartition(":")[2])
+        time.sleep(0.05)
+
+
+def _wired(scheduler: int, wires: list[Wire]) -> list[str]:
+    """The words by which a worker uses `wires`, which are made here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    wires += [Wire(scheduler), Wire(port)]
+    ways = ["--listen-address", f"tcp://127.0.0.1:{port}", "--contact-address", wires[1].address]
+    return [wires[0].address, "--no-nanny", *ways]
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
@@ -86,54 +178,82 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
     return [p for p in process.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
 
 
-def strike(running: subprocess.Popen, scheduler: subprocess.Popen | None, fault: str, rng: random.Random) -> bool:
-    """Kill; whether there was something to kill."""
+def strike(
+    running: subprocess.Popen, scheduler: subprocess.Popen | None, wires: list[Wire], fault: str, rng: random.Random
+) -> Callable[[], object] | None:
+    """Do harm; what ends it where it lasts, or None if there was nothing to harm."""
     if running.poll() is not None:
-        return False
-    if fault == "worker":
+        return None
+    if fault in ("worker", "paused"):
         workers = workers_of(psutil.Process(running.pid))
         if not workers:
-            return False
+            return None
         victim = rng.choice(workers)
-        victim.send_signal(signal.SIGKILL)
+        victim.send_signal(signal.SIGKILL if fault == "worker" else signal.SIGSTOP)
+        return partial(resume, victim)
+    if fault == "network":
+        for wire in wires:
+            wire.hold()
+    elif fault == "cut":
+        for wire in wires:
+            wire.cut()
     elif fault == "scheduler":
         scheduler.kill()
     else:
         running.kill()
-    return True
+    return lambda: [wire.release() for wire in wires]
+
+
+def resume(victim: psutil.Process) -> None:
+    """Let a process go on, if it is still there."""
+    with suppress(psutil.NoSuchProcess):
+        victim.resume()
 
 
 def content(out: Path) -> dict[str, object]:
-    """All that an output says, by file."""
+    """All that an output says: rows in their order, however they are cut into files, arrays and facts, by their names.
+
+    Of pairs of rows only which there are: the tasks that find them decide on their order.
+    """
     found: dict[str, object] = {}
+    tables: dict[str, list[pa.Table]] = {}
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         name = str(file.relative_to(out))
         if file.suffix == ".parquet":
-            found[name] = pq.ParquetFile(file).read()
+            table = pq.ParquetFile(file).read()
+            tables.setdefault(f"{file.parent.relative_to(out)}: {', '.join(table.column_names)}", []).append(table)
         elif file.suffix == ".npy":
             found[name] = np.load(file).tobytes()
-        elif file.suffix == ".json" and file.name != "manifest.json":
-            facts = json.loads(file.read_text())
-            found[name] = {key: facts[key] for key in sorted(set(facts) - VOLATILE)}
         elif file.name == "manifest.json":
             found[name] = json.loads(file.read_text())["finished"]
+        elif file.suffix == ".json":
+            facts = json.loads(file.read_text())
+            found[name] = {key: facts[key] for key in sorted(set(facts) - VOLATILE)}
+    for name, mine in tables.items():
+        table = pa.concat_tables(mine)
+        pairs = name.partition(":")[0].endswith("pairs")
+        found[name] = table.sort_by([(column, "ascending") for column in table.column_names]) if pairs else table
     return found
 
 
-def trial(step: str, fault: str, moment: float, folder: Path, expected: dict, rng: random.Random) -> dict:
+def trial(
+    step: str, fault: str, moment: float, folder: Path, expected: dict, rng: random.Random, seconds: float
+) -> dict:
     """One fault: what the step then did, and whether its output is right after it, or after the next call."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     words = command(step, folder / "in", folder / "whole", out)
-    with outside(folder) if fault == "scheduler" else _nothing() as (scheduler, flags):
+    elsewhere = fault in ("scheduler", "network", "cut")
+    with outside(folder, fault != "scheduler") if elsewhere else _nothing() as (scheduler, wires, flags):
         running = subprocess.Popen([*words, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         time.sleep(moment)
-        struck = strike(running, scheduler, fault, rng)
+        end = strike(running, scheduler, wires, fault, rng)
         try:
-            said = running.communicate(timeout=LIMIT)[1]
+            said = heard(running, end or (lambda: None), seconds)
         except subprocess.TimeoutExpired:
             running.kill()
-            return {"step": step, "fault": fault, "moment": moment, "struck": struck, "outcome": "hung", "equal": False}
+            return {"step": step, "fault": fault, "moment": moment, "struck": True, "outcome": "hung", "equal": False}
+    struck = end is not None
     if fault == "client":  # it may have ended by itself in the same moment
         struck = running.returncode == -signal.SIGKILL
     outcome = "finished" if running.returncode == 0 else "stopped"
@@ -148,14 +268,25 @@ def trial(step: str, fault: str, moment: float, folder: Path, expected: dict, rn
     return made if equal and "traceback" not in outcome else made | {"said": said[-4000:]}
 
 
+def heard(running: subprocess.Popen, end: Callable[[], object], seconds: float) -> str:
+    """What `running` has said when it has ended; after some `seconds`, or then, `end` ends harm that lasts."""
+    try:
+        return running.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        end()
+    return running.communicate(timeout=LIMIT)[1]
+
+
 @contextmanager
-def _nothing() -> Iterator[tuple[None, list[str]]]:
-    yield None, []
+def _nothing() -> Iterator[tuple[None, list[Wire], list[str]]]:
+    yield None, [], []
 
 
 def table(found: list[dict]) -> str:
     """What came of each fault in each step."""
-    head = "| step | killed | trials | went on by itself | stopped, then finished | equal | hung, failed, traceback |"
+    head = "| step | fault | trials | went on by itself | stopped, then finished | equal | hung, failed, traceback |"
     lines = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     for step, fault in sorted({(each["step"], each["fault"]) for each in found if each["struck"]}):
         mine = [each for each in found if (each["step"], each["fault"]) == (step, fault) and each["struck"]]
@@ -169,10 +300,11 @@ def table(found: list[dict]) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
-    arguments.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
+    arguments.add_argument("--faults", nargs="+", choices=FAULTS, default=KILLED)
     arguments.add_argument("--trials", type=int, default=20)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--rows", type=int, default=6000)
+    arguments.add_argument("--seconds", type=float, default=30, help="how long a worker, or its network, is away")
     arguments.add_argument("--out", type=Path)
     args = arguments.parse_args()
     os.environ["DASK_DASKMEANS__CHECKPOINT_SECONDS"] = "0"
@@ -191,7 +323,7 @@ def main() -> None:
             for fault in args.faults:
                 struck = 0
                 while struck < args.trials:
-                    one = trial(step, fault, rng.uniform(0.3, 1.0) * whole, folder, expected, rng)
+                    one = trial(step, fault, rng.uniform(0.3, 1.0) * whole, folder, expected, rng, args.seconds)
                     struck += one["struck"]
                     found.append(one)
                     print(json.dumps({key: one[key] for key in one if key != "said"}), file=sys.stderr, flush=True)

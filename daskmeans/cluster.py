@@ -107,7 +107,11 @@ def _connect(settings: ClusterSettings) -> Client:
             remedy="leave these flags out, or --scheduler",
         )
     if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
-        raise NotFoundError("no such file", where=f"--scheduler-file {settings.scheduler_file}")
+        raise NotFoundError(
+            "no such file",
+            where=f"--scheduler-file {settings.scheduler_file}",
+            expected="the file that a running `dask scheduler --scheduler-file FILE` has written",
+        )
     if (settings.scheduler or "").startswith("tls://") and not Security().get_connection_args("client")["ssl_context"]:
         raise UsageError(
             "TLS needs certificates, and none are set",

@@ -14,6 +14,8 @@ from daskmeans.errors import NotFoundError, UsageError
 from daskmeans.flags import Json
 from daskmeans.vectors.files import open_path
 
+SETTINGS = "lines such as `n_clusters: 1000`"
+
 
 def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
     """If the only input is a YAML file, let it fill the flags that the command line leaves open; returns its inputs.
@@ -41,7 +43,7 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
             )
         name = "metadata_fields" if name == "metadata_field" else name
         if value is not None:  # a key without a value
-            values[name] = _given(value, options.get(name), f"{file}, key {key!r}")
+            values[name] = _given(value, options.get(name), f"{file}, key {key!r}", ctx)
     if not values.get("input"):
         raise UsageError("the key 'input' is missing", where=str(file), expected="`input:` a path or a list of paths")
     found: list[str] = values.pop("input")
@@ -57,26 +59,34 @@ def _settings(file: UPath) -> dict[Any, Any]:
         found, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:  # without the lines, which may hold secrets
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"not valid YAML ({error.problem})", where=f"{file}{line}") from None
+        raise UsageError(f"not valid YAML ({error.problem})", where=f"{file}{line}", expected=SETTINGS) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as the 30th of February
-        raise UsageError(f"not valid YAML ({error})", where=str(file)) from None
+        raise UsageError(f"not valid YAML ({error})", where=str(file), expected=SETTINGS) from None
     if not isinstance(found, dict):
-        raise UsageError("the file holds no settings", where=str(file), expected="lines such as `n_clusters: 1000`")
+        raise UsageError("the file holds no settings", where=str(file), expected=SETTINGS)
     keys = [str(key.value).replace("-", "_") for key, _ in (node.value if found else ())]  # also those that come twice
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UsageError(f"the key {twice[0]!r} is there twice", where=str(file), expected="each setting once")
     return found
 
 
-def _given(value: Any, option: click.Option | None, where: str) -> Any:
+def _given(value: Any, option: click.Option | None, where: str, ctx: click.Context) -> Any:
     """`value` as the command line would hold it: words, which `option` then reads; the input is no option."""
-    if option is None or option.multiple:
-        return [_word(each, where) for each in (value if isinstance(value, list) else [value])]
-    if option.is_flag:
+    if option is not None and option.is_flag:
         if not isinstance(value, bool):
             raise UsageError(f"{value!r} is no answer", where=where, expected="true or false")
         return value
-    return value if isinstance(option.type, Json) and isinstance(value, dict) else _word(value, where)
+    if option is not None and isinstance(option.type, Json) and isinstance(value, dict):
+        return value
+    several = option is None or option.multiple
+    words = [_word(each, where) for each in (value if several and isinstance(value, list) else [value])]
+    try:
+        for word in words:
+            if option is not None:
+                option.type.convert(word, option, ctx)
+    except click.BadParameter as error:
+        raise UsageError(error.message, where=where) from None
+    return words if several else words[0]
 
 
 def _word(value: Any, where: str) -> str:

@@ -15,6 +15,9 @@ from daskmeans.kernels.search import n_bounds
 
 # A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
 COPIES = 4
+# Measured: a cluster lies in the pages of its file, in what Arrow needs to decode these, in a table, and as unit rows
+# in both orders; of the one before some of that is still there.
+CLUSTER_COPIES = 10
 # Blocks of a fit, those of a sample of a third of the rows counted too, as a multiple of those of all rows.
 SAMPLES = 4 / 3
 # What every worker holds of its share of the memory, at least, before rows go to disk.
@@ -184,13 +187,16 @@ def check_devices(
 
 
 def assign_bytes(dimension: int, n_clusters: int, partition_bytes: int) -> int:
-    """Bytes of one task that assigns a partition: its rows in a few copies, the centroids, one tile of scores."""
-    return COPIES * partition_bytes + 8 * n_clusters * dimension + config.get_bytes("tile-bytes")
+    """Bytes of one task that assigns a partition: its rows in a few copies, the centroids, one tile of scores.
+
+    Rows of the one before may still be there, and are sorted to be written.
+    """
+    return (2 + COPIES) * partition_bytes + 8 * n_clusters * dimension + config.get_bytes("tile-bytes")
 
 
 def dedup_bytes(rows: int, dimension: int) -> int:
-    """Bytes of one task that compares the rows of a cluster: its vectors in three copies and one tile of scores."""
-    return 12 * rows * dimension + config.get_bytes("tile-bytes")
+    """Bytes of one task that compares the rows of a cluster: its vectors in `CLUSTER_COPIES` and one tile of scores."""
+    return 4 * CLUSTER_COPIES * rows * dimension + config.get_bytes("tile-bytes")
 
 
 def band_bytes(rows: int, dimension: int, probes: int = 0) -> int:
@@ -226,14 +232,49 @@ def check_bands(rows: int, dimension: int, where: str, client: Client | None, pr
     return max(0, spare // band_bytes(1, dimension, probes))
 
 
-def search_bytes(band_rows: int, rows: int, room: int, dimension: int, client: Client | None) -> int:
+def search_bytes(
+    band_rows: int, rows: int, room: int, dimension: int, client: Client | None, probes: int = 0, n_clusters: int = 0
+) -> int:
     """Bytes of each process that compares `rows` rows in bands, and keeps `room` of them.
 
-    Of this process, beside what it has, if there is no cluster.
+    Where each visits `probes` clusters, those are found by the means of all `n_clusters`. Of this process, beside what
+    it has, if there is no cluster.
     """
-    tasks = runtime.threads_each(client) * (2 + COPIES) * band_bytes(band_rows, dimension)
-    held = band_bytes(min(room, rows), dimension)
-    return tasks + held + (runtime.BASE + runtime.COMPILING if client is not None else 0)
+    tasks = runtime.threads_each(client) * (2 + COPIES) * band_bytes(band_rows, dimension, probes)
+    held = band_bytes(min(room, rows), dimension, probes)
+    means = 4 * n_clusters * dimension
+    return tasks + held + means + (runtime.BASE + runtime.COMPILING if client is not None else 0)
+
+
+def apply_bytes(decisions: int, group: int) -> int:
+    """Bytes of one task that rewrites a file, and of all decisions, which take some.
+
+    A row group of `group` bytes is there as it lies in the file, as it is read, as far as it is kept, and as it is
+    written.
+
+    Examples
+    --------
+    >>> apply_bytes(48_000_000, 0)
+    96000000
+    """
+    return 2 * decisions + (2 + COPIES) * group
+
+
+def check_apply(decisions: int, where: str, client: Client | None) -> None:
+    """Refuse to apply decisions that take more bytes than a process has; each needs all of them.
+
+    Raises
+    ------
+    MemoryForecastError
+    """
+    task = runtime.memory_per_task(client)
+    need, have = apply_bytes(decisions, 0), None if task is None else task * runtime.threads_each(client)
+    if have is not None and need > have:
+        raise MemoryForecastError(
+            f"the decisions on all rows take {format_bytes(need)} in each worker, which has {format_bytes(have)}",
+            where=where,
+            remedy="give workers a higher --memory-limit",
+        )
 
 
 def partition_bytes(client: Client | None) -> int:

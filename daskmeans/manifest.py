@@ -214,7 +214,8 @@ def step(
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, NotImplementedError) as error:  # such as http, which is only read
         told = getattr(error, "strerror", None) or error or "this kind of storage is only read"
-        raise OutputError(f"the directory cannot be made ({told})", where=str(out)) from None
+        remedy = "choose a directory that this user may write, below no file"
+        raise OutputError(f"the directory cannot be made ({told})", where=str(out), remedy=remedy) from None
     with room.explained(out), lock.hold(out) as mine:
         check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
         kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()

@@ -34,8 +34,9 @@ from distributed.protocol import pickle
 from distributed.system import MEMORY_LIMIT
 from threadpoolctl import ThreadpoolController
 
-from daskmeans import progress
+from daskmeans import config, progress
 from daskmeans.errors import ClusterError
+from daskmeans.watch import Watch, gave_up, known_workers
 
 logger = logging.getLogger("daskmeans")
 
@@ -104,7 +105,7 @@ def n_processes(client: Client | None = None) -> int:
 
 def memory_per_task(client: Client | None = None) -> int | None:
     """Bytes that one task may use, on the tightest worker; None without a limit."""
-    workers = _workers(client) if client is not None else []
+    workers = known_workers(client) if client is not None else []
     return min((_usable(w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
@@ -112,21 +113,12 @@ def memory_to_keep(client: Client | None = None) -> int:
     """Bytes of data that each process may keep between tasks: of the tightest worker, or of this process."""
     if client is None:
         return int(0.8 * _available())
-    limits = [worker["memory_limit"] for worker in _workers(client)]
+    limits = [worker["memory_limit"] for worker in known_workers(client)]
     return (
         max(0, int(TARGET * min(limits)) - BASE - COMPILING)
         if limits and all(limits)
         else _available() // (2 * max(1, len(limits)))
     )
-
-
-def _workers(client: Client) -> list[dict[str, Any]]:
-    """What the scheduler knows of each worker.
-
-    It is asked itself: between the question and the answer of :meth:`Client.scheduler_info` the client's own request,
-    made every few seconds, may leave an answer without workers.
-    """
-    return list(client.sync(client.scheduler.identity, n_workers=-1)["workers"].values())
 
 
 def _available() -> int:
@@ -290,8 +282,8 @@ def feed(
     sent again.
     """
     futures: list[Any] = [None] * len(calls)
-    with _explained(label), _line(label, calls) as line:
-        todo, numbers, done = deque(range(len(calls))), {}, distributed.as_completed()
+    with _explained(label, client, lambda: list(filter(None, futures))) as watch, _line(label, calls) as line:
+        todo, numbers, done = deque(range(len(calls))), {}, distributed.as_completed(loop=client.loop)
         while todo or not done.is_empty():
             while todo and done.count() < 2 * n_threads(client):
                 i = todo.popleft()
@@ -300,7 +292,7 @@ def feed(
                 numbers[future.key], futures[i] = i, future
                 done.add(future)
             future = next(done)
-            if future.cancelled() and client.status == "running":
+            if future.cancelled() and client.status == "running" and not watch.found:
                 todo.append(numbers[future.key])
             else:
                 if future.status != "finished":
@@ -331,9 +323,9 @@ def places(futures: Sequence[Future], client: Client) -> list[str]:
 
 def settle(futures: Sequence[Future], label: str, client: Client) -> None:
     """Wait for `futures`, which stay; an error of one cancels the others and is raised as it was."""
-    with _explained(label), _line(label, futures) as line:
+    with _explained(label, client, lambda: futures), _line(label, futures) as line:
         try:
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=client.loop):
                 if future.status != "finished":
                     future.result()
                 if line is not None:
@@ -345,8 +337,9 @@ def settle(futures: Sequence[Future], label: str, client: Client) -> None:
 
 def answers(futures: Sequence[Future], lost: Any, client: Client) -> list[Any]:
     """As :func:`gather`, but `lost` stands for the results of tasks whose arguments went with a worker."""
-    for _ in distributed.as_completed(futures):
-        pass
+    with Watch(client, lambda: futures):
+        for _ in distributed.as_completed(futures, loop=client.loop):
+            pass
     gone = [future.cancelled() and client.status == "running" for future in futures]
     found = iter(gather(list(compress(futures, map(operator.not_, gone))), "", client))
     return [lost if missing else next(found) for missing in gone]
@@ -355,9 +348,9 @@ def answers(futures: Sequence[Future], lost: Any, client: Client) -> list[Any]:
 def gather(futures: Sequence[Future], label: str, client: Client, pace: progress.Pace | None = None) -> list[Any]:
     """Results of `futures`, which are released; an error of one cancels the others and is raised as it was."""
     try:
-        with _explained(label), _line(label, futures) as line:
+        with _explained(label, client, lambda: futures), _line(label, futures) as line:
             if line is not None:
-                for future in distributed.as_completed(futures):
+                for future in distributed.as_completed(futures, loop=client.loop):
                     if future.status == "error":
                         break
                     line.advance(pace.done(future.key) if pace else "")
@@ -371,10 +364,11 @@ def _line(label: str, tasks: Sequence[Any]) -> contextlib.AbstractContextManager
 
 
 @contextlib.contextmanager
-def _explained(label: str) -> Iterator[None]:
-    """Turn what dask raises about workers and schedulers into errors that say what to do."""
+def _explained(label: str, client: Client, futures: Callable[[], Sequence[Future]]) -> Iterator[Watch]:
+    """Turn what dask raises about workers and schedulers into errors that say what to do; do not wait for ever."""
     try:
-        yield
+        with Watch(client, futures) as watch:
+            yield watch
     except KilledWorker as error:
         raise ClusterError(
             f"workers died one after the other while running a task of {label or 'this step'!r}",
@@ -431,11 +425,18 @@ def _pickled_bytes(value: Any) -> int:
 
 def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
     """`value` sent to one worker, or to each; to another one if that dies meanwhile."""
-    for wait in (0.1, 0.5, 2.0):  # the scheduler needs a moment to notice
-        with contextlib.suppress(CommClosedError):
-            return client.scatter([value], broadcast=broadcast, hash=False)[0]
-        time.sleep(wait)
-    return client.scatter([value], broadcast=broadcast, hash=False)[0]
+    waits = iter((0.1, 0.5, 2.0))  # the scheduler needs a moment to notice
+    while True:
+        try:
+            timeout = config.get("workers-timeout")
+            return client.scatter([value], broadcast=broadcast, hash=False, timeout=timeout)[0]
+        except TimeoutError:
+            raise gave_up("no worker takes data") from None
+        except CommClosedError:
+            wait = next(waits, None)
+            if wait is None:
+                raise
+            time.sleep(wait)
 
 
 def key(name: str) -> str:

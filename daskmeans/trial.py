@@ -206,7 +206,11 @@ def _sample(source: Source, client: Client | None) -> tuple[pa.Table, float, flo
     wanted = max(FEW_ROWS, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * source.dimension)))
     table, seconds, kept = _read(source, chosen, wanted // count, client)
     if not len(table):
-        raise DataError("no row of the sample can be worked with", where=str(source.files[0]))
+        raise DataError(
+            "no row of the sample can be worked with",
+            where=str(source.files[0]),
+            remedy="`daskmeans fit` names the first such row, and what is wrong with it",
+        )
     return table, seconds, 1 - kept / sum(part.rows for part in chosen)
 
 

@@ -77,7 +77,7 @@ def nothing_is_left(temporary: Path) -> Iterator[None]:
     yield
     if len(SHARED) > clusters:  # made for all tests, while this one ran
         return
-    for seconds in (0, 0.05, 0.2, 1, 5):  # processes end, and connections close, a little later
+    for seconds in (0, 0.05, 0.2, 1, 5, 20):  # processes end, and connections close, a little later
         time.sleep(seconds)
         left = held(temporary) - before
         if not left:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import signal
+import subprocess
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import dask.dataframe as dd
 import distributed
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_info
@@ -20,6 +25,11 @@ from threadpoolctl import threadpool_info
 from daskmeans.errors import DataError
 from daskmeans.vectors.matrix import to_column
 from daskmeans.vectors.regroup import write_buckets
+
+
+def different(found: dict[str, object], expected: dict[str, object]) -> set[str]:
+    """Names of what is not the same in both."""
+    return {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
 
 
 def blobs(n: int = 600, d: int = 16, k: int = 8, seed: int = 0, copies: int = 30) -> np.ndarray:
@@ -92,12 +102,43 @@ def note_bytes(group: list) -> int:
     return total
 
 
-class Killer(distributed.WorkerPlugin):
-    """Kills the worker that is the first to begin its `nth` task whose name starts with `prefix`, and no other."""
+def kill(worker: distributed.Worker) -> None:
+    """End the process."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def __init__(self, prefix: str, flag: Path, nth: int = 1) -> None:
-        self.prefix, self.flag, self.left = prefix, flag, nth
-        self.name = f"killer of {prefix}"
+
+def stop(worker: distributed.Worker, seconds: float = 3) -> None:
+    """Stop the process for a while, as if the system gave it no time."""
+    subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def fill_memory(worker: distributed.Worker, share: float = 0.9, seconds: float = 3) -> None:
+    """Take memory for a while, so that the process has this share of its limit."""
+    missing = int(share * worker.memory_manager.memory_limit) - psutil.Process().memory_info().rss
+    held = [np.ones(missing, np.uint8)]
+    worker.io_loop.call_later(seconds, held.clear)
+
+
+def spare(worker: distributed.Worker) -> None:
+    """Do nothing to it."""
+
+
+class Trap(distributed.WorkerPlugin):
+    """Does `harm` to the first worker that begins its `nth` task whose name starts with `prefix`, and to no other.
+
+    By then the file `flag` holds its address.
+    """
+
+    def __init__(
+        self, prefix: str, flag: Path, nth: int = 1, harm: Callable[[distributed.Worker], None] = kill
+    ) -> None:
+        self.prefix, self.flag, self.left, self.harm = prefix, flag, nth, harm
+        self.name = f"trap for {prefix}"
+
+    def setup(self, worker: distributed.Worker) -> None:
+        """Called on the worker that gets it."""
+        self.worker = worker
 
     def transition(self, key: str, start: str, finish: str, **kwargs: object) -> None:
         """Called for every step of every task on a worker."""
@@ -105,8 +146,18 @@ class Killer(distributed.WorkerPlugin):
             self.left -= 1
         if self.left == 0:
             with contextlib.suppress(FileExistsError):
-                self.flag.touch(exist_ok=False)
-                os.kill(os.getpid(), signal.SIGKILL)
+                with self.flag.open("x") as file:
+                    file.write(self.worker.address)
+                self.harm(self.worker)
+
+
+def resident() -> int:
+    """Bytes of memory of this process, after what nobody needs has been given back."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # other systems than Linux with glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return psutil.Process().memory_info().rss
 
 
 def add_up(group: list, values: np.ndarray) -> int:

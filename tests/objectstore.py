@@ -15,8 +15,8 @@ from werkzeug.test import run_wsgi_app
 from daskmeans.vectors.files import open_path
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-hush"
-# Seconds after which a client gives up on an answer, and after which the server gives it.
-PATIENCE, LATE = 1, 1.2
+# Seconds after which an impatient client gives up on an answer, and after which the server gives one that is late.
+PATIENCE, LATE = 2, 2.5
 ERROR = "<Error><Code>{}</Code><Message>{}</Message></Error>"
 REFUSALS = {
     "unavailable": ("503 Slow Down", ERROR.format("SlowDown", "Please reduce your request rate.")),
@@ -48,8 +48,8 @@ class ObjectStore:
         "lost" (it is done, but the answer is an error); None if it does not.
     requests : list of Request
         All that have come.
-    options : dict
-        Storage options of a client.
+    options, impatient : dict
+        Storage options of a client, and of one that gives up on answers that are late.
     """
 
     def __init__(self) -> None:
@@ -63,8 +63,9 @@ class ObjectStore:
             "endpoint_url": f"http://127.0.0.1:{self._server.port}",
             "key": "testing",
             "secret": SECRET,
-            "config_kwargs": {"read_timeout": PATIENCE, "retries": {"max_attempts": 2}},
+            "config_kwargs": {"retries": {"max_attempts": 2}},
         }
+        self.impatient = self.options | {"config_kwargs": {"read_timeout": PATIENCE, "retries": {"max_attempts": 2}}}
         self.at("").fs.mkdir("bucket")
 
     def close(self) -> None:
@@ -80,9 +81,9 @@ class ObjectStore:
             root.rm(keys)
         self.requests.clear()
 
-    def at(self, key: str) -> UPath:
-        """The place `key` in the bucket."""
-        return open_path(f"s3://bucket/{key}", self.options)
+    def at(self, key: str, options: dict[str, Any] | None = None) -> UPath:
+        """The place `key` in the bucket, by `options` or those of the store."""
+        return open_path(f"s3://bucket/{key}", options or self.options)
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         names = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_RANGE")

@@ -1,12 +1,22 @@
-"""Every mistake gets a message that says what, where and what to do; no traceback, and nothing is written."""
+"""Every mistake gets a message that says what, where and what to do; no traceback, and nothing is written.
+
+As a program this writes them all: ``python tests/test_bad_inputs.py > docs/bad-inputs.md``.
+"""
 
 from __future__ import annotations
 
+import gc
+import gzip
+import html
+import re
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dask
+import distributed
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,6 +115,21 @@ def occupied(at: Path) -> None:
     (at / "out" / "thesis.tex").write_text("years of work")
 
 
+def text(name: str, content: str | bytes) -> Callable[[Path], object]:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda at: (at / name).write_bytes(data)
+
+
+def array(values: np.ndarray) -> Callable[[Path], object]:
+    return lambda at: np.save(at / "in.npy", values)
+
+
+def cut_array(at: Path) -> None:
+    np.save(at / "in.npy", X)
+    whole = (at / "in.npy").read_bytes()
+    (at / "in.npy").write_bytes(whole[:-100])
+
+
 def duplicated(rows: list) -> None:
     rows[9] = rows[40] = rows[2]
 
@@ -114,6 +139,10 @@ def at_row(i: int, value: object) -> Callable[[list], object]:
 
 
 FIT = "fit IN/in.parquet --model OUT --n-clusters 3"
+FIT_JSON = FIT.replace("in.parquet", "in.jsonl").replace("3", "1")
+FIT_NPY = FIT.replace("in.parquet", "in.npy")
+CONFIGURED = "run IN/c.yaml --out OUT"
+LINE = '{"id": 1, "v": [1.0, 2.0]}\n'
 RUN = "run IN/in.parquet --out OUT --n-clusters 3 --threshold 0.9"
 ASSIGN = "assign IN/in.parquet --model IN/model --out OUT"
 
@@ -171,19 +200,59 @@ CASES = [
          "dask scheduler")),
     Case("missing extra", good, f"{FIT} --device gpu", 2, ("cudf", 'pip install "daskmeans[gpu]"')),
     Case("missing backend", good, "fit gs://bucket/x.parquet --model OUT --n-clusters 3", 2, ("gcsfs", "pip install")),
-    Case("malformed JSON line", lambda at: (at / "in.jsonl").write_text('{"id": 1, "v": [1.0]}\n{"id": 2, "v": [1.0\n'),
-         "fit IN/in.jsonl --model OUT --n-clusters 1", 1, ("in.jsonl", "row 1", "JSON")),
+    Case("malformed JSON line", text("in.jsonl", LINE + '{"id": 2, "v": [1.0\n'), FIT_JSON, 1,
+         ("in.jsonl", "row 1", "JSON")),
+    Case("JSON line without an object", text("in.jsonl", LINE + "[1, 2]\n"), FIT_JSON, 1,
+         ("in.jsonl", "row 1", "object")),
+    Case("two objects in a JSON line", text("in.jsonl", LINE + LINE.strip() + LINE), FIT_JSON, 1,
+         ("in.jsonl", "row 1", "more than one object")),
+    Case("text in a JSON vector", text("in.jsonl", LINE + '{"id": 2, "v": [1.0, "b"]}\n'), FIT_JSON, 1,
+         ("in.jsonl", "row 1", "list<item: float>")),
+    Case("JSON line without a vector", text("in.jsonl", LINE + '{"id": 2}\n'), FIT_JSON, 1,
+         ("in.jsonl", "row 1", "null", "--on-bad-row skip")),
+    Case("JSON vector of another length", text("in.jsonl", LINE + '{"id": 2, "v": [1.0]}\n'), FIT_JSON, 1,
+         ("in.jsonl", "row 1", "1 elements", "2")),
+    Case("JSON that is not UTF-8", text("in.jsonl", b'{"id": "a", "v": [1.0]}\n{"id": "\xff", "v": [2.0]}\n'), FIT_JSON,
+         1, ("in.jsonl", "row 1", "UTF")),
+    Case("no JSON lines", text("in.jsonl", "\n\n"), FIT_JSON, 2, ("in.jsonl", "no rows")),
+    Case("gzip that is none", text("in.jsonl.gz", LINE), FIT_JSON.replace("jsonl", "jsonl.gz"), 1, ("in.jsonl.gz",)),
+    Case("truncated gzip", text("in.jsonl.gz", gzip.compress(LINE.encode() * 99, mtime=0)[:-20]),
+         FIT_JSON.replace("jsonl", "jsonl.gz"), 1, ("in.jsonl.gz",)),
+    Case("not a NumPy file", text("in.npy", "1, 2, 3"), FIT_NPY, 1, ("in.npy", "not a NumPy file", "np.save")),
+    Case("truncated NumPy file", cut_array, FIT_NPY, 1, ("in.npy", "ends before its last row")),
+    Case("one-dimensional array", array(np.ones(9, np.float32)), FIT_NPY, 1, ("in.npy", "shape (9,)", "2-D")),
+    Case("array of integers", array(np.ones((9, 3), np.int64)), FIT_NPY, 1, ("in.npy", "int64", "float32")),
+    Case("array of Python objects", array(np.array([[None, {}], [1, 2]])), FIT_NPY, 1, ("in.npy", "object", "float32")),
+    Case("array stored by columns", array(np.asfortranarray(X)), FIT_NPY, 1, ("in.npy", "column by column", "np.save")),
+    Case("NaN in an array", array(np.where(np.arange(60)[:, None] == 14, np.float32(np.nan), X)), FIT_NPY, 1,
+         ("in.npy", "row 14", "NaN", "--on-bad-row skip")),
+    Case("metadata of an array", array(X), RUN.replace("in.parquet", "in.npy") + " --metadata-field text", 2,
+         ("in.npy", "'text'")),
+    Case("files of two formats", lambda at: [good(at), array(X)(at)], "fit IN/in.parquet IN/in.npy --model OUT "
+         "--n-clusters 3", 2, ("mixes formats", "in.parquet", "in.npy")),
+    Case("file named twice", good, "fit IN/in.parquet IN/in.parquet --model OUT --n-clusters 3", 2,
+         ("in.parquet", "named twice")),
     Case("empty text", lambda at: table(at / "in.parquet", id=[1, 2], text=["a", " "]),
          "embed IN/in.parquet --out OUT", 1,
          ("in.parquet", "row 1", "text", "--on-bad-row skip")),
     Case("unknown encoder", lambda at: table(at / "in.parquet", id=[1], text=["a"]),
          "embed IN/in.parquet --out OUT --encoder bert", 2, ("bert", "wordllama")),
     Case("storage options not JSON", good, f"{FIT} --storage-options key=1", 2, ("--storage-options", "JSON")),
-    Case("unknown YAML key", lambda at: (at / "c.yaml").write_text("input: x\nn_cluster: 3\n"),
-         "run IN/c.yaml --out OUT", 2,
+    Case("unknown YAML key", text("c.yaml", "input: x\nn_cluster: 3\n"), CONFIGURED, 2,
          ("'n_cluster'", "n_clusters", "c.yaml")),
-    Case("YAML without input", lambda at: (at / "c.yaml").write_text("n_clusters: 3\n"), "run IN/c.yaml --out OUT", 2,
-         ("'input'", "c.yaml")),
+    Case("YAML without input", text("c.yaml", "n_clusters: 3\n"), CONFIGURED, 2, ("'input'", "c.yaml")),
+    Case("broken YAML", text("c.yaml", "input: x\nkeep: [hard\nn_clusters: 3\n"), CONFIGURED, 2,
+         ("c.yaml, line", "not valid YAML")),
+    Case("YAML that holds a list", text("c.yaml", "- input\n- x\n"), CONFIGURED, 2, ("c.yaml", "n_clusters: 1000")),
+    Case("YAML key twice", text("c.yaml", "input: x\nn-clusters: 3\nn_clusters: 4\n"), CONFIGURED, 2,
+         ("c.yaml", "'n_clusters'", "twice")),
+    Case("YAML value of another kind", text("c.yaml", "input: x\nn_clusters: 3.7\nthreshold: 0.9\n"), CONFIGURED, 2,
+         ("c.yaml", "'n_clusters'", "3.7")),
+    Case("YAML flag that is no answer", text("c.yaml", "input: x\nn_clusters: 3\noverwrite: maybe\n"), CONFIGURED, 2,
+         ("c.yaml", "'overwrite'", "true or false")),
+    Case("YAML that would run code", text("c.yaml", "input: !!python/object/apply:os.getcwd []\n"), CONFIGURED, 2,
+         ("c.yaml, line 1", "not valid YAML")),
+    Case("no such YAML", lambda at: None, CONFIGURED, 2, ("c.yaml", "no such file")),
     Case("output is a file", lambda at: [good(at), (at / "f").write_text("x")], RUN.replace("OUT", "IN/f"), 2,
          ("is a file",)),
     Case("output below a file", lambda at: [good(at), (at / "f").write_text("x")], FIT.replace("OUT", "IN/f/x"), 2,
@@ -195,7 +264,8 @@ CASES = [
     Case("memory limit", good, f"{FIT} --memory-limit banana", 2, ("banana", "4GiB")),
     Case("seed too large", good, f"{FIT} --random-state {2**70}", 2, ("random_state", "2^63")),
     Case("keep column twice", good, f"{RUN} --metadata-field text --keep text:asc --keep text:desc", 2, ("twice",)),
-    Case("reserved column", good, f"{RUN} --id-field centroid", 2, ("centroid",)),
+    Case("reserved column", lambda at: table(at / "in.parquet", centroid=[1, 2, 3], v=[[1.0], [2.0], [3.0]]),
+         f"{RUN} --id-field centroid", 2, ("'centroid'", "another name")),
     Case("unknown info path", lambda at: None, "info IN/none", 2, ("none", "no such")),
 ]  # fmt: skip
 
@@ -208,24 +278,56 @@ def run(case: Case, at: Path, scheduler: str | None) -> Result:
     local = {"--scheduler", "--device", "--memory-limit", "--local-directory"} & {*words}
     if scheduler and words[0] != "info" and not local:
         words += ["--scheduler", scheduler]
-    return CliRunner().invoke(main, words)
+    # Where nobody listens this is how long it takes.
+    with dask.config.set({"daskmeans.connect-timeout": 1 if "tcp://127.0.0.1:9" in words else 60}):
+        result = CliRunner(env={"COLUMNS": "300"}).invoke(main, words)
+    if local:
+        with warnings.catch_warnings():  # distributed leaves a socket to the collector where it gives up connecting
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return result
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "bad-inputs.md"
+HEAD = """# Bad input
+
+What commands say to mistakes, and to files that are not what they should be. All of them end with the exit status that
+stands here, 2 for wrong use and 1 for work that failed, without a traceback, and write nothing. Many more, made at
+random, are fed by `ci/fuzz.py`.
+
+Made by `python tests/test_bad_inputs.py > docs/bad-inputs.md`, and checked by the same file. What stands in parentheses
+is said by the libraries beneath, in the versions of `ci/constraints.txt`.
+
+| mistake | `daskmeans` | status | message |
+| --- | --- | ---: | --- |"""
+
+
+def line(case: Case, result: Result, at: Path) -> str:
+    """What the page says of a mistake, with paths below `at` cut short."""
+    told = re.split(r"(?im)^(?=error:? )", result.stderr.replace(f"{at}/in/", "").replace(f"{at}/", ""))[-1]
+    message = html.escape(told.strip(), quote=False).replace("|", "\\|").split("\n")
+    command = case.command.replace("IN/", "").replace("OUT", "out").replace("|", "\\|")
+    return f"| {case.name} | `{command}` | {case.status} | {'<br>'.join(map(str.strip, message))} |"
 
 
 def content(at: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in at.rglob("*") if p.is_file()}
 
 
+def shown(text: str) -> list[str]:
+    """Lines of the page without what libraries say, which changes with their versions."""
+    return [re.sub(r" \([^()]*\)", "", each) for each in text.splitlines()]
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_mistake_is_named_and_changes_nothing(case, tmp_path, two_workers, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+def test_a_mistake_is_named_and_changes_nothing(case, tmp_path, two_workers):
     before: dict[str, bytes] = {}
 
     def prepare(at: Path) -> None:
         case.prepare(at)
         before.update(content(at))
 
-    with dask.config.set({"daskmeans.connect-timeout": 1}):
-        result = run(replace(case, prepare=prepare), tmp_path, two_workers.scheduler_address)
+    result = run(replace(case, prepare=prepare), tmp_path, two_workers.scheduler_address)
     assert result.exit_code == case.status, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
@@ -233,6 +335,13 @@ def test_a_mistake_is_named_and_changes_nothing(case, tmp_path, two_workers, mon
         assert word in result.stderr, result.stderr
     assert not (tmp_path / "out").exists()
     assert content(tmp_path / "in") == before
+    assert shown(line(case, result, tmp_path))[0] in shown(PAGE.read_text())
+
+
+def test_the_page_has_these_mistakes():
+    lines = PAGE.read_text().splitlines()
+    assert lines[: HEAD.count("\n") + 1] == HEAD.splitlines()
+    assert [each.split(" | ")[0] for each in lines[HEAD.count("\n") + 1 :]] == [f"| {case.name}" for case in CASES]
 
 
 def test_skipped_rows_are_listed_with_their_reasons(tmp_path, two_workers):
@@ -252,11 +361,9 @@ def test_skipped_rows_are_listed_with_their_reasons(tmp_path, two_workers):
     assert pq.read_table(tmp_path / "out" / "dedup" / "decisions").num_rows == len(X) - 4
 
 
-if __name__ == "__main__":  # the table of all mistakes and their messages
-    import tempfile
-
-    for each in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            found = run(each, Path(folder), None)
-            message = found.stderr.replace(f"{folder}/", "").split("error ", 1)[-1].strip()
-            print(f"| {each.name} | {found.exit_code} | {' '.join(message.split())} |", flush=True)
+if __name__ == "__main__":
+    print(HEAD)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
+        for each in CASES:
+            with tempfile.TemporaryDirectory() as folder:
+                print(line(each, run(each, Path(folder), cluster.scheduler_address), Path(folder)), flush=True)

@@ -48,10 +48,12 @@ def test_a_gpu_without_its_packages_is_a_missing_extra():
         pass
 
 
-def test_a_scheduler_without_workers_is_an_error_within_the_timeout():
+def test_a_scheduler_without_workers_is_an_error_within_the_timeout(monkeypatch):
+    wait = distributed.Client.wait_for_workers
+    monkeypatch.setattr(distributed.Client, "wait_for_workers", lambda self, n, timeout: wait(self, n, timeout / 100))
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
-        dask.config.set({"daskmeans.connect-timeout": 3}),
+        dask.config.set({"daskmeans.connect-timeout": 30}),
         pytest.raises(errors.ClusterError, match=r"no workers(.|\n)*dask worker"),
         cluster(ClusterSettings(scheduler=empty.scheduler_address)),
     ):

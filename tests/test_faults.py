@@ -1,21 +1,47 @@
-"""A worker that is killed, whatever it was doing, changes nothing but the time."""
+"""A worker that is killed, or away for a while, whatever it was doing, changes nothing but the time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import dask
 import dask.array as da
 import distributed
 import numpy as np
 import pytest
 
-from daskmeans import KMeans, dedup, runtime
+from daskmeans import KMeans, dedup, run, runtime
 from daskmeans.duplicates import bands, plan
 from daskmeans.errors import ConvergenceWarning
 from daskmeans.kernels import groups
 from daskmeans.kmeans import native
 from daskmeans.kmeans.loading import load
-from helpers import Killer, add_up, blobs, count_visits, decisions_of, make_rows, rows_of, write_clusters
+from daskmeans.reading import Reading
+from faults import Wire, content, outside
+from helpers import (
+    Trap,
+    add_up,
+    blobs,
+    count_visits,
+    decisions_of,
+    different,
+    fill_memory,
+    make_rows,
+    rows_of,
+    spare,
+    stop,
+    write_clusters,
+    write_embeddings,
+)
+
+# Seconds for which the network of a worker is away.
+AWAY = 5
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +51,21 @@ def restarting() -> Iterator[distributed.LocalCluster]:
         yield cluster
 
 
+@pytest.fixture
+def replaced(restarting) -> Iterator[distributed.Client]:
+    """A client of two workers; another takes the place of one that is killed."""
+    with distributed.Client(restarting) as client:
+        yield client
+        for name in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins)):
+            client.unregister_worker_plugin(name)
+        client.wait_for_workers(2)
+
+
 @pytest.fixture(params=["replaced", "not replaced"])
-def mortal(request, restarting) -> Iterator[distributed.Client]:
+def mortal(request) -> Iterator[distributed.Client]:
     """A client of two workers of which one will be killed; another takes its place, or none does."""
     if request.param == "replaced":
-        with distributed.Client(restarting) as client:
-            yield client
-            for name in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins)):
-                client.unregister_worker_plugin(name)
-            client.wait_for_workers(2)
+        yield request.getfixturevalue("replaced")
         return
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -59,7 +91,7 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
     alone = load(X, None, True, 1.0, 0, None)
     if shelf == "disk":
         monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
-    mortal.register_plugin(Killer(phase, tmp_path / "killed"))
+    mortal.register_plugin(Trap(phase, tmp_path / "killed"))
     blocks = load(X if given == "matrix" else da.from_array(X, chunks=(90, -1)), None, True, 1.0, 0, mortal)
     subset = blocks.subset(300, 1)
     for found, expected in ((blocks, alone), (subset, alone.subset(300, 1))):
@@ -87,7 +119,7 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
     settings = {"n_clusters": 120, "random_state": 3, "max_iter": 6, "tol": 0}
     with pytest.warns(ConvergenceWarning):
         alone = KMeans(**settings).fit(X)
-    mortal.register_plugin(Killer(phase, tmp_path / "killed", nth))
+    mortal.register_plugin(Trap(phase, tmp_path / "killed", nth))
     with pytest.warns(ConvergenceWarning):
         found = KMeans(**settings).fit(da.from_array(X, chunks=(1000, -1)), client=mortal)
     assert (tmp_path / "killed").exists()
@@ -105,7 +137,7 @@ def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path, monkeyp
     monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
     clusters = write_clusters(tmp_path / "clusters", make_rows())
     dedup(clusters, 0.9, out=tmp_path / "alone", search="exact")
-    mortal.register_plugin(Killer(phase, tmp_path / "killed", nth))
+    mortal.register_plugin(Trap(phase, tmp_path / "killed", nth))
     dedup(clusters, 0.9, out=tmp_path / "found", search="exact", client=mortal)
     assert (tmp_path / "killed").exists()
     assert decisions_of(tmp_path / "found") == decisions_of(tmp_path / "alone")
@@ -118,7 +150,115 @@ def test_arguments_that_went_with_the_only_worker_are_sent_again(tmp_path):
         distributed.Client(cluster) as client,
     ):
         blocks = load(X, None, False, 1.0, 0, client)
-        client.register_plugin(Killer("test-large", tmp_path / "killed"))
+        client.register_plugin(Trap("test-large", tmp_path / "killed"))
         large = np.arange(2 << 20)
         assert sum(blocks.map(add_up, large, name="test-large")) == 900 * large.sum()
     assert (tmp_path / "killed").exists()
+
+
+# --- workers that are away, and come back ---
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """A file of rows, some of which are alike."""
+    X = blobs(n=1500, d=24, k=20, copies=100)
+    return write_embeddings(
+        tmp_path_factory.mktemp("rows") / "rows.parquet", X, text=[f"text {i}" for i in range(1500)]
+    )
+
+
+def job(rows: Path, out: Path, client: distributed.Client | None = None) -> dict[str, object]:
+    """All that the whole job makes, in more tasks than so few rows need."""
+    with dask.config.set({"daskmeans.partition-bytes": 6000}), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bands, "LEAST_ROWS", 100)
+        patch.setattr(plan, "LEAST_PAIRS", 10_000)
+        run(rows, out, KMeans(30), 0.9, Reading(metadata_fields=("text",)), client=client)
+    return content(out)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(rows, tmp_path_factory) -> dict[str, object]:
+    """What the job makes in this process."""
+    return job(rows, tmp_path_factory.mktemp("undisturbed") / "out")
+
+
+def test_a_job_outlives_a_worker_that_stops_for_a_while(rows, undisturbed, replaced, tmp_path):
+    replaced.register_plugin(Trap("kmeans-pass", tmp_path / "stopped", 2, stop))
+    found = job(rows, tmp_path / "out", replaced)
+    assert (tmp_path / "stopped").exists()
+    assert different(found, undisturbed) == set()
+
+
+def test_a_job_outlives_a_worker_that_is_paused_because_its_memory_is_full(rows, undisturbed, tmp_path):
+    with (
+        dask.config.set({"distributed.worker.memory.terminate": False}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit="600MiB", dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.register_plugin(Trap("bucket-write", tmp_path / "full", 2, fill_memory))
+        found = job(rows, tmp_path / "out", client)
+        told = [event for _, event in client.get_events((tmp_path / "full").read_text())]
+    assert "paused" in [event["status"] for event in told if event["action"] == "worker-status-change"]
+    assert different(found, undisturbed) == set()
+
+
+@pytest.fixture
+def wired(tmp_path, monkeypatch) -> Iterator[tuple[distributed.Client, list[Wire]]]:
+    """A client of two workers, and the wires that one of them hangs on."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+    with (
+        outside(tmp_path, wired=True) as (_, wires, flags),
+        distributed.Client(scheduler_file=flags[-1]) as client,
+    ):
+        yield client, wires
+
+
+@contextlib.contextmanager
+def when(flag: Path, act: Callable[[], object]) -> Iterator[None]:
+    """Call `act`, in a thread, as soon as `flag` is there, if that happens in the ``with`` block."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not flag.exists():
+            if ended.wait(0.005):
+                return
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_job_outlives_a_worker_that_nothing_reaches_for_a_while(rows, undisturbed, wired, tmp_path):
+    client, wires = wired
+
+    def away() -> None:
+        for wire in wires:
+            wire.hold()
+        time.sleep(AWAY)
+        for wire in wires:
+            wire.release()
+
+    client.register_plugin(Trap("kmeans-pass", tmp_path / "begun", 2, spare))
+    with when(tmp_path / "begun", away):
+        found = job(rows, tmp_path / "out", client)
+    assert (tmp_path / "begun").exists()
+    assert different(found, undisturbed) == set()
+    assert wires[1].address in client.nthreads()
+
+
+def test_a_job_outlives_a_worker_that_is_cut_off_for_good(rows, undisturbed, wired, tmp_path):
+    client, wires = wired
+    client.register_plugin(Trap("dedup-compare", tmp_path / "begun", 2, spare))
+    with when(tmp_path / "begun", lambda: [wire.cut() for wire in wires]):
+        found = job(rows, tmp_path / "out", client)
+    assert (tmp_path / "begun").exists()
+    assert different(found, undisturbed) == set()
+    assert list(client.nthreads()) and wires[1].address not in client.nthreads()

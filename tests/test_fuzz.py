@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-FUZZ = Path(__file__).parent.parent / "ci" / "fuzz.py"
-
-
-@pytest.fixture(scope="module")
-def fuzz():
-    spec = importlib.util.spec_from_file_location("fuzz", FUZZ)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["fuzz"]
+import fuzz
 
 
 # How many cases take about a third of a second.
@@ -27,14 +13,14 @@ def fuzz():
     [("parquet-bytes", 60), ("parquet-values", 60), ("jsonl-bytes", 60), ("jsonl-values", 60), ("npy", 80),
      ("commands", 12), ("configurations", 20), ("outputs", 12)],
 )  # fmt: skip
-def test_every_input_ends_in_a_right_result_or_in_a_message(fuzz, kind, cases):
+def test_every_input_ends_in_a_right_result_or_in_a_message(kind, cases):
     counts, faults = fuzz.fuzz(cases, seed=7, kinds={kind: fuzz.KINDS[kind]})
     assert not faults
     assert counts[kind, "refused"]
     assert counts[kind, "right"] or kind == "configurations"
 
 
-def test_a_wrong_result_would_be_found(fuzz, monkeypatch, tmp_path):
+def test_a_wrong_result_would_be_found(tmp_path):
     case = fuzz.Case(fuzz.np.random.default_rng(0), tmp_path)
     data = fuzz.parquet_file(fuzz.np.random.default_rng(0))
     where = fuzz.put(case, "rows.parquet", data)

@@ -148,6 +148,34 @@ def test_configuration_is_overridden_by_dask():
         assert config.get_bytes("partition-bytes") == 1 << 20
 
 
+def pause(dask_worker):
+    dask_worker.periodic_callbacks["memory_monitor"].stop()  # it would find that there is enough
+    dask_worker.status = distributed.Status.paused
+
+
+@pytest.mark.parametrize("wait", ["compute", "feed", "answers"])
+@pytest.mark.parametrize(("state", "words"), [("closed", "no worker is left"), ("paused", "1 are paused")])
+def test_a_step_does_not_wait_for_ever_for_workers(wait, state, words, thread_client):
+    client = thread_client(1)
+    client.wait_for_workers(1)
+    if state == "closed":
+        client.cluster.scale(0)
+        while client.nthreads():
+            time.sleep(0.01)
+    else:
+        client.run(pause)
+    with (
+        dask.config.set({"daskmeans.workers-timeout": 0.5}),
+        pytest.raises(errors.ClusterError, match=rf"({words}|takes data)(.|\n)*for 0\.5 s(.|\n)*run the command again"),
+    ):
+        if wait == "compute":
+            runtime.compute(tasks(range(3)), "squares", client)
+        elif wait == "feed":
+            runtime.feed(square, [(x,) for x in range(9)], "square", "squares", client)
+        else:
+            runtime.answers(client.map(square, range(3)), None, client)
+
+
 def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):
     monkeypatch.setattr(runtime, "THREADS", 2)
     began, written = threading.Event(), []

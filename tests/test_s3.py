@@ -262,7 +262,7 @@ def test_new_rows_are_held_against_clusters_and_appended(store, whole):
 
 
 def test_errors_that_pass_change_nothing(store, whole):
-    given, out = write_input(store.at("in")), store.at("out")
+    given, out = write_input(store.at("in", store.impatient)), store.at("out", store.impatient)
     late = [("GET", "/bucket/in/part-0.parquet"), ("PUT", "/bucket/out/model/centroids.npy")]
     hows = {"PUT": ("lost", 8), "GET": ("cut", 25), "HEAD": ("unavailable", 12), "POST": ("unavailable", 2)}
     asked: Counter[str] = Counter()
@@ -281,7 +281,7 @@ def test_errors_that_pass_change_nothing(store, whole):
 
     store.fault = once(chosen)
     result = do(given, out)
-    dkm.apply(result.path, given, store.at("kept"), storage_options=store.options)
+    dkm.apply(result.path, given, "s3://bucket/kept", storage_options=store.impatient)
     store.fault = no_fault
     assert content(out) == content(whole / "out")
     assert made["late"] == 2 and min(made["unavailable"], made["lost"], made["cut"]) >= 2, made

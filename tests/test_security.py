@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from upath import UPath
 
 import daskmeans as dkm
+import hashes
 from daskmeans import manifest
 from daskmeans.cli import main
 from daskmeans.cluster import ClusterSettings, cluster
@@ -255,3 +256,43 @@ def test_versions_in_ci_are_pinned_one_by_one():
     wanted = [each for group in (project["dependencies"], *extras) for each in group]
     names = {re.match(r"[A-Za-z0-9_-]+", each).group().lower().replace("_", "-") for each in wanted}
     assert names - {"daskmeans"} <= pinned
+
+
+def test_the_lock_has_a_hash_for_each_of_these_versions():
+    pins, lines = (
+        [line for line in (ROOT / "ci" / name).read_text().splitlines() if not line.startswith("#")]
+        for name in ("constraints.txt", "lock.txt")
+    )
+    assert [line.partition(" ")[0] for line in lines] == sorted(pins)
+    assert all(re.fullmatch(r"\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+
+
+def installed(name: str, version: str, digest: str) -> dict[str, object]:
+    """What pip reports of a package that it has installed."""
+    info = {"archive_info": {"hashes": {"sha256": digest}}, "url": f"https://example.org/{name}.whl"}
+    return {"metadata": {"name": name, "version": version}, "download_info": info}
+
+
+def test_packages_with_another_hash_are_named(tmp_path, monkeypatch, capsys):
+    here = {"implementation_name": "cpython", "python_version": "3.11", "sys_platform": "linux"}
+    here["platform_machine"] = "x86_64"
+    lock = f"# cpython 3.11 linux x86_64\na-b==1.0 --hash=sha256:{'a' * 64}\nc==2 --hash=sha256:{'c' * 64}\n"
+    (tmp_path / "lock.txt").write_text(lock)
+    monkeypatch.setattr(hashes, "LOCK", tmp_path / "lock.txt")
+    ours = {"metadata": {"name": "daskmeans", "version": "0"}, "download_info": {"dir_info": {}, "url": "file:///x"}}
+
+    def check(*found: dict[str, object], **place: str) -> None:
+        (tmp_path / "report.json").write_text(json.dumps({"install": found, "environment": here | place}))
+        hashes.check([str(tmp_path / "report.json")])
+
+    check(ours, installed("A_b", "1.0", "a" * 64))
+    assert "1 packages were installed from the files whose hashes are in ci/lock.txt" in capsys.readouterr().out
+    for wrong, words in (
+        (installed("c", "2", "d" * 64), "c==2 was installed from a file with the sha256 dddd"),
+        (installed("c", "3", "c" * 64), "c==3 was installed, and is not in"),
+        (installed("d", "2", "c" * 64), "d==2 was installed, and is not in"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            check(ours, installed("A_b", "1.0", "a" * 64), wrong)
+    check(installed("c", "2", "d" * 64), python_version="3.12")
+    assert "nothing was compared" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, provenance, runtime
+from daskmeans import forecast, manifest, provenance, runtime
 from daskmeans.duplicates.lookup import Lookup, read_lookup
 from daskmeans.duplicates.rewrite import Rewritten, rewrite
 from daskmeans.errors import DataError, UsageError
@@ -79,6 +79,8 @@ def apply(
         A row has no decision, or a decision no row.
     OutputError
         `out` is in the way, or inside an input.
+    MemoryForecastError
+        The decisions do not fit into the memory of a worker.
 
     Examples
     --------
@@ -109,6 +111,7 @@ def apply(
     need = sum(facts(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
     with manifest.step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
         lookup = read_lookup(folder)
+        forecast.check_apply(lookup.nbytes, str(folder), client)
         done = _rewrite_all(
             files, [inside(target, name) for name in names], id_field, lookup, on_bad_row == "skip", client
         )

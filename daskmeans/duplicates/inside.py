@@ -85,6 +85,7 @@ def decide_part(
         X = X[order]
         decided = decide(X, np.float32(settings.threshold), settings.rule, tile_bytes)
         tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
+        del X  # before the next one is read
     table = pa.concat_tables(tables)
     with reached(file.parent.parent):
         provenance.write_table(table, file, "dedup")
@@ -94,11 +95,14 @@ def decide_part(
 
 def read_clusters(buckets: Buckets, part: Part, columns: list[str]) -> Iterator[tuple[Cluster, pa.Table, np.ndarray]]:
     """The clusters of `part`: `columns` of their rows, and their unit vectors (float32, shape (rows, d), a copy)."""
-    tables = buckets.read_each(part.clusters, [*columns, buckets.embedding_field])
-    for cluster, table in zip(part.clusters, tables, strict=True):
+
+    def unit(cluster: Cluster, table: pa.Table) -> tuple[Cluster, pa.Table, np.ndarray]:
         X = np.array(to_matrix(table[buckets.embedding_field], f"{buckets.path}, cluster {cluster.centroid}"))
         normalize_rows(X)
-        yield cluster, table.select(columns), X
+        return cluster, table.select(columns), X
+
+    # Nothing of a cluster is held here while the next one is read.
+    yield from map(unit, part.clusters, buckets.read_each(part.clusters, [*columns, buckets.embedding_field]))
 
 
 def _measure(

@@ -27,6 +27,11 @@ class Lookup:
     keep: np.ndarray
     """bool, shape (n,)"""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return int(self.hashes.nbytes + self.ids.nbytes + self.keep.nbytes)
+
     def find(self, ids: pa.Array) -> np.ndarray:
         """Place of the decision on each of `ids`, or -1. Ids with the same hash are told apart."""
         places = np.full(len(ids), -1)

@@ -130,6 +130,15 @@ def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Cl
     wanted = min(buckets.rows, config.get("recall-sample"))
     numbers = np.sort(np.random.default_rng(settings.random_state % 2**64).choice(buckets.rows, wanted, replace=False))
     found = survey(reader, bands, numbers, settings.probes, folder, client)
+    nbytes = forecast.search_bytes(
+        bands[0].rows, buckets.rows, room, buckets.dimension, client, settings.probes, buckets.n_clusters
+    )
+    runtime.logger.info(
+        "search clusters, %d probes: about %s pairs of rows are compared, with up to %s in each process",
+        settings.probes,
+        progress.compact(found.pairs),
+        format_bytes(nbytes),
+    )
     P = directions(_sample([buckets]), settings.floor)
     tasks, pairs = _tasks(bands)
     share = found.pairs / max(1, sum(pairs))

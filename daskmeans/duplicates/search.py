@@ -125,7 +125,7 @@ def dedup(
     settings = dedup_settings(threshold, eps, keep, rule, search, probes, floor, random_state)
     buckets = open_buckets(open_path(clusters, storage_options))
     if not buckets.rows:
-        raise UsageError("the clusters hold no rows", where=str(buckets.path))
+        raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
     check_columns(settings.keep, _orderable(buckets))
     others = _open_others(buckets, against, settings, storage_options)
     if append:
@@ -219,7 +219,7 @@ def _open_others(
         )
     for i, each in enumerate(others):
         if not each.rows:
-            raise UsageError("the clusters hold no rows", where=f"--against {each.path}")
+            raise UsageError("the clusters hold no rows", where=f"--against {each.path}", remedy="leave them out")
         if each.dimension != buckets.dimension:
             raise UsageError(
                 f"its vectors have {each.dimension} dimensions", where=str(each.path), expected=f"{buckets.dimension}"
@@ -231,7 +231,9 @@ def _open_others(
                 expected=f"{_orderable(buckets).field(buckets.id_field).type}, as in {buckets.path}",
             )
         if each.path in [buckets.path, *(other.path for other in others[:i])]:
-            raise UsageError("the same clusters are named twice", where=f"--against {each.path}")
+            raise UsageError(
+                "the same clusters are named twice", where=f"--against {each.path}", remedy="name them once"
+            )
     return others
 
 

@@ -48,7 +48,11 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
         formats.setdefault(format_of(file), file)
     if len(formats) > 1:
         examples = " and ".join(f"{file} ({name})" for name, file in formats.items())
-        raise UsageError(f"the input mixes formats: {examples}", expected="files of one format")
+        raise UsageError(
+            f"the input mixes formats: {examples}",
+            expected="files of one format",
+            remedy="name the files of one format, such as 'vectors/*.parquet'",
+        )
     seen: set[str] = set()
     for file in found:
         if str(file) in seen:

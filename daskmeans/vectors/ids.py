@@ -103,7 +103,9 @@ def _error(source: Source, found: pa.Table) -> DataError:
         for row in examples
     ]
     return DataError(
-        f"{distinct} ids occur more than once: " + "; ".join(places) + ("; ..." if distinct > len(places) else ""),
+        f"{f'{distinct} ids occur' if distinct > 1 else '1 id occurs'} more than once: "
+        + "; ".join(places)
+        + ("; ..." if distinct > len(places) else ""),
         where=f"column {source.id_field!r}, rows counted from 0",
         expected="ids that occur once in the whole input",
         remedy=f"make the ids unique, name another --id-field, or {SKIP} (the first row of each id stays)",

@@ -1,0 +1,90 @@
+"""Whether any worker can run tasks: a step that waits for results must not wait for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distributed import Client, Future
+
+from daskmeans import config
+from daskmeans.errors import ClusterError
+
+# Of the time after which a wait is given up, how often it is looked whether to; and seconds, at most.
+LOOKS, SELDOM = 10, 5.0
+
+
+class Watch:
+    """Ends the waiting in the ``with`` block, with a ClusterError, once no worker has run tasks for too long.
+
+    Workers do not where none is left, and where all are paused because their memory is full.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    futures : callable
+        Gives those that are waited for; they are cancelled.
+    """
+
+    def __init__(self, client: Client, futures: Callable[[], Sequence[Future]]) -> None:
+        self.found = ""
+        self._client, self._futures = client, futures
+        self._limit = float(config.get("workers-timeout"))
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Watch:
+        # It may be waiting for an answer when the block ends, and nobody waits for it.
+        threading.Thread(target=self._look, name="daskmeans-watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+        if self.found:
+            raise gave_up(self.found) from None
+
+    def _look(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(min(self._limit / LOOKS, SELDOM)):
+            with contextlib.suppress(Exception):  # of a scheduler that is lost the futures tell
+                states = [worker["status"] for worker in known_workers(self._client)]
+                if "running" in states:
+                    last = time.monotonic()
+                elif time.monotonic() > last + self._limit and not self._ended.is_set():
+                    self.found = _told(states)
+                    self._client.cancel(list(self._futures()))
+                    return
+
+
+def known_workers(client: Client) -> list[dict[str, Any]]:
+    """What the scheduler knows of each worker.
+
+    It is asked itself: between the question and the answer of :meth:`Client.scheduler_info` the client's own request,
+    made every few seconds, may leave an answer without workers.
+    """
+    return list(client.sync(client.scheduler.identity, n_workers=-1)["workers"].values())
+
+
+def gave_up(found: str) -> ClusterError:
+    """The error of who has waited long enough for workers, of which `found` was found."""
+    return ClusterError(
+        f"{found}, for {config.get('workers-timeout')} s now",
+        expected="workers that run tasks",
+        remedy="start workers, or give them a higher --memory-limit, and run the command again",
+    )
+
+
+def _told(states: Sequence[str]) -> str:
+    """What to say of workers in `states`, none of which is running.
+
+    Examples
+    --------
+    >>> _told([])
+    'no worker is left'
+    >>> _told(["paused", "paused"])
+    'no worker runs tasks: 2 are paused, as they are when their memory is full'
+    """
+    paused = f"no worker runs tasks: {len(states)} are paused, as they are when their memory is full"
+    return paused if states else "no worker is left"
