@@ -62,7 +62,7 @@ def replaced(restarting) -> Iterator[distributed.Client]:
 
 
 @pytest.fixture(params=["replaced", "not replaced"])
-def mortal(request) -> Iterator[distributed.Client]:
+def mortal(request, restarting) -> Iterator[distributed.Client]:
     """A client of two workers of which one will be killed; another takes its place, or none does."""
     if request.param == "replaced":
         yield request.getfixturevalue("replaced")
