@@ -112,7 +112,7 @@ def refuse_reserved(columns: list[str]) -> None:
 def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: str) -> Any:
     device, centroids = gpus.device(), model.cluster_centers_
     if device is not None and index is None:
-        forecast.check_compare(len(part), *centroids.shape, device.memory())
+        forecast.check_compare(len(part), len(centroids), centroids.shape[1], device.memory())
         if is_cudf(part) and len(part):
             return _assign_on(device, part, model, column)
     if is_cudf(part):

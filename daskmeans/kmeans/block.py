@@ -86,7 +86,8 @@ class Block:
         device: Device | None = None,
     ) -> None:
         self.n_rows, self.dimension = rows.shape
-        self.device, self.there = device, None if device is None else rows
+        self.device = device
+        self.there: Any = None if device is None else rows
         held = (0 if borrowed or device else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
         noted = forecast.note_bytes(self.n_rows, self.dimension, quota.n_clusters)
         working = quota.threads * forecast.engine_bytes(self.dimension, quota.n_clusters)

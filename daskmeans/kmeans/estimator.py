@@ -507,7 +507,7 @@ def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
     device, centroids = gpus.device(), km.cluster_centers_
     if device is None:
         return nearest_labels(km.rows(X), centroids)
-    forecast.check_compare(len(X), *centroids.shape, device.memory())
+    forecast.check_compare(len(X), len(centroids), centroids.shape[1], device.memory())
     with device.turn():
         return nearest_labels(km.rows(X, device=device), centroids, device)
 
