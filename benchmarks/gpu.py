@@ -1,4 +1,5 @@
-"""What a GPU does, in one JSON file: assignment, fits beside cuML, rows in host memory, files to decisions.
+"""What a GPU does, in one JSON file: assignment, updates beside flash-kmeans, fits beside cuML, rows in host memory,
+files to decisions.
 
 python benchmarks/gpu.py --out results.json [--rows 1000000 --dimension 768 --n-clusters 4096] [--processor]
 
@@ -11,6 +12,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -89,6 +91,29 @@ def assignment(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
     }
 
 
+def updates(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
+    """Seconds of an update on all rows, which lie on the device: ours, and flash-kmeans' where it is installed."""
+    C = X[np.random.default_rng(1).choice(len(X), k, replace=False)]
+    km = dkm.KMeans(k, init=C, max_iter=5, tol=0, normalize=False).fit(X)
+    found: dict[str, Any] = {"daskmeans": min(each["seconds"] for each in km.iterations_[1:])}
+    if device.xp is np:
+        return found | {"flash-kmeans": "not compared: it needs a device"}
+    try:
+        import torch
+        from flash_kmeans import batch_kmeans_Euclid
+    except ImportError as error:
+        return found | {"flash-kmeans": f"not compared: {error}"}
+    for dtype in (torch.float16, torch.float32):
+        rows, first = (torch.from_numpy(array).to("cuda", dtype)[None] for array in (X, C))
+
+        def run(count: int, rows: Any = rows, first: Any = first) -> None:
+            batch_kmeans_Euclid(rows, k, max_iters=count, tol=0.0, init_centroids=first.clone())
+
+        # What a run does but once, such as the norms of the rows, is no part of an update.
+        found[f"flash-kmeans, {dtype}"] = (seconds(lambda: run(9), device) - seconds(lambda: run(1), device)) / 8
+    return found
+
+
 def fits(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
     """Seconds and inertia of fits with more and more updates; cuML's 25 are the target."""
     runs = []
@@ -130,14 +155,18 @@ def larger_than_the_device(X: np.ndarray, k: int, device: Device) -> dict[str, A
 
 
 def decisions(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
-    """Rows a second from Parquet to decisions, all rows compared with all: fit, assign, dedup."""
+    """Rows a second from Parquet to decisions, all rows compared with all: fit, assign, dedup; by either backend."""
+    found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         vectors, ids = pa.FixedSizeListArray.from_arrays(X.ravel(), X.shape[1]), pa.array(np.arange(len(X)))
         pq.write_table(pa.table({"id": ids, "embedding": vectors}), f"{folder}/rows.parquet", row_group_size=20_000)
-        start = time.perf_counter()
-        result = dkm.run(f"{folder}/rows.parquet", f"{folder}/out", dkm.KMeans(k, max_iter=4), threshold=0.95)
-        took = time.perf_counter() - start
-    return {"rows a second": len(X) / took, "seconds": took, "removed": result.summary["removed"]}
+        for backend in ("pandas", "cudf")[: 1 if device.xp is np or find_spec("cudf") is None else 2]:
+            start, km = time.perf_counter(), dkm.KMeans(k, max_iter=4)
+            with dask.config.set({"dataframe.backend": backend}):
+                result = dkm.run(f"{folder}/rows.parquet", f"{folder}/{backend}", km, threshold=0.95)
+            took = time.perf_counter() - start
+            found[backend] = {"rows a second": len(X) / took, "seconds": took, "removed": result.summary["removed"]}
+    return found
 
 
 def main() -> None:
@@ -158,7 +187,7 @@ def main() -> None:
             "gpus": gpus.models(),
         }
         record["versions"], X = dkm.manifest.versions(), rows_like_embeddings(args.rows, args.dimension)
-        for part in (products, assignment, fits, larger_than_the_device, decisions):
+        for part in (products, assignment, updates, fits, larger_than_the_device, decisions):
             start = time.perf_counter()
             try:
                 found = part(X, args.n_clusters, device)

@@ -3,16 +3,17 @@
 
     ci/check-rapids-api.py wheels
 
-Every name that daskmeans, workflows and tests import from a package of RAPIDS, every attribute of it and every argument
-of its calls is looked up where the wheels define it: in Python files, in the Cython files that lie beside compiled
-modules, or else in the names and signatures that these hold. A variable called `xp` is cupy. Exit status: 0, all
-is there; 1, something is not; 2, there are no wheels, and how to get them.
+Every name that daskmeans, workflows (notebooks too) and tests import from a package of RAPIDS, every attribute of it
+and every argument of its calls is looked up where the wheels define it: in Python files, in the Cython files that lie
+beside compiled modules, or else in the names and signatures that these hold. A variable called `xp` is cupy. Exit
+status: 0, all is there; 1, something is not; 2, there are no wheels, and how to get them.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 import zipfile
@@ -32,6 +33,7 @@ WHEELS = {
     "cupyx": CUPY,
     "dask_cuda": "dask-cuda==26.10.*",
     "dask_cudf": "dask-cudf-cu13==26.10.*",
+    "pylibcudf": "pylibcudf-cu13==26.10.*",
     "raft_dask": "raft-dask-cu13==26.10.*",
     "rmm": "rmm-cu13==26.10.*",
 }
@@ -137,15 +139,22 @@ def _innermost(node: ast.expr) -> ast.expr:
 
 
 def uses_in(sources: list[Path]) -> list[Use]:
-    """What the Python files below `sources` use, each thing once."""
+    """What the Python files and notebooks below `sources` use, each thing once."""
     found: dict[str, Use] = {}
     for source in sources:
-        for path in sorted(source.rglob("*.py")):
+        for path in sorted([*source.rglob("*.py"), *source.rglob("*.ipynb")]):
             collector = Collector(str(path.relative_to(source.parent)))
-            collector.visit(ast.parse(path.read_text(encoding="utf-8")))
+            collector.visit(ast.parse(_code_of(path)))
             for use in collector.uses:
                 found.setdefault(str(use), use)
     return sorted(found.values(), key=str)
+
+
+def _code_of(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return text
+    return "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code")
 
 
 # --- what their source defines ---
@@ -198,7 +207,7 @@ class Library:
     def module(self, name: str) -> tuple[str, ast.Module] | None:
         """Path and definitions of a module; None if there is none."""
         base = name.replace(".", "/")
-        for path in (f"{base}/__init__.py", f"{base}.py", f"{base}.pyx", f"{base}.pyi"):
+        for path in (f"{base}/__init__.py", f"{base}.py", f"{base}.pyi", f"{base}.pyx"):
             if (text := self._read(path)) is not None:
                 return path, ast.parse(_python_of(text) if path.endswith(".pyx") else text)
         if self.binary(name):

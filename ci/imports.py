@@ -8,7 +8,7 @@ import daskmeans
 
 # Not scipy: dask.array and numba import it where it is installed.
 HEAVY = {
-    *("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask", "torch"),
+    *("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "pylibcudf", "raft_dask", "torch"),
     *("bokeh", "faiss", "matplotlib", "sklearn", "wordllama"),
 }
 

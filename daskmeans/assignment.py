@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dask
 import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 
-from daskmeans import gpus
+from daskmeans import forecast, gpus
 from daskmeans.errors import DataError, UsageError
+from daskmeans.kernels import norms
+from daskmeans.kernels.device import Device
 from daskmeans.kernels.nearest import cosine_distances, nearest, squared_distances
 from daskmeans.kmeans.ann import Index
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.inputs import vector_column
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2
+from daskmeans.vectors.frames import column_on, is_cudf, like, on_host
 from daskmeans.vectors.matrix import to_column, to_matrix
 
 
@@ -30,13 +34,13 @@ def assign(
     Parameters
     ----------
     frame : dask dataframe
-        With a column of vectors; the other columns travel along.
+        With a column of vectors; the other columns travel along. Of pandas or of cuDF, and so is the result.
     model : KMeans
         Fitted or loaded; the rows may be ones it has never seen.
     column : str, optional
         Column of the vectors; default: the only one that holds lists of floats.
     dtype : {"float32", "float16"}, default "float32"
-        How vectors are stored in the result. Distances are computed before this rounding.
+        How vectors are stored in the result. Distances are computed before this rounding. cuDF has no float16.
     assign : {"exact", "ann"} or Index, default "exact"
         As in :meth:`KMeans.predict`; "ann" reads some rows now. Distances are exact all the same: those to the centroid
         that the row was given.
@@ -54,7 +58,8 @@ def assign(
     Raises
     ------
     UsageError
-        `column` is missing, `frame` has a column of one of these names, or `dtype` is neither of the two.
+        `column` is missing, `frame` has a column of one of these names, or `dtype` is neither of the two, or float16
+        for a frame of cuDF.
     DataError
         When computed: a row that cannot be placed, or of another dimension than the model.
 
@@ -69,12 +74,19 @@ def assign(
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="embedding dtype", expected="float32 or float16")
+    if dtype == "float16" and is_cudf(frame._meta):
+        raise UsageError(
+            "cuDF has no float16",
+            where="embedding dtype",
+            expected="float32 for a dataframe of cuDF",
+            remedy='pass frame.to_backend("pandas"), or store float32 (--embedding-dtype float32)',
+        )
     column = vector_column(frame, column)
     refuse_reserved(list(frame.columns))
-    empty = frame._meta.iloc[:0]
+    empty = on_host(frame._meta.iloc[:0])
     index = model.index_for(frame, assign, column=column)
     blank = {column: to_column(np.empty((0, model.n_features_in_), np.float32), dtype), CENTROID: np.empty(0, np.int32)}
-    meta = empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)})
+    meta = like(frame._meta, empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)}))
     return frame.map_partitions(
         _assign,
         dask.delayed(model, pure=False),
@@ -97,14 +109,20 @@ def refuse_reserved(columns: list[str]) -> None:
         )
 
 
-def _assign(part: pd.DataFrame, model: KMeans, index: Index | None, column: str, dtype: str) -> pd.DataFrame:
+def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: str) -> Any:
+    device, centroids = gpus.device(), model.cluster_centers_
+    if device is not None and index is None:
+        forecast.check_compare(len(part), len(centroids), centroids.shape[1], device.memory())
+        if is_cudf(part) and len(part):
+            return _assign_on(device, part, model, column)
+    if is_cudf(part):
+        return like(part, _assign(on_host(part), model, index, column, dtype))
     X = model.rows(part[column])
-    centroids = model.cluster_centers_
     if index is not None:
         labels = index.nearest(X, centroids)
         squares = squared_distances(X, centroids, labels)
     else:
-        labels, squares = nearest(X, centroids, gpus.device())
+        labels, squares = nearest(X, centroids, device)
     with np.errstate(over="ignore"):
         stored = to_column(X, dtype)
     if dtype == "float16" and not model.normalize:
@@ -118,6 +136,22 @@ def _assign(part: pd.DataFrame, model: KMeans, index: Index | None, column: str,
             COSINE: cosine_distances(X, centroids, labels).astype(np.float32),
         }
     )
+
+
+def _assign_on(device: Device, part: Any, model: KMeans, column: str) -> Any:
+    """As :func:`_assign`, of a frame of cuDF, whose vectors do not leave the device."""
+    with device.turn():
+        X, centroids = model.rows(part[column], device=device), device.xp.asarray(model.cluster_centers_)
+        labels, squares = nearest(X, model.cluster_centers_, device)
+        cosines = norms.cosine_distances(device, X, centroids, device.xp.asarray(labels))
+        return part.assign(
+            **{
+                column: column_on(X, part.index),
+                CENTROID: labels,
+                L2: np.sqrt(squares).astype(np.float32),
+                COSINE: device.host(cosines).astype(np.float32),
+            }
+        )
 
 
 def _check_half(X: np.ndarray, stored: np.ndarray) -> None:

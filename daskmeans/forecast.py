@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from dask.utils import format_bytes
 from distributed import Client
 
-from daskmeans import config, runtime
+from daskmeans import config, gpus, runtime
 from daskmeans.errors import MemoryForecastError
+from daskmeans.kernels import demand
+from daskmeans.kernels.device import REMEDY
 from daskmeans.kernels.groups import n_near
 from daskmeans.kernels.search import n_bounds
 
@@ -186,6 +188,39 @@ def check_devices(
     return batch
 
 
+def check_compare(rows: int, n_clusters: int, dimension: int, memory: int) -> None:
+    """Make sure that partitions of `rows` rows can be compared with centroids on a device of `memory` bytes.
+
+    Raises
+    ------
+    MemoryForecastError
+        Not even a tile of them fits.
+    """
+    what = f"comparing rows of {dimension} dimensions with {n_clusters:,} centroids"
+    _check_device(what, demand.nearest_bytes(rows, n_clusters, dimension), memory)
+
+
+def _check_device(what: str, need: int, memory: int, where: str = "") -> None:
+    have = int(DEVICE * memory)
+    if need > have:
+        raise MemoryForecastError(
+            f"{what} takes {format_bytes(need)} of a device, which has {format_bytes(have)} for it",
+            where=where,
+            remedy=REMEDY,
+        )
+
+
+def device_room(memory: int, share: float, need: int) -> int:
+    """Bytes of a device that rows may take which stay there: a `share` of its memory, as far as `need` leaves it.
+
+    Examples
+    --------
+    >>> device_room(1000, 0.6, 100), device_room(1000, 0.6, 700), device_room(1000, 0.6, 900)
+    (600, 100, 0)
+    """
+    return max(0, int(min(share * memory, DEVICE * memory - need)))
+
+
 def assign_bytes(dimension: int, n_clusters: int, partition_bytes: int) -> int:
     """Bytes of one task that assigns a partition: its rows in a few copies, the centroids, one tile of scores.
 
@@ -218,8 +253,13 @@ def check_bands(rows: int, dimension: int, where: str, client: Client | None, pr
     Raises
     ------
     MemoryForecastError
-        Not even a task's own fit into its memory: two, and the copies that reading one takes.
+        Not even a task's own fit into its memory: two, and the copies that reading one takes. Or onto its device.
+    ClusterError
+        Two workers compute on one GPU.
     """
+    for place in gpus.places(client) if not probes else ():  # rows that visit are compared on the cores
+        if place:
+            _check_device(f"comparing bands of {rows:,} rows", demand.pairs_bytes(rows, dimension), place.memory, where)
     each, have = band_bytes(rows, dimension, probes), runtime.memory_per_task(client)
     need = (2 + COPIES) * each
     if have is not None and need > have:

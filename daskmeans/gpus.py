@@ -6,9 +6,10 @@ import functools
 import os
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import distributed
 from distributed import Client
@@ -77,28 +78,82 @@ def needed() -> Device:
     return found
 
 
-def shared(client: Client | None) -> bool:
-    """Whether all workers, or this process, compute on GPUs; it is told where only some do, or two share one."""
+class Place(NamedTuple):
+    """A GPU on which a process computes."""
+
+    name: str
+    """The machine, and what the GPU is called there."""
+    memory: int
+    """Bytes, used or not."""
+
+    @classmethod
+    def of(cls, device: Device) -> Place:
+        """Where `device` is, in this process."""
+        return cls(f"{socket.gethostname()} {device.name()}", device.memory())
+
+
+def places(client: Client | None) -> list[Place | None]:
+    """Where each worker, or this process, computes; None: on its cores.
+
+    Raises
+    ------
+    ClusterError
+        Two workers compute on one GPU.
+    """
     if client is None:
-        return device() is not None
-    found: Any = client.run(_place)
-    places = [place for place in found.values() if place]
-    for place, workers in Counter(places).items():
+        return [_place()]
+    answers: Any = client.run(_place)  # a dict, as this client is not asynchronous
+    found = list(answers.values())
+    refuse_shared(place.name for place in found if place)
+    return found
+
+
+def refuse_shared(names: Iterable[str]) -> None:
+    """Refuse workers of which two compute on one GPU: each would take the memory of the whole for its own."""
+    for name, workers in Counter(names).items():
         if workers > 1:
-            runtime.logger.warning("%s workers share the GPU %s: with one worker each, it is faster", workers, place)
-    if 0 < len(places) < len(found):
+            raise ClusterError(
+                f"{workers} workers share one GPU",
+                where=name,
+                expected="one worker for each GPU, as LocalCUDACluster and `dask cuda worker` start them",
+                remedy="stop the others, or compute on the cores (DASK_DASKMEANS__DEVICE=cpu on the workers)",
+            )
+
+
+def memory(client: Client | None) -> int:
+    """As :func:`smallest`, of all workers, or of this process. It is told if only some compute on GPUs.
+
+    Raises
+    ------
+    ClusterError
+        Two workers compute on one GPU.
+    """
+    found = places(client)
+    on_gpus = len([place for place in found if place])
+    if 0 < on_gpus < len(found):
         runtime.logger.warning(
             "%s of %s workers compute on GPUs; so that all do the same, k-means runs on the cores",
-            len(places),
+            on_gpus,
             len(found),
         )
-    return len(places) == len(found) > 0
+    return smallest(found)
 
 
-def _place(dask_worker: Any = None) -> str:
-    """Which GPU this process computes on: the machine and the bus; empty for none."""
+def smallest(found: list[Place | None]) -> int:
+    """Bytes of the smallest GPU of `found`; 0 if there are none, or some compute on their cores.
+
+    Examples
+    --------
+    >>> smallest([Place("a 1", 5), Place("a 2", 4)]), smallest([Place("a 1", 5), None])
+    (4, 0)
+    """
+    sizes = [place.memory for place in found if place]
+    return min(sizes) if sizes and len(sizes) == len(found) else 0
+
+
+def _place(dask_worker: Any = None) -> Place | None:
     mine = device(dask_worker)
-    return f"{socket.gethostname()} {mine.name()}" if mine else ""
+    return Place.of(mine) if mine else None
 
 
 def _by_dask_cuda(worker: Any) -> bool:

@@ -28,6 +28,17 @@ def signed(schema: pa.Schema, step: str) -> pa.Schema:
     return schema.with_metadata({**(schema.metadata or {}), **ours})
 
 
+def is_signed(schema: pa.Schema) -> bool:
+    """Whether a file of `schema` is one of ours.
+
+    Examples
+    --------
+    >>> is_signed(pa.schema({})), is_signed(signed(pa.schema({}), "embed"))
+    (False, True)
+    """
+    return b"daskmeans.format" in (schema.metadata or {})
+
+
 def write_table(table: pa.Table, to: UPath | pa.NativeFile, step: str) -> None:
     """Write `table` to a file or a stream, signed."""
     signature = signed(table.schema, step).metadata

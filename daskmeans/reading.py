@@ -40,6 +40,7 @@ class Reading:
             allow_zero=allow_zero,
             partition_bytes=forecast.partition_bytes(client),
             min_partitions=PER_THREAD * runtime.n_threads(client),
+            workers=runtime.n_processes(client),
         )
 
     def path(self, url: str | UPath) -> UPath:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import inspect
+import itertools
 import sys
 import threading
 import types
@@ -125,8 +126,9 @@ def install(monkeypatch):
     """A function that makes `stand_in` the cuML of this process, and of workers in it; devices have `memory` bytes."""
 
     def put(stand_in: type[StandIn] = StandIn, memory: int = GIB) -> list[StandIn]:
-        runtime = types.SimpleNamespace(memGetInfo=lambda: (0, memory))
-        cupy = module("cupy", asarray=np.array, asnumpy=np.asarray, cuda=types.SimpleNamespace(runtime=runtime))
+        runtime, numbers = types.SimpleNamespace(memGetInfo=lambda: (0, memory)), itertools.count()
+        cuda = types.SimpleNamespace(runtime=runtime, Device=lambda: types.SimpleNamespace(pci_bus_id=next(numbers)))
+        cupy = module("cupy", asarray=np.array, asnumpy=np.asarray, cuda=cuda)
         cupy.ndarray = cupy.generic = type("ndarray", (), {})  # scikit-learn asks of its input whether it is one
         estimators = module("cuml.dask.cluster", KMeans=stand_in)
         on_dask = module("cuml.dask", cluster=estimators)
@@ -308,6 +310,14 @@ def test_workers_that_cannot_run_it_are_named(install, two, monkeypatch, lacking
         monkeypatch.setattr(installed, "missing_packages", lambda: next(answers))
     with pytest.raises(ClusterError, match=rf"inproc(.|\n)*2 of 2 workers cannot run cuML \((.|\n)*{why}"):
         KMeans(4, engine="cuml").fit(blobs(), client=two)
+
+
+def test_workers_that_share_a_device_are_refused(install, two, monkeypatch):
+    made = install()
+    monkeypatch.setattr(sys.modules["cupy"].cuda, "Device", lambda: types.SimpleNamespace(pci_bus_id="0000:01:00.0"))
+    with pytest.raises(ClusterError, match=r"0000:01:00\.0: 2 workers share one GPU"):
+        KMeans(4, engine="cuml").fit(blobs(), client=two)
+    assert not made
 
 
 def no_device():

@@ -5,6 +5,7 @@ Those kernels have their own tests, against brute force.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from types import ModuleType
@@ -73,7 +74,7 @@ def test_sums_of_float64_are_added_in_the_order_of_the_processor(device):
     own = device.xp.arange(50)
     found = device.host(dense.squared_distances(device, *there, own, own))
     assert found.tolist() == [squared_distance64(x, y) for x, y in zip(X, Y, strict=True)]
-    products = device.host(dense._in_order(device.xp, there[0].astype(np.float64) * there[1]))
+    products = device.host(dense.in_order(device.xp, there[0].astype(np.float64) * there[1]))
     assert products.tolist() == [dot64(x, y) for x, y in zip(X, Y, strict=True)]
     center = rng.normal(size=53)
     about = dense.squares_about(device, there[0], device.xp.asarray(center))
@@ -161,8 +162,9 @@ def test_a_fit_has_the_bits_of_the_processors(device, room, monkeypatch):
     assert [each["relabelled"] for each in here.iterations_] == [each["relabelled"] for each in there.iterations_]
 
 
-def test_two_workers_have_the_bits_of_one(device, thread_client):
-    X = blobs(3000, d=8, k=20)
+def test_two_workers_have_the_bits_of_one(device, thread_client, monkeypatch):
+    X, numbers = blobs(3000, d=8, k=20), itertools.count()
+    monkeypatch.setattr(device, "name", lambda: f"device {next(numbers)}")  # as if each had its own
     with dask.config.set({"daskmeans.device": "gpu"}):
         with thread_client(2) as client:
             two = dkm.KMeans(30).fit(X, client=client)
@@ -274,18 +276,22 @@ def test_a_worker_of_dask_cuda_computes_on_its_gpu(device):
         assert gpus.device(Worker("dask_cuda.initialize")) is None
 
 
-def test_it_is_told_where_workers_share_a_gpu_or_only_some_have_one(device, caplog):
+def test_it_is_told_where_only_some_workers_have_a_gpu(device, caplog):
     class Client:
-        def __init__(self, *places):
-            self.places = dict(enumerate(places))
+        def __init__(self, *names):
+            self.places = {i: gpus.Place(name, 100 + i) if name else None for i, name in enumerate(names)}
 
         def run(self, function):
             return self.places
 
-    assert gpus.shared(Client("a 1", "a 2", "b 1")) and not caplog.messages
-    assert not gpus.shared(Client("", "")) and not caplog.messages
-    assert gpus.shared(Client("a 1", "a 1")) and "2 workers share the GPU a 1" in caplog.text
-    assert not gpus.shared(Client("a 1", "")) and "1 of 2 workers compute on GPUs" in caplog.text
+    assert gpus.memory(Client("a 1", "a 2", "b 1")) == 100 and not caplog.messages
+    assert gpus.memory(Client("", "")) == 0 and not caplog.messages
+    assert gpus.memory(Client("a 1", "")) == 0 and "1 of 2 workers compute on GPUs" in caplog.text
+    with pytest.raises(ClusterError, match="2 workers share one GPU"):
+        gpus.memory(Client("a 1", "a 1"))
+    assert gpus.memory(None) == 0
+    with dask.config.set({"daskmeans.device": "gpu"}):
+        assert gpus.memory(None) == device.memory()
 
 
 # --- what only a device runs ---

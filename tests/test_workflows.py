@@ -8,11 +8,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import LocalCluster
+from nbclient import NotebookClient
 
 import daskmeans as dkm
 from helpers import write_embeddings
@@ -53,8 +55,18 @@ def test_existing_scheduler(vectors: Path, tmp_path: Path, two_workers: LocalClu
 
 
 @pytest.mark.skipif(find_spec("dask_cuda") is not None, reason="dask_cuda is installed")
+def test_the_notebook_for_gpus_says_so_in_one_line_and_does_nothing_more() -> None:
+    book = nbformat.read(WORKFLOWS / "gpus.ipynb", as_version=4)
+    NotebookClient(book, timeout=60).execute()
+    told = [output["text"] for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert len(told) == 1
+    assert told[0].count("\n") == 1
+    assert 'pip install "daskmeans[gpu]"' in told[0]
+
+
+@pytest.mark.skipif(find_spec("dask_cuda") is not None, reason="dask_cuda is installed")
 def test_gpu_without_its_extra_says_so_in_one_line(vectors: Path, tmp_path: Path) -> None:
-    done = run("gpu.py", vectors, tmp_path, N_CLUSTERS)
+    done = run("cluster_gpu.py", vectors, tmp_path, N_CLUSTERS)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert 'pip install "daskmeans[gpu]"' in done.stderr

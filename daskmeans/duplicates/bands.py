@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from upath import UPath
 
-from daskmeans import gpus
-from daskmeans.kernels import dense
+from daskmeans import forecast, gpus
+from daskmeans.kernels import demand, dense
 from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.pairs import first_copies
 from daskmeans.kernels.products import normalize_rows
@@ -270,4 +270,6 @@ class Shelf:
         device = None if self.near else gpus.device()
         if device is None:
             return self.room
-        return min(self.room, int(KEEP * device.memory() / dense.row_bytes(self.P.shape[0])))
+        d, most = self.P.shape[0], max(band.rows for band in self.bands)
+        room = forecast.device_room(device.memory(), KEEP, demand.pairs_bytes(most, d))
+        return min(self.room, room // dense.row_bytes(d))

@@ -30,6 +30,7 @@ from daskmeans.kmeans.inputs import vector_column
 from daskmeans.vectors.buckets import CENTROID, L2
 from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import Input, open_path
+from daskmeans.vectors.frames import is_cudf, on_device, on_host
 
 ADDED = ("keep", "kept_id", "max_id", "cosine_sim_score", "reason", CENTROID)
 # With fewer rows a dimension, finding directions takes longer than doing without.
@@ -124,18 +125,23 @@ class SemanticDeduplicator:
 
         Parameters
         ----------
-        frame : pandas.DataFrame or dask.dataframe.DataFrame
+        frame : DataFrame of pandas, cuDF or dask
         partition_info : mapping, optional
             What dask tells of a partition; messages name its number.
 
         Returns
         -------
-        pandas.DataFrame or dask.dataframe.DataFrame
+        DataFrame of pandas, cuDF or dask
             `frame` and the columns ``keep`` (bool), ``kept_id`` (the row that stays in place of this one), ``max_id``
             and ``cosine_sim_score`` (the most similar row that comes earlier in rank, if it is similar enough, and the
             score), ``reason`` (``exact``, ``semantic`` or null) and ``centroid``. The rows of a pandas dataframe keep
-            their order, those of a dask dataframe move.
+            their order, those of a dask dataframe move. Frames of cuDF are decided on in memory, and go back.
         """
+        if isinstance(frame, dd.DataFrame) and is_cudf(frame._meta):
+            decided = self(frame.map_partitions(on_host, meta=on_host(frame._meta), enforce_metadata=False))
+            return decided.map_partitions(on_device, meta=on_device(decided._meta), enforce_metadata=False)
+        if not isinstance(frame, dd.DataFrame) and is_cudf(frame):
+            return on_device(self(on_host(frame), partition_info))
         if isinstance(frame, dd.DataFrame):
             meta = self(frame._meta)
             rows = frame.map_partitions(self._place, meta=self._place(frame._meta), enforce_metadata=False)

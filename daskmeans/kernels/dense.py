@@ -106,7 +106,7 @@ def _below(xp: Any, values: Any) -> Any:
     return (values - xp.abs(values) * 2.0**-22 - 2.0**-126).astype(np.float32)
 
 
-def _in_order(xp: Any, terms: Any) -> Any:
+def in_order(xp: Any, terms: Any) -> Any:
     """Sums of the rows of a float64 matrix, added in the order of :mod:`daskmeans.kernels.lanes`."""
     m, d = terms.shape
     whole = d // 16 * 16
@@ -121,7 +121,8 @@ def _in_order(xp: Any, terms: Any) -> Any:
     return lanes[:, 0] + tail
 
 
-def _parts(n: int, size: int) -> Iterator[slice]:
+def parts(n: int, size: int) -> Iterator[slice]:
+    """Slices of `size` that cover ``range(n)`` in order; the last one may be shorter."""
     for start in range(0, n, max(1, size)):
         yield slice(start, min(start + max(1, size), n))
 
@@ -129,16 +130,16 @@ def _parts(n: int, size: int) -> Iterator[slice]:
 def squared_distances(device: Device, X: Any, Y: Any, rows: Any, columns: Any) -> Any:
     """Squared distances of some rows of `X` to some of `Y`, pair by pair; the bits of ``squared_distance64``."""
     out = device.xp.empty(len(rows), np.float64)
-    for part in _parts(len(rows), COORDINATES // X.shape[1]):
+    for part in parts(len(rows), COORDINATES // X.shape[1]):
         apart = X[rows[part]].astype(np.float64) - Y[columns[part]]
-        out[part] = _in_order(device.xp, apart * apart)
+        out[part] = in_order(device.xp, apart * apart)
     return out
 
 
 def squares_about(device: Device, X: Any, center: Any) -> Any:
     """Squared distance of each row to `center`; the bits of ``codes.squares_about``."""
     apart = X - center
-    return _in_order(device.xp, apart * apart)
+    return in_order(device.xp, apart * apart)
 
 
 def scaled_sum(device: Device, values: Any, scale: float) -> int:
@@ -180,7 +181,7 @@ def closest(device: Device, rows: Rows, to: Centroids) -> Any:
     device.each(loops.pick, n, scores, halves, -_below(xp, -2.0 * slack), labels, tops, alone)
     unsure = xp.flatnonzero(~alone)
     least = _below(xp, tops - 2.0 * slack)
-    for part in _parts(len(unsure), SCORES // (16 * len(halves))):
+    for part in parts(len(unsure), SCORES // (16 * len(halves))):
         some = unsure[part]
         labels[some] = _settle(device, rows, to, some, scores[:, some] - halves[:, None] >= least[some])
     return labels
@@ -203,7 +204,7 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`daskmeans.kernels.nearest.nearest`; without `squares` the second array is empty."""
     labels, distances = np.empty(len(X), np.int32), np.empty(len(X) if squares else 0)
-    with device.lock:
+    with device.turn():
         to = centroids_on(device, centroids, centroids.mean(axis=0, dtype=np.float64))
         for part, there in device.tiles(X, tile_rows(*centroids.shape)):
             found = closest(device, encode(device, there, to.center), to)
@@ -233,7 +234,7 @@ class Sums:
         """As ``update.move_rows``: how many rows have changed their label; before, -1 stands for none."""
         xp = self._device.xp
         changed = xp.flatnonzero(before != labels)
-        for part in _parts(len(changed), COORDINATES // X.shape[1]):
+        for part in parts(len(changed), COORDINATES // X.shape[1]):
             mine = changed[part]
             values = xp.rint(X[mine].astype(np.float64) * self._scale).astype(np.int64)
             self._add(labels[mine], values, 1)
@@ -256,14 +257,14 @@ class Sums:
 
 def rows_on(device: Device, X: np.ndarray) -> Rows:
     """Unit rows (float32, shape (n, d)) on the device, to be compared with others."""
-    with device.lock:
+    with device.turn():
         return encode(device, device.xp.asarray(X), device.xp.zeros(X.shape[1]))
 
 
 def find_pairs(device: Device, one: Rows, other: Rows, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
     """As :func:`daskmeans.kernels.sketch.find_pairs`, of all rows of `one` and `other`."""
-    for part in _parts(len(one.X), SCORES // max(1, len(other.X))) if len(other.X) else ():
-        with device.lock:
+    for part in parts(len(one.X), SCORES // max(1, len(other.X))) if len(other.X) else ():
+        with device.turn():
             found = list(_pairs_of(device, one, other, part, floor, same))
         yield from found
 
@@ -284,7 +285,7 @@ def _pairs_of(device: Device, one: Rows, other: Rows, part: slice, floor: np.flo
     total = int(starts[-1])
     i, j = xp.empty(total, np.int64), xp.empty(total, np.int64)
     device.each(loops.enlist, m, scores, least, ends, starts, i, j)
-    for some in _parts(total, COORDINATES // one.X.shape[1]):
+    for some in parts(total, COORDINATES // one.X.shape[1]):
         yield _scored(device, one, other, i[some] + part.start, j[some], floor)
 
 
@@ -293,7 +294,7 @@ def _scored(device: Device, one: Rows, other: Rows, i: Any, j: Any, floor: np.fl
     xp = device.xp
     x, y = one.X[i], other.X[j]
     copies = (x == y).all(axis=1)
-    products = _in_order(xp, x.astype(np.float64) * y)
+    products = in_order(xp, x.astype(np.float64) * y)
     scores = xp.where(copies, 1.0, xp.minimum(products, 1.0)).astype(np.float32)
     high = xp.flatnonzero(scores >= floor)
     return Pairs(*(device.host(array[high]) for array in (i, j, scores, copies)))

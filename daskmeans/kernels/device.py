@@ -6,7 +6,9 @@ On the processor it is no faster than the kernels beside it: there it is what te
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,9 +16,29 @@ from typing import Any
 import numpy as np
 import psutil
 
+from daskmeans.errors import RunError
 from daskmeans.kernels.jit import kernel
 
 _compiled = functools.cache(kernel)
+
+# Where a device has too little memory.
+REMEDY = (
+    "make partitions and buckets smaller (DASK_DASKMEANS__PARTITION_BYTES=16MiB, DASK_DASKMEANS__BUCKET_BYTES=8MiB), "
+    "or compute on the cores (DASK_DASKMEANS__DEVICE=cpu on the workers)"
+)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn what cupy and rmm say of a device whose memory is full, by a MemoryError, into an error of ours."""
+    try:
+        yield
+    except MemoryError as error:
+        raise RunError(
+            f"the memory of the device is full ({type(error).__name__}: {error})",
+            expected="memory that nobody else has taken, for the rows of a partition and what they are compared with",
+            remedy=REMEDY,
+        ) from error
 
 
 class Device:
@@ -26,13 +48,23 @@ class Device:
     ----------
     xp : module
         numpy or cupy.
-    lock : threading.RLock
-        Held by a thread that computes: one at a time, so that memory is needed for one.
     """
 
     def __init__(self) -> None:
         self.xp: Any = np
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Around what a thread computes: one at a time, so that memory is needed for one.
+
+        Raises
+        ------
+        RunError
+            There was not enough of it after all.
+        """
+        with self._lock, explained():
+            yield
 
     def product(self, left: Any, right: Any) -> Any:
         """Products of the rows of two float16 matrices, summed in float32; shape (len(left), len(right))."""
@@ -101,10 +133,16 @@ class Cuda(Device):
         cuda.each(body, n, *arrays)
 
     def tiles(self, X: np.ndarray, size: int) -> Iterator[tuple[slice, Any]]:
-        """As of the processor; the next rows are on their way through pinned memory while these are in use."""
+        """As of the processor; the next rows are on their way through pinned memory while these are in use.
+
+        Rows that are on the device already are not sent.
+        """
         import cupyx
         from cupy.cuda import Event, Stream, get_current_stream
 
+        if isinstance(X, self.xp.ndarray):
+            yield from super().tiles(X, size)
+            return
         if not len(X):
             return
         size = min(size, len(X))
@@ -149,5 +187,7 @@ class Cuda(Device):
         return int(self.xp.cuda.runtime.memGetInfo()[1])
 
     def name(self) -> str:
-        """Its place on the bus."""
-        return str(self.xp.cuda.Device().pci_bus_id)
+        """Its place on the bus; of parts of one GPU, which have one place, also which part it is."""
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        place = str(self.xp.cuda.Device().pci_bus_id)
+        return f"{place} {first}" if first.startswith("MIG") else place

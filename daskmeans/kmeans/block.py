@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from daskmeans import forecast
+from daskmeans.kernels.device import Device
 from daskmeans.kmeans.storage import shelf
 
 
@@ -43,16 +46,20 @@ class Block:
     Parameters
     ----------
     rows : ndarray of float32, shape (n, d)
-        C-contiguous. Kept, not copied, where it stays in memory.
+        C-contiguous. Kept, not copied, where it stays in memory. With a `device`, an array of that.
     quota : Quota
     numbers : ndarray of int64, shape (n,), optional
         Numbers of the rows in the whole input. Without them the rows follow one another from `first` on.
     borrowed : bool, default False
         Whether somebody else holds `rows` in memory too, so that they take none.
+    device : Device, optional
+        Where the rows lie and stay. Those of a block that dask moves arrive in memory.
 
     Attributes
     ----------
     n_rows : int
+    there : array or None
+        The rows on the device.
     notes : dict
         Small values of the engine.
     first : int
@@ -70,18 +77,26 @@ class Block:
     """
 
     def __init__(
-        self, rows: np.ndarray, quota: Quota, numbers: np.ndarray | None = None, *, borrowed: bool = False
+        self,
+        rows: Any,
+        quota: Quota,
+        numbers: np.ndarray | None = None,
+        *,
+        borrowed: bool = False,
+        device: Device | None = None,
     ) -> None:
         self.n_rows, self.dimension = rows.shape
-        held = (0 if borrowed else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
+        self.device = device
+        self.there: Any = None if device is None else rows
+        held = (0 if borrowed or device else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
         noted = forecast.note_bytes(self.n_rows, self.dimension, quota.n_clusters)
         working = quota.threads * forecast.engine_bytes(self.dimension, quota.n_clusters)
         self._quota, self._shelf = quota, shelf(quota.fit, held + noted, quota.memory - working)
-        self.nbytes = 0 if self._shelf.on_disk else rows.nbytes
+        self.nbytes = 0 if self._shelf.on_disk or device else rows.nbytes
         self.notes: dict[str, Any] = {}
         self.first = 0
         self._numbers = None if numbers is None else {"numbers": self._shelf.keep(numbers)}
-        self._arrays = {"rows": self._shelf.keep(rows)}
+        self._arrays = {} if device else {"rows": self._shelf.keep(rows)}
 
     @property
     def on_disk(self) -> bool:
@@ -99,9 +114,16 @@ class Block:
     def open(self) -> AbstractContextManager[dict[str, np.ndarray]]:
         """The arrays by name, for the length of a ``with`` block: "rows", read-only, and those allocated, writable.
 
-        An array that is used after the block is right, but may take memory that nobody has counted.
+        An array that is used after the block is right, but may take memory that nobody has counted. Rows on a device
+        are copied to memory if they are asked for.
         """
-        return self._shelf.open(self._arrays)
+        opened = self._shelf.open(self._arrays)
+        return opened if self.device is None else self._fetching(opened)
+
+    @contextlib.contextmanager
+    def _fetching(self, opened: AbstractContextManager[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        with opened as arrays:
+            yield _Fetched(self, arrays)
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
         """Add an array of zeros, in the place of one that has this name."""
@@ -120,3 +142,17 @@ class Block:
         with self.open() as arrays:
             numbers = None if self._numbers is None else self.numbers
             return Block, (np.array(arrays["rows"]), self._quota, numbers)
+
+
+class _Fetched(dict[str, np.ndarray]):
+    """The arrays of a block, with its rows once somebody asks for them."""
+
+    def __init__(self, block: Block, arrays: dict[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self._block = block
+
+    def __missing__(self, name: str) -> np.ndarray:
+        if name != "rows" or self._block.device is None:
+            raise KeyError(name)
+        self[name] = self._block.device.host(self._block.there)
+        return self[name]

@@ -334,6 +334,9 @@ def _copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
     """Copy rows of a group to where their numbers are among `wanted`, which ascend."""
     for block in group:
         places, mine = _among(wanted, block.numbers)
+        if block.device is not None:
+            X[places] = block.device.host(block.there[block.device.xp.asarray(mine)])
+            continue
         with block.open() as arrays:
             if len(mine) and places[-1] - places[0] == len(places) - 1:
                 np.take(arrays["rows"], mine, axis=0, out=X[places[0] : places[-1] + 1], mode="clip")

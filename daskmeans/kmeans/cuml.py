@@ -1,7 +1,8 @@
 """The engine ``cuml``: cuML finds the centroids on the workers' GPUs, our own pass finds what they are worth.
 
-cuML gets the rows of blocks as arrays on the devices where they lie, and gives centroids back. Labels, distances and
-inertia come from the pass that ends every fit, so a model does not depend on the engine that found it.
+cuML gets the rows of blocks as arrays on the devices, and gives centroids back. Rows of frames of cuDF lie there from
+the start (`loading.py`), others are sent. Labels, distances and inertia come from the pass that ends every fit, so a
+model does not depend on the engine that found it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from distributed import Client
 
 from daskmeans import config, forecast, gpus, progress, runtime
 from daskmeans.errors import ClusterError, DaskmeansError, MissingExtraError, RunError, UsageError
+from daskmeans.kernels.device import Cuda
 from daskmeans.kmeans.block import Block
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.native import MIDDLE_ROWS, Checkpoints, Fit, Forgetful, measured
@@ -54,7 +56,7 @@ def devices(client: Client | None) -> dict[str, int]:
     UsageError
         There is no cluster.
     ClusterError
-        There are no workers, or one has no device or lacks a package.
+        There are no workers, one has no device or lacks a package, or two share a device.
     """
     if missing := gpus.missing_packages():
         raise MissingExtraError(missing[0], "gpu")
@@ -75,7 +77,8 @@ def devices(client: Client | None) -> dict[str, int]:
             expected="a CUDA device and the packages of RAPIDS on every worker",
             remedy="use --device gpu, workers that `dask cuda worker` starts, or --engine native",
         )
-    return found  # type: ignore[no-any-return]
+    gpus.refuse_shared(place.name for place in found.values())
+    return {worker: place.memory for worker, place in found.items()}
 
 
 def fit(
@@ -272,19 +275,20 @@ def _check(theirs: float, ours: float, slack: float) -> None:
 # --- on the workers ---
 
 
-def _device() -> int | str:
-    """Bytes of this worker's device, or why it cannot run cuML."""
+def _device() -> gpus.Place | str:
+    """This worker's device, or why it cannot run cuML."""
     if missing := gpus.missing_packages():
         return f"{missing[0]} is not installed"
-    import cupy  # not cuml, for seconds in which the worker answers nobody
-
     try:
-        return int(cupy.cuda.runtime.memGetInfo()[1])
+        return gpus.Place.of(Cuda())  # with cupy, not with cuml, for seconds in which the worker answers nobody
     except RuntimeError as error:  # as CUDA's are
         return f"{type(error).__name__}: {error}"
 
 
 def _on_device(block: Block) -> Any:
+    """The rows of a block: those that lie on the device as they are, others sent there."""
+    if block.there is not None:
+        return block.there
     import cupy
 
     with block.open() as arrays:

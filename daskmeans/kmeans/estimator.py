@@ -16,18 +16,20 @@ import numpy as np
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, gpus, manifest, runtime
+from daskmeans import config, forecast, gpus, manifest, runtime
 from daskmeans.dashboard import add_page
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
+from daskmeans.kernels.device import Device
 from daskmeans.kernels.nearest import all_distances, nearest_labels
 from daskmeans.kmeans import ann, cuml, model
 from daskmeans.kmeans.blocks import Blocks
-from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, slices
+from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, prepare_on, slices
 from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split
 from daskmeans.vectors.files import open_path
+from daskmeans.vectors.frames import is_cudf
 
 
 class KMeans:
@@ -190,7 +192,8 @@ class KMeans:
         Parameters
         ----------
         X : array, dask array or dask dataframe, shape (n_samples, n_features)
-            Arrays and partitions on a device (cupy, cudf) are copied to memory.
+            Arrays and partitions on a device (cupy, cudf) are copied to memory, but for dataframes of cuDF that the
+            engine "cuml" fits on, whose rows stay where they are.
         y : ignored
         column : str, optional
             Column of a dataframe that holds the vectors; default: the only one that does.
@@ -206,7 +209,8 @@ class KMeans:
         DataError
             A row cannot be placed: NaN, infinity, null, zeros when normalising.
         MissingExtraError, ClusterError, MemoryForecastError
-            Of the engine "cuml": a package, a worker or its device is missing, or the rows do not fit onto it.
+            Of the engine "cuml": a package, a worker or its device is missing, or the rows do not fit onto it. Of
+            either engine: two workers share a GPU, or a GPU has no room for what a pass takes.
         """
         self.check_params()
         init = resolve_init(self.init, self.n_clusters)
@@ -216,13 +220,18 @@ class KMeans:
             add_page(client)
         if self._by_cuml():
             cuml.devices(client)  # before anything is read
-        blocks = load(X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters)
+        places = gpus.places(client)
+        blocks = load(
+            X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters, on_device=self._by_cuml()
+        )
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
                 f"n_samples={blocks.n_rows} should be >= n_clusters={self.n_clusters}",
                 where="n_clusters",
                 remedy=f"set n_clusters to {blocks.n_rows} or less",
             )
+        if memory := gpus.smallest(places):
+            forecast.check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
         runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
@@ -405,11 +414,17 @@ class KMeans:
         ]
         return da.concatenate(blocks, allow_unknown_chunksizes=True)
 
-    def rows(self, X: Any, where: str = "") -> np.ndarray:
-        """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension."""
+    def rows(self, X: Any, where: str = "", device: Device | None = None) -> Any:
+        """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension.
+
+        With a `device`, a column of cuDF becomes a matrix there; all else becomes one of numpy.
+        """
         if not len(X):  # a column of lists without rows does not know its dimension
             return np.empty((0, self.n_features_in_), np.float32)
-        rows = prepare(X, self.normalize, where)
+        if device is not None and is_cudf(X):
+            rows = prepare_on(device, X, self.normalize, where)
+        else:
+            rows = prepare(X, self.normalize, where)
         if rows.shape[1] != self.n_features_in_:
             raise DataError(
                 f"X has {rows.shape[1]} features, but KMeans is expecting {self.n_features_in_} features as input",
@@ -489,7 +504,12 @@ def seed_from(random_state: Any) -> int:
 def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
     if index is not None:
         return index.nearest(km.rows(X), km.cluster_centers_)
-    return nearest_labels(km.rows(X), km.cluster_centers_, gpus.device())
+    device, centroids = gpus.device(), km.cluster_centers_
+    if device is None:
+        return nearest_labels(km.rows(X), centroids)
+    forecast.check_compare(len(X), len(centroids), centroids.shape[1], device.memory())
+    with device.turn():
+        return nearest_labels(km.rows(X, device=device), centroids, device)
 
 
 def _distances(X: Any, km: KMeans) -> np.ndarray:

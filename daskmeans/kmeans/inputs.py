@@ -14,15 +14,17 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from dask._task_spec import GraphNode
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
+from daskmeans.kernels import norms
+from daskmeans.kernels.device import Device
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.products import unit_rows, unusual_rows
+from daskmeans.vectors.frames import matrix_on, schema_of
 from daskmeans.vectors.matrix import to_matrix, vector_columns
 
 # Rows of Python objects that are looked at for what they are.
@@ -106,7 +108,7 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
     if column is not None and column in frame.columns:
         return column
     head = frame.head(PEEK_ROWS) if isinstance(frame, pd.DataFrame) else frame._meta
-    found = vector_columns(pa.Schema.from_pandas(head, preserve_index=False))
+    found = vector_columns(schema_of(head))
     if column is None and len(found) == 1:
         return found[0]
     raise UsageError(
@@ -178,6 +180,21 @@ def prepare(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.n
         unit_rows(frozen(X), unit)
         return unit
     return X
+
+
+def prepare_on(device: Device, column: Any, normalize: bool, where: str = "", first: int = 0) -> Any:
+    """As :func:`prepare`, of a column of cuDF, and the matrix is one on the device.
+
+    Whether all is as it should be is seen there; if not, :func:`prepare` gets the column, and tells what is wrong.
+    """
+    X = matrix_on(column)
+    if X is not None:
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+            X = device.xp.ascontiguousarray(X, np.float32)
+        squares = norms.squared_norms(device, X)
+        if norms.usual(device, squares, normalize):
+            return norms.unit_rows(device, X, squares) if normalize else X
+    return device.xp.asarray(prepare(column, normalize, where, first))
 
 
 def _at(where: str, row: int) -> str:

@@ -14,15 +14,17 @@ from uuid import uuid4
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
 from dask.utils import format_bytes
 from distributed import Client
 
-from daskmeans import forecast, runtime
+from daskmeans import forecast, gpus, runtime
 from daskmeans.kernels.sampling import sampled
 from daskmeans.kmeans.block import Block, Quota
 from daskmeans.kmeans.blocks import Blocks
-from daskmeans.kmeans.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare
+from daskmeans.kmeans.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare, prepare_on
+from daskmeans.vectors.frames import is_cudf
 
 # Blocks for each thread, at least, that small chunks of an array are joined to.
 BLOCKS_EACH = 8
@@ -41,6 +43,8 @@ class Taking:
     quota : Quota
     given : bool
         Whether partitions are parts of a matrix that somebody holds in this process.
+    on_device : bool
+        Whether partitions are columns of cuDF, of which blocks are made that stay on the device.
     """
 
     normalize: bool
@@ -48,6 +52,7 @@ class Taking:
     seed: int
     quota: Quota
     given: bool
+    on_device: bool
 
 
 def load(
@@ -58,10 +63,12 @@ def load(
     seed: int,
     client: Client | None,
     n_clusters: int = 1,
+    on_device: bool = False,
 ) -> Blocks:
     """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
 
-    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew.
+    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew. With
+    `on_device`, the rows of a dataframe of cuDF stay on the devices of the workers, for those that compute there.
 
     Raises
     ------
@@ -88,7 +95,8 @@ def load(
     if counted and (normalize or not given):
         rows, dimension = X.shape
         forecast.check_fit(rows, dimension, n_clusters, sample_fraction, client)
-    taking = Taking(normalize, sample_fraction, seed, quota, given)
+    on_device = on_device and isinstance(X, (dd.DataFrame, dd.Series)) and is_cudf(X._meta)
+    taking = Taking(normalize, sample_fraction, seed, quota, given, on_device)
     places = ["" if counted else f"partition {i}" for i in range(len(parts))]
     calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
 
@@ -149,12 +157,24 @@ class _Loaded(Blocks):
 
 def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
     """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
+    device = gpus.device() if taking.on_device else None
+    if device is not None:
+        with device.turn():
+            there = prepare_on(device, part, taking.normalize, where, 0 if where else first)
+            if taking.fraction < 1.0:
+                there = there[device.xp.asarray(_chosen(len(there), first, taking))]
+            return Block(there, taking.quota, device=device)
     X = prepare(part, taking.normalize, where, 0 if where else first)
     if taking.fraction < 1.0:
-        X = X[sampled(np.arange(first, first + len(X)), taking.fraction, taking.seed)]
+        X = X[_chosen(len(X), first, taking)]
     borrowed = taking.given and np.may_share_memory(X, part)
     # A view of a column may be a view of a larger one, all of which it would keep.
     return Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
+
+
+def _chosen(count: int, first: int, taking: Taking) -> np.ndarray:
+    """Which of `count` rows are taken, if the number of the first is `first`."""
+    return sampled(np.arange(first, first + count), taking.fraction, taking.seed)
 
 
 def _same(block: Block) -> Block:

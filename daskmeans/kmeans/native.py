@@ -199,7 +199,7 @@ def fit_blocks(
             runtime.log_event("daskmeans-kmeans", facts, blocks.client)
             checkpoints.save(run, fit)
 
-        span, on_device = _measure(blocks, seed), gpus.shared(blocks.client)
+        span, on_device = _measure(blocks, seed), gpus.memory(blocks.client) > 0
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
             sample = blocks.subset(size, seed)

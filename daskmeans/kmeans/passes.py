@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daskmeans import gpus
-from daskmeans.kernels import dense
+from daskmeans import forecast, gpus
+from daskmeans.kernels import demand, dense, norms
 from daskmeans.kernels.codes import Codes, as_bytes, encode, layout, screen, squares_about
 from daskmeans.kernels.device import Device
 from daskmeans.kernels.groups import near_groups
@@ -123,7 +123,7 @@ def _advance_on(device: Device, group: list[Block], now: Pass) -> Advance:
     """As :func:`advance`, on a device. Bounds would not pay there: rows keep their labels alone."""
     sums = dense.Sums(device, now.centroids.shape, now.scale)
     energy = moved = compared = anew = 0
-    with device.lock:
+    with device.turn():
         to = dense.centroids_on(device, now.centroids, now.center)
         for block in group:
             begins = block.notes.pop("pass", ("", 0)) != (now.fit, now.number - 1)
@@ -134,7 +134,7 @@ def _advance_on(device: Device, group: list[Block], now: Pass) -> Advance:
                 labels = arrays["labels"]
                 if begins:
                     labels[:] = -1
-                for part, rows in _rows_on(device, block, arrays["rows"], to, now.fit):
+                for part, rows in _rows_on(device, block, arrays, to, now.fit):
                     if begins:
                         squares = dense.squares_about(device, rows.X, to.center)
                         energy += dense.scaled_sum(device, squares, now.square_scale)
@@ -147,19 +147,22 @@ def _advance_on(device: Device, group: list[Block], now: Pass) -> Advance:
 
 
 def _rows_on(
-    device: Device, block: Block, X: np.ndarray, to: dense.Centroids, fit: str
+    device: Device, block: Block, arrays: dict[str, np.ndarray], to: dense.Centroids, fit: str
 ) -> Iterable[tuple[slice, dense.Rows]]:
     """The rows of a block on the device: kept there for the passes of a fit if there is room, else sent again."""
     name, kept = block.notes.get("device", ("", None))
     if name == fit:
         return kept  # type: ignore[no-any-return]
     block.notes.pop("device", None)
-    size = dense.tile_rows(*to.rows.X.shape)
-    sent = ((part, dense.encode(device, there, to.center)) for part, there in device.tiles(X, size))
+    k, d = to.rows.X.shape
+    X = arrays["rows"] if block.there is None else block.there
+    sent = ((part, dense.encode(device, tile, to.center)) for part, tile in device.tiles(X, dense.tile_rows(k, d)))
     taken = device.memory() - device.free()
-    if taken + block.n_rows * dense.row_bytes(block.dimension) > KEEP * device.memory():
+    room = forecast.device_room(device.memory(), KEEP, demand.nearest_bytes(block.n_rows, k, d))
+    if taken + block.n_rows * dense.row_bytes(d) > room:
         return sent
-    kept = [(part, rows._replace(X=rows.X.copy())) for part, rows in sent]
+    # What has come through a buffer is copied from it, before the next comes.
+    kept = [(part, rows if X is block.there else rows._replace(X=rows.X.copy())) for part, rows in sent]
     block.notes["device"] = fit, kept
     return kept
 
@@ -216,11 +219,20 @@ def inertia(group: list[Block], now: Pass, scale: float) -> int:
     _at_pass(group, now)
     total = 0
     for block in group:
-        with block.open() as arrays:
-            distances = squared_distances(arrays["rows"], now.centroids, arrays["labels"])
-        total += add_numbers(distances, scale)
+        total += add_numbers(_squares(block, now.centroids), scale)
         block.notes.pop("device", None)  # a fit has come to its end, and others want the memory
     return total
+
+
+def _squares(block: Block, centroids: np.ndarray) -> np.ndarray:
+    """Squared distance of each row of a block to the centroid of its label; float64."""
+    with block.open() as arrays:
+        if block.device is None:
+            return squared_distances(arrays["rows"], centroids, arrays["labels"])  # type: ignore[no-any-return]
+        device, xp = block.device, block.device.xp
+        with device.turn():
+            own, labels = xp.arange(block.n_rows), xp.asarray(arrays["labels"])
+            return device.host(dense.squared_distances(device, block.there, xp.asarray(centroids), own, labels))
 
 
 def labels(group: list[Block], now: Pass) -> list[tuple[int, np.ndarray]]:
@@ -252,7 +264,14 @@ def reach(group: list[Block]) -> tuple[float, float]:
     """Largest absolute coordinate and largest squared norm of the rows."""
     largest, longest = 0.0, 0.0
     for block in group:
-        with block.open() as arrays:
-            mine = extremes(arrays["rows"])
+        mine = _extremes(block)
         largest, longest = max(largest, mine[0]), max(longest, mine[1])
     return largest, longest
+
+
+def _extremes(block: Block) -> tuple[float, float]:
+    if block.device is not None:
+        with block.device.turn():
+            return norms.extremes(block.device, block.there)
+    with block.open() as arrays:
+        return extremes(arrays["rows"])  # type: ignore[no-any-return]

@@ -20,8 +20,13 @@ PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 def survey(path: UPath, rows: int | None = None) -> Survey:
     """Schema and row groups of `path`, from its footer; `rows` is not needed here."""
     with reading(path), pq.ParquetFile(path.path, filesystem=path.fs) as file:
-        groups = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
-        return Survey(file.schema_arrow.remove_metadata(), tuple(Unit(rows) for rows in groups if rows))
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        units = tuple(Unit(group.num_rows, values=_values(group)) for group in groups if group.num_rows)
+        return Survey(file.schema_arrow.remove_metadata(), units)
+
+
+def _values(group: pq.RowGroupMetaData) -> int:
+    return max(group.column(i).num_values for i in range(group.num_columns))
 
 
 def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -14,16 +14,16 @@ from uuid import uuid4
 import dask
 import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from distributed import Client
 from upath import UPath
 
 from daskmeans import config, forecast, manifest, runtime
-from daskmeans.errors import UsageError
+from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
 from daskmeans.vectors.files import is_local, open_path
+from daskmeans.vectors.frames import schema_of, table_of, with_fixed
 from daskmeans.vectors.matrix import vector_columns
 from daskmeans.vectors.writer import write_files
 
@@ -48,7 +48,7 @@ def write_buckets(
     Parameters
     ----------
     frame : dask dataframe
-        As :func:`daskmeans.assign` returns it.
+        As :func:`daskmeans.assign` returns it, of pandas or of cuDF; the files are the same.
     url : str or UPath
         A directory to be made, on any file system that fsspec knows.
     layout : {"bucketed", "hive"}, default "bucketed"
@@ -108,14 +108,13 @@ def regroup(
     runs.mkdir(parents=True, exist_ok=True)
     write = dask.delayed(_write_run, pure=False)
     tasks = [
-        write(part, runs / f"run-{i:05d}", id_field, dask_key_name=f"assign-{uuid4().hex}")
+        write(part, runs / f"run-{i:05d}", id_field, vectors, dask_key_name=f"assign-{uuid4().hex}")
         for i, part in enumerate(frame.to_delayed())
     ]
     found = runtime.compute(tasks, "assign", client)
-    sizes = _total(found)
-    dimension = frame._meta[vectors].dtype.pyarrow_dtype.list_size
+    sizes, dimension = _total(found), _dimension(found, vectors)
     per_bucket = _bucket_rows(sum(sizes.values()), dimension, client)
-    names = [runs / f"run-{i:05d}" for i, (labels, _) in enumerate(found) if len(labels)]
+    names = [runs / f"run-{i:05d}" for i, (labels, _, _) in enumerate(found) if len(labels)]
     merge = dask.delayed(_write_bucket, pure=False)
     tasks = [
         merge(path, layout, b, names, first, last, per_bucket, id_field, vectors,
@@ -139,7 +138,7 @@ def regroup(
 def _check(frame: dd.DataFrame, id_field: str, embedding_field: str | None) -> str:
     """Name of the column of vectors; raises if a column that is needed is not there."""
     missing = [name for name in (id_field, CENTROID, L2, COSINE) if name not in frame.columns]
-    found = vector_columns(pa.Schema.from_pandas(frame._meta, preserve_index=False))
+    found = vector_columns(schema_of(frame._meta))
     vectors = found if embedding_field is None else [embedding_field]
     if missing or len(vectors) != 1:
         raise UsageError(
@@ -154,7 +153,7 @@ def _bucket_rows(rows: int, dimension: int, client: Client | None) -> int:
     """Rows that are merged at once: half of what a partition may have, and so few that each thread has some buckets."""
     client = runtime.current_client(client)
     size = min(config.get_bytes("bucket-bytes"), forecast.partition_bytes(client) // 2)
-    return max(1, min(size // (4 * dimension), -(-rows // (4 * runtime.n_threads(client)))))
+    return max(1, min(size // (4 * max(1, dimension)), -(-rows // (4 * runtime.n_threads(client)))))
 
 
 def _sorted(table: pa.Table, id_field: str) -> pa.Table:
@@ -163,21 +162,36 @@ def _sorted(table: pa.Table, id_field: str) -> pa.Table:
     return table.take(pc.sort_indices(table, keys))
 
 
-def _write_run(part: pd.DataFrame, run: UPath, id_field: str) -> tuple[np.ndarray, np.ndarray]:
-    """Write `part` sorted by cluster, with an index of the clusters' ends; returns its clusters and their sizes."""
-    table = _sorted(pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(None), id_field)
+def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Write `part` sorted by cluster, with an index of the clusters' ends.
+
+    Returns its clusters, their sizes, and the dimension of its vectors.
+    """
+    table = _sorted(with_fixed(table_of(part).replace_schema_metadata(None), vectors), id_field)
     with run.with_suffix(".arrow").open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_RUN_BATCH)
     labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
     with run.with_suffix(".npy").open("wb") as file:
         np.save(file, np.stack([labels.astype(np.int64), np.cumsum(counts)]))
-    return labels, counts
+    return labels, counts, table.schema.field(vectors).type.list_size
 
 
-def _total(found: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, int]:
+def _dimension(found: list[tuple[np.ndarray, np.ndarray, int]], vectors: str) -> int:
+    """Dimension of the vectors; those of partitions without rows are of none where their type does not tell it."""
+    dimensions = sorted({dimension for labels, _, dimension in found if len(labels)})
+    if len(dimensions) > 1:
+        raise DataError(
+            f"the vectors have {dimensions[0]} dimensions in one partition and {dimensions[1]} in another",
+            where=f"column {vectors!r}",
+            expected="vectors of one dimension, as daskmeans.assign returns them",
+        )
+    return dimensions[0] if dimensions else max(dimension for _, _, dimension in found)
+
+
+def _total(found: list[tuple[np.ndarray, np.ndarray, int]]) -> dict[int, int]:
     """Rows of each cluster that has any, by centroid, ascending."""
-    labels = np.concatenate([labels for labels, _ in found])
-    counts = np.concatenate([counts for _, counts in found])
+    labels = np.concatenate([labels for labels, _, _ in found])
+    counts = np.concatenate([counts for _, counts, _ in found])
     known, where = np.unique(labels, return_inverse=True)
     totals = np.zeros(len(known), np.int64)
     np.add.at(totals, where, counts)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 from upath import UPath
+
+# Elements that a list column of cuDF may have.
+ELEMENTS = 2**31 - 1
+# Partitions that a unit may be as large as, before it is cut for a device.
+UNCUT = 16
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,15 @@ class Unit:
         Bytes of the file that hold them, where the format has to know.
     divisible : bool
         Whether a part of the rows can be read too.
+    values : int
+        Elements of the column that has most of them, where the format tells: of lists, what they hold.
     """
 
     rows: int
     start: int = 0
     end: int = 0
     divisible: bool = True
+    values: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,45 @@ def pack(files: Iterable[tuple[UPath, Survey]], rows: int) -> tuple[Partition, .
             partitions.append([])
             room = rows
         room -= piece.rows
-        held = partitions[-1]
+        partitions[-1].append(piece)
+    return tuple(Partition(number, _joined(slices)) for number, slices in enumerate(partitions))
+
+
+def spread(files: Sequence[tuple[UPath, Survey]], rows: int, dimension: int, workers: int) -> tuple[Partition, ...]:
+    """Cut `files` into partitions of about `rows` rows for devices: as many for each worker, as nearly alike as can be.
+
+    A device reads a unit as a whole, even for a part of its rows. So a unit is cut only if it has more rows than a
+    worker is to have, or is much too large: no list column of a partition has 2³¹ elements or more.
+
+    Examples
+    --------
+    >>> files = [(UPath("a.parquet"), Survey(pa.schema([]), tuple(Unit(rows) for rows in (60, 50, 40, 30))))]
+    >>> [partition.rows for partition in spread(files, 50, 8, workers=2)]
+    [60, 50, 40, 30]
+    >>> [partition.rows for partition in spread(files, 1000, 8, workers=2)]
+    [110, 70]
+    """
+    total = sum(survey.rows for _, survey in files)
+    units = [unit for _, survey in files for unit in survey.units]
+    # Half of what is allowed, as a partition may have a unit more than its share.
+    most = max(1, ELEMENTS // max(1, dimension, *(-(-unit.values // unit.rows) for unit in units)) // 2)
+    rows = min(rows, most)
+    count = workers * -(-total // (rows * workers))
+    slices = pieces(files, min(most, UNCUT * rows, -(-total // workers)))
+    # Each is of the partition in which its middle would lie, were all of one size.
+    grouped = groupby(slices, lambda piece: (2 * piece.number + piece.rows) * count // (2 * total))
+    return tuple(Partition(number, _joined(group)) for number, (_, group) in enumerate(grouped))
+
+
+def _joined(slices: Iterable[Slice]) -> tuple[Slice, ...]:
+    """`slices`, with those that follow one another in a file as one."""
+    held: list[Slice] = []
+    for piece in slices:
         if held and held[-1].path is piece.path:
             held[-1] = replace(held[-1], rows=held[-1].rows + piece.rows, end=piece.end)
         else:
             held.append(piece)
-    return tuple(Partition(number, tuple(slices)) for number, slices in enumerate(partitions))
+    return tuple(held)
 
 
 def pieces(files: Iterable[tuple[UPath, Survey]], rows: int) -> Iterator[Slice]:

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from daskmeans import config
+from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
-from daskmeans.vectors import fields, jsonl, npy, parquet
+from daskmeans.vectors import fields, frames, jsonl, npy, parquet
+from daskmeans.vectors.device_reader import DeviceReader
 from daskmeans.vectors.files import Input, common_parent, facts, find_files, format_of
 from daskmeans.vectors.reader import TABLES, Reader
-from daskmeans.vectors.slices import Partition, Survey, pack, pieces
+from daskmeans.vectors.slices import Partition, Survey, pack, pieces, spread
 
 # A text counts as much as a vector of 1024 dimensions: about what an encoder will make of it.
 TEXT_BYTES = 4096
@@ -82,13 +83,22 @@ class Source:
     def frame(self) -> dd.DataFrame:
         """Dask dataframe with the columns id, vector or text, metadata; Arrow-backed, rows in the order of the input.
 
-        Computing it raises DataError for a row that cannot be worked with, unless such rows are skipped.
+        Computing it raises DataError for a row that cannot be worked with, unless such rows are skipped. With Dask's
+        setting ``dataframe.backend`` it is one of cuDF, on devices.
+
+        Raises
+        ------
+        MissingExtraError, UsageError
+            It is to be one of cuDF, which is not there, has no device, or cannot hold a column.
         """
-        meta = self.reader.schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        read: Any = self.reader
+        empty = read.schema.empty_table()
+        if frames.is_wanted():
+            read, meta = DeviceReader(read), frames.empty_cudf(empty)
+        else:
+            meta = empty.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
         with dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow's already
-            return dd.from_map(
-                self.reader, list(self.partitions), meta=meta, label="read-embeddings", enforce_metadata=False
-            )
+            return dd.from_map(read, list(self.partitions), meta=meta, label="read-embeddings", enforce_metadata=False)
 
     def vectors_only(self) -> Source:
         """The same rows without their metadata."""
@@ -150,6 +160,7 @@ def open_source(
     rejects: UPath | None = None,
     partition_bytes: int | None = None,
     min_partitions: int = 1,
+    workers: int = 1,
 ) -> Source:
     """Look at files of embeddings or texts, without reading them yet.
 
@@ -177,6 +188,8 @@ def open_source(
         Bytes of float32 vectors in one partition; default: ``daskmeans.partition-bytes``.
     min_partitions : int, default 1
         Make partitions smaller than that, where the files can be cut, so that there are about so many.
+    workers : int, default 1
+        How many are to have as many rows each, if the frame is to be one of cuDF.
 
     Returns
     -------
@@ -223,7 +236,11 @@ def open_source(
         rows=n_rows,
         dimension=dimension,
         dtype=dtype,
-        partitions=pack(surveys, min(rows, max(1, -(-n_rows // min_partitions)))),
+        partitions=(
+            spread(surveys, rows, dimension, workers)
+            if frames.is_wanted()
+            else pack(surveys, min(rows, max(1, -(-n_rows // min_partitions))))
+        ),
         given=tuple(found),
         stamps=stamps,
         reader=Reader(format_of(first_file), schema, fingerprint, on_bad_row, allow_zero, rejects),
@@ -247,7 +264,8 @@ def read_embeddings(
     Returns
     -------
     dask.dataframe.DataFrame
-        The vectors are fixed-size lists of the type that is stored.
+        The vectors are fixed-size lists of the type that is stored. With Dask's setting ``dataframe.backend: cudf`` it
+        is a dataframe of dask_cudf, whose vectors are lists; the same rows are refused, with the same words.
 
     Raises
     ------
@@ -274,6 +292,7 @@ def read_embeddings(
         storage_options=storage_options,
         on_bad_row=on_bad_row,
         allow_zero=allow_zero,
+        workers=runtime.n_processes(runtime.current_client()),
     )
     return source.frame()
 

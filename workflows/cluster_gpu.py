@@ -1,13 +1,15 @@
 """Remove near-duplicates on a cluster with one Dask worker for each GPU of this machine.
 
-python gpu.py vectors.parquet work-directory 1000
+python cluster_gpu.py vectors.parquet work-directory 1000
 
-cuML finds the centroids; labels and pairs are found on the GPUs too. Not yet run on a device.
+Parquet is read onto the GPUs by cuDF and cuML finds the centroids; labels and pairs are found there too. Not yet run on
+a device.
 """
 
 import sys
 from typing import Any
 
+import dask
 from distributed import Client
 
 import daskmeans as dkm
@@ -30,7 +32,8 @@ def main(vectors: str, out: str, n_clusters: str = "1000") -> None:
     with gpu_cluster() as cluster, Client(cluster) as client:
         print(f"dashboard: {client.dashboard_link}")
 
-        embeddings = dkm.read_embeddings(vectors)
+        with dask.config.set({"dataframe.backend": "cudf"}):
+            embeddings = dkm.read_embeddings(vectors)  # a dataframe of dask_cudf
         km = dkm.KMeans(n_clusters=int(n_clusters), random_state=42, engine="cuml").fit(embeddings)
         km.save(f"{out}/model")
 

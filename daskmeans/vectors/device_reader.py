@@ -1,0 +1,94 @@
+"""The task that reads one partition onto a device: a frame of cuDF, of rows that are checked there.
+
+Only whether all is as it should be is seen on the device. Wherever it is not, or cuDF cannot tell, the reader for
+processors reads the partition instead, with its errors, its rejected rows and its types, and the rows are sent. So
+every rule holds that holds for frames of pandas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from daskmeans.kernels.device import explained
+from daskmeans.provenance import is_signed
+from daskmeans.vectors.files import is_local
+from daskmeans.vectors.frames import cudf_schema, matrix_on, schema_of, to_cudf
+from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.slices import Partition, Slice
+
+
+@dataclass(frozen=True)
+class DeviceReader:
+    """How partitions are read onto a device.
+
+    Attributes
+    ----------
+    reader : Reader
+        Of the same rows, for processors.
+    """
+
+    reader: Reader
+
+    def __call__(self, partition: Partition) -> Any:
+        """Rows of `partition`, as a frame of cuDF."""
+        with explained():
+            frame = self._read(partition) if self.reader.format == "parquet" and partition.left_out is None else None
+            return to_cudf(self.reader.table(partition)) if frame is None else frame
+
+    def _read(self, partition: Partition) -> Any:
+        """The rows as cuDF reads them; None where these are not sure to be right."""
+        try:
+            if all(map(_is_plain, partition.slices)):
+                frame = self._pieces(partition)
+                return frame if self._is_right(frame, partition.rows) else None
+        except (OSError, OverflowError, RuntimeError, TypeError, ValueError):
+            pass  # whatever it was, the other reader has words for it, or finds nothing wrong
+        return None
+
+    def _pieces(self, partition: Partition) -> Any:
+        import cudf
+
+        read = [
+            cudf.read_parquet(
+                piece.path.path,
+                columns=self.reader.schema.names,
+                skip_rows=piece.first,
+                nrows=piece.rows,
+                use_pandas_metadata=False,
+                dataset_kwargs={"partitioning": None},  # a directory's name is no column
+            )
+            for piece in partition.slices
+        ]
+        return cudf.concat(read, ignore_index=True) if len(read) > 1 else read[0]
+
+    def _is_right(self, frame: Any, rows: int) -> bool:
+        """Whether these are all rows, with the types of the schema, and none has a problem."""
+        schema, found = self.reader.schema, cudf_schema(schema_of(frame))
+        if len(frame) != rows or found.names != schema.names or not _same(found.types, cudf_schema(schema).types):
+            return False
+        id_, vectors = (frame[name] for name in schema.names[:2])
+        X = matrix_on(vectors)
+        if id_.null_count or X is None or X.shape[1] != schema.types[1].list_size:
+            return False
+        for field in found:
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                frame[field.name].to_arrow().validate(full=True)  # files may hold bytes that are not UTF-8
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+            X = X.astype(np.float32, copy=False)
+        return bool(np.isfinite(X).all()) and (self.reader.allow_zero or bool((X != 0).any(axis=1).all()))
+
+
+def _is_plain(piece: Slice) -> bool:
+    """Whether cuDF can reach a file, and it is none of ours, of whose pages only pyarrow looks at the checksums."""
+    return is_local(piece.path) and not is_signed(pq.read_schema(piece.path.path))
+
+
+def _same(found: list[pa.DataType], expected: list[pa.DataType]) -> bool:
+    """Whether types are equal, but for the width of the offsets of strings."""
+    strings = {pa.string(), pa.large_string()}
+    return all(one == other or {one, other} == strings for one, other in zip(found, expected, strict=True))

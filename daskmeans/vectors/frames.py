@@ -1,0 +1,164 @@
+"""Frames of pandas and of cuDF: what the two do not have in common, so that nobody else has to ask.
+
+A frame of cuDF lies on a device. Whatever is not known to work there is done in memory, on an Arrow-backed frame of
+pandas, and goes back.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import dask
+import pandas as pd
+import pyarrow as pa
+
+from daskmeans.errors import MissingExtraError, UsageError
+from daskmeans.vectors.matrix import fixed, is_list, to_matrix
+
+
+def is_cudf(frame: Any) -> bool:
+    """Whether a frame or a column is one of cuDF.
+
+    Examples
+    --------
+    >>> is_cudf(pd.DataFrame({"id": [1]}))
+    False
+    """
+    return hasattr(type(frame), "to_arrow")
+
+
+def table_of(frame: Any) -> pa.Table:
+    """The columns of `frame`, without its index."""
+    if is_cudf(frame):
+        return frame.to_arrow(preserve_index=False)
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def schema_of(frame: Any) -> pa.Schema:
+    """Names and types of the columns of `frame`; those of Python objects by their rows."""
+    if is_cudf(frame):
+        return table_of(frame.iloc[:0]).schema
+    return pa.Schema.from_pandas(frame, preserve_index=False)
+
+
+def on_host(frame: Any) -> pd.DataFrame:
+    """`frame` in memory, Arrow-backed; one that is there as it is."""
+    if not is_cudf(frame):
+        return frame
+    made = table_of(frame).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+    made.index = frame.index.to_pandas()
+    return made
+
+
+def on_device(frame: pd.DataFrame) -> Any:
+    """`frame` as one of cuDF, with its index."""
+    made = to_cudf(table_of(frame))
+    made.index = frame.index
+    return made
+
+
+def like(frame: Any, made: pd.DataFrame) -> Any:
+    """`made` as a frame of the kind of `frame`."""
+    return on_device(made) if is_cudf(frame) else made
+
+
+def to_cudf(table: pa.Table) -> Any:
+    """A frame of cuDF with the columns of `table`.
+
+    cuDF knows neither lists of a fixed size nor float16: they become lists, and float32.
+    """
+    import cudf
+
+    return cudf.DataFrame.from_arrow(table.cast(cudf_schema(table.schema)))
+
+
+def is_wanted() -> bool:
+    """Whether Dask is set to make frames of cuDF."""
+    return dask.config.get("dataframe.backend", "pandas") == "cudf"
+
+
+def empty_cudf(table: pa.Table) -> Any:
+    """A frame of cuDF that `table`, which has no rows, becomes.
+
+    Raises
+    ------
+    MissingExtraError
+        cuDF is not installed.
+    UsageError
+        It has no device here, or cannot hold a column.
+    """
+    if find_spec("cudf") is None:
+        raise MissingExtraError("cudf", "gpu")
+    try:
+        return to_cudf(table)
+    except (RuntimeError, TypeError, ValueError) as error:  # of CUDA, of cuDF, of Arrow
+        raise UsageError(
+            f"cuDF cannot make a dataframe of the columns {', '.join(table.column_names)} ({error})",
+            where="Dask's setting dataframe.backend",
+            expected="a device in this process too, and columns of types that cuDF knows",
+            remedy="set DASK_DATAFRAME__BACKEND=pandas, or leave the metadata out",
+        ) from error
+
+
+def cudf_schema(schema: pa.Schema) -> pa.Schema:
+    """What comes back from cuDF in place of `schema`.
+
+    Examples
+    --------
+    >>> cudf_schema(pa.schema({"id": pa.int64(), "v": pa.list_(pa.float16(), 2)})).types
+    [DataType(int64), ListType(list<item: float>)]
+    """
+    return pa.schema([(field.name, _known(field.type)) for field in schema])
+
+
+def _known(type_: pa.DataType) -> pa.DataType:
+    if is_list(type_):
+        return pa.list_(_known(type_.value_type))
+    return pa.float32() if pa.types.is_float16(type_) else type_
+
+
+def with_fixed(table: pa.Table, column: str) -> pa.Table:
+    """`table` with the vectors of `column` as lists of a fixed size, as files hold them.
+
+    Raises
+    ------
+    DataError
+        A vector or an element is null, or a length differs.
+
+    Examples
+    --------
+    >>> table = pa.table({"v": pa.array([[1.0, 2.0]], pa.list_(pa.float32()))})
+    >>> str(with_fixed(table, "v").schema.field("v").type)
+    'fixed_size_list<item: float>[2]'
+    """
+    vectors = table[column]
+    if pa.types.is_fixed_size_list(vectors.type):
+        return table
+    X = to_matrix(vectors, f"column {column!r}")
+    made = fixed(pa.array(X.reshape(-1)), X.shape[1], len(X))
+    return table.set_column(table.column_names.index(column), column, made)
+
+
+def matrix_on(column: Any) -> Any:
+    """The elements of a column of cuDF as a matrix of cupy, shape (n, d), which is not copied.
+
+    None where they are no such matrix: a vector or an element is null, lengths differ, or there are no numbers.
+    """
+    lists = getattr(column, "list", None)
+    if lists is None or not len(column) or column.null_count:
+        return None
+    lengths, elements = lists.len().values, lists.leaves
+    d = int(lengths[0])
+    alike = d > 0 and bool((lengths == d).all()) and len(elements) == d * len(column)
+    if not alike or elements.null_count or getattr(elements.dtype, "kind", "") not in "fiu":
+        return None
+    return elements.values.reshape(-1, d)
+
+
+def column_on(X: Any, index: Any) -> Any:
+    """A column of cuDF of the rows of a matrix of cupy (C-contiguous), which is not copied."""
+    import cudf
+    import pylibcudf
+
+    return cudf.Series.from_pylibcudf(pylibcudf.Column.from_cuda_array_interface(X), metadata={"index": index})

@@ -1,0 +1,167 @@
+"""Rows on a device: norms, unit length and cosines have the bits of the processor; the memory it takes is known."""
+
+from __future__ import annotations
+
+import tracemalloc
+from types import SimpleNamespace
+
+import dask
+import numpy as np
+import pytest
+
+import daskmeans as dkm
+from daskmeans import forecast, gpus
+from daskmeans.errors import ClusterError, MemoryForecastError, RunError
+from daskmeans.kernels import demand, dense, nearest, norms, products
+from daskmeans.kernels.device import Cuda, Device
+from daskmeans.kernels.update import extremes
+from daskmeans.kmeans import passes
+from helpers import KINDS, adversarial, blobs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_and_what_follows_from_them_are_the_processors(device, kind, monkeypatch):
+    X, C = adversarial(kind, 60, 37, 9, seed=1)
+    monkeypatch.setattr(dense, "COORDINATES", 37 * 16)
+    there, squares = device.xp.asarray(X), products.squared_norms64(X)
+    found = norms.squared_norms(device, there)
+    np.testing.assert_array_equal(device.host(found), squares)
+    assert norms.extremes(device, there) == extremes(X)
+    expected = np.empty_like(X)
+    products.unit_rows(X, expected)
+    np.testing.assert_array_equal(device.host(norms.unit_rows(device, there, found)), expected)
+    labels = np.random.default_rng(0).integers(0, 9, 60).astype(np.int32)
+    cosines = norms.cosine_distances(device, there, device.xp.asarray(C), device.xp.asarray(labels))
+    np.testing.assert_array_equal(device.host(cosines), nearest.cosine_distances(X, C, labels))
+    infinite, large, zero, _ = products.unusual_rows(X)
+    assert norms.usual(device, found, True) == (max(infinite, zero) < 0)
+    if not norms.usual(device, found, False):
+        assert (squares > norms.LARGE).any()
+    else:
+        assert max(infinite, large) < 0
+
+
+def test_rows_of_unit_length_stay_what_they_are(device):
+    X = device.xp.asarray(np.eye(5, dtype=np.float32))
+    assert norms.unit_rows(device, X, norms.squared_norms(device, X)) is X
+    bad = np.float32([[1, np.nan], [1, 0]])
+    assert not norms.usual(device, norms.squared_norms(device, device.xp.asarray(bad)), False)
+
+
+# --- memory ---
+
+
+def peak(function) -> int:
+    """Bytes of numpy's that a second call of `function` takes, as a first one compiles."""
+    function()
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(4000, 300, 64), (2000, 20, 500), (300, 1000, 16), (3000, 3, 8)])
+def test_comparing_takes_no_more_than_was_forecast(shape, monkeypatch):
+    """By numpy, whose arrays are those of cupy: with tiles that do not hold all rows."""
+    n, k, d = shape
+    monkeypatch.setattr(dense, "SCORES", 1 << 17)
+    monkeypatch.setattr(dense, "COORDINATES", 1 << 15)
+    X, device = blobs(n, d=d, k=30), Device()
+    centroids = X[:k] + np.float32(0.01)
+    need = demand.nearest_bytes(n, k, d)
+    assert peak(lambda: dense.nearest(device, X, centroids)) < need + 12 * n  # labels and squares come to memory
+    assert need < 40 * peak(lambda: dense.nearest(device, X, centroids))
+
+
+@pytest.mark.parametrize("shape", [(1500, 64), (300, 500)])
+def test_comparing_bands_takes_no_more_than_was_forecast(shape, monkeypatch):
+    n, d = shape
+    monkeypatch.setattr(dense, "SCORES", 1 << 17)
+    monkeypatch.setattr(dense, "COORDINATES", 1 << 15)
+    X, device = blobs(n, d=d, k=200), Device()
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+
+    def compare():
+        rows = dense.rows_on(device, X)
+        return sum(len(found.scores) for found in dense.find_pairs(device, rows, rows, np.float32(0.9), same=True))
+
+    found = compare()
+    assert peak(compare) < demand.pairs_bytes(n, d) + 25 * found
+
+
+def test_a_device_that_is_too_small_is_told_of_with_the_remedy():
+    with pytest.raises(MemoryForecastError, match=r"GiB of a device(.|\n)*PARTITION_BYTES(.|\n)*DEVICE=cpu"):
+        forecast.check_compare(1_000_000, 4096, 768, 1 << 30)
+    forecast.check_compare(1_000_000, 4096, 768, 16 << 30)
+    forecast.check_compare(1000, 4096, 768, 2 << 30)  # smaller partitions, as it says
+
+
+def test_a_fit_and_an_assignment_are_refused_before_they_begin(device, monkeypatch):
+    X = blobs(200)
+    km = dkm.KMeans(5).fit(X)
+    monkeypatch.setattr(device, "memory", lambda: 1 << 10)
+    with dask.config.set({"daskmeans.device": "gpu"}):
+        monkeypatch.setattr(dense, "centroids_on", lambda *args: pytest.fail("it was begun"))
+        monkeypatch.setattr("daskmeans.kmeans.estimator.seed_centroids", lambda *args: pytest.fail("it was begun"))
+        for work in (lambda: dkm.KMeans(5).fit(X), lambda: km.predict(X)):
+            with pytest.raises(MemoryForecastError, match="comparing rows of 16 dimensions with 5 centroids"):
+                work()
+
+
+def test_rows_stay_on_a_device_only_as_far_as_a_pass_leaves_room(device, monkeypatch):
+    monkeypatch.setattr(device, "memory", lambda: 1 << 30)
+    sent, kept = [], passes._rows_on
+
+    def counted(*args):
+        found = kept(*args)
+        sent.append(not isinstance(found, list))
+        return found
+
+    monkeypatch.setattr(passes, "_rows_on", counted)
+    for free, expected in ((1 << 30, False), (1 << 20, True)):
+        sent.clear()
+        monkeypatch.setattr(device, "free", lambda free=free: free)
+        with dask.config.set({"daskmeans.device": "gpu"}):
+            dkm.KMeans(5).fit(blobs(500))
+        assert set(sent) == {expected}
+
+
+def test_a_full_device_is_an_error_of_ours(device):
+    class OutOfMemoryError(MemoryError):
+        """As cupy's is."""
+
+    with pytest.raises(RunError, match=r"device is full \(OutOfMemoryError(.|\n)*remedy"), device.turn():
+        raise OutOfMemoryError("Out of memory allocating 1,024 bytes")
+    with device.turn(), device.turn():  # a thread may take its turn inside of its turn
+        pass
+
+
+# --- one GPU for each worker ---
+
+
+def test_workers_that_share_a_gpu_are_refused():
+    gpus.refuse_shared(["a 1", "a 2", "b 1"])
+    with pytest.raises(ClusterError, match=r"a 1: 2 workers share one GPU(.|\n)*dask cuda worker"):
+        gpus.refuse_shared(["a 1", "b 1", "a 1"])
+
+
+def test_before_a_fit_or_a_search_begins(device, thread_client, monkeypatch, tmp_path, embeddings):
+    client = thread_client(2)  # two workers, one process, one device
+    dkm.run(embeddings, tmp_path / "out", dkm.KMeans(4), threshold=0.9, client=client)
+    with dask.config.set({"daskmeans.device": "gpu"}):
+        monkeypatch.setattr("daskmeans.kmeans.estimator.load", lambda *args, **kwargs: pytest.fail("rows were read"))
+        with pytest.raises(ClusterError, match="2 workers share one GPU"):
+            dkm.KMeans(4).fit(blobs(), client=client)
+        with pytest.raises(ClusterError, match="2 workers share one GPU"):
+            dkm.dedup(tmp_path / "out" / "clusters", threshold=0.9, client=client)
+
+
+def test_parts_of_a_gpu_have_names_of_their_own(monkeypatch):
+    device = Cuda.__new__(Cuda)
+    whole = SimpleNamespace(pci_bus_id="0000:01:00.0")
+    device.xp = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: whole))
+    for visible, name in {"": "0000:01:00.0", "1,0": "0000:01:00.0", "MIG-5f,MIG-6a": "0000:01:00.0 MIG-5f"}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert device.name() == name
