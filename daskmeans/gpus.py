@@ -102,8 +102,7 @@ def places(client: Client | None) -> list[Place | None]:
     """
     if client is None:
         return [_place()]
-    answers: Any = client.run(_place)  # a dict, as this client is not asynchronous
-    found = list(answers.values())
+    found = list(runtime.each_worker(_place, client).values())
     refuse_shared(place.name for place in found if place)
     return found
 

@@ -66,7 +66,7 @@ def devices(client: Client | None) -> dict[str, int]:
             where="engine='cuml'",
             remedy="start a dask_cuda.LocalCUDACluster and a Client of it first, or use engine='native'",
         )
-    found: Any = client.run(_device)  # a dict, as this client is not asynchronous
+    found = runtime.each_worker(_device, client)
     if not found:
         raise ClusterError("the scheduler has no workers", remedy="start some with `dask cuda worker ADDRESS`")
     if without := {worker: why for worker, why in found.items() if isinstance(why, str)}:
