@@ -185,9 +185,10 @@ def strike(
     if running.poll() is not None:
         return None
     if fault in ("worker", "paused"):
-        workers = workers_of(psutil.Process(running.pid))
-        if not workers:
-            return None
+        while not (workers := workers_of(psutil.Process(running.pid))):
+            if running.poll() is not None:
+                return None
+            time.sleep(0.05)
         victim = rng.choice(workers)
         victim.send_signal(signal.SIGKILL if fault == "worker" else signal.SIGSTOP)
         return partial(resume, victim)
@@ -325,6 +326,8 @@ def main() -> None:
                 while struck < args.trials:
                     one = trial(step, fault, rng.uniform(0.3, 1.0) * whole, folder, expected, rng, args.seconds)
                     struck += one["struck"]
+                    if not one["struck"]:  # it had ended by then: alone, and for the first time, it took longer
+                        whole = min(whole, one["moment"])
                     found.append(one)
                     print(json.dumps({key: one[key] for key in one if key != "said"}), file=sys.stderr, flush=True)
                     if args.out:
