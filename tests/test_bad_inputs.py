@@ -204,6 +204,7 @@ CASES = [
          ("in.jsonl", "row 1", "JSON")),
     Case("JSON line without an object", text("in.jsonl", LINE + "[1, 2]\n"), FIT_JSON, 1,
          ("in.jsonl", "row 1", "object")),
+    Case("null as first JSON line", text("in.jsonl", "null\n" + LINE), FIT_JSON, 1, ("in.jsonl", "row 0", "null")),
     Case("two objects in a JSON line", text("in.jsonl", LINE + LINE.strip() + LINE), FIT_JSON, 1,
          ("in.jsonl", "row 1", "more than one object")),
     Case("text in a JSON vector", text("in.jsonl", LINE + '{"id": 2, "v": [1.0, "b"]}\n'), FIT_JSON, 1,

@@ -22,6 +22,7 @@ HEAD_BYTES = 2**20
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 # Asks for lines with an object in each, whatever their fields: this one nobody has.
 ANY_OBJECT = pa.schema({"\0": pa.null()})
+NULL = re.compile(rb"\s*null")
 
 Read = Callable[[int], bytes]
 
@@ -137,16 +138,18 @@ def _plain(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
 
 def _parse(block: bytes, schema: pa.Schema | None) -> pa.Table:
     """Table of the lines in `block`; ValueError if one of them is not one object of `schema`."""
-    lines = len(line_starts(block))
-    if not lines:
+    starts = line_starts(block)
+    if not len(starts):
         return (schema or pa.schema([])).empty_table()
+    if NULL.match(block, int(starts[0])):  # with which Arrow's parser ends the process
+        raise ValueError("it is null")
     unexpected = "infer" if schema is None else "ignore"
     table = pj.read_json(
         pa.BufferReader(block),
         pj.ReadOptions(use_threads=False, block_size=len(block) + 1),
         pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected),
     )
-    if table.num_rows != lines:
+    if table.num_rows != len(starts):
         raise ValueError("there is more than one object in a line")
     table.validate(full=True)  # the parser lets bytes pass that are not UTF-8
     return table
