@@ -64,7 +64,8 @@ def known_workers(client: Client) -> list[dict[str, Any]]:
     It is asked itself: between the question and the answer of :meth:`Client.scheduler_info` the client's own request,
     made every few seconds, may leave an answer without workers.
     """
-    return list(client.sync(client.scheduler.identity, n_workers=-1)["workers"].values())
+    scheduler: Any = client.scheduler  # None once the client is closed
+    return list(client.sync(scheduler.identity, n_workers=-1)["workers"].values())
 
 
 def gave_up(found: str) -> ClusterError:

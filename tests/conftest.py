@@ -50,7 +50,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
 
 # Threads that serve the process until it ends, once something has asked for them: of daskmeans, of dask, of fsspec. A
 # client that finds no scheduler leaves its loop running, which is distributed's doing; clients are counted apart.
-LASTING = ("daskmeans_", "IO loop", "Dask-", "fsspecIO", "Profile", "asyncio_", "ThreadPoolExecutor-")
+LASTING = ("daskmeans_", "IO loop", "Dask-", "fsspecIO", "Profile", "asyncio_", "ThreadPoolExecutor-", "QueueFeeder")
 # Files that stay by intention until Python ends: those of a result that was given no directory, and dask's own.
 KEPT = ("daskmeans-", "dask-scratch-space")
 # Clusters that all tests use.

@@ -234,3 +234,17 @@ def adversarial(kind: str, n: int, d: int, k: int, seed: int) -> tuple[np.ndarra
     elif kind == "zeros":
         X[::2], C[::2] = 0, 0
     return np.ascontiguousarray(X, np.float32), np.ascontiguousarray(C, np.float32)
+
+
+def die_once(marker):
+    """End this process, if it is the first to be here."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return "alive"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def miss_a_file():
+    """Fail as a file that is not there does."""
+    raise FileNotFoundError(2, "no such file", "rows")

@@ -281,7 +281,7 @@ def test_it_is_told_where_only_some_workers_have_a_gpu(device, caplog):
         def __init__(self, *names):
             self.places = {i: gpus.Place(name, 100 + i) if name else None for i, name in enumerate(names)}
 
-        def run(self, function):
+        def run(self, function, on_error):
             return self.places
 
     assert gpus.memory(Client("a 1", "a 2", "b 1")) == 100 and not caplog.messages

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 import threading
 import time
 from functools import partial
@@ -16,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from daskmeans import config, errors, progress, runtime
-from helpers import blas_threads, square
+from helpers import blas_threads, die_once, miss_a_file, square
 
 
 def tasks(numbers):
@@ -99,19 +97,6 @@ def test_limits_of_workers_are_known_while_the_client_asks_for_less(client, monk
     assert runtime.memory_to_keep(client) == int(0.6 * min(limits)) - runtime.BASE - runtime.COMPILING
 
 
-def die_once(marker):
-    """End this process, if it is the first to be here."""
-    try:
-        marker.touch(exist_ok=False)
-    except FileExistsError:
-        return "alive"
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail():
-    raise FileNotFoundError(2, "no such file", "rows")
-
-
 def test_what_is_asked_of_each_worker_outlives_one_that_dies(tmp_path):
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -123,7 +108,7 @@ def test_what_is_asked_of_each_worker_outlives_one_that_dies(tmp_path):
 
 def test_an_error_in_a_worker_is_not_a_worker_lost(client):
     with pytest.raises(FileNotFoundError):
-        runtime.each_worker(fail, client)
+        runtime.each_worker(miss_a_file, client)
 
 
 def test_events_reach_the_scheduler(client):

@@ -62,6 +62,7 @@ class Array(np.ndarray):
 def stand_in(copying, computing):
     """Modules cupy and cupyx, as far as streaming uses them."""
     cupy, cupyx, cuda = ModuleType("cupy"), ModuleType("cupyx"), ModuleType("cupy.cuda")
+    cupy.ndarray = Array
     cupy.empty = lambda shape, dtype: np.full(shape, np.nan, dtype).view(Array)
     cupyx.empty_pinned = lambda shape, dtype: np.full(shape, np.nan, dtype)
     cuda.Stream, cuda.Event, cuda.get_current_stream = lambda non_blocking: copying, Event, lambda: computing
