@@ -44,25 +44,18 @@ from helpers import (
 AWAY = 5
 
 
-@pytest.fixture(scope="module")
-def restarting() -> Iterator[distributed.LocalCluster]:
-    """A cluster of two workers; one that is killed is started anew."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
-        yield cluster
-
-
 @pytest.fixture
-def replaced(restarting) -> Iterator[distributed.Client]:
+def replaced() -> Iterator[distributed.Client]:
     """A client of two workers; another takes the place of one that is killed."""
-    with distributed.Client(restarting) as client:
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
         yield client
-        for name in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins)):
-            client.unregister_worker_plugin(name)
-        client.wait_for_workers(2)
 
 
 @pytest.fixture(params=["replaced", "not replaced"])
-def mortal(request, restarting) -> Iterator[distributed.Client]:
+def mortal(request) -> Iterator[distributed.Client]:
     """A client of two workers of which one will be killed; another takes its place, or none does."""
     if request.param == "replaced":
         yield request.getfixturevalue("replaced")
