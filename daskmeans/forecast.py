@@ -177,14 +177,13 @@ def check_devices(
     room = DEVICE_TILE * min(memory[worker] for worker in rows)
     batch = max(1, min(batch, int(room / (4 * n_clusters * max(1.0, oversampling)))))
     for worker, count in rows.items():
-        need, have = device_bytes(count, dimension, n_clusters, batch, oversampling), int(DEVICE * memory[worker])
-        if need > have:
-            raise MemoryForecastError(
-                f"fitting {count:,} rows of {dimension} dimensions by cuML takes {format_bytes(need)} of a device, "
-                f"which has {format_bytes(have)} for it",
-                where=worker,
-                remedy="use more GPUs, a --sample-fraction, or --engine native, which keeps rows in memory and on disk",
-            )
+        _check_device(
+            f"fitting {count:,} rows of {dimension} dimensions by cuML",
+            device_bytes(count, dimension, n_clusters, batch, oversampling),
+            memory[worker],
+            worker,
+            "use more GPUs, a --sample-fraction, or --engine native, which keeps rows in memory and on disk",
+        )
     return batch
 
 
@@ -200,13 +199,13 @@ def check_compare(rows: int, n_clusters: int, dimension: int, memory: int) -> No
     _check_device(what, demand.nearest_bytes(rows, n_clusters, dimension), memory)
 
 
-def _check_device(what: str, need: int, memory: int, where: str = "") -> None:
+def _check_device(what: str, need: int, memory: int, where: str = "", remedy: str = REMEDY) -> None:
     have = int(DEVICE * memory)
     if need > have:
         raise MemoryForecastError(
             f"{what} takes {format_bytes(need)} of a device, which has {format_bytes(have)} for it",
             where=where,
-            remedy=REMEDY,
+            remedy=remedy,
         )
 
 

@@ -219,10 +219,11 @@ def each_worker(function: Callable[[], Any], client: Client) -> dict[str, Any]:
     `function` may take an argument ``dask_worker``, as with :meth:`Client.run`.
     """
     found: Any = client.run(function, on_error="return")  # a dict, as this client is not asynchronous
-    for result in found.values():
-        if isinstance(result, Exception) and not _is_lost(result):
+    left = {worker: result for worker, result in found.items() if not _is_lost(result)}
+    for result in left.values():
+        if isinstance(result, Exception):
             raise result
-    return {worker: result for worker, result in found.items() if not _is_lost(result)}
+    return left
 
 
 def _is_lost(result: Any) -> bool:

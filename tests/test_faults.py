@@ -55,18 +55,12 @@ def replaced() -> Iterator[distributed.Client]:
 
 
 @pytest.fixture(params=["replaced", "not replaced"])
-def mortal(request) -> Iterator[distributed.Client]:
+def mortal(request, replaced) -> distributed.Client:
     """A client of two workers of which one will be killed; another takes its place, or none does."""
-    if request.param == "replaced":
-        yield request.getfixturevalue("replaced")
-        return
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        for nanny in cluster.workers.values():
+    if request.param == "not replaced":
+        for nanny in replaced.cluster.workers.values():
             nanny.auto_restart = False
-        yield client
+    return replaced
 
 
 def everything(blocks) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ import daskmeans as dkm
 from daskmeans import forecast, runtime, workflow
 from daskmeans.duplicates.plan import try_exact
 from daskmeans.errors import MemoryForecastError
+from daskmeans.kernels.codes import as_bytes
 from daskmeans.kmeans import native
 from daskmeans.kmeans.loading import load
 from daskmeans.vectors.buckets import open_buckets
@@ -52,6 +53,8 @@ def test_the_notes_beside_the_rows_are_those_that_a_fit_makes(n_clusters):
 
     native.fit_blocks(blocks, lambda: X[:n_clusters], max_iter=1, tol=0, seed=0, grow=True, checkpoints=Looking())
     foreseen = forecast.note_bytes(5000, 8, n_clusters)
+    if not as_bytes(8):  # a machine without byte instructions makes no codes of the rows
+        foreseen -= X.size
     assert 0.9 * foreseen <= max(found) <= foreseen
 
 

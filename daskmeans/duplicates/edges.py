@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -25,6 +24,7 @@ from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import MemoryForecastError, NotFoundError
 from daskmeans.kernels.sketch import Pairs, Sketches, find_among
 from daskmeans.provenance import CHECKED
+from daskmeans.vectors import npy
 from daskmeans.vectors.buckets import Buckets
 from daskmeans.vectors.files import reached, reading
 
@@ -225,8 +225,7 @@ def read_edges(folder: UPath, inputs: dict[str, Any], settings: Settings) -> Edg
 
 def read_gauge(folder: UPath) -> np.ndarray:
     """What :meth:`Gauge.best` has found when the pairs in `folder` were searched."""
-    content = manifest.read_checked(folder, GAUGE, manifest.read(folder, "pairs"))
-    return np.load(io.BytesIO(content), allow_pickle=False)  # type: ignore[no-any-return]
+    return npy.load(manifest.read_checked(folder, GAUGE, manifest.read(folder, "pairs")))
 
 
 def check_pairs(pairs: int, remedy: str) -> None:

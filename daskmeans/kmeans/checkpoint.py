@@ -21,6 +21,7 @@ from upath import UPath
 from daskmeans import manifest, runtime
 from daskmeans.errors import DataError
 from daskmeans.kmeans.native import Fit
+from daskmeans.vectors import npy
 
 CHECKPOINTS = "checkpoints"
 # Arrays of a fit, by the ends of their files' names.
@@ -124,7 +125,7 @@ class Checkpoints:
             raise DataError("the checkpoint is damaged", where=str(path))
         if head["identity"] != self._identity:
             raise DataError("the checkpoint is of another fit", where=str(path))
-        loaded = {ARRAYS[suffix]: np.load(io.BytesIO(array), allow_pickle=False) for suffix, array in arrays.items()}
+        loaded = {ARRAYS[suffix]: npy.load(array) for suffix, array in arrays.items()}
         return Fit(**loaded, **head["fit"])
 
     def _place(self, run: int, fit: Fit) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
@@ -11,7 +10,7 @@ from upath import UPath
 
 from daskmeans import manifest
 from daskmeans.errors import DataError, NotFoundError
-from daskmeans.vectors.npy import refuse_nested
+from daskmeans.vectors import npy
 
 CENTROIDS = "centroids.npy"
 MODEL = "model.json"
@@ -60,9 +59,6 @@ def read_centroids(path: UPath) -> np.ndarray:
 
 def _matrix(content: bytes, path: UPath) -> np.ndarray:
     try:
-        file = io.BytesIO(content)
-        refuse_nested(file, np.lib.format.read_magic(file))
-        file.seek(0)
-        return np.load(file, allow_pickle=False).astype(np.float32)  # type: ignore[no-any-return]
+        return npy.load(content).astype(np.float32)
     except Exception as error:  # numpy parses headers by Python's own parser, which has many exceptions
         raise DataError(f"not a readable .npy file ({error})", where=str(path), remedy="fit the model again") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from threading import Lock
 from tokenize import TokenError
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,9 @@ from daskmeans.vectors.slices import Slice, Survey, Unit
 VECTORS = "embedding"
 # Brackets of a kind in a header, at most.
 NESTED = 100
+# Headers are parsed one at a time. Python 3.11 counts how deep a syntax tree is in one place for all threads, and two
+# that parse at once may break each other.
+_PARSING = Lock()
 
 
 def survey(path: UPath, rows: int | None, id_field: str) -> Survey:
@@ -77,14 +82,27 @@ def _parse(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, np.dtype
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"version {version}")
-        refuse_nested(file, version)
+        _refuse_nested(file, version)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(file)
+        with _PARSING:
+            return read(file)
     except (ValueError, RecursionError, TokenError) as error:
         raise DataError(f"not a NumPy file ({error})", where=str(path), expected="a file written by np.save") from None
 
 
-def refuse_nested(file: BinaryIO, version: tuple[int, int]) -> None:
+def load(content: bytes) -> Any:
+    """The array in `content`, which is that of a ``.npy`` file.
+
+    Raises ValueError, or what Python's parser raises of a header, where it is not.
+    """
+    file = io.BytesIO(content)
+    _refuse_nested(file, np.lib.format.read_magic(file))
+    file.seek(0)
+    with _PARSING:
+        return np.load(file, allow_pickle=False)
+
+
+def _refuse_nested(file: BinaryIO, version: tuple[int, int]) -> None:
     """Raise ValueError for a header, at which `file` stands, that is nested more than any: it would break the parser.
 
     Python 3.11, once it has met one, parses no code any more until it ends.

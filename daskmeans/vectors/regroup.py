@@ -171,8 +171,7 @@ def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> tuple[np.n
     with run.with_suffix(".arrow").open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_RUN_BATCH)
     labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
-    with run.with_suffix(".npy").open("wb") as file:
-        np.save(file, np.stack([labels.astype(np.int64), np.cumsum(counts)]))
+    run.with_suffix(".index").write_bytes(np.stack([labels, np.cumsum(counts)]).astype(np.int64).tobytes())
     return labels, counts, table.schema.field(vectors).type.list_size
 
 
@@ -215,8 +214,7 @@ class Run:
     """The rows of a range of clusters in a written run: those from `start` to `stop`."""
 
     def __init__(self, path: UPath, first: int, last: int) -> None:
-        with path.with_suffix(".npy").open("rb") as file:
-            labels, ends = np.load(file, allow_pickle=False)
+        labels, ends = np.frombuffer(path.with_suffix(".index").read_bytes(), np.int64).reshape(2, -1)
         starts = np.concatenate([[0], ends])
         self.start = int(starts[np.searchsorted(labels, first)])
         self.stop = int(starts[np.searchsorted(labels, last, side="right")])
