@@ -19,6 +19,7 @@ from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.pairs import first_copies
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kernels.sketch import Pairs, Sketches, find_pairs, sketch
+from daskmeans.vectors import npy
 from daskmeans.vectors.buckets import Buckets, Cluster
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.matrix import to_matrix
@@ -176,7 +177,7 @@ def all_pairs(one: Compared, other: Compared, floor: np.float32, *, same: bool =
 def read_array(file: UPath) -> np.ndarray:
     """The array in the ``.npy`` file `file`."""
     with reading(file), file.open("rb") as opened:
-        return np.load(opened, allow_pickle=False)  # type: ignore[no-any-return]
+        return npy.load(opened.read())  # type: ignore[no-any-return]
 
 
 def write_array(file: UPath, array: np.ndarray) -> None:

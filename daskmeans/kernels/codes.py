@@ -9,7 +9,7 @@ import numpy as np
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.lanes import dot64, largest64
 from daskmeans.kernels.products import rounding_bound, squared_norms64
-from daskmeans.kernels.tile import COLUMNS, multiplies_bytes
+from daskmeans.kernels.tile import BYTES, COLUMNS, byte_instructions, multiplies_bytes
 
 # Products of more coordinates could overflow the 32 bits of a sum of bytes.
 MOST_COORDINATES = 1 << 16
@@ -26,7 +26,7 @@ class Codes(NamedTuple):
     scales: np.ndarray
     """float32, shape (n,)"""
     biases: np.ndarray
-    """int32, shape (n,): 128 times the sum of a row's codes."""
+    """int32, shape (n,): the largest code, which is added to those of columns, times the sum of a row's codes."""
     errors: np.ndarray
     """float32, shape (n,)"""
     squares: np.ndarray
@@ -65,11 +65,16 @@ def encode(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray] | No
         arrays = {name: np.zeros(shape, kind) for name, (shape, kind) in layout(n, d, bytewise).items()}
     codes = Codes(**{"codes": X} | {name: arrays[name] for name in layout(0, 0, bytewise)})
     if bytewise:
-        _to_bytes(X, center, *codes)
+        _to_bytes(X, center, _reach(), *codes)
     else:
         codes.scales[:], codes.biases[:], codes.errors[:] = 1.0, 0, 0.0
         codes.squares[:] = squared_norms64(X)
     return codes
+
+
+def _reach() -> int:
+    """Largest code on this machine."""
+    return BYTES[byte_instructions()]
 
 
 @kernel
@@ -90,18 +95,18 @@ def less(row, center, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _byte_scale(largest):  # type: ignore[no-untyped-def]
+def _byte_scale(largest, reach):  # type: ignore[no-untyped-def]
     """What one step of a byte stands for, and its inverse; zeros where there is nothing that bytes could tell apart."""
-    scale = np.float32(largest / 127.0)
+    scale = np.float32(largest / reach)
     if scale >= 2.0**-100:
         return scale, 1.0 / np.float64(scale)
     return np.float32(0.0), 0.0
 
 
 @kernel
-def _rounded(x, code, lost):  # type: ignore[no-untyped-def]
-    """Write `x` as bytes, and what they have lost; the scale, and the square of the norm of what is lost."""
-    scale, inverse = _byte_scale(largest64(x))
+def _rounded(x, reach, code, lost):  # type: ignore[no-untyped-def]
+    """Write `x` as bytes up to `reach`, and what they lose; the scale, and the square of the norm of what is lost."""
+    scale, inverse = _byte_scale(largest64(x), reach)
     step = np.float64(scale)
     for j in range(x.shape[0]):
         q = np.rint(x[j] * inverse)
@@ -111,16 +116,16 @@ def _rounded(x, code, lost):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _to_bytes(X, center, codes, scales, biases, errors, squares):  # type: ignore[no-untyped-def]
+def _to_bytes(X, center, reach, codes, scales, biases, errors, squares):  # type: ignore[no-untyped-def]
     d = X.shape[1]
     x, lost = np.empty(d, np.float64), np.empty(d, np.float64)
     for i in range(X.shape[0]):
         less(X[i], center, x)
         code, total = codes[i], 0
-        scales[i], error = _rounded(x, code, lost)
+        scales[i], error = _rounded(x, reach, code, lost)
         for j in range(d):
             total += code[j]
-        biases[i] = 128 * total
+        biases[i] = reach * total
         errors[i] = np.float32(np.sqrt(error) * (1 + 2.0**-20))
         squares[i] = dot64(x, x)
 
@@ -171,7 +176,8 @@ def screen(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None =
     if bytewise:
         width = -(-d // 4) * 4
         packed = np.empty((groups, width // 4, COLUMNS, 4), np.uint8)
-        _pack_bytes(centroids, center, ids, packed, scales.ravel(), halves.ravel(), lengths.ravel(), errors.ravel())
+        written = (each.ravel() for each in (scales, halves, lengths, errors))
+        _pack_bytes(centroids, center, ids, _reach(), packed, *written)
     else:
         packed, scales, halves = floats(centroids[ids[:k]])
         lengths.ravel()[:k] = np.sqrt(squared_norms64(centroids)[ids[:k]])
@@ -196,18 +202,18 @@ def floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @kernel
-def _pack_bytes(centroids, center, ids, packed, scales, halves, lengths, errors):  # type: ignore[no-untyped-def]
+def _pack_bytes(centroids, center, ids, reach, packed, scales, halves, lengths, errors):  # type: ignore[no-untyped-def]
     d = centroids.shape[1]
     c, lost, code = np.empty(d, np.float64), np.empty(d, np.float64), np.empty(d, np.int8)
-    packed[:] = 128  # zero, in bytes that are unsigned
+    packed[:] = reach  # zero, in bytes that are unsigned
     for p in range(ids.shape[0]):
         if ids[p] < 0:
             continue
         g, column = p // packed.shape[2], p % packed.shape[2]
         less(centroids[ids[p]], center, c)
-        scales[p], error = _rounded(c, code, lost)
+        scales[p], error = _rounded(c, reach, code, lost)
         for j in range(d):
-            packed[g, j // 4, column, j % 4] = np.uint8(code[j] + 128)
+            packed[g, j // 4, column, j % 4] = np.uint8(code[j] + reach)
         square = dot64(c, c)
         halves[p] = np.float32(0.5 * square)
         lengths[p], errors[p] = np.sqrt(square), np.sqrt(error)

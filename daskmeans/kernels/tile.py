@@ -1,9 +1,9 @@
 """Scores of eight rows with forty-eight centroids: the inner loop, written for the vector units of this machine.
 
 numba compiles loops, but does not reach the instructions that multiply bytes, nor keeps a tile of sums in registers.
-So this one loop is written in LLVM's own language: for codes of one byte where the processor multiplies those (VNNI),
-and for float32 everywhere. Each score is summed in the order of the coordinates, with fused multiply-add for float32,
-so it is the same on every machine, whatever the width of its registers.
+So this one loop is written in LLVM's own language: for codes of one byte where the processor multiplies those (VNNI,
+AVX2), and for float32 everywhere. Each score is summed in the order of the coordinates, with fused multiply-add for
+float32, so it is the same on every machine, whatever the width of its registers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from daskmeans import config
 
 ROWS, COLUMNS = 8, 48
 
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+# Instructions that multiply bytes, the fastest first, and the largest code that they take. Codes of columns are made
+# unsigned by adding it. AVX2 adds two products in 16 bits: 2 x 90 x 180 fits.
+BYTES = {"avx512vnni": 127, "avxvnni": 127, "avx2": 90}
 
 
 def n_groups(n_clusters: float) -> int:
@@ -52,9 +56,18 @@ def registers() -> Registers:
     return Registers(8, 4, 3)
 
 
+def byte_instructions() -> str:
+    """The instructions by which this machine multiplies bytes, as LLVM calls them; "" for none.
+
+    Where float32 has registers of 512 bits, those of AVX2 would be no faster.
+    """
+    slower = {"avx2"} if "avx512f" in features() else set()
+    return next((name for name in BYTES if name in features() - slower), "")
+
+
 def multiplies_bytes() -> bool:
-    """Whether this machine has an instruction that multiplies and adds bytes, and it is not switched off."""
-    return config.get("kernels") != "float32" and bool({"avx512vnni", "avxvnni"} & features())
+    """Whether this machine has instructions that multiply and add bytes, and they are not switched off."""
+    return config.get("kernels") != "float32" and byte_instructions() != ""
 
 
 def capability() -> str:
@@ -65,12 +78,11 @@ def capability() -> str:
     >>> capability().split()[0] in ("int8", "float32")
     True
     """
+    names = {"avx512vnni": "AVX-512 VNNI", "avxvnni": "AVX-VNNI", "avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
     if multiplies_bytes():
-        return "int8 (AVX-512 VNNI)" if "avx512vnni" in features() else "int8 (AVX-VNNI)"
-    for feature, name in {"avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON"}.items():
-        if feature in features():
-            return f"float32 ({name})"
-    return "float32"
+        return f"int8 ({names[byte_instructions()]})"
+    widest = next((name for name in ("avx512f", "avx2", "neon") if name in features()), None)
+    return f"float32 ({names[widest]})" if widest else "float32"
 
 
 def _typed(  # type: ignore[no-untyped-def]
@@ -84,7 +96,7 @@ def _typed(  # type: ignore[no-untyped-def]
         Rows; `width` is a multiple of 4 for int8.
     scales : ndarray of float32, shape (n,)
     biases : ndarray of int32, shape (n,)
-        Subtracted from the products of int8 codes: 128 times the sum of a row's codes.
+        Subtracted from the products of int8 codes: the largest code, as added to columns, times the sum of a row's.
     picked : ndarray of int32
     start : int
         The rows are ``picked[start : start + 8]``.
@@ -193,15 +205,22 @@ def _products(
 
 def _multiply_add(b: ir.IRBuilder, total: Any, columns: Any, row: Any, bytewise: bool) -> Any:
     vector = total.type
-    if bytewise:  # unsigned bytes of the columns times signed bytes of the row, four products into each sum
-        f = _declared(b, f"llvm.x86.avx512.vpdpbusd.{32 * vector.count}", vector)
-        return b.call(f, [total, columns, row])
-    return b.call(_declared(b, f"llvm.fma.v{vector.count}f32", vector), [columns, row, total])
+    if not bytewise:
+        return _called(b, f"llvm.fma.v{vector.count}f32", vector, columns, row, total)
+    # Unsigned bytes of the columns times signed bytes of the row, four products into each sum.
+    if byte_instructions() != "avx2":
+        return _called(b, f"llvm.x86.avx512.vpdpbusd.{32 * vector.count}", vector, total, columns, row)
+    quarters, halves = ir.VectorType(I8, 4 * vector.count), ir.VectorType(I16, 2 * vector.count)
+    pairs = _called(b, "llvm.x86.avx2.pmadd.ub.sw", halves, b.bitcast(columns, quarters), b.bitcast(row, quarters))
+    ones = ir.Constant(halves, [1] * halves.count)
+    return b.add(total, _called(b, "llvm.x86.avx2.pmadd.wd", vector, pairs, ones))
 
 
-def _declared(b: ir.IRBuilder, name: str, vector: ir.VectorType) -> Any:
-    known = b.module.globals.get(name)
-    return known or ir.Function(b.module, ir.FunctionType(vector, [vector] * 3), name)
+def _called(b: ir.IRBuilder, name: str, result: ir.VectorType, *args: Any) -> Any:
+    """What LLVM's own function `name` makes of `args`."""
+    function = b.module.globals.get(name)
+    function = function or ir.Function(b.module, ir.FunctionType(result, [arg.type for arg in args]), name)
+    return b.call(function, args)
 
 
 def _spread(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> Any:
