@@ -10,7 +10,7 @@ from daskmeans.kernels import sketch as module
 from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kernels.sketch import directions, features, find_pairs, sketch
-from daskmeans.kernels.tile import multiplies_bytes
+from daskmeans.kernels.tile import BYTES, byte_instructions, multiplies_bytes
 
 KERNELS = [pytest.param("auto", marks=pytest.mark.skipif(not multiplies_bytes(), reason="no byte products")), "float32"]
 
@@ -81,7 +81,8 @@ def test_no_pair_is_missed_and_none_invented(kernels, kind, seed, n, m, d, p, ra
 @pytest.mark.parametrize("d", [5, 40, 400, 2048])
 def test_bounds_hold_where_they_are_reached(d):
     """All that the bytes of one row lose lies along the other: a bound by any less would miss the pair."""
-    x, y = np.full(d, 0.4999 / 127, np.float32), np.full(d, 1.0, np.float32)
+    step = 1 / BYTES.get(byte_instructions(), 127)
+    x, y = np.full(d, 0.4999 * step, np.float32), np.full(d, 1.0, np.float32)
     x[0], y[0] = 1, 0
     X = np.stack([x, y])
     normalize_rows(X)
