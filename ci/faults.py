@@ -211,6 +211,11 @@ def resume(victim: psutil.Process) -> None:
         victim.resume()
 
 
+def finished(out: Path) -> bool:
+    """Whether the manifest of an output says that it is whole."""
+    return (out / "manifest.json").exists() and json.loads((out / "manifest.json").read_text())["finished"]
+
+
 def content(out: Path) -> dict[str, object]:
     """All that an output says: rows in their order, however they are cut into files, arrays and facts, by their names.
 
@@ -255,8 +260,8 @@ def trial(
             running.kill()
             return {"step": step, "fault": fault, "moment": moment, "struck": True, "outcome": "hung", "equal": False}
     struck = end is not None
-    if fault == "client":  # it may have ended by itself in the same moment
-        struck = running.returncode == -signal.SIGKILL
+    if fault == "client":  # it may have ended by itself in the same moment, or had nothing left to do
+        struck = running.returncode == -signal.SIGKILL and not finished(out)
     outcome = "finished" if running.returncode == 0 else "stopped"
     if "Traceback" in said:
         outcome = "traceback"
