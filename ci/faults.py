@@ -3,9 +3,10 @@
 python ci/faults.py [--steps fit assign dedup apply run] [--faults worker scheduler client] [--trials 20] [--seed 0]
                     [--rows 6000] [--seconds 30] [--out results.json]
 
-Processes are real and end by SIGKILL. A step that loses a worker has to finish by itself. One that loses the scheduler
-has to say so; one whose client is killed says nothing. After both the same command has to finish the job. All that is
-in the outputs (rows in their order, centroids, decisions, summaries) has to be that of a run that nobody has disturbed.
+Processes are real and end by SIGKILL, some time after the step has begun to write its output and before that is whole.
+A step that loses a worker has to finish by itself. One that loses the scheduler has to say so; one whose client is
+killed says nothing. After both the same command has to finish the job. All that is in the outputs (rows in their order,
+centroids, decisions, summaries) has to be that of a run that nobody has disturbed.
 
 Further faults, if asked for: a worker is `paused` (SIGSTOP) for some seconds; nothing passes through the `network` of a
 worker for so long; its network is `cut` for good. A step has to finish by itself after each of them.
@@ -211,9 +212,16 @@ def resume(victim: psutil.Process) -> None:
         victim.resume()
 
 
-def finished(out: Path) -> bool:
-    """Whether the manifest of an output says that it is whole."""
-    return (out / "manifest.json").exists() and json.loads((out / "manifest.json").read_text())["finished"]
+def begun(running: subprocess.Popen, out: Path) -> None:
+    """Wait until `running` has written a first manifest into `out`, or has ended."""
+    while running.poll() is None and not any(out.rglob("manifest.json")):
+        time.sleep(0.02)
+
+
+def finished(step: str, out: Path) -> bool:
+    """Whether the manifest of the output of a step, or of the last one of a run, says that it is whole."""
+    manifest = (out / "dedup" if step == "run" else out) / "manifest.json"
+    return manifest.exists() and json.loads(manifest.read_text())["finished"]
 
 
 def content(out: Path) -> dict[str, object]:
@@ -252,16 +260,17 @@ def trial(
     elsewhere = fault in ("scheduler", "network", "cut")
     with outside(folder, fault != "scheduler") if elsewhere else _nothing() as (scheduler, wires, flags):
         running = subprocess.Popen([*words, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        begun(running, out)
         time.sleep(moment)
-        end = strike(running, scheduler, wires, fault, rng)
+        end = None if finished(step, out) else strike(running, scheduler, wires, fault, rng)
         try:
             said = heard(running, end or (lambda: None), seconds)
         except subprocess.TimeoutExpired:
             running.kill()
             return {"step": step, "fault": fault, "moment": moment, "struck": True, "outcome": "hung", "equal": False}
     struck = end is not None
-    if fault == "client":  # it may have ended by itself in the same moment, or had nothing left to do
-        struck = running.returncode == -signal.SIGKILL and not finished(out)
+    if fault == "client":  # it may have ended by itself in the same moment
+        struck = struck and running.returncode == -signal.SIGKILL and not finished(step, out)
     outcome = "finished" if running.returncode == 0 else "stopped"
     if "Traceback" in said:
         outcome = "traceback"
@@ -322,14 +331,18 @@ def main() -> None:
         for step in args.steps:
             out = folder / "alone"
             shutil.rmtree(out, ignore_errors=True)
+            words = command(step, folder / "in", folder / "whole", out)
+            running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            begun(running, out)
             start = time.perf_counter()
-            subprocess.run(command(step, folder / "in", folder / "whole", out), check=True, capture_output=True)
+            if running.wait():
+                sys.exit(f"{step}: failed without a fault")
             whole = time.perf_counter() - start
             expected = content(out)
             for fault in args.faults:
                 struck = 0
                 while struck < args.trials:
-                    one = trial(step, fault, rng.uniform(0.3, 1.0) * whole, folder, expected, rng, args.seconds)
+                    one = trial(step, fault, rng.uniform(0.0, 1.0) * whole, folder, expected, rng, args.seconds)
                     struck += one["struck"]
                     if not one["struck"]:  # it had ended by then: alone, and for the first time, it took longer
                         whole = min(whole, one["moment"])
