@@ -530,10 +530,10 @@ def call(case: Case, words: list[str]) -> bool:
     return found.exit_code == 0
 
 
-def write_rows(path: Path, X: np.ndarray) -> None:
+def write_rows(path: Path, X: np.ndarray, name: str = "row") -> None:
     """A good file of vectors with a text and a number a row."""
     column = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), DIMENSION)
-    ids = [f"row-{i:02d}" for i in range(len(X))]
+    ids = [f"{name}-{i:02d}" for i in range(len(X))]
     pq.write_table(pa.table({"id": ids, "embedding": column, "text": ids, "stars": np.arange(len(X)) % 5}), path)
 
 
@@ -702,9 +702,14 @@ def whole(layout: str) -> Path:
         X = vectors(np.random.default_rng(1))
         write_rows(folder / "rows.parquet", X)
         np.save(folder / "X.npy", X)
-        words = ["run", "rows.parquet", "--out", "out", "--n-clusters", "3", "--threshold", "0.9", "--layout", layout]
-        if not call(Case(np.random.default_rng(0), folder), words):
-            raise SystemExit("a good run fails")
+        write_rows(folder / "batch.parquet", X[::-1] + np.float32(0.01), "new")
+        case, here = Case(np.random.default_rng(0), folder), ["--layout", layout]
+        for words in (
+            ["run", "rows.parquet", "--out", "out", "--n-clusters", "3", "--threshold", "0.9", *here],
+            ["assign", "batch.parquet", "--model", "out/model", "--out", "batch", *here],
+        ):
+            if not call(case, words):
+                raise SystemExit("a good run fails")
         _WHOLE[layout] = folder
     return _WHOLE[layout]
 
@@ -748,7 +753,7 @@ def outputs(case: Case) -> str:
         "apply": ["apply", "out/dedup", "rows.parquet", "--out", "new"],
         "info": ["info", case.pick(["out", "out/model", "out/clusters", "out/dedup"])],
         "run": ["run", "rows.parquet", "--out", "out", "--n-clusters", "3", "--threshold", "0.95", "--overwrite"],
-        "append": ["dedup", "out/clusters", "--threshold", "0.9", "--out", "new", "--against", "out/clusters"],
+        "append": ["dedup", "batch", "--threshold", "0.9", "--out", "new", "--against", "out/clusters", "--append"],
     }[step]
     if not call(case, words):
         return "refused"

@@ -15,6 +15,8 @@ from daskmeans.flags import Json
 from daskmeans.vectors.files import open_path
 
 SETTINGS = "lines such as `n_clusters: 1000`"
+# Values that a command line can hold as a word.
+WORDS = str | int | float | datetime.date
 
 
 def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
@@ -74,7 +76,7 @@ def _given(value: Any, option: click.Option | None, where: str, ctx: click.Conte
     """`value` as the command line would hold it: words, which `option` then reads; the input is no option."""
     if option is not None and option.is_flag:
         if not isinstance(value, bool):
-            raise UsageError(f"{value!r} is no answer", where=where, expected="true or false")
+            raise UsageError(f"{_shown(value)} is no answer", where=where, expected="true or false")
         return value
     if option is not None and isinstance(option.type, Json) and isinstance(value, dict):
         return value
@@ -90,6 +92,11 @@ def _given(value: Any, option: click.Option | None, where: str, ctx: click.Conte
 
 
 def _word(value: Any, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float | datetime.date):
-        raise UsageError(f"{value!r} is no value for it", where=where, expected="a number or a text")
+    if isinstance(value, bool) or not isinstance(value, WORDS):
+        raise UsageError(f"{_shown(value)} is no value for it", where=where, expected="a number or a text")
     return str(value)
+
+
+def _shown(value: Any) -> str:
+    """`value` in a message: not what a list or a mapping holds, which may be secrets, or endless."""
+    return repr(value) if isinstance(value, WORDS) else f"a {type(value).__name__}"

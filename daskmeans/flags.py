@@ -29,7 +29,7 @@ class Json(click.ParamType):
             return value
         try:
             found = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.fail(f"not valid JSON: {error}", param, ctx)  # without the value, which may hold secrets
         if not isinstance(found, dict):
             self.fail("expected a JSON object such as '{\"anon\": true}'", param, ctx)

@@ -173,12 +173,13 @@ def _sample(reader: Any, band: Band) -> np.ndarray:
 def _compare(shelf: Shelf, work: Task, threshold: np.float32) -> tuple[pa.Table, dict[int, int]]:
     """The rows of a band with a twin in one of a run of others; rows of each band that was looked at."""
     one = shelf.get(work.row)
-    others = {i: shelf.get(i) for i in work.columns}
-    best = _best(_twins(one, one, Edges.none()))
-    for other in others.values():
+    best, rows = _best(_twins(one, one, Edges.none())), {work.row: len(one.ids)}
+    for i in work.columns:
+        other = shelf.get(i)  # one at a time: there is memory for two bands
+        rows[i] = len(other.ids)
         for edges in pairs_of(one, other, threshold):
             best = _best(pa.concat_tables([best, _twins(one, other, edges)]))
-    return best, {work.row: len(one.ids)} | {i: len(other.ids) for i, other in others.items()}
+    return best, rows
 
 
 def _twins(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:

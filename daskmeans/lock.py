@@ -60,17 +60,31 @@ class Lock:
                 expected="one run at a time",
                 remedy="wait until it has ended, or choose another directory",
             )
-        if self._file.exists():
-            self._file.unlink()
+        self._clear(found)
         try:
             with self._file.fs.open(self._file.path, "xb") as file:
                 file.write(self._told())
         except FileExistsError:
             if self.held:  # it was taken, the answer was lost, and the client of the store asked again
                 return
-            raise OutputError(
-                "another run has just begun to write this output", where=str(self._file), expected="one run at a time"
-            ) from None
+            raise _just_begun(self._file) from None
+
+    def _clear(self, dead: dict[str, Any] | None) -> None:
+        """Remove the lock of a run that is dead, and no other: another run may take over in the same moment."""
+        if stores.is_store(self._file):  # nothing can be renamed there
+            if self._file.exists():
+                self._file.unlink()
+            return
+        aside = self._file.with_name(f"{NAME}.{self.token}")
+        try:
+            self._file.rename(aside)
+        except FileNotFoundError:
+            return
+        moved = _read(aside)
+        if (moved or {}).get("token") != (dead or {}).get("token"):
+            aside.rename(self._file)
+            raise _just_begun(self._file)
+        aside.unlink()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
@@ -86,6 +100,11 @@ class Lock:
         with stores.tolerated():  # then it stays, and speaks for nobody
             if self.held:  # not if it went with the directory, or is another's by now
                 self._file.unlink()
+
+
+def _just_begun(file: UPath) -> OutputError:
+    told = "another run has just begun to write this output"
+    return OutputError(told, where=str(file), expected="one run at a time")
 
 
 @contextlib.contextmanager

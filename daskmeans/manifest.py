@@ -13,6 +13,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -31,6 +32,7 @@ WAITS = (0.1, 0.5, 2.0)
 TOLD = 3
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what determines a result: Python and the libraries that compute."""
     names = ("daskmeans", "dask", "distributed", "numpy", "numba", "pandas", "pyarrow")
@@ -150,6 +152,8 @@ class Step:
 
     def write(self, finished: bool) -> None:
         """Write the manifest as it stands, if no other run has taken the output."""
+        if finished:
+            stores.flush(self.path)
         self._lock.check()
         seconds = round(time.perf_counter() - self._start, 3)
         tail = {"seconds": seconds, "peak_bytes": runtime.peaks(self._client), "finished": finished}
@@ -422,7 +426,7 @@ def peek(path: UPath) -> dict[str, Any] | None:
     """The manifest in `path`, finished or not; None where there is none of ours, whatever has its name."""
     try:
         found = json.loads((path / NAME).read_text())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None  # but storage that does not answer is no reason to take hours of work for nothing
     ours = isinstance(found, dict) and isinstance(found.get("finished"), bool) and isinstance(found.get("step"), str)
     whole = ours and all(isinstance(found.get(name, {}), dict) for name in ("settings", "inputs", "versions"))

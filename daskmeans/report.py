@@ -14,7 +14,7 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import charts, manifest, runtime
+from daskmeans import charts, manifest, runtime, stores
 from daskmeans.duplicates.result import DedupResult, decision_files, open_decisions
 from daskmeans.examples import Example, Row, compare, find_examples, place_of
 from daskmeans.kmeans.model import read_model
@@ -80,7 +80,7 @@ def write_report(
         *_steps(root),
     ]
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(title or root.name, body), encoding="utf-8")
+    stores.replace(target, page(title or root.name, body).encode(), "tmp")
     return target
 
 

@@ -13,8 +13,9 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import provenance, runtime
+from daskmeans import provenance, runtime, stores
 from daskmeans.duplicates.result import DedupResult, Found, decision_files
+from daskmeans.duplicates.settings import LEAST_FLOOR
 from daskmeans.errors import UsageError
 from daskmeans.examples import Row
 from daskmeans.report import page, pair_card
@@ -77,8 +78,11 @@ def write_review(
     known = result.look_up(pa.concat_arrays([*pairs["id"].chunks, *pairs["max_id"].chunks]))
     target = result.path if out is None else open_path(out)
     target.mkdir(parents=True, exist_ok=True)
-    provenance.write_table(_table(pairs, known, threshold), target / FILES[1], "review")
-    (target / FILES[0]).write_text(_page(pairs, known, threshold, text_field), encoding="utf-8")
+    with pa.BufferOutputStream() as stream:
+        provenance.write_table(_table(pairs, known, threshold), stream, "review")
+        stores.replace(target / FILES[1], stream.getvalue().to_pybytes(), "tmp")
+    shown = _page(pairs, known, threshold, result.summary.get("floor"), text_field)
+    stores.replace(target / FILES[0], shown.encode(), "tmp")
     return target / FILES[0]
 
 
@@ -111,12 +115,23 @@ def _table(pairs: pa.Table, known: dict[Any, Found], threshold: float) -> pa.Tab
     table = table.append_column("duplicate", pc.greater_equal(table["score"], pa.scalar(np.float32(threshold))))
     for prefix, ids in (("", table["id"]), ("twin_", table["twin_id"])):
         rows = [known[id_].metadata for id_ in ids.to_pylist()]
-        for name in rows[0] if rows else ():
-            table = table.append_column(f"{prefix}{name}", pa.array([row[name] for row in rows]))
+        for name in dict.fromkeys(name for row in rows for name in row):  # twins may come from other clusters
+            column = f"{prefix}{name}"
+            while column in table.column_names:
+                column += "_"
+            table = table.append_column(column, _column([row.get(name) for row in rows]))
     return table
 
 
-def _page(pairs: pa.Table, known: dict[Any, Found], threshold: float, text_field: str) -> str:
+def _column(values: list[Any]) -> pa.Array:
+    """A column of `values`; of texts if they are of several types."""
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        return pa.array([None if value is None else str(value) for value in values])
+
+
+def _page(pairs: pa.Table, known: dict[Any, Found], threshold: float, floor: float | None, text_field: str) -> str:
     def row(id_: Any) -> Row:
         facts = dict(known[id_].metadata)
         text = facts.pop(text_field, "") or ""
@@ -128,6 +143,9 @@ def _page(pairs: pa.Table, known: dict[Any, Found], threshold: float, text_field
         '<p class="quiet">Each pair is a row and the most similar one before it; words that only one has are marked. '
         "Find the score below which they are no duplicates any more: that is the threshold to choose.</p>",
     ]
+    if floor == threshold:
+        lower = f"--floor {max(LEAST_FLOOR, round(threshold - SPREAD, 3))}"
+        body.append(f'<p class="quiet">Pairs below {threshold} were not stored: {lower} stores and shows them too.</p>')
     above = False
     for pair in pairs.to_pylist():
         score = pair["cosine_sim_score"]

@@ -1,19 +1,24 @@
-"""Object stores: what they do otherwise than disks.
+"""Files that are whole or not there, and what object stores do otherwise than disks.
 
-They have no directories and rename nothing, but an object appears whole or not at all. Their clients remember listings,
-and raise errors of all kinds.
+Stores have no directories and rename nothing, but an object appears whole or not at all. Their clients remember
+listings, and raise errors of all kinds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from upath import UPath
 
 # As URLs name them.
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
+# Files and directories that are flushed at the same time.
+FLUSHES = 16
 # Packages that speak to them.
 CLIENTS = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
@@ -31,14 +36,45 @@ def watched(path: UPath) -> UPath:
 def replace(path: UPath, content: bytes, writer: str) -> None:
     """Make `content` that of the file `path`; a reader sees the old content or the new, never half of it.
 
-    Until then it is called after its `writer`, of which there may be several.
+    Until then it is called after its `writer`, of which there may be several. On a disk it outlives a loss of power.
     """
     if is_store(path):
         path.write_bytes(content)
         return
     aside = path.with_name(f"{path.name}.{writer}")
     aside.write_bytes(content)
+    flush(aside)
     path.fs.mv(aside.path, path.path)
+    if _on_disk(path):
+        _flush(path.parent.path)
+
+
+def flush(path: UPath) -> None:
+    """Have a disk of this machine keep the file `path`, or all below the directory, even if the power goes."""
+    if not _on_disk(path):  # stores see to it before they answer
+        return
+    tree = os.walk(path.path) if path.is_dir() else [(path.path, [], [])]
+    places = [os.path.join(folder, name) for folder, _, names in tree for name in (*names, "")]
+    with ThreadPoolExecutor(FLUSHES) as pool:  # one waits for the disk, which takes many at a time
+        list(pool.map(_flush, places))
+
+
+def _on_disk(path: UPath) -> bool:
+    return path.protocol in ("", "file", "local")
+
+
+def _flush(place: str) -> None:
+    try:
+        number = os.open(place.rstrip("/") or "/", os.O_RDONLY)
+    except FileNotFoundError:  # a lock that gave a sign of life meanwhile
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot
+            raise
+    finally:
+        os.close(number)
 
 
 def has_failed(error: Exception) -> bool:

@@ -338,7 +338,7 @@ def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
 
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
     """Refuse a directory that holds anything but what a run makes."""
-    known = {*ours, "summary.json"}
+    known = {*ours, "summary.json", "summary.json.tmp"}  # what a run has left that was killed as it wrote the other
     if root.exists() and not root.is_dir():
         raise OutputError("the output exists and is a file", where=str(root), remedy="choose another --out")
     foreign = [child.name for child in root.iterdir() if child.name not in known] if root.exists() else []

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dask
@@ -160,6 +161,24 @@ def test_the_manifest_tells_what_was_appended(tmp_path, stores):
     assert again.summary["rows"] == len(OLD) + batch["rows"]
     assert open_decisions(tmp_path / "d1").groups(5) == result.groups(5)
     assert len(result.groups(5)) == 5
+
+
+def test_clusters_that_another_run_has_taken_are_not_extended(tmp_path, stores, monkeypatch):
+    """This run was taken for dead while its workers wrote."""
+    old, first, _ = stores
+    before = (old / "manifest.json").read_bytes()
+    write = append._write
+
+    def late(*args):
+        files = write(*args)
+        told = {"token": "t", "pid": 1, "started": 0.0, "host": "elsewhere", "place": "", "seen": time.time()}
+        (old / lock.NAME).write_text(json.dumps(told))
+        return files
+
+    monkeypatch.setattr(append, "_write", late)
+    with pytest.raises(OutputError, match="another run has taken the output"):
+        extend(first, old, tmp_path / "d1")
+    assert (old / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "hive"])

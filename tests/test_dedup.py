@@ -1,6 +1,7 @@
 """The step from clusters to decisions, on files; rows are compared inside their clusters."""
 
 import json
+import shutil
 from functools import partial
 
 import dask
@@ -14,6 +15,7 @@ from upath import UPath
 import daskmeans
 from daskmeans import manifest, open_decisions, runtime
 from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.duplicates.lookup import read_lookup
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
 from helpers import decisions_of, make_rows, write_clusters
 
@@ -168,10 +170,11 @@ def test_the_result(tmp_path, clusters):
     assert f"<td>{result.summary['rows']}</td>" in result._repr_html_()
 
 
+@pytest.mark.parametrize("search", ["clusters", "exact"])
 @pytest.mark.parametrize("rule", ["survivors", "semdedup"])
-def test_groups(clusters, rule):
+def test_groups(clusters, rule, search):
     rows = make_rows()
-    result = dedup(clusters, THRESHOLD, rule=rule)
+    result = dedup(clusters, THRESHOLD, rule=rule, search=search)
     removed = result.removed.compute().to_dict("records")
     groups = result.groups(1000)
     assert {(g.id, d.id) for g in groups for d in g.duplicates} == {
@@ -190,8 +193,9 @@ def test_groups(clusters, rule):
             min((by_id[d.id]["cosine_sim_score"] for d in group.duplicates if d.reason == "semantic"), default=2)
         )
     assert closest == sorted(closest)
-    assert closest[-1] == 2
-    assert result.groups(4) == groups[:4]
+    assert closest[-1] == 2 or search == "exact"  # groups of copies alone, which those across clusters join
+    for limit in (1, 2, 4, 9):  # a group of an exact search may lie in several files
+        assert result.groups(limit) == groups[:limit]
 
 
 def test_a_temporary_directory_stays_until_python_ends(clusters, monkeypatch):
@@ -204,6 +208,19 @@ def test_a_temporary_directory_stays_until_python_ends(clusters, monkeypatch):
     for function, args, kwargs in at_exit:
         function(*args, **kwargs)
     assert not path.exists()
+
+
+def test_decisions_are_those_that_the_manifest_lists(tmp_path, clusters):
+    result = dedup(clusters, THRESHOLD, out=tmp_path / "out")
+    files = sorted((tmp_path / "out" / "decisions").iterdir())
+    assert len(files) > 1
+    before = len(result.decisions)
+    shutil.copy(files[0], files[0].with_name("part-99999.parquet"))
+    assert len(result.decisions) == before
+    files[1].unlink()
+    for use in (lambda: result.kept, result.groups, lambda: read_lookup(UPath(tmp_path / "out"))):
+        with pytest.raises(NotFoundError, match=f"{files[1].name}: the decisions are no longer there"):
+            use()
 
 
 def test_groups_of_clusters_that_have_changed(tmp_path, clusters):

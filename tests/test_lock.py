@@ -77,6 +77,17 @@ def test_the_number_of_a_dead_process_may_be_anothers_by_now(out):
     make(out)
 
 
+def test_a_lock_is_taken_over_once(out):
+    """Of two runs that find the lock of a dead one, the second does not take that of the first for it."""
+    leave(out, seen=0)
+    dead = lock._read(out / lock.NAME)
+    with lock.hold(out) as first:
+        with pytest.raises(OutputError, match="has just begun"):
+            lock.Lock(out)._clear(dead)
+        assert first.held
+        assert names(out) == [lock.NAME]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_lock_that_says_nothing_is_of_a_killed_run(out, text):
     (out / lock.NAME).write_text(text)

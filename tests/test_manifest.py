@@ -66,6 +66,24 @@ def test_an_unfinished_step_is_not_read_and_is_replaced_by_the_same_step_only(ou
     assert manifest.read(out, "fit")["finished"]
 
 
+def test_all_is_on_the_disk_before_the_manifest_says_that_it_is_whole(tmp_path, monkeypatch):
+    out, flushed = UPath(tmp_path / "out"), []
+
+    def fsync(number):
+        flushed.append(os.readlink(f"/proc/self/fd/{number}"))
+        real(number)
+
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", fsync)
+    with manifest.step(out, "fit", {}, {}) as step:
+        (step.path / "deep" / "er").mkdir(parents=True)
+        (step.path / "deep" / "er" / "file.txt").write_text("text")
+        flushed.clear()
+    *before, aside, folder = flushed
+    assert (aside, folder) == (f"{out / manifest.NAME}.tmp", str(out))
+    assert {str(out / "deep" / "er" / "file.txt"), f"{out / 'deep' / 'er'}", f"{out / 'deep'}", str(out)} <= set(before)
+
+
 def test_a_finished_output_is_replaced_only_when_asked(out):
     make(out)
     with pytest.raises(OutputError, match="--overwrite"):

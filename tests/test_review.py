@@ -1,5 +1,7 @@
 """Pairs for a person to look at."""
 
+import dask.dataframe as dd
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from upath import UPath
@@ -7,6 +9,8 @@ from upath import UPath
 from daskmeans import dedup
 from daskmeans.errors import UsageError
 from daskmeans.review import write_review
+from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.regroup import write_buckets
 from helpers import make_rows, write_clusters
 from test_report import outline
 
@@ -34,6 +38,35 @@ def test_pairs_around_the_threshold(tmp_path, search):
     assert [tag for tag, _ in outline(text).tags].count("article") == 20
     assert text.count("From 0.95 on: duplicates") == 1
     assert pq.read_table(str(write_review(result, 10_000, tmp_path / "all").with_suffix(".parquet"))).num_rows > 20
+
+
+def test_twins_with_other_metadata(tmp_path):
+    """Those of the clusters that rows were held against; some columns have names that the table has too."""
+    X, labels, distances, _ = make_rows()
+    for name, rows, columns in (
+        ("new", slice(0, 150), {"score": "new"}),
+        ("old", slice(150, 300), {"score": 1.5, "place": 7}),
+    ):
+        facts = {"centroid": labels[rows], "l2_dist_to_cent": distances[rows], "cosine_dist_to_cent": distances[rows]}
+        ids = [f"{name}-{i}" for i in range(150)]
+        # Each new row has a copy and an old one that is nearly the same.
+        frame = pd.DataFrame({"id": ids, "vector": to_column(X[:150] + (0.01 * (name == "old")))} | facts | columns)
+        write_buckets(dd.from_pandas(frame, npartitions=2), tmp_path / name)
+    result = dedup(tmp_path / "new", 0.9, against=tmp_path / "old", out=tmp_path / "out")
+    write_review(result, 20)
+    table = pq.read_table(tmp_path / "out" / "review.parquet")
+    rows = table.to_pylist()
+    assert {"score", "score_", "twin_score", "twin_place"} <= set(table.column_names)
+    held = [row for row in rows if row["twin_id"].startswith("old")]
+    assert held
+    assert all((row["score_"], row["twin_score"], row["twin_place"]) == ("new", "1.5", 7) for row in held)
+
+
+def test_the_page_says_what_was_not_stored(tmp_path):
+    clusters = write_clusters(tmp_path / "clusters", make_rows())
+    for floor, told in ((None, True), (0.85, False)):
+        result = dedup(clusters, 0.95, out=tmp_path / f"{floor}", search="exact", floor=floor)
+        assert ("--floor 0.85" in write_review(result, 20).read_text()) == told
 
 
 def test_nothing_to_look_at(tmp_path):

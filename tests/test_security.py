@@ -102,13 +102,28 @@ def test_yaml_makes_no_objects_and_is_held_against_the_flags(tmp_path):
         "normalize: 1": ("'normalize'", "true or false"),
         "threshold: {a: 1}": ("'threshold'", "a number or a text"),
         "keep: [[hard]]": ("'keep'", "a number or a text"),
+        "storage_options: [hunter2]": ("'storage_options'", "a list is no value"),
     }.items():
         file.write_text(f"input: rows.parquet\nout: {tmp_path}/out\n{line}\n")
         result = CliRunner().invoke(main, ["run", str(file)])
         assert result.exit_code == 2, result.output
         for word in words:
             assert word in result.stderr
+        assert "hunter2" not in result.output
         assert "Traceback" not in result.output
+    nested = "".join(f"- &{i} [{', '.join([f'*{i - 1}'] * 9)}]\n" for i in range(1, 30))  # 9³⁰ elements, told in full
+    file.write_text(f"input: rows.parquet\nthreshold:\n- &0 [1]\n{nested}")
+    result = CliRunner().invoke(main, ["run", str(file), "--out", str(tmp_path / "out")])
+    assert (result.exit_code, len(result.stderr) < 1000) == (2, True)
+
+
+def test_json_that_is_nested_too_deep(tmp_path):
+    deep = "[" * 100_000
+    result = CliRunner().invoke(main, ["info", str(tmp_path), "--storage-options", deep])
+    assert result.exit_code == 2
+    assert "not valid JSON" in result.stderr
+    (tmp_path / "manifest.json").write_text(deep)
+    assert manifest.peek(UPath(tmp_path)) is None
 
 
 @pytest.fixture(scope="module")

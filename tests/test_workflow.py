@@ -57,6 +57,14 @@ def test_run_decides_as_brute_force_does(tmp_path, embeddings):
     assert summary["rows"] == 600 == summary["kept"] + sum(summary["removed"].values())
 
 
+def test_a_run_that_was_killed_as_it_wrote_its_summary_goes_on(tmp_path, embeddings):
+    out = tmp_path / "out"
+    dkm.run(embeddings, out, dkm.KMeans(8), threshold=0.95)
+    (out / "summary.json").rename(out / "summary.json.tmp")
+    dkm.run(embeddings, out, dkm.KMeans(8), threshold=0.95)
+    assert {file.name for file in out.iterdir()} == {"model", "clusters", "dedup", "summary.json"}
+
+
 def test_every_dropped_row_names_one_that_stays(tmp_path, embeddings):
     dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9)
     rows = decisions(tmp_path / "out")

@@ -18,7 +18,7 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, lock, manifest, room, runtime
+from daskmeans import config, lock, manifest, room, runtime, stores
 from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.result import decision_files
 from daskmeans.duplicates.settings import Settings
@@ -131,7 +131,7 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
         `old` has changed since it was opened, or another run is writing it.
     """
     appended = old.manifest.get("appended", [])
-    with room.explained(old.path), lock.hold(old.path):
+    with room.explained(old.path), lock.hold(old.path) as mine:
         _refuse_changed(old)
         remove_files(old.path, len(appended) + 1)
         keep = _kept(decisions, new.rows, client)
@@ -152,7 +152,9 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
             "outputs": outputs,
             "appended": [*appended, batch],
         }
+        stores.flush(old.path)
         _refuse_changed(old)
+        mine.check()
         manifest.write(old.path, old.manifest | facts)
     runtime.log_event("daskmeans", {"step": "append", "out": str(old.path), "rows": batch["rows"]}, client)
 

@@ -36,7 +36,7 @@ from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.provenance import CHECKED
 from daskmeans.vectors.buckets import Buckets, Cluster, find_ids, open_buckets
-from daskmeans.vectors.files import Input, open_path, reading, refuse_overlap
+from daskmeans.vectors.files import Input, inside, open_path, reading, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
 
 
@@ -134,9 +134,10 @@ class DedupResult:
             The clusters are no longer there.
         """
         files = decision_files(self.path)
-        rows = pa.concat_tables(runtime.compute([delayed(_find_groups, pure=False)(file, limit) for file in files]))
-        heads = _heads(rows).slice(0, limit)
-        rows = rows.filter(pc.is_in(rows["kept_id"], heads))
+        # Rows of a group may lie in several files; one of the first groups is one of the first in some file.
+        first = runtime.compute([delayed(_first_groups, pure=False)(file, limit) for file in files])
+        heads = _groups(pa.concat_tables(first)).slice(0, limit)["kept_id"].combine_chunks()
+        rows = pa.concat_tables(runtime.compute([delayed(_of_groups, pure=False)(file, heads) for file in files]))
         known = self.look_up(pa.concat_arrays([heads, *rows["id"].chunks]))
         members: dict[Any, list[dict[str, Any]]] = {}
         for row in rows.to_pylist():
@@ -327,15 +328,15 @@ def open_decisions(path: Input, storage_options: Mapping[str, Any] | None = None
 
 def decision_files(path: UPath) -> list[UPath]:
     """Files of the decisions in directory `path`, in the order of the clusters."""
-    files = sorted((path / "decisions").glob("part-*.parquet"), key=lambda file: file.name)
-    if not files:
-        raise NotFoundError("the decisions are no longer there", where=str(path), remedy="run `daskmeans dedup` again")
+    files = [inside(path, found["path"]) for found in manifest.read(path, "dedup")["outputs"]]
+    if missing := [file for file in files if not file.exists()]:
+        remedy = "run `daskmeans dedup` again, with --overwrite"
+        raise NotFoundError("the decisions are no longer there", where=str(missing[0]), remedy=remedy)
     return files
 
 
 def _read_frame(file: UPath, keep: bool | None) -> pd.DataFrame:
-    with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED)
+    table = _read_table(file)
     return _to_pandas(table if keep is None else table.filter(pc.equal(table["keep"], keep)))
 
 
@@ -343,20 +344,30 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=pd.ArrowDtype)
 
 
-def _find_groups(file: UPath, limit: int) -> pa.Table:
-    """Dropped rows of the `limit` most instructive groups of `file`."""
+def _read_table(file: UPath) -> pa.Table:
     with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED)
+        return pq.read_table(file.path, filesystem=file.fs, **CHECKED)
+
+
+def _first_groups(file: UPath, limit: int) -> pa.Table:
+    """The `limit` most instructive groups of `file`, by its rows alone."""
+    table = _read_table(file)
     rows = table.filter(table["kept_id"].is_valid())
-    return rows.filter(pc.is_in(rows["kept_id"], _heads(rows).slice(0, limit)))
-
-
-def _heads(rows: pa.Table) -> pa.Array:
-    """The kept_id of each group in `rows`, those with the smallest semantic score first, those of copies only last."""
     semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["cosine_sim_score"], pa.scalar(None, pa.float32()))
-    scored = pa.table({"kept_id": rows["kept_id"], "score": semantic})
-    order = pc.sort_indices(scored, [("score", "ascending"), ("kept_id", "ascending")])
-    return pc.unique(scored["kept_id"].take(order))
+    return _groups(pa.table({"kept_id": rows["kept_id"], "score": semantic})).slice(0, limit)
+
+
+def _groups(scored: pa.Table) -> pa.Table:
+    """Each kept_id of `scored` with its smallest score: the smallest first, those of copies only, without one, last."""
+    in_order = scored.take(pc.sort_indices(scored, [("score", "ascending"), ("kept_id", "ascending")]))
+    ids = in_order["kept_id"].combine_chunks()
+    return in_order.take(pc.index_in(pc.unique(ids), ids))
+
+
+def _of_groups(file: UPath, heads: pa.Array) -> pa.Table:
+    """The dropped rows of `file` that `heads` stand for."""
+    table = _read_table(file)
+    return table.filter(pc.is_in(table["kept_id"], heads))
 
 
 def _find_rows(file: UPath, ids: pa.Array) -> pa.Table:

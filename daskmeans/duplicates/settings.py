@@ -63,7 +63,7 @@ def dedup_settings(
     if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or not 1 <= probes <= MOST_PROBES:
         raise UsageError(f"{probes!r} is out of range", where="--probes", expected=f"1 to {MOST_PROBES} clusters")
     if probes > 1 and search == "exact":
-        raise UsageError("an exact search has no probes", where="--probes", remedy="leave it out, or --search exact")
+        raise UsageError("an exact search has no probes", where="--probes", remedy="leave it out, or --search clusters")
     made = Settings(shown, parse_keep(keep), rule, search, int(probes), stored, random_state)
     if floor is not None and search == "clusters" and not made.stores_pairs:
         raise UsageError(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from daskmeans import manifest, runtime
+from daskmeans import manifest, runtime, stores
 from daskmeans.errors import DataError
 from daskmeans.kmeans.native import Fit
 from daskmeans.vectors import npy
@@ -95,6 +95,7 @@ class Checkpoints:
         self._path.mkdir(parents=True, exist_ok=True)
         for suffix, array in arrays.items():
             (self._path / f"{name}{suffix}").write_bytes(array)
+            stores.flush(self._path / f"{name}{suffix}")
         manifest.write_json(self._path / f"{name}.json", head | {"checksum": _checksum_of(head)})
         self._sweep(run, {name, self._newest.get(run, name)})
         self._newest[run] = name
