@@ -12,6 +12,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -169,6 +170,13 @@ def decisions(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
     return found
 
 
+def versions() -> dict[str, str]:
+    """Of daskmeans, what it computes with, and whom it is compared with."""
+    there = {name: each.metadata["Version"] for each in distributions() for name in [each.metadata["Name"].lower()]}
+    beside = ("cuda", "cudf", "cuml", "cupy", "dask-cu", "flash", "numba", "raft", "rmm", "torch", "triton")
+    return dkm.manifest.versions() | {name: there[name] for name in sorted(there) if name.startswith(beside)}
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rows", type=int, default=1_000_000)
@@ -186,7 +194,7 @@ def main() -> None:
             "arguments": {key: str(value) for key, value in vars(args).items()},
             "gpus": gpus.models(),
         }
-        record["versions"], X = dkm.manifest.versions(), rows_like_embeddings(args.rows, args.dimension)
+        record["versions"], X = versions(), rows_like_embeddings(args.rows, args.dimension)
         for part in (products, assignment, updates, fits, larger_than_the_device, decisions):
             start = time.perf_counter()
             try:

@@ -403,9 +403,9 @@ def _unfit(use: Use, signatures: list[ast.arguments], skip: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheels", type=Path, help="a directory of wheels, or of unpacked packages")
-    parser.add_argument("--source", type=Path, action="append", help="of our code [daskmeans, workflows, tests]")
+    parser.add_argument("--source", type=Path, action="append", help="of our code [all but ci]")
     asked = parser.parse_args()
-    uses = uses_in(asked.source or [ROOT / name for name in ("daskmeans", "workflows", "tests")])
+    uses = uses_in(asked.source or [ROOT / name for name in ("daskmeans", "benchmarks", "workflows", "tests")])
     library = Library(asked.wheels)
     packages = sorted({use.name.partition(".")[0] for use in uses})
     absent = [package for package in packages if not library.has(package)]

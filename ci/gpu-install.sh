@@ -12,8 +12,8 @@ for extra in gpu gpu-cu12; do
     if ! "${PYTHON:-python3}" -m pip install --quiet --dry-run --ignore-installed --report "$work/report.json" \
         ".[$extra]" 2>"$work/said.txt"; then
         cat "$work/said.txt" >&2
-        # What pip says where it knows no version of a package at all, whichever is asked for.
-        grep -q "(from versions: none)" "$work/said.txt" || exit 1
+        # What pip says where it knows no version of a package of RAPIDS at all, whichever is asked for.
+        grep -qE "requirement (cu(df|ml|py)|dask-cu|raft-dask)[^ ]* \\(from versions: none\\)" "$work/said.txt" || exit 1
         echo "$extra: skipped, as the package index has not all of it"
         continue
     fi

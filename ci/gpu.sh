@@ -5,7 +5,7 @@ measured() { # measured "PACKAGES" OUT SECONDS-FOR-TESTS SECONDS-FOR-BENCHMARK T
     shift 4
     while [ "$1" != -- ]; do tests+=("$1"); shift; done
     shift
-    missing=$(python3 - daskmeans hypothesis pytest pytest_timeout $packages <<'END'
+    missing=$(python3 - daskmeans hypothesis numba_cuda pytest pytest_timeout $packages <<'END'
 import sys
 from importlib.util import find_spec
 print(*(name for name in sys.argv[1:] if find_spec(name) is None))

@@ -9,7 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -60,6 +60,10 @@ class ClusterSettings:
     enable_rdmacm: bool | None = None
 
 
+# The others say what workers are that are started here.
+OF_ANY = ("device", "scheduler", "scheduler_file", "dashboard_address")
+
+
 @contextlib.contextmanager
 def cluster(settings: ClusterSettings) -> Iterator[Client]:
     """Client of the cluster that `settings` describe; one that was started here ends with the ``with`` block.
@@ -100,10 +104,11 @@ def _on_gpus(settings: ClusterSettings) -> bool:
 
 def _connect(settings: ClusterSettings) -> Client:
     timeout = config.get("connect-timeout")
-    if settings.n_workers or settings.threads_per_worker or settings.memory_limit != "auto":
+    given = [f.name for f in fields(settings) if f.name not in OF_ANY and getattr(settings, f.name) != f.default]
+    if given:
         raise UsageError(
             "the workers of a scheduler that is there are what they are",
-            where="--n-workers, --threads-per-worker, --memory-limit",
+            where=", ".join(f"--{name.replace('_', '-')}" for name in given),
             remedy="leave these flags out, or --scheduler",
         )
     if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
@@ -139,7 +144,8 @@ def _connect(settings: ClusterSettings) -> Client:
         ) from None
     try:
         _check_workers(client)
-    except ClusterError:
+        _check_device(settings.device, client)
+    except (ClusterError, UsageError):
         client.close()
         raise
     return client
@@ -158,6 +164,19 @@ def _check_workers(client: Client) -> None:
             where=address,
             expected=f"daskmeans {ours}, as here",
             remedy="install the same version in the environment of the workers",
+        )
+
+
+def _check_device(device: str, client: Client) -> None:
+    """Make sure that the workers compute on what is asked for."""
+    places = gpus.places(client) if device != "auto" else []
+    if wrong := [place for place in places if bool(place) != (device == "gpu")]:
+        raise UsageError(
+            f"{len(wrong)} of {len(places)} workers compute on {'their cores' if device == 'gpu' else 'a GPU'}",
+            where=f"--device {device}",
+            remedy="start them with `dask cuda worker`"
+            if device == "gpu"
+            else "start them with DASK_DASKMEANS__DEVICE=cpu in their environment",
         )
 
 

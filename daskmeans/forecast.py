@@ -9,7 +9,7 @@ from dask.utils import format_bytes
 from distributed import Client
 
 from daskmeans import config, gpus, runtime
-from daskmeans.errors import MemoryForecastError
+from daskmeans.errors import ClusterError, MemoryForecastError
 from daskmeans.kernels import demand
 from daskmeans.kernels.device import REMEDY
 from daskmeans.kernels.groups import n_near
@@ -173,7 +173,12 @@ def check_devices(
     ------
     MemoryForecastError
         The rows of a worker do not fit onto its device.
+    ClusterError
+        A worker has been lost since rows were loaded.
     """
+    if lost := rows.keys() - memory.keys():
+        remedy = "run the command again"
+        raise ClusterError("a worker was lost", where=", ".join(sorted(lost)), remedy=remedy)
     room = DEVICE_TILE * min(memory[worker] for worker in rows)
     batch = max(1, min(batch, int(room / (4 * n_clusters * max(1.0, oversampling)))))
     for worker, count in rows.items():

@@ -9,7 +9,7 @@ import distributed
 import pytest
 from dask.system import CPU_COUNT
 
-from daskmeans import errors
+from daskmeans import errors, gpus
 from daskmeans.cluster import ClusterSettings, cluster
 from helpers import blas_threads, square
 
@@ -57,6 +57,40 @@ def test_a_scheduler_without_workers_is_an_error_within_the_timeout(monkeypatch)
         pytest.raises(errors.ClusterError, match=r"no workers(.|\n)*dask worker"),
         cluster(ClusterSettings(scheduler=empty.scheduler_address)),
     ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"n_workers": 2}, "--n-workers"),
+        ({"rmm_pool_size": "1GB", "memory_limit": "1GB"}, "--memory-limit, --rmm-pool-size"),
+    ],
+)
+def test_what_workers_are_is_not_asked_of_a_scheduler_that_is_there(settings, where):
+    with (
+        pytest.raises(errors.UsageError, match=f"{where}: the workers"),
+        cluster(ClusterSettings(scheduler="tcp://127.0.0.1:9", **settings)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "words"),
+    [
+        ("gpu", None, "2 of 2 workers compute on their cores"),
+        ("cpu", gpus.Place("a", 1), "1 of 2 workers compute on a GPU"),
+    ],
+)
+def test_workers_of_a_scheduler_compute_on_what_is_asked_for(two_workers, monkeypatch, device, there, words):
+    monkeypatch.setattr(gpus, "places", lambda client: [None, there])
+    with (
+        pytest.raises(errors.UsageError, match=f"--device {device}: {words}"),
+        cluster(ClusterSettings(device=device, scheduler=two_workers.scheduler_address)),
+    ):
+        pass
+    monkeypatch.setattr(gpus, "places", lambda client: [gpus.Place("a", 1) if device == "gpu" else None])
+    with cluster(ClusterSettings(device=device, scheduler=two_workers.scheduler_address)):
         pass
 
 

@@ -304,12 +304,21 @@ def test_without_a_cluster_there_is_no_cuml(install):
 def test_workers_that_cannot_run_it_are_named(install, two, monkeypatch, lacking, why):
     install()
     if lacking == "device":
-        monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "memGetInfo", no_device)
+        answers = iter([(0, GIB)])  # there is one here, but not on the workers
+        monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "memGetInfo", lambda: next(answers, None) or no_device())
     else:
-        answers = iter([[], ["cudf"], ["cudf"]])  # nothing is missing here, but on the workers
+        answers = iter([[], [], ["cudf"], ["cudf"]])  # nothing is missing here, but on the workers
         monkeypatch.setattr(installed, "missing_packages", lambda: next(answers))
     with pytest.raises(ClusterError, match=rf"inproc(.|\n)*2 of 2 workers cannot run cuML \((.|\n)*{why}"):
         KMeans(4, engine="cuml").fit(blobs(), client=two)
+
+
+def test_a_client_without_a_device_is_told_before_the_fit(install, two, monkeypatch):
+    made = install()
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "memGetInfo", no_device)
+    with pytest.raises(UsageError, match=r"this process cannot use a CUDA device(.|\n)*no CUDA-capable device"):
+        KMeans(4, engine="cuml").fit(blobs(), client=two)
+    assert not made
 
 
 def test_workers_that_share_a_device_are_refused(install, two, monkeypatch):

@@ -15,7 +15,7 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, forecast, progress, runtime
+from daskmeans import config, forecast, gpus, progress, runtime
 from daskmeans.duplicates.bands import (
     Band,
     Reader,
@@ -113,7 +113,8 @@ def _trial(sources: Sequence[Buckets], bands: Sequence[Band], room: int, floor: 
     rows, processes = sum(each.rows for each in sources), runtime.n_processes(client)
     # What does not fit into memory is read again for about every task.
     loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
-    seconds = (n_pairs(sources) * pair + loads * row) / runtime.n_threads(client)
+    comparing = processes if gpus.places(client)[0] else runtime.n_threads(client)  # a device is one thread's at a time
+    seconds = n_pairs(sources) * pair / comparing + loads * row / runtime.n_threads(client)
     return Trial(P, pair, seconds, forecast.search_bytes(bands[0].rows, rows, room, P.shape[0], client))
 
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 from numba import cuda
 
 from daskmeans.kernels import scores
 
 THREADS = 128
+
+# Of grids that are small because the last rows of many are few.
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 _pick, _count, _enlist = (cuda.jit(device=True)(body) for body in (scores.pick, scores.count, scores.enlist))
 

@@ -86,10 +86,6 @@ class Device:
         """`array` as one of numpy."""
         return array  # type: ignore[no-any-return]
 
-    def free(self) -> int:
-        """Bytes of memory that are left."""
-        return int(psutil.virtual_memory().available)
-
     def memory(self) -> int:
         """Bytes of memory, used or not."""
         return int(psutil.virtual_memory().total)
@@ -177,10 +173,6 @@ class Cuda(Device):
     def host(self, array: Any) -> np.ndarray:
         """`array` as one of numpy, once it is computed."""
         return self.xp.asnumpy(array)  # type: ignore[no-any-return]
-
-    def free(self) -> int:
-        """Bytes of memory that are left, those that cupy keeps for later among them."""
-        return int(self.xp.cuda.runtime.memGetInfo()[0] + self.xp.get_default_memory_pool().free_bytes())
 
     def memory(self) -> int:
         """Bytes of memory, used or not."""

@@ -54,7 +54,7 @@ def devices(client: Client | None) -> dict[str, int]:
     MissingExtraError
         A package of RAPIDS is missing here.
     UsageError
-        There is no cluster.
+        There is no cluster, or no device here.
     ClusterError
         There are no workers, one has no device or lacks a package, or two share a device.
     """
@@ -65,6 +65,13 @@ def devices(client: Client | None) -> dict[str, int]:
             "cuML works on a cluster, with a worker for each GPU",
             where="engine='cuml'",
             remedy="start a dask_cuda.LocalCUDACluster and a Client of it first, or use engine='native'",
+        )
+    if isinstance(here := _device(), str):
+        raise UsageError(
+            f"this process cannot use a CUDA device ({here})",
+            where="engine='cuml'",
+            expected="a device here too: cuML gives its model to the process that asks for it",
+            remedy="run this on a machine with a GPU, or use engine='native'",
         )
     found = runtime.each_worker(_device, client)
     if not found:
@@ -281,7 +288,7 @@ def _device() -> gpus.Place | str:
         return f"{missing[0]} is not installed"
     try:
         return gpus.Place.of(Cuda())  # with cupy, not with cuml, for seconds in which the worker answers nobody
-    except RuntimeError as error:  # as CUDA's are
+    except (ImportError, RuntimeError) as error:  # as CUDA's are
         return f"{type(error).__name__}: {error}"
 
 

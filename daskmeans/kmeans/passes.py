@@ -6,6 +6,7 @@ rows with every centroid of the groups that the pass is about, and finds the sam
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,6 +69,8 @@ class Pass:
 
 # Share of a device's memory that rows may take.
 KEEP = 0.6
+# Bytes of the rows of each block that stay there. What is free is no measure: a pool of rmm takes all it may at once.
+_held: dict[int, int] = {}
 
 
 class Advance(NamedTuple):
@@ -121,9 +124,9 @@ def advance(group: list[Block], now: Pass) -> Advance:
 
 def _advance_on(device: Device, group: list[Block], now: Pass) -> Advance:
     """As :func:`advance`, on a device. Bounds would not pay there: rows keep their labels alone."""
-    sums = dense.Sums(device, now.centroids.shape, now.scale)
     energy = moved = compared = anew = 0
     with device.turn():
+        sums = dense.Sums(device, now.centroids.shape, now.scale)
         to = dense.centroids_on(device, now.centroids, now.center)
         for block in group:
             begins = block.notes.pop("pass", ("", 0)) != (now.fit, now.number - 1)
@@ -153,18 +156,26 @@ def _rows_on(
     name, kept = block.notes.get("device", ("", None))
     if name == fit:
         return kept  # type: ignore[no-any-return]
-    block.notes.pop("device", None)
+    _let_go(block)
     k, d = to.rows.X.shape
     X = arrays["rows"] if block.there is None else block.there
     sent = ((part, dense.encode(device, tile, to.center)) for part, tile in device.tiles(X, dense.tile_rows(k, d)))
-    taken = device.memory() - device.free()
     room = forecast.device_room(device.memory(), KEEP, demand.nearest_bytes(block.n_rows, k, d))
-    if taken + block.n_rows * dense.row_bytes(d) > room:
+    held = block.n_rows * dense.row_bytes(d)
+    if sum(_held.values()) + held > room:
         return sent
     # What has come through a buffer is copied from it, before the next comes.
     kept = [(part, rows if X is block.there else rows._replace(X=rows.X.copy())) for part, rows in sent]
     block.notes["device"] = fit, kept
+    _held[id(block)] = held
+    weakref.finalize(block, _held.pop, id(block), None)
     return kept
+
+
+def _let_go(block: Block) -> None:
+    """Keep the rows of a block on the device no longer."""
+    block.notes.pop("device", None)
+    _held.pop(id(block), None)
 
 
 def _prepare(block: Block, now: Pass) -> str:
@@ -220,7 +231,7 @@ def inertia(group: list[Block], now: Pass, scale: float) -> int:
     total = 0
     for block in group:
         total += add_numbers(_squares(block, now.centroids), scale)
-        block.notes.pop("device", None)  # a fit has come to its end, and others want the memory
+        _let_go(block)  # a fit has come to its end, and others want the memory
     return total
 
 
