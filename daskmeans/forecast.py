@@ -161,35 +161,50 @@ def device_bytes(rows: int, dimension: int, n_clusters: int, batch: int, oversam
 
 def check_devices(
     rows: Mapping[str, int], dimension: int, n_clusters: int, batch: int, oversampling: float, memory: Mapping[str, int]
-) -> int:
-    """How many of `batch` rows cuML may compare at once on all workers that have rows.
+) -> tuple[int, int]:
+    """How many of `batch` rows cuML may compare at once on all workers that have rows, and how many it may have there.
 
     Parameters
     ----------
     rows, memory : mapping
         By worker: its rows, and the bytes of its device.
 
+    Returns
+    -------
+    batch : int
+    buffer : int
+        0: all rows fit onto the devices. Otherwise rows stay in memory, and so many of them are sent at a time.
+
     Raises
     ------
     MemoryForecastError
-        The rows of a worker do not fit onto its device.
+        Not even few rows fit beside the centroids.
     ClusterError
         A worker has been lost since rows were loaded.
     """
     if lost := rows.keys() - memory.keys():
-        remedy = "run the command again"
-        raise ClusterError("a worker was lost", where=", ".join(sorted(lost)), remedy=remedy)
+        raise ClusterError("a worker was lost", where=", ".join(sorted(lost)), remedy="run the command again")
     room = DEVICE_TILE * min(memory[worker] for worker in rows)
     batch = max(1, min(batch, int(room / (4 * n_clusters * max(1.0, oversampling)))))
-    for worker, count in rows.items():
+
+    def need(count: int) -> int:
+        return device_bytes(count, dimension, n_clusters, batch, oversampling)
+
+    if all(need(count) <= DEVICE * memory[worker] for worker, count in rows.items()):
+        return batch, 0
+    # Of rows in memory the device has a label each, and two buffers, of which one is filled.
+    spare = min(DEVICE * memory[worker] - need(0) - 4 * count for worker, count in rows.items())
+    buffer = int(spare // (2 * (need(1) - need(0))))
+    if buffer < 1:
+        worker = min(rows, key=memory.__getitem__)
         _check_device(
-            f"fitting {count:,} rows of {dimension} dimensions by cuML",
-            device_bytes(count, dimension, n_clusters, batch, oversampling),
+            f"fitting {n_clusters:,} clusters of {dimension} dimensions by cuML",
+            need(1) + 4 * rows[worker],
             memory[worker],
             worker,
-            "use more GPUs, a --sample-fraction, or --engine native, which keeps rows in memory and on disk",
+            "use larger GPUs, fewer clusters, a --sample-fraction, or --engine native",
         )
-    return batch
+    return batch, max(1, buffer)
 
 
 def check_compare(rows: int, n_clusters: int, dimension: int, memory: int) -> None:

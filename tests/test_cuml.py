@@ -272,18 +272,43 @@ def test_a_collective_that_hangs_ends_with_the_time(install, two, hanging):
         KMeans(4, engine="cuml").fit(blobs(), client=two)
 
 
-def test_rows_that_do_not_fit_onto_the_devices_are_refused_with_the_numbers(install, two):
-    made = install(memory=1 << 16)
-    with pytest.raises(MemoryForecastError, match=r"kiB of a device(.|\n)*--sample-fraction"):
+def test_rows_that_do_not_fit_onto_the_devices_stay_in_memory(install, two, caplog):
+    caplog.set_level("INFO", "daskmeans")
+    X = blobs(n=4000)
+    made = install(memory=200_000)
+    small = KMeans(4, engine="cuml", random_state=0).fit(X, client=two)
+    (used,) = made
+    buffer = used.knobs["device_buffer_samples"]
+    assert 0 < buffer < 2000
+    assert f"{buffer:,} of them at a time" in caplog.text
+    assert used.init.shape == (4, 16)  # cuML's own k-means|| is for rows that are there
+    assert type(used.rows) is np.ndarray
+    theirs = Reference(4, init=used.init, n_init=1).fit(X / np.linalg.norm(X, axis=1, keepdims=True))
+    assert small.inertia_ == pytest.approx(theirs.inertia_, rel=1e-4)
+
+
+def test_centroids_that_do_not_fit_onto_a_device_are_refused_with_the_numbers(install, two):
+    made = install(memory=1 << 12)
+    with pytest.raises(MemoryForecastError, match=r"4 clusters of 16 dimensions(.|\n)*kiB of a device(.|\n)*--sample"):
         KMeans(4, engine="cuml").fit(blobs(), client=two)
     assert not made
 
 
 def test_fewer_rows_are_compared_at_once_where_distances_would_fill_the_device():
     rows, memory = {"a": 1000, "b": 10}, {"a": 32 * GIB, "b": 16 * GIB, "idle": 1}
-    assert forecast.check_devices(rows, 64, 1000, 32768, 2.0, memory) == 32768
-    batch = forecast.check_devices(rows, 64, 100_000, 32768, 2.0, memory)
+    assert forecast.check_devices(rows, 64, 1000, 32768, 2.0, memory) == (32768, 0)
+    batch, _ = forecast.check_devices(rows, 64, 100_000, 32768, 2.0, memory)
     assert 4 * batch * 100_000 * 2 <= 2 * GIB < 4 * (batch + 1) * 100_000 * 2
+
+
+def test_a_buffer_leaves_room_for_what_else_lies_there():
+    memory = {"a": 8 * GIB, "b": 2 * GIB}
+    rows = {"a": 10_000_000, "b": 1_000_000}
+    batch, buffer = forecast.check_devices(rows, 768, 1000, 32768, 2.0, memory)
+    taken = forecast.device_bytes(2 * buffer, 768, 1000, batch, 2.0) + 4 * rows["b"]
+    assert 0.9 * forecast.DEVICE * 2 * GIB < taken <= forecast.DEVICE * 2 * GIB
+    with pytest.raises(ClusterError, match="b: a worker was lost"):
+        forecast.check_devices(rows, 768, 1000, 32768, 2.0, {"a": GIB})
 
 
 def test_missing_packages_are_an_extra(monkeypatch):

@@ -24,6 +24,7 @@ from daskmeans.kernels.device import Cuda
 from daskmeans.kmeans.block import Block
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.native import MIDDLE_ROWS, Checkpoints, Fit, Forgetful, measured
+from daskmeans.kmeans.seeding import seed_centroids
 
 # Seeds are 32 bits wide in cuML.
 SEEDS = 1 << 32
@@ -117,7 +118,7 @@ def fit(
     Raises
     ------
     MemoryForecastError
-        The rows do not fit onto the devices.
+        Not even few rows fit onto a device beside the centroids.
     ClusterError
         A worker was lost, or cuML did not answer in time.
     RunError
@@ -130,7 +131,7 @@ def fit(
     start = time.perf_counter()
     sample = blocks.sample(MIDDLE_ROWS, seed)[1]
     variance = float(sample.var(axis=0, dtype=np.float64).mean())
-    batch = forecast.check_devices(
+    batch, buffer = forecast.check_devices(
         blocks.rows_by_worker(),
         blocks.dimension,
         n_clusters,
@@ -138,6 +139,10 @@ def fit(
         oversampling_factor,
         devices(blocks.client),
     )
+    if buffer:
+        runtime.logger.info("the rows do not fit onto the devices: cuML is given %s of them at a time", f"{buffer:,}")
+        if isinstance(init, str):  # its k-means|| is for rows that are there
+            init = seed_centroids(blocks, init, n_clusters, oversampling_factor, seed)
     knobs = {
         "init": _seeds(blocks, init, n_clusters, seed),
         "n_clusters": n_clusters,
@@ -147,6 +152,7 @@ def fit(
         "random_state": seed % SEEDS,
         "oversampling_factor": oversampling_factor,
         "max_samples_per_batch": batch,
+        "device_buffer_samples": buffer,
     }
     found = _found(blocks, knobs)
     inertia, labels = measured(blocks, found.centroids)
@@ -176,7 +182,7 @@ def _found(blocks: Blocks, knobs: dict[str, Any]) -> Found:
     client = blocks.client
     with progress.line("k-means by cuML"):
         try:
-            rows = blocks.array(_on_device, "cuml-rows")
+            rows = blocks.array(_in_memory if knobs["device_buffer_samples"] else _on_device, "cuml-rows")
             found = _watched(partial(_driven, rows, client, **knobs), set(blocks.rows_by_worker()), client)
         except DaskmeansError:
             raise
@@ -208,8 +214,9 @@ def _driven(
     random_state: int,
     oversampling_factor: float,
     max_samples_per_batch: int,
+    device_buffer_samples: int,
 ) -> Found:
-    """Fit cuML's estimator on arrays that lie on the workers' devices."""
+    """Fit cuML's estimator on arrays that lie on the workers' devices, or in their memory."""
     import cuml
     import cupy
     from cuml.dask.cluster import KMeans
@@ -224,6 +231,7 @@ def _driven(
         n_init=1,  # by default it is 10 for given centroids, all of them from the same
         oversampling_factor=oversampling_factor,
         max_samples_per_batch=max_samples_per_batch,
+        device_buffer_samples=device_buffer_samples,
     )
     model.fit(rows)
     centroids = np.ascontiguousarray(cupy.asnumpy(model.cluster_centers_), np.float32)
@@ -300,3 +308,9 @@ def _on_device(block: Block) -> Any:
 
     with block.open() as arrays:
         return cupy.asarray(arrays["rows"])
+
+
+def _in_memory(block: Block) -> np.ndarray:
+    """The rows of a block, as they lie in memory or in a file of it."""
+    with block.open() as arrays:
+        return arrays["rows"]

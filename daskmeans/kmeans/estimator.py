@@ -65,8 +65,8 @@ class KMeans:
     max_cluster_size : int, optional
         Clusters of more fitted rows are split after the fit, so that there are more than `n_clusters` in the end.
     engine : {"auto", "native", "cuml"}, default "auto"
-        "cuml": cuML finds the centroids, on a cluster with a GPU for each worker whose memory holds the rows; `init`
-        "auto" is its k-means||. Labels, distances and inertia are those of our own pass, whichever engine it was.
+        "cuml": cuML finds the centroids, on a cluster with a GPU for each worker; `init` "auto" is its k-means||, or our
+        own seeds where the rows do not fit onto the devices. Labels, distances and inertia are those of our own pass, whichever engine it was.
         "auto" is "native" everywhere: such a fit gives the same bits on any machine, goes on from any update and needs
         no device, but uses those of workers that dask-cuda started (where more than 2256 clusters have other
         centroids then); cuML's sums depend on how rows lie, so it is for those who ask for it.
@@ -209,8 +209,8 @@ class KMeans:
         DataError
             A row cannot be placed: NaN, infinity, null, zeros when normalising.
         MissingExtraError, ClusterError, MemoryForecastError
-            Of the engine "cuml": a package, a worker or its device is missing, or the rows do not fit onto it. Of
-            either engine: two workers share a GPU, or a GPU has no room for what a pass takes.
+            Of the engine "cuml": a package, a worker or its device is missing. Of either engine: two workers share a
+            GPU, or a GPU has no room for what a pass takes.
         """
         self.check_params()
         init = resolve_init(self.init, self.n_clusters)
