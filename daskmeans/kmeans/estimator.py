@@ -65,8 +65,9 @@ class KMeans:
     max_cluster_size : int, optional
         Clusters of more fitted rows are split after the fit, so that there are more than `n_clusters` in the end.
     engine : {"auto", "native", "cuml"}, default "auto"
-        "cuml": cuML finds the centroids, on a cluster with a GPU for each worker; `init` "auto" is its k-means||, or our
-        own seeds where the rows do not fit onto the devices. Labels, distances and inertia are those of our own pass, whichever engine it was.
+        "cuml": cuML finds the centroids, on a cluster with a GPU for each worker; `init` "auto" is its k-means||, or
+        our own seeds where the rows do not fit onto the devices. Labels, distances and inertia are those of our own
+        pass, whichever engine it was.
         "auto" is "native" everywhere: such a fit gives the same bits on any machine, goes on from any update and needs
         no device, but uses those of workers that dask-cuda started (where more than 2256 clusters have other
         centroids then); cuML's sums depend on how rows lie, so it is for those who ask for it.
