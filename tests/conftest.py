@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import dask
 import distributed
 import hypothesis
 import pytest
 from distributed.deploy.spec import SpecCluster
 
 from daskmeans import gpus
+from daskmeans.cluster import QUIET
 from daskmeans.kernels.device import Cuda, Device
 from helpers import blobs, write_embeddings
 
@@ -116,8 +118,11 @@ def embeddings(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def two_workers() -> Iterator[distributed.LocalCluster]:
-    """A cluster of two workers in processes of their own."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+    """A cluster of two workers in processes of their own, which do little as long as nobody uses them."""
+    with (
+        dask.config.set(QUIET),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+    ):
         SHARED.append(cluster)
         yield cluster
 

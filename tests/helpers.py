@@ -180,7 +180,7 @@ def make_rows(seed=0, n=300, d=12, k=7):
     return X, labels, rng.choice([0.25, 0.5, 0.75], n).astype(np.float32), rng.integers(10, size=n)
 
 
-def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", partitions=3):
+def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", partitions=3, bucket_rows=100):
     X, labels, distances, stars = rows
     ids = np.arange(len(X)) if ids is None else ids
     frame = pd.DataFrame(
@@ -199,7 +199,7 @@ def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", par
     else:  # where they end
         pieces = [frame.iloc[a:b] for a, b in pairwise([0, *partitions, len(frame)])]
         lazy = dd.from_map(lambda piece: piece, pieces, meta=frame.iloc[:0])
-    with dask.config.set({"daskmeans.bucket-bytes": 100 * 4 * X.shape[1]}):
+    with dask.config.set({"daskmeans.bucket-bytes": bucket_rows * 4 * X.shape[1]}):
         write_buckets(lazy, str(path), id_field="key", layout=layout)
     return path
 

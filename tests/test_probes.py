@@ -191,7 +191,7 @@ def test_the_interval_of_the_recall_covers_the_truth(tmp_path, monkeypatch, prob
     """Of 100 samples of 120 rows at least 93 must, at a confidence of 95 %."""
     monkeypatch.undo()  # few bands are faster
     rows, threshold = near_rows(n=1200, d=12, k=60, copies=0, noise=0.35), 0.8
-    clusters = write_clusters(tmp_path / "clusters", rows)
+    clusters = write_clusters(tmp_path / "clusters", rows, bucket_rows=1200)
     expected = expected_pairs(rows, threshold, probes)
     with_twin = {i for pair in expected for i in pair}
     truth = len({i for pair, met in expected.items() if met for i in pair}) / len(with_twin)

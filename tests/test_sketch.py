@@ -44,7 +44,7 @@ def found_pairs(one, other, floor, rows, columns, same):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(
     kind=st.sampled_from(["alike", "orthogonal", "near", "spectrum", "spread", "zeros", "edges"]),
     seed=st.integers(0, 2**32),
