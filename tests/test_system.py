@@ -53,6 +53,23 @@ def test_kernels_that_the_configuration_asks_for(monkeypatch):
         assert system.describe_system()["kernels"].startswith("float32")
 
 
+def test_a_kernel_is_compiled_again_when_one_that_it_calls_has_changed(tmp_path):
+    shutil.copytree(Path(daskmeans.__file__).parent, tmp_path / "daskmeans", ignore=lambda *_: ["__pycache__"])
+    script = (
+        "import numpy as np; from daskmeans.kernels.products import squared_norms64 as f; print(f(np.float32([[3]])))"
+    )
+
+    def norm() -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    assert [norm(), norm()] == ["[9.]\n"] * 2
+    lanes = tmp_path / "daskmeans" / "kernels" / "lanes.py"
+    lanes.write_text(lanes.read_text().replace("return _products(x, y)", "return 1.0 + _products(x, y)"))
+    assert norm() == "[10.]\n"
+
+
 def test_a_kernel_cache_that_cannot_be_written(tmp_path):
     package = shutil.copytree(
         Path(daskmeans.__file__).parent, tmp_path / "daskmeans", ignore=lambda *_: ["__pycache__"]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+
+# Kernels have those that they call compiled into them, from any of these files.
+_SOURCES = tuple((file.name, (facts := file.stat()).st_mtime_ns, facts.st_size)
+                 for file in sorted(Path(__file__).parent.glob("*.py")))  # fmt: skip
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -16,9 +21,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     kernel is compiled anew in each process.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        compiled = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba: "no locator available"
         return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+    if hasattr(compiled, "_cache"):  # not where NUMBA_DISABLE_JIT is set
+        # What numba has stored counts as long as the file of the kernel is what it was, which is not enough.
+        file = compiled._cache._cache_file
+        file._source_stamp = file._source_stamp, _SOURCES
+    return compiled  # type: ignore[no-any-return]
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
