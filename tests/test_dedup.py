@@ -15,6 +15,7 @@ from upath import UPath
 import daskmeans
 from daskmeans import manifest, open_decisions, runtime
 from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.duplicates import inside, recall
 from daskmeans.duplicates.lookup import read_lookup
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
 from helpers import decisions_of, make_rows, write_clusters
@@ -110,6 +111,28 @@ def test_decisions_are_the_same_on_workers_and_for_any_tile(tmp_path, clusters):
     assert decisions_of(tmp_path / "here") == decisions_of(tmp_path / "there")
     assert open_decisions(tmp_path / "here").recall == result.recall
     assert groups == open_decisions(tmp_path / "here").groups(3)
+
+
+@pytest.mark.parametrize("layout", ["bucketed", "hive"])
+@pytest.mark.parametrize("rule", ["survivors", "semdedup"])
+def test_the_work_on_a_large_cluster_is_shared_out(tmp_path, layout, rule, thread_client, monkeypatch):
+    X, labels, *others = make_rows(n=400)
+    clusters = write_clusters(
+        tmp_path / "clusters", (X, np.where(np.arange(400) % 3, 0, labels), *others), layout=layout
+    )
+    dedup(clusters, 0.9, rule=rule, out=tmp_path / "one")
+    monkeypatch.setattr(inside, "LEAST_ROWS", 50)
+    client, runs, slices = thread_client(2), [], []
+    nearest_in_run, mark_twins = inside.nearest_in_run, recall.mark_twins
+    monkeypatch.setattr(inside, "nearest_in_run", lambda *args: [runs.append(args[1:3]), nearest_in_run(*args)][1])
+    monkeypatch.setattr(recall, "mark_twins", lambda *args: [slices.append(args[2:4]), mark_twins(*args)][1])
+    dedup(clusters, 0.9, rule=rule, out=tmp_path / "many", client=client)
+    many = {(i, 2 * runtime.n_threads(client)) for i in range(2 * runtime.n_threads(client))}
+    assert set(runs) == many  # all but all work is that of this cluster
+    assert len({first for centroid, first in slices if centroid == 0}) > 1
+    assert decisions_of(tmp_path / "many") == decisions_of(tmp_path / "one")
+    one, many = (open_decisions(tmp_path / name).recall for name in ("one", "many"))
+    assert one == many and one["recall"] < 1
 
 
 def test_random_order_depends_on_the_seed_alone(tmp_path):

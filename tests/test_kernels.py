@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -15,7 +16,7 @@ from daskmeans.kernels.hashing import hash_column, hash_integers, hash_rows, uni
 from daskmeans.kernels.lanes import dot64, largest64, squared_distance64
 from daskmeans.kernels.nearest import all_distances, cosine_distances, nearest, squared_distances
 from daskmeans.kernels.products import normalize_rows, rounding_bound, squared_norms64, unusual_rows
-from daskmeans.kernels.update import add_numbers, add_rows, scale_for
+from daskmeans.kernels.update import add_rows, as_number, exact_sum, scale_for
 
 numbers = st.floats(-100, 100, width=32)
 
@@ -134,8 +135,11 @@ def test_scaled_sums_fit_into_int64(largest, count):
     assert (Fraction(largest) * Fraction(scale) + 1) * count < 2**63
 
 
-def test_sum_of_numbers():
-    assert add_numbers(np.array([0.25, 0.5, 1.0]), 4.0) == 7
+@given(st.lists(st.floats(0, 1e300), max_size=40), st.integers(0, 40))
+@example([5e-324, 2**-1022, 2.0**-1060, 1.7e308, 1e-310], 2)
+def test_sums_of_numbers_are_exact(values, cut):
+    parts = [exact_sum(np.array(part)) for part in (values[:cut], values[cut:])]
+    assert as_number(sum(parts)) == math.fsum(values)
 
 
 def test_hashes_depend_on_value_and_seed_only():

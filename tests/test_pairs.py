@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskmeans.kernels.pairs import compare_earlier, find_copies, first_copies, pair_score
+from daskmeans.kernels.pairs import Nearest, find_copies, first_copies, nearest_earlier, pair_score, settle
 from daskmeans.kernels.products import normalize_rows
 
 
@@ -15,6 +15,13 @@ def unit_rows(seed: int, n: int, d: int, spread: float) -> np.ndarray:
     X = (rng.standard_normal((3, d))[rng.integers(3, size=n)] + spread * rng.standard_normal((n, d))).astype(np.float32)
     normalize_rows(X)
     return X[np.sort(np.unique(X, axis=0, return_index=True)[1])]
+
+
+def compare(X: np.ndarray, tile_bytes: int, threshold: float, rule: str, cut: int = 0) -> list[np.ndarray]:
+    """What rows find among those before them, and what becomes of them; in two runs if there is a `cut`."""
+    runs = [nearest_earlier(X, *ends, tile_bytes) for ends in ((0, min(cut, len(X))), (min(cut, len(X)), len(X)))]
+    found = Nearest(*map(np.concatenate, zip(*runs, strict=True)))
+    return [*found, *settle(X, found, np.float32(threshold), rule, tile_bytes)]
 
 
 def test_scores_are_float64_products_rounded_once():
@@ -44,19 +51,18 @@ def test_copies_are_told_from_rows_with_the_same_hash():
 )
 def test_the_result_does_not_depend_on_the_tile(seed, n, d, spread, threshold, rule):
     X = unit_rows(seed, n, d, spread)
-    whole = compare_earlier(X, np.float32(threshold), rule, 1 << 24)
+    whole = compare(X, 1 << 24, threshold, rule)
     for tile_bytes in (1, 4 * 7, 4 * 64, 4 * 1000):
-        tiled = compare_earlier(X, np.float32(threshold), rule, tile_bytes)
-        for one, other in zip(whole, tiled, strict=True):
+        for one, other in zip(whole, compare(X, tile_bytes, threshold, rule, n // 3), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("n", [255, 256, 257, 600])
 def test_best_is_the_first_of_the_largest_scores(n):
     X = unit_rows(n, n, 16, 1e-3)
-    found = compare_earlier(X, np.float32(2), "survivors", 1 << 16)
+    best, score, stays, _ = compare(X, 1 << 16, 2, "survivors")
     for i in range(1, len(X)):
         scores = [pair_score(X[i], X[j]) for j in range(i)]
-        assert found.best[i] == int(np.argmax(scores))
-        assert found.score[i] == max(scores)
-    assert found.stays.all()
+        assert best[i] == int(np.argmax(scores))
+        assert score[i] == max(scores)
+    assert stays.all()

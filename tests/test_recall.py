@@ -54,7 +54,9 @@ def test_recall_is_that_of_all_pairs(seed, n, d, k, wanted, threshold, tile_byte
     sample = join_samples(samples, wanted)
     seen = np.zeros((2, len(sample.rows)), bool)
     for c in range(k):
-        mark_twins(sample, X[labels == c], c, np.float32(threshold), tile_bytes, seen)
+        rows = X[labels == c]
+        for first in range(0, len(rows), 20):
+            mark_twins(sample, rows[first : first + 20], c, first, np.float32(threshold), tile_bytes, seen)
 
     chosen = np.argsort(hashes)[:wanted]
     twins = [[j for j in range(n) if j != i and pair_score(X[i], X[j]) >= np.float32(threshold)] for i in chosen]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from daskmeans.duplicates.resolve import Resolved
-from daskmeans.kernels.pairs import compare_earlier, find_copies
+from daskmeans.kernels.pairs import Nearest, find_copies, nearest_earlier, settle
 
 
 class Decided(NamedTuple):
@@ -26,7 +28,7 @@ class Decided(NamedTuple):
     """bool, shape (n,): the row is a copy of an earlier one."""
 
 
-def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int) -> Decided:
+def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, runs: Sequence[Nearest] = ()) -> Decided:
     """Decide which rows stay.
 
     Copies are taken out first; the first of them in rank stands for all.
@@ -39,6 +41,8 @@ def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int) -> 
     rule : {"survivors", "semdedup"}
     tile_bytes : int
         Bound of the score matrix kept at once.
+    runs : sequence of Nearest, optional
+        What :func:`nearest_in_run` found for each run of these rows.
 
     Examples
     --------
@@ -46,18 +50,41 @@ def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int) -> 
     >>> decide(X, np.float32(0.9), "survivors", 1 << 20).keep.tolist()
     [True, True, False]
     """
-    first = find_copies(X)
-    exact = first != np.arange(len(X))
-    unique = np.flatnonzero(~exact)
-    found = compare_earlier(X[unique] if exact.any() else X, threshold, rule, tile_bytes)
+    first, unique, rows = _distinct(X)
+    runs = runs or [nearest_earlier(rows, 0, len(rows), tile_bytes)]
+    found = Nearest(*map(np.concatenate, zip(*runs, strict=True)))
+    stays, kept = settle(rows, found, threshold, rule, tile_bytes)
+    found.best[:1], found.score[:1] = 0, 0
     # Row of `found` that stands for each row.
-    group = np.searchsorted(unique, first)
-    group_best, group_kept = unique[found.best], np.where(found.kept < 0, -1, unique[found.kept])
-    stays, score = found.stays[group], found.score[group]
+    group, exact = np.searchsorted(unique, first), first != np.arange(len(X))
+    group_best, group_kept = unique[found.best], np.where(kept < 0, -1, unique[kept])
+    stays, score = stays[group], found.score[group]
     # A copy's best is the row it copies, unless that one met a row which scores 1 as well and comes still earlier.
     best = np.where(exact & (score < 1), first, group_best[group])
     kept = np.where(exact & stays, first, group_kept[group])
     return Decided(stays & ~exact, kept, best, np.where(exact, np.float32(1), score), exact)
+
+
+def nearest_in_run(X: np.ndarray, run: int, runs: int, tile_bytes: int) -> Nearest:
+    """What :func:`decide` needs to know of one of some runs of the rows, which are the same amount of work each.
+
+    Examples
+    --------
+    >>> X = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+    >>> runs = [nearest_in_run(X, i, 2, 1 << 20) for i in range(2)]
+    >>> decide(X, np.float32(0.9), "survivors", 1 << 20, runs).keep.tolist()
+    [True, True, False]
+    """
+    _, _, rows = _distinct(X)
+    first, last = (round(len(rows) * math.sqrt(i / runs)) for i in (run, run + 1))
+    return nearest_earlier(rows, first, last, tile_bytes)
+
+
+def _distinct(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first row that is a copy of each, see :func:`find_copies`; the rows that are none, as numbers and vectors."""
+    first = find_copies(X)
+    unique = np.flatnonzero(first == np.arange(len(X)))
+    return first, unique, X if len(unique) == len(X) else X[unique]
 
 
 def to_table(ids: pa.Array, decided: Decided | Resolved, centroid: int | np.ndarray) -> pa.Table:

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from dask import delayed
+from dask.delayed import Delayed
 from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
 from daskmeans import config, forecast, provenance, runtime
 from daskmeans.duplicates import recall
-from daskmeans.duplicates.decide import decide, to_table
+from daskmeans.duplicates.decide import decide, nearest_in_run, to_table
 from daskmeans.duplicates.decisions import summarize
 from daskmeans.duplicates.rank import columns_of, rank
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kernels.hashing import hash_column
+from daskmeans.kernels.pairs import Nearest
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kernels.sampling import sample_limit
 from daskmeans.vectors.buckets import Buckets, Cluster, Part, lean_of
 from daskmeans.vectors.files import reached
 from daskmeans.vectors.matrix import to_matrix
+
+# A cluster, the first of some of its rows, and the one after the last.
+Slice = tuple[Cluster, int, int]
+
+# Rows of a cluster that are worth more than one task.
+LEAST_ROWS = 10_000
 
 
 def check_memory(buckets: Buckets, client: Client | None) -> None:
@@ -58,32 +66,70 @@ def search_inside(
     tile_bytes = config.get_bytes("tile-bytes")
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
     task, lean = delayed(decide_part, pure=False), lean_of(buckets)
+    ahead = _ahead(buckets, settings, tile_bytes, client)
     tasks = [
-        task(lean, part, settings, limit, file, tile_bytes, dask_key_name=f"dedup-{run}-{i}")
+        task(
+            lean, part, settings, limit, file, tile_bytes,
+            {c.centroid: ahead[c.centroid] for c in part.clusters if c.centroid in ahead},
+            dask_key_name=f"dedup-{run}-{i}",
+        )
         for i, (part, file) in enumerate(zip(buckets.parts, files, strict=True))
-    ]
+    ]  # fmt: skip
     done = runtime.compute(tasks, label="dedup", client=client)
     sample = recall.join_samples([sample for _, sample in done], wanted)
     found = _measure(buckets, sample, settings, tile_bytes, run, client)
     return summarize(buckets, settings, files, [counts for counts, _ in done], found, start, client)
 
 
+def _ahead(buckets: Buckets, settings: Settings, tile_bytes: int, client: Client | None) -> dict[int, list[Delayed]]:
+    """Tasks that compare the rows of large clusters, by centroid: one thread would be at them when all others are done.
+
+    Each task reads its cluster again, which is soon done beside what it compares.
+    """
+    threads, total = runtime.n_threads(client), sum(cluster.rows**2 for cluster in buckets.clusters())
+    task, lean = delayed(nearest_in, pure=False), lean_of(buckets)
+    found = {}
+    for cluster in buckets.clusters() if threads > 1 else ():
+        runs = -(-2 * threads * cluster.rows**2 // total)
+        if runs > 1 and cluster.rows >= LEAST_ROWS:
+            found[cluster.centroid] = [
+                task(lean, cluster, settings, i, runs, tile_bytes, dask_key_name=runtime.key("dedup-nearest"))
+                for i in range(runs)
+            ]
+    return found
+
+
+def nearest_in(buckets: Buckets, cluster: Cluster, settings: Settings, run: int, runs: int, tile_bytes: int) -> Nearest:
+    """What :func:`nearest_in_run` finds for the rows of `cluster`."""
+    ((_, table, X),) = read_clusters(buckets, [(cluster, 0, cluster.rows)], _ranking(buckets, settings))
+    order = rank(table, settings.keep, buckets.id_field, settings.random_state)
+    return nearest_in_run(X[order], run, runs, tile_bytes)
+
+
 def decide_part(
-    buckets: Buckets, part: Part, settings: Settings, limit: int, file: UPath, tile_bytes: int
+    buckets: Buckets,
+    part: Part,
+    settings: Settings,
+    limit: int,
+    file: UPath,
+    tile_bytes: int,
+    ahead: dict[int, list[Nearest]],
 ) -> tuple[list[int], recall.Sample]:
     """Write the decisions on the rows of `part` to `file`, in the order in which the rows lie in the clusters.
 
-    Returns the numbers of rows kept, of exact copies and of semantic duplicates, and what the recall sample takes
-    from here.
+    `ahead` has what rows of large clusters were found to be nearest to, by centroid.
+
+    Returns the numbers of rows kept, of exact copies and of semantic duplicates, and what the recall sample takes from
+    here.
     """
-    columns = [buckets.id_field, *(c for c in columns_of(settings.keep) if c != buckets.id_field)]
+    whole = [(cluster, 0, cluster.rows) for cluster in part.clusters]
     tables, samples = [], []
-    for cluster, table, X in read_clusters(buckets, part, columns):
+    for (cluster, _, _), table, X in read_clusters(buckets, whole, _ranking(buckets, settings)):
         ids = table[buckets.id_field].combine_chunks()
         samples.append(recall.take_sample(hash_column(ids, settings.random_state), cluster.centroid, X, limit))
         order = rank(table, settings.keep, buckets.id_field, settings.random_state)
         X = X[order]
-        decided = decide(X, np.float32(settings.threshold), settings.rule, tile_bytes)
+        decided = decide(X, np.float32(settings.threshold), settings.rule, tile_bytes, ahead.get(cluster.centroid, ()))
         tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
         del X  # before the next one is read
     table = pa.concat_tables(tables)
@@ -93,16 +139,23 @@ def decide_part(
     return [len(table) - exact - semantic, exact, semantic], recall.join_samples(samples, len(table))
 
 
-def read_clusters(buckets: Buckets, part: Part, columns: list[str]) -> Iterator[tuple[Cluster, pa.Table, np.ndarray]]:
-    """The clusters of `part`: `columns` of their rows, and their unit vectors (float32, shape (rows, d), a copy)."""
+def _ranking(buckets: Buckets, settings: Settings) -> list[str]:
+    """The columns by which rows are ranked."""
+    return list(dict.fromkeys([buckets.id_field, *columns_of(settings.keep)]))
 
-    def unit(cluster: Cluster, table: pa.Table) -> tuple[Cluster, pa.Table, np.ndarray]:
-        X = np.array(to_matrix(table[buckets.embedding_field], f"{buckets.path}, cluster {cluster.centroid}"))
+
+def read_clusters(
+    buckets: Buckets, slices: Sequence[Slice], columns: list[str]
+) -> Iterator[tuple[Slice, pa.Table, np.ndarray]]:
+    """Some rows of clusters: `columns` of them, and their unit vectors (float32, shape (rows, d), a copy)."""
+
+    def unit(of: Slice, table: pa.Table) -> tuple[Slice, pa.Table, np.ndarray]:
+        X = np.array(to_matrix(table[buckets.embedding_field], f"{buckets.path}, cluster {of[0].centroid}"))
         normalize_rows(X)
-        return cluster, table.select(columns), X
+        return of, table.select(columns), X
 
     # Nothing of a cluster is held here while the next one is read.
-    yield from map(unit, part.clusters, buckets.read_each(part.clusters, [*columns, buckets.embedding_field]))
+    yield from map(unit, slices, buckets.read_each_slice(slices, [*columns, buckets.embedding_field]))
 
 
 def _measure(
@@ -111,9 +164,10 @@ def _measure(
     """Recall of the search inside clusters; the clusters are read once more."""
     shared, lean, threshold = runtime.share(sample, client), lean_of(buckets), np.float32(settings.threshold)
     task = delayed(find_sample_twins, pure=False)
+    most = max(LEAST_ROWS, buckets.rows // (2 * runtime.n_threads(client)))
     tasks = [
-        task(lean, part, shared, threshold, tile_bytes, dask_key_name=f"dedup-recall-{run}-{i}")
-        for i, part in enumerate(buckets.parts if len(sample.rows) else ())
+        task(lean, slices, shared, threshold, tile_bytes, dask_key_name=f"dedup-recall-{run}-{i}")
+        for i, slices in enumerate(_slices(buckets, most) if len(sample.rows) else ())
     ]
     seen = np.zeros((2, len(sample.rows)), bool)
     for flags in runtime.compute(tasks, label="recall", client=client):
@@ -121,11 +175,22 @@ def _measure(
     return recall.summarize(seen)
 
 
+def _slices(buckets: Buckets, most: int) -> Iterator[list[Slice]]:
+    """All rows: those of a part together, of large clusters `most` rows at a time."""
+    for part in buckets.parts:
+        small = [(cluster, 0, cluster.rows) for cluster in part.clusters if cluster.rows <= most]
+        if small:
+            yield small
+        for cluster in part.clusters:
+            if cluster.rows > most:
+                yield from ([(cluster, i, min(i + most, cluster.rows))] for i in range(0, cluster.rows, most))
+
+
 def find_sample_twins(
-    buckets: Buckets, part: Part, sample: recall.Sample, threshold: np.float32, tile_bytes: int
+    buckets: Buckets, slices: Sequence[Slice], sample: recall.Sample, threshold: np.float32, tile_bytes: int
 ) -> np.ndarray:
-    """Which sampled rows have a twin in `part`; see `recall.mark_twins`."""
+    """Which sampled rows have a twin in `slices`; see `recall.mark_twins`."""
     seen = np.zeros((2, len(sample.rows)), bool)
-    for cluster, _, X in read_clusters(buckets, part, []):
-        recall.mark_twins(sample, X, cluster.centroid, threshold, tile_bytes, seen)
+    for (cluster, start, _), _, X in read_clusters(buckets, slices, []):
+        recall.mark_twins(sample, X, cluster.centroid, start, threshold, tile_bytes, seen)
     return seen

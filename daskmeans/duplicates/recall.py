@@ -44,23 +44,24 @@ def join_samples(samples: list[Sample], size: int) -> Sample:
 
 
 def mark_twins(
-    sample: Sample, X: np.ndarray, centroid: int, threshold: np.float32, tile_bytes: int, seen: np.ndarray
+    sample: Sample, X: np.ndarray, centroid: int, first: int, threshold: np.float32, tile_bytes: int, seen: np.ndarray
 ) -> None:
-    """Compare `sample` with the rows of one cluster.
+    """Compare `sample` with rows of one cluster.
 
     Parameters
     ----------
     sample : Sample
     X : ndarray of float32, shape (n, d)
-        All rows of the cluster, in the order that `sample.places` refers to.
-    centroid : int
+        In the order that `sample.places` refers to.
+    centroid, first : int
+        The cluster, and the place of the first row in it.
     threshold : float32
     tile_bytes : int
     seen : ndarray of bool, shape (2, m)
         Row 0 becomes True where a sampled row has a twin anywhere, row 1 where it has one in its own cluster.
     """
     own = sample.centroids == centroid
-    places = np.where(own, sample.places, -1)
+    places = np.where(own, sample.places - first, -1)
     margin = rounding_bound(X.shape[1])
     width = max(1, tile_bytes // (4 * max(1, len(sample.rows))))
     for left in range(0, len(X), width):

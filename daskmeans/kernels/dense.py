@@ -142,11 +142,6 @@ def squares_about(device: Device, X: Any, center: Any) -> Any:
     return in_order(device.xp, apart * apart)
 
 
-def scaled_sum(device: Device, values: Any, scale: float) -> int:
-    """Sum of float64 numbers, each scaled and rounded to an integer; as ``update.add_numbers``."""
-    return int(device.xp.rint(values * scale).astype(np.int64).sum())
-
-
 # --- nearest centroids ---
 
 

@@ -61,8 +61,6 @@ def cosine_distances(device: Device, X: Any, centroids: Any, labels: Any) -> Any
     return out
 
 
-def extremes(device: Device, X: Any) -> tuple[float, float]:
-    """As ``update.extremes``."""
-    if not len(X):
-        return 0.0, 0.0
-    return float(device.xp.abs(X).max()), float(squared_norms(device, X).max())
+def largest_coordinate(device: Device, X: Any) -> float:
+    """As ``update.largest_coordinate``."""
+    return float(device.xp.abs(X).max()) if len(X) else 0.0

@@ -76,30 +76,33 @@ def first_copies(X, hashes, order):  # type: ignore[no-untyped-def]
     return first
 
 
+class Nearest(NamedTuple):
+    """The most similar earlier row of some rows of a matrix in rank order."""
+
+    best: np.ndarray
+    """int64: it, first in rank among equals; -1 for row 0."""
+    score: np.ndarray
+    """float32: the score with `best`; minus infinity for row 0."""
+
+
 class Earlier(NamedTuple):
     """What each row of a matrix in rank order found among the rows before it."""
 
-    best: np.ndarray
-    """int64: the most similar earlier row, first in rank among equals; 0 for row 0."""
-    score: np.ndarray
-    """float32: the score with `best`; 0 for row 0."""
-    kept: np.ndarray
-    """int64: for a row that goes, the most similar earlier row that stays and is similar enough, or -1."""
     stays: np.ndarray
     """bool"""
+    kept: np.ndarray
+    """int64: for a row that goes, the most similar earlier row that stays and is similar enough, or -1."""
 
 
-def compare_earlier(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int) -> Earlier:
-    """Compare each row with all rows before it and decide which stay.
+def nearest_earlier(X: np.ndarray, first: int, last: int, tile_bytes: int) -> Nearest:
+    """Compare each of the rows from `first` to `last` with all rows before it.
 
     Parameters
     ----------
     X : ndarray of float32, shape (n, d)
         Unit (or zero) rows in rank order, no two of them copies.
-    threshold : float32
-        Similar enough is a score of at least this.
-    rule : {"survivors", "semdedup"}
-        A row goes when an earlier row that itself stays is similar enough, or when any earlier row is.
+    first, last : int
+        The range of rows; what is found for a row does not depend on it.
     tile_bytes : int
         Bound of the score matrix kept at once; the result does not depend on it.
 
@@ -109,50 +112,95 @@ def compare_earlier(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes:
     to it after rounding and clipping) has a product of at least min(largest product so far, 1) - 2g, and only such
     rows are scored again in float64. This takes n²·d operations but never n² memory.
     """
-    n, d = X.shape
-    found = Earlier(np.full(n, -1), np.full(n, -np.inf, np.float32), np.full(n, -1), np.ones(n, np.bool_))
-    kept_score = np.full(n, -np.inf, np.float32)
-    margin = 2 * rounding_bound(d)
-    height = max(1, min(BATCH_ROWS, tile_bytes // 4))
-    width = max(height, tile_bytes // (4 * height))
-    for begin in range(0, n, height):
-        rows = X[begin : begin + height]
-        tops = np.full((2, len(rows)), -np.inf, np.float32)
-        # The last tile holds the batch itself, so that every earlier batch is decided before it is met.
-        for left in [*range(0, begin, width), begin]:
-            right = begin + len(rows) if left == begin else min(left + width, begin)
-            tile = rows @ X[left:right].T
-            _scan(tile, X, begin, left, margin, threshold, rule == "survivors", tops, *found, kept_score)
-    found.best[:1], found.score[:1] = 0, 0
+    found = Nearest(np.full(last - first, -1), np.full(last - first, -np.inf, np.float32))
+    (height, width), margin = _tile(tile_bytes), 2 * rounding_bound(X.shape[1])
+    for begin in range(first, last, height):
+        end = min(begin + height, last)
+        mine = slice(begin - first, end - first)
+        tops = np.full(end - begin, -np.inf, np.float32)
+        for left in range(0, end, width):
+            columns = np.arange(left, min(left + width, end))
+            tile = X[begin:end] @ X[left : left + len(columns)].T
+            _scan(tile, X, np.arange(begin, end), columns, margin, tops, found.best[mine], found.score[mine])
     return found
 
 
+def settle(X: np.ndarray, found: Nearest, threshold: np.float32, rule: str, tile_bytes: int) -> Earlier:
+    """Decide which rows stay.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d)
+        As for :func:`nearest_earlier`.
+    found : Nearest
+        What that found for all rows.
+    threshold : float32
+        Similar enough is a score of at least this.
+    rule : {"survivors", "semdedup"}
+        A row goes when an earlier row that itself stays is similar enough, or when any earlier row is.
+    tile_bytes : int
+
+    Notes
+    -----
+    A row whose nearest is not similar enough stays, and one whose nearest stays goes. What is left, few rows unless
+    many are alike, is compared with the rows that stay, few rows if many are alike.
+    """
+    stays, kept = found.score < threshold, np.full(len(X), -1)
+    (height, width), margin = _tile(tile_bytes), 2 * rounding_bound(X.shape[1])
+    similar = np.flatnonzero(~stays)
+    for start in range(0, len(similar), height):
+        batch = similar[start : start + height]
+        # So far `stays` says of these that they go: what stays now does so whatever becomes of them.
+        clear = stays[found.best[batch]]
+        kept[batch[clear]] = found.best[batch[clear]]
+        unclear = batch[~clear]
+        tops = np.full(len(unclear), threshold, np.float32)
+        best, score = np.full(len(unclear), -1), np.full(len(unclear), -np.inf, np.float32)
+        staying = np.flatnonzero(stays[: batch[-1]])
+        for left in range(0, len(staying) if len(unclear) else 0, width):
+            columns = staying[left : left + width]
+            _scan(X[unclear] @ X[columns].T, X, unclear, columns, margin, tops, best, score)
+        if rule == "survivors":
+            _survive(X[unclear] @ X[unclear].T, X, unclear, threshold, margin, best, score, stays)
+        kept[unclear] = np.where(score >= threshold, best, -1)
+    return Earlier(stays, kept)
+
+
+def _tile(tile_bytes: int) -> tuple[int, int]:
+    """Rows and columns of a tile of products."""
+    height = max(1, min(BATCH_ROWS, tile_bytes // 4))
+    return height, max(height, tile_bytes // (4 * height))
+
+
 @kernel
-def _scan(  # type: ignore[no-untyped-def]
-    tile, X, begin, left, margin, threshold, survivors, tops, best, score, kept, stays, kept_score
-):
-    """Take one tile of products, rows from `begin` and columns from `left`, into what the rows have found so far."""
+def _scan(tile, X, rows, columns, margin, tops, best, score):  # type: ignore[no-untyped-def]
+    """Take the products of `rows` with earlier ones of `columns`, which ascend, into what the rows have found."""
     for r in range(tile.shape[0]):
-        i = begin + r
-        width = min(tile.shape[1], i - left)
+        width = np.searchsorted(columns, rows[r])
         for c in range(width):
-            tops[0, r] = max(tops[0, r], tile[r, c])
-            if stays[left + c]:
-                tops[1, r] = max(tops[1, r], tile[r, c])
-        cut = min(np.float64(tops[0, r]), 1.0) - margin
-        kept_cut = min(np.float64(tops[1, r]), 1.0) - margin
+            tops[r] = max(tops[r], tile[r, c])
+        cut = min(np.float64(tops[r]), 1.0) - margin
         for c in range(width):
-            j = left + c
-            if tile[r, c] >= cut or (stays[j] and tile[r, c] >= kept_cut):
-                s = product_score(X[i], X[j])
-                if s > score[i]:
-                    best[i], score[i] = j, s
-                if stays[j] and s > kept_score[i]:
-                    kept[i], kept_score[i] = j, s
-        if left == begin:
-            stays[i] = (kept_score[i] if survivors else score[i]) < threshold
-            if stays[i] or kept_score[i] < threshold:
-                kept[i] = -1
+            if tile[r, c] >= cut:
+                _take(X, rows[r], columns[c], r, best, score)
+
+
+@kernel
+def _take(X, row, column, r, best, score):  # type: ignore[no-untyped-def]
+    """Note `column` as the best of `row`, the `r`-th of some, if it is: the first in rank among equals."""
+    s = product_score(X[row], X[column])
+    if s > score[r] or (s == score[r] and column < best[r]):
+        best[r], score[r] = column, s
+
+
+@kernel
+def _survive(tile, X, rows, threshold, margin, best, score, stays):  # type: ignore[no-untyped-def]
+    """Decide on `rows` in their order; of other rows that stay they have found the `best` already."""
+    for r in range(tile.shape[0]):
+        for c in range(r):
+            if stays[rows[c]] and tile[r, c] >= max(np.float64(threshold), np.float64(score[r])) - margin:
+                _take(X, rows[r], rows[c], r, best, score)
+        stays[rows[r]] = score[r] < threshold
 
 
 @kernel

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from daskmeans.kernels.jit import kernel
-from daskmeans.kernels.lanes import dot64, squared_distance64
+from daskmeans.kernels.lanes import largest64, squared_distance64
 
 
 def scale_for(largest: float, count: int) -> float:
@@ -85,14 +85,12 @@ def within(sums, counts, scale, center, energy):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def extremes(X):  # type: ignore[no-untyped-def]
-    """Largest absolute coordinate and largest squared norm of the rows of a float32 matrix."""
-    largest, longest = np.float32(0.0), 0.0
+def largest_coordinate(X):  # type: ignore[no-untyped-def]
+    """Largest absolute coordinate of a float32 matrix, float64."""
+    largest = np.float32(0.0)
     for i in range(X.shape[0]):
-        for j in range(X.shape[1]):
-            largest = max(largest, abs(X[i, j]))
-        longest = max(longest, dot64(X[i], X[i]))
-    return np.float64(largest), longest
+        largest = max(largest, largest64(X[i]))
+    return np.float64(largest)
 
 
 @kernel
@@ -129,10 +127,31 @@ def beyond(old, means, before, far, momentum, out):  # type: ignore[no-untyped-d
             out[label, j] = end + far * (end - start) + momentum * (start - before[label, j])
 
 
+def exact_sum(values: np.ndarray) -> int:
+    """Sum of float64 numbers, none of them negative, as a multiple of the smallest: see :func:`as_number`.
+
+    Examples
+    --------
+    >>> as_number(exact_sum(np.array([1e30, 0.25, 0.5])) - exact_sum(np.array([1e30])))
+    0.75
+    """
+    sums = np.zeros((2, 256), np.int64)
+    _add_bits(np.ascontiguousarray(values).view(np.int64), sums)
+    return sum((int(high) << 27) + int(low) << 8 * i for i, (high, low) in enumerate(sums.T))
+
+
 @kernel
-def add_numbers(values, scale):  # type: ignore[no-untyped-def]
-    """Sum of float64 numbers, each scaled and rounded to an integer."""
-    total = np.int64(0)
-    for i in range(values.shape[0]):
-        total += np.int64(np.rint(values[i] * scale))
-    return total
+def _add_bits(bits, sums):  # type: ignore[no-untyped-def]
+    """Add up numbers by their bits: the two halves of a mantissa, those of eight exponents together."""
+    for i in range(bits.shape[0]):
+        exponent, mantissa = bits[i] >> 52 & 0x7FF, bits[i] & ((1 << 52) - 1)
+        if exponent:
+            mantissa |= 1 << 52
+            exponent -= 1
+        sums[0, exponent >> 3] += mantissa >> 27 << (exponent & 7)
+        sums[1, exponent >> 3] += (mantissa & ((1 << 27) - 1)) << (exponent & 7)
+
+
+def as_number(total: int) -> float:
+    """What sums of :func:`exact_sum` are, rounded once."""
+    return total / (1 << 1074)

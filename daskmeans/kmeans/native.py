@@ -20,10 +20,9 @@ from daskmeans.errors import DataError
 from daskmeans.kernels.groups import group_middles, n_near, neighbours
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.nearest import squared_distances
-from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.search import Travel, groups_per_bound, n_bounds
 from daskmeans.kernels.tile import COLUMNS
-from daskmeans.kernels.update import beyond, means, scale_for, squared_shift, within
+from daskmeans.kernels.update import as_number, beyond, means, scale_for, squared_shift, within
 from daskmeans.kmeans import passes
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.passes import Pass
@@ -40,6 +39,9 @@ SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.3
 RELAXATION, MOMENTUM = 0.85, 0.4
 # With thousands of clusters, so many updates of a phase compare each row with the groups of centroids near to it only.
 NEAR_UPDATES = 3
+# The inertia follows from sums of all rows, as long as it is more than this share of their spread: rows that lie far
+# from all others leave no more of it than rounding.
+CANCELLED = 1e-7
 # Rows whose mean stands for the middle of all rows.
 MIDDLE_ROWS = 1024
 
@@ -227,14 +229,11 @@ class _Span(NamedTuple):
     """float64, shape (d,): about the middle of all rows."""
     largest: float
     """Absolute coordinate."""
-    longest: float
-    """Norm."""
 
 
 def _measure(blocks: Blocks, seed: int) -> _Span:
     center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
-    largest, longest = (max(column) for column in zip(*blocks.map(passes.reach, name="kmeans-reach"), strict=True))
-    return _Span(center, largest, math.sqrt(longest))
+    return _Span(center, max(blocks.map(passes.reach, name="kmeans-reach")))
 
 
 class _Series:
@@ -246,7 +245,6 @@ class _Series:
         order = neighbours(fit.origin, COLUMNS)
         middles = group_middles(fit.origin, order, COLUMNS)
         self.near = n_near(k) if relax and not on_device else 0  # a device compares with all as fast
-        self.longest = span.longest
         self.now = Pass(
             fit=uuid4().hex,
             number=-1,
@@ -257,7 +255,6 @@ class _Series:
             near=0,
             travel=Travel(np.zeros(k), np.zeros(n_bounds(k))),
             scale=scale_for(span.largest, blocks.n_rows),
-            square_scale=scale_for((2.0 * span.longest) ** 2, blocks.n_rows),
             on_device=on_device,
         )
         self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
@@ -272,8 +269,8 @@ class _Series:
             start = time.perf_counter()
             near = self.near if len(inertias) < NEAR_UPDATES else 0
             moved, compared = self._advance(fit.centroids, near)
-            inertia = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
             centroids, held = self._means()
+            inertia = self._within(centroids)
             shift = squared_shift(frozen(fit.centroids), frozen(centroids))
             gain = _gain(inertias, inertia)
             inertias.append(inertia)
@@ -309,10 +306,7 @@ class _Series:
     def inertia(self) -> float:
         """Sum of squared distances of the rows to the nearest of the fit's centroids."""
         self._advance(self.fit.centroids)
-        # Given centroids may lie far out.
-        reach = self.longest + math.sqrt(squared_norms64(self.fit.centroids).max())
-        scale = scale_for(reach**2, self.blocks.n_rows)
-        return sum(map(int, self.blocks.map(passes.inertia, self.now, scale, name="kmeans-inertia"))) / scale
+        return self._distances(self.fit.centroids, ends=True)
 
     def labels(self) -> np.ndarray:
         """Labels of the rows after :meth:`inertia`; int32, shape (n_rows,)."""
@@ -331,7 +325,7 @@ class _Series:
         parts = self.blocks.map(passes.advance, self.now, name="kmeans-pass")
         anew, moved, compared = (sum(getattr(part, name) for part in parts) for name in ("anew", "moved", "compared"))
         if self.now.number == 0:
-            self.energy = sum(part.energy for part in parts) / self.now.square_scale
+            self.energy = as_number(sum(part.energy for part in parts))
         changes = [(part.sums, part.counts) for part in parts]
         if 0 < anew < self.blocks.n_rows:  # what rows had added that were lost is not known
             changes = self.blocks.map(passes.totals, self.now, name="kmeans-totals")
@@ -341,6 +335,17 @@ class _Series:
             self.sums += sums
             self.counts += counts
         return moved, compared
+
+    def _within(self, means: np.ndarray) -> float:
+        """Sum of squared distances of the rows to the means of their clusters."""
+        found = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
+        # What is left of numbers that are far larger is mostly their rounding.
+        return found if found > CANCELLED * self.energy else self._distances(means)
+
+    def _distances(self, centroids: np.ndarray, ends: bool = False) -> float:
+        """See :func:`passes.inertia`."""
+        parts = self.blocks.map(passes.inertia, self.now, centroids, ends, name="kmeans-inertia")
+        return as_number(sum(parts))
 
     def _means(self) -> tuple[np.ndarray, np.ndarray]:
         """The means of the rows of each cluster, and whether the cluster had rows.

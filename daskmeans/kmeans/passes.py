@@ -21,7 +21,7 @@ from daskmeans.kernels.groups import near_groups
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.nearest import squared_distances
 from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search
-from daskmeans.kernels.update import add_numbers, add_rows, extremes, move_rows
+from daskmeans.kernels.update import add_rows, exact_sum, largest_coordinate, move_rows
 from daskmeans.kmeans.block import Block
 
 
@@ -48,8 +48,6 @@ class Pass:
         How far centroids have moved since the first pass of the series.
     scale : float
         Makes integers of coordinates.
-    square_scale : float
-        Makes integers of squared distances to the center.
     on_device : bool
         Rows are compared on the device of each worker, with all centroids.
     """
@@ -63,7 +61,6 @@ class Pass:
     near: int
     travel: Travel
     scale: float
-    square_scale: float
     on_device: bool = False
 
 
@@ -81,7 +78,7 @@ class Advance(NamedTuple):
     counts: np.ndarray
     """int64, shape (k,): change of their number."""
     energy: int
-    """Scaled sum of squared distances to the center, of rows that begin anew."""
+    """Exact sum of squared distances to the center, of rows that begin anew."""
     moved: int
     """Rows whose label has changed."""
     compared: int
@@ -113,7 +110,7 @@ def advance(group: list[Block], now: Pass) -> Advance:
                 bounds.labels[:], bounds.lower[:] = -1, 0.0
                 anew += block.n_rows
                 squares = codes.squares if as_bytes(block.dimension) else squares_about(X, frozen(now.center))
-                energy += add_numbers(squares, now.square_scale)
+                energy += exact_sum(squares)
             before = bounds.labels.copy()
             near = arrays["near"] if now.near else ALL_GROUPS
             compared += search(X, codes, columns, bounds, travel, groups_per_bound(k), near, unwanted)
@@ -140,7 +137,7 @@ def _advance_on(device: Device, group: list[Block], now: Pass) -> Advance:
                 for part, rows in _rows_on(device, block, arrays, to, now.fit):
                     if begins:
                         squares = dense.squares_about(device, rows.X, to.center)
-                        energy += dense.scaled_sum(device, squares, now.square_scale)
+                        energy += exact_sum(device.host(squares))
                     found = dense.closest(device, rows, to)
                     moved += sums.move(rows.X, device.xp.asarray(labels[part]), found)
                     labels[part] = device.host(found)
@@ -225,13 +222,17 @@ def totals(group: list[Block], now: Pass) -> tuple[np.ndarray, np.ndarray]:
     return sums, counts
 
 
-def inertia(group: list[Block], now: Pass, scale: float) -> int:
-    """Sum of squared distances of the rows to their centroids, times `scale`."""
+def inertia(group: list[Block], now: Pass, centroids: np.ndarray, ends: bool) -> int:
+    """Exact sum of squared distances of the rows to `centroids`, each to that of its label.
+
+    If the fit `ends`, others want the memory of a device.
+    """
     _at_pass(group, now)
     total = 0
     for block in group:
-        total += add_numbers(_squares(block, now.centroids), scale)
-        _let_go(block)  # a fit has come to its end, and others want the memory
+        total += exact_sum(_squares(block, centroids))
+        if ends:
+            _let_go(block)
     return total
 
 
@@ -264,25 +265,21 @@ def farthest(group: list[Block], now: Pass, count: int) -> tuple[np.ndarray, np.
         with block.open() as arrays:
             mine = arrays["labels"].copy()
             far = squared_distances(arrays["rows"], now.centroids, mine)
-        top = np.lexsort((np.arange(block.n_rows), -far))[:count]
+        top = np.lexsort((block.numbers, -far))[:count]
         distances.append(far[top])
         numbers.append(block.numbers[top])
         labels.append(mine[top])
     return np.concatenate(distances), np.concatenate(numbers), np.concatenate(labels)
 
 
-def reach(group: list[Block]) -> tuple[float, float]:
-    """Largest absolute coordinate and largest squared norm of the rows."""
-    largest, longest = 0.0, 0.0
-    for block in group:
-        mine = _extremes(block)
-        largest, longest = max(largest, mine[0]), max(longest, mine[1])
-    return largest, longest
+def reach(group: list[Block]) -> float:
+    """Largest absolute coordinate of the rows."""
+    return max((_largest(block) for block in group), default=0.0)
 
 
-def _extremes(block: Block) -> tuple[float, float]:
+def _largest(block: Block) -> float:
     if block.device is not None:
         with block.device.turn():
-            return norms.extremes(block.device, block.there)
+            return norms.largest_coordinate(block.device, block.there)
     with block.open() as arrays:
-        return extremes(arrays["rows"])  # type: ignore[no-any-return]
+        return largest_coordinate(arrays["rows"])  # type: ignore[no-any-return]

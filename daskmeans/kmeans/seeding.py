@@ -18,7 +18,7 @@ from daskmeans.kernels.lanes import dot64
 from daskmeans.kernels.nearest import BATCH_ROWS, nearest, nearest_labels, squared_distances, tiles
 from daskmeans.kernels.products import rounding_bound
 from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
-from daskmeans.kernels.update import add_rows, extremes, means, scale_for
+from daskmeans.kernels.update import add_rows, largest_coordinate, means, scale_for
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.vectors.files import open_path
 
@@ -81,7 +81,7 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     fewer = X[chosen[_spread(len(chosen), ROWS_PER_REGION // 4 * regions)]]
     middles = fewer[by_region(fewer, regions, seed)]
     few = runtime.call([partial(X.take, chosen[rows], axis=0) for rows in _shares_of_threads(len(chosen))])
-    scale = scale_for(max(extremes(frozen(part))[0] for part in few), len(chosen))
+    scale = scale_for(max(largest_coordinate(frozen(part)) for part in few), len(chosen))
     for _ in range(REGION_UPDATES):
         middles = _updated(few, middles, scale)
     labels, squares = _nearest(X, middles)
