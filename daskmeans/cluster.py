@@ -15,12 +15,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import dask
-from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
-from daskmeans import config, gpus
+from daskmeans import config, gpus, runtime
 from daskmeans.dashboard import PAGE, add_page
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 
@@ -182,7 +181,7 @@ def _check_device(device: str, client: Client) -> None:
 
 def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     threads = settings.threads_per_worker or 1
-    workers = settings.n_workers or max(1, CPU_COUNT // threads)
+    workers = settings.n_workers or max(1, runtime.THREADS // threads)
     with _starting(workers, threads):
         return LocalCluster(
             n_workers=workers,
@@ -208,7 +207,7 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
     from dask_cuda import LocalCUDACluster
 
     workers = settings.n_workers or gpus.count()
-    threads = settings.threads_per_worker or max(1, CPU_COUNT // workers)
+    threads = settings.threads_per_worker or max(1, runtime.THREADS // workers)
     with _starting(workers, threads):
         return LocalCUDACluster(
             n_workers=workers,
@@ -234,7 +233,7 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
 @contextlib.contextmanager
 def _starting(workers: int, threads: int) -> Iterator[None]:
     """Around the start of a cluster, on which kernel threads times worker threads is the number of cores."""
-    kernel_threads = max(1, CPU_COUNT // (workers * threads))
+    kernel_threads = max(1, runtime.THREADS // (workers * threads))
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     try:
         with _deaf_to_interrupts(), _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():

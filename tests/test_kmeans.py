@@ -29,7 +29,7 @@ from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.native import Fit
 from daskmeans.kmeans.seeding import plus_plus
 from daskmeans.vectors.matrix import to_column
-from helpers import blobs
+from helpers import KINDS, adversarial, blobs, write_embeddings
 
 
 def frame(X: np.ndarray, npartitions: int) -> dd.DataFrame:
@@ -219,6 +219,9 @@ def test_contract_of_scikit_learn():
     assert km.fit_transform(X).shape == (600, 2)
     with pytest.raises(NotFittedError):
         KMeans().predict(X)
+    with pytest.raises(UsageError, match="0 sample"):
+        km.score(X[:0])
+    assert KMeans(4, random_state=2**62 - 1).fit(X).n_iter_
     pipeline = make_pipeline(FunctionTransformer(), KMeans(3))
     assert len(np.unique(pipeline.fit_predict(X))) == 3
 
@@ -235,7 +238,13 @@ def test_contract_of_scikit_learn():
         ({"n_clusters": 1}, [[1.0, 1.0], [0.0, 0.0]], DataError, ["row 1", "zeros", "normalize=False"]),
         ({"n_clusters": 1, "normalize": False}, [[1.0, 1.0], [1e30, 1.0]], DataError, ["row 1", "1e15", "scale"]),
         ({"n_clusters": 1}, [1.0, 2.0], UsageError, ["2D"]),
+        ({"n_clusters": 1}, np.empty((3, 0)), UsageError, ["0 feature(s)"]),
+        ({"n_clusters": True}, np.eye(3), UsageError, ["n_clusters=True"]),
+        ({"tol": "x"}, np.eye(3), UsageError, ["tol='x'", "number"]),
+        ({"n_clusters": 2, "init": 1e16 * np.eye(2)}, np.eye(2), DataError, ["1e15"]),
+        ({"n_clusters": 3, "sample_fraction": 1e-9}, np.eye(3), UsageError, ["n_samples=0", "larger sample_fraction"]),
         ({"n_clusters": 1, "random_state": -1}, np.eye(2), UsageError, ["random_state=-1"]),
+        ({"n_clusters": 1, "random_state": 2**62}, np.eye(2), UsageError, ["random_state=4"]),
         ({"n_clusters": 1, "engine": "magic"}, np.eye(2), UsageError, ["magic", "native"]),
         ({"n_clusters": 1, "sample_fraction": 0}, np.eye(2), UsageError, ["sample_fraction", "(0, 1]"]),
     ],
@@ -340,3 +349,49 @@ def test_one_cluster_for_each_row(d):
     km = KMeans(150, normalize=False).fit(X)
     assert km.inertia_ == pytest.approx(0, abs=1e-9)
     assert len(np.unique(km.labels_)) == 150
+
+
+@pytest.mark.parametrize("init", ["auto", "random"])
+@pytest.mark.parametrize("kind", [*KINDS, "outlier", "far away"])
+def test_inertia_is_that_of_the_labels_whatever_the_range_of_the_rows(kind, init):
+    X = adversarial(kind, 400, 6, 1, seed=2)[0] if kind in KINDS else adversarial("plain", 400, 6, 1, seed=2)[0]
+    if kind == "outlier":
+        X[7] *= 1e9
+    elif kind == "far away":
+        X += 1e5
+    km = KMeans(9, normalize=False, init=init, tol=0, max_iter=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        km.fit(X)
+    expected = ((X.astype(float) - km.cluster_centers_[km.labels_]) ** 2).sum()
+    assert km.inertia_ == pytest.approx(expected, rel=1e-12)
+    assert -km.score(X) == km.inertia_
+    assert km.inertia_history_[-1] >= 0.99 * expected  # a means' rounding lies between the two
+    better = KMeans(9, normalize=False, init=init, tol=0, max_iter=8, n_init=3, random_state=42).fit(X)
+    assert better.inertia_ <= km.inertia_
+
+
+def test_frames_are_read_as_they_are_cut(tmp_path):
+    """Dask reads several files at once if only some columns are wanted; labels go by partitions nevertheless."""
+    X = blobs(n=300, d=8)
+    for i in range(6):
+        texts = ["a long text " * 100] * 50
+        write_embeddings(tmp_path / f"{i}.parquet", X[50 * i : 50 * i + 50], text=texts, second=texts)
+    frame = dd.read_parquet(tmp_path)
+    assert frame["embedding"].optimize().npartitions < frame.npartitions == 6
+    km = KMeans(5).fit(frame, column="embedding")
+    np.testing.assert_array_equal(km.labels_, KMeans(5).fit(X).labels_)
+    assert km.predict(frame, column="embedding").npartitions == 6
+    assert km.transform(frame, column="embedding").compute().shape == (300, 5)
+
+
+def test_frames_of_pandas():
+    X = blobs(n=60, d=4)
+    expected = KMeans(3).fit(X)
+    vectors = pd.DataFrame({"name": "a", "vector": list(X)})
+    for pandas in (pd.DataFrame(X), vectors):
+        np.testing.assert_array_equal(KMeans(3).fit(pandas).labels_, expected.labels_)
+        np.testing.assert_array_equal(expected.predict(pandas), expected.labels_)
+    np.testing.assert_array_equal(KMeans(3).fit(vectors, column="vector").labels_, expected.labels_)
+    with pytest.raises(UsageError, match="name"):
+        KMeans(3).fit(vectors, column="other")

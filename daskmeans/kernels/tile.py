@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
+import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -43,7 +44,9 @@ class Registers(NamedTuple):
 
 @cache
 def features() -> frozenset[str]:
-    """Names of the instruction sets of this machine, as LLVM calls them."""
+    """Names of the instruction sets that numba compiles for, as LLVM calls them: this machine's, unless told others."""
+    if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES, or NUMBA_CPU_NAME=generic
+        return frozenset(name[1:] for name in numba.config.CPU_FEATURES.split(",") if name.startswith("+"))
     return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
 
 
@@ -206,7 +209,7 @@ def _products(
 def _multiply_add(b: ir.IRBuilder, total: Any, columns: Any, row: Any, bytewise: bool) -> Any:
     vector = total.type
     if not bytewise:
-        return _called(b, f"llvm.fma.v{vector.count}f32", vector, columns, row, total)
+        return _called(b, f"llvm.fmuladd.v{vector.count}f32", vector, columns, row, total)
     # Unsigned bytes of the columns times signed bytes of the row, four products into each sum.
     if byte_instructions() != "avx2":
         return _called(b, f"llvm.x86.avx512.vpdpbusd.{32 * vector.count}", vector, total, columns, row)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
 from html import escape
+from numbers import Integral, Real
 from typing import Any
 
 import dask
@@ -23,7 +25,7 @@ from daskmeans.kernels.device import Device
 from daskmeans.kernels.nearest import all_distances, nearest_labels
 from daskmeans.kmeans import ann, cuml, model
 from daskmeans.kmeans.blocks import Blocks
-from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions, prepare, prepare_on, slices
+from daskmeans.kmeans.inputs import is_lazy, partitions, prepare, prepare_on
 from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
@@ -229,7 +231,9 @@ class KMeans:
             raise UsageError(
                 f"n_samples={blocks.n_rows} should be >= n_clusters={self.n_clusters}",
                 where="n_clusters",
-                remedy=f"set n_clusters to {blocks.n_rows} or less",
+                remedy="use a larger sample_fraction"
+                if self.sample_fraction < 1.0
+                else f"set n_clusters to {blocks.n_rows} or less",
             )
         if memory := gpus.smallest(places):
             forecast.check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
@@ -286,20 +290,25 @@ class KMeans:
 
     def check_params(self) -> None:
         """Raise UsageError for a parameter that is out of its range."""
-        whole = (int, np.integer)
+
+        def whole(value: Any, least: int) -> bool:
+            return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+        def number(value: Any) -> float:
+            return value if isinstance(value, Real) else math.nan
+
         checks = {
-            "n_clusters": (isinstance(self.n_clusters, whole) and self.n_clusters >= 1, "an integer >= 1"),
-            "max_iter": (isinstance(self.max_iter, whole) and self.max_iter >= 0, "an integer >= 0"),
-            "n_init": (isinstance(self.n_init, whole) and self.n_init >= 1, "an integer >= 1"),
-            "max_samples_per_batch": (self.max_samples_per_batch >= 1, "an integer >= 1"),
+            "n_clusters": (whole(self.n_clusters, 1), "an integer >= 1"),
+            "max_iter": (whole(self.max_iter, 0), "an integer >= 0"),
+            "n_init": (whole(self.n_init, 1), "an integer >= 1"),
+            "max_samples_per_batch": (whole(self.max_samples_per_batch, 1), "an integer >= 1"),
             "max_cluster_size": (
-                self.max_cluster_size is None
-                or (isinstance(self.max_cluster_size, whole) and self.max_cluster_size >= 1),
+                self.max_cluster_size is None or whole(self.max_cluster_size, 1),
                 "an integer >= 1, or None",
             ),
-            "tol": (self.tol >= 0, "a number >= 0"),
-            "oversampling_factor": (self.oversampling_factor > 0, "a number > 0"),
-            "sample_fraction": (0 < self.sample_fraction <= 1, "a number in (0, 1]"),
+            "tol": (number(self.tol) >= 0, "a number >= 0"),
+            "oversampling_factor": (number(self.oversampling_factor) > 0, "a number > 0"),
+            "sample_fraction": (0 < number(self.sample_fraction) <= 1, "a number in (0, 1]"),
             "engine": (self.engine in ("auto", "native", "cuml"), "'auto', 'native' or 'cuml'"),
         }
         for name, (right, expected) in checks.items():
@@ -389,6 +398,8 @@ class KMeans:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
         self._check_fitted()
         blocks = load(X, column, self.normalize, 1.0, 0, client)
+        if not blocks.n_rows:
+            raise UsageError("Found array with 0 sample(s)", expected="at least one row")
         inertia, _ = measured(blocks, self.cluster_centers_)
         blocks.release()
         return -inertia
@@ -404,14 +415,16 @@ class KMeans:
     def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
         self._check_fitted()
         if not is_lazy(X):
-            return np.concatenate(runtime.call([partial(function, part, self, *more) for part in slices(as_matrix(X))]))
+            return np.concatenate(
+                runtime.call([partial(function, part, self, *more) for part in partitions(X, column)])
+            )
         apply = dask.delayed(function, pure=False)
         km, *args = (dask.delayed(arg, pure=False) for arg in (self, *more))  # sent once, not with every task
-        sizes = X.chunks[0] if isinstance(X, da.Array) else (np.nan,) * X.npartitions
-        shape = meta.shape[1:]
+        parts, shape = partitions(X, column), meta.shape[1:]
+        sizes = X.chunks[0] if isinstance(X, da.Array) else [np.nan] * len(parts)
         blocks = [
             da.from_delayed(apply(part, km, *args), (size, *shape), meta=meta)
-            for part, size in zip(partitions(X, column), sizes, strict=True)
+            for part, size in zip(parts, sizes, strict=True)
         ]
         return da.concatenate(blocks, allow_unknown_chunksizes=True)
 
@@ -497,9 +510,11 @@ def seed_from(random_state: Any) -> int:
         return int(random_state.integers(2**31))
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
-    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**63:
+    if (
+        isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**62
+    ):  # what is added must leave it an int64
         return int(random_state)
-    raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^63), a generator or None")
+    raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^62), a generator or None")
 
 
 def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:

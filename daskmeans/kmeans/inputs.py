@@ -39,14 +39,15 @@ def is_lazy(X: Any) -> bool:
 def partitions(X: Any, column: str | None) -> list[Any]:
     """The partitions of `X` in the order of the rows: tasks, or slices of a matrix."""
     if isinstance(X, dd.DataFrame):
-        return list(X[vector_column(X, column)].to_delayed())
+        X = X[vector_column(X, column)]
     if isinstance(X, dd.Series):
-        return list(X.to_delayed())
+        # Only simplified: wholly optimised, dask makes one partition of several files where few columns are read.
+        return list(X.simplify().to_delayed(optimize_graph=False))
     if isinstance(X, da.Array):
         if X.ndim != 2:
             raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
         return list(X.rechunk({1: -1}).to_delayed().ravel())
-    return slices(as_matrix(X))
+    return slices(as_matrix(X, column))
 
 
 def joined(X: da.Array, least: int) -> da.Array:
@@ -112,14 +113,23 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
     if column is None and len(found) == 1:
         return found[0]
     raise UsageError(
-        f"there is no column {column!r}" if column else f"{len(found)} columns hold vectors ({', '.join(found)})",
+        f"there is no column {column!r}"
+        if column
+        else f"{len(found)} columns hold vectors: {', '.join(found)}"
+        if found
+        else "no column is known to hold vectors",
         expected="one column of vectors: a list of floats a row",
         remedy=f"pass column=, one of: {', '.join(map(str, frame.columns))}",
     )
 
 
-def as_matrix(X: Any) -> np.ndarray:
-    """`X` as a float32 matrix, C-contiguous; a copy only where that changes something."""
+def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
+    """`X` as a float32 matrix, C-contiguous; a copy only where that changes something.
+
+    Of a pandas DataFrame that is no matrix of numbers itself, its `column`, or its only column of vectors.
+    """
+    if isinstance(X, pd.DataFrame) and (column is not None or not all(map(pd.api.types.is_numeric_dtype, X.dtypes))):
+        X = to_matrix(X[vector_column(X, column)], "the dataframe")
     X = np.asarray(on_host(X))
     if X.ndim != 2:
         raise UsageError(
@@ -129,6 +139,8 @@ def as_matrix(X: Any) -> np.ndarray:
         )
     if X.dtype.kind not in "fiub":
         raise UsageError(f"the array holds {X.dtype}", expected="numbers")
+    if X.shape[1] == 0:
+        raise UsageError(f"Found array with 0 feature(s) (shape={X.shape})", expected="at least one number a row")
     return np.ascontiguousarray(X, np.float32)
 
 

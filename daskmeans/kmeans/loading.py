@@ -78,7 +78,7 @@ def load(
         The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
     """
     lazy = is_lazy(X)
-    X = X if lazy else as_matrix(X)
+    X = X if lazy else as_matrix(X, column)
     client = runtime.current_client(client)
     if isinstance(X, da.Array):
         X = joined(X, BLOCKS_EACH * runtime.n_threads(client))

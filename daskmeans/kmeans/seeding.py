@@ -344,4 +344,6 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
         )
     if not np.isfinite(centroids).all():
         raise DataError("the initial centroids hold NaN or infinity", where="init", expected="finite numbers")
+    if np.abs(centroids).max() > 1e15:
+        raise DataError("the initial centroids hold a number above 1e15", where="init", remedy="scale vectors down")
     return np.ascontiguousarray(centroids)
