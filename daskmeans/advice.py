@@ -15,6 +15,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import forecast, progress, runtime
+from daskmeans.duplicates.inside import LEAST_ROWS
 from daskmeans.duplicates.settings import are_few
 from daskmeans.kernels.tile import COLUMNS, n_groups
 from daskmeans.reading import PER_THREAD, Reading
@@ -198,7 +199,7 @@ class Model:
         threads, pair = self._threads, self.costs.pair
         rest = self._curve(density, lambda t: max(0.0, self._variable(t, "dedup") - t.pairs * pair / threads) / t.rows)
         mates = min(self.rows, density * self._curve(density, lambda t: t.pairs / t.rows / t.density))
-        pairs = max(self.rows * mates / threads, largest**2)  # the largest cluster is one thread's work
+        pairs = max(self.rows * mates / threads, min(largest, LEAST_ROWS) ** 2)  # that much is one thread's work
         return self._fixed("dedup") + self.rows * rest + pairs * pair
 
     def _growth(self, trial: Trial) -> float:
@@ -248,15 +249,16 @@ def _reasons(model: Model, proposed: Forecast, fastest: Forecast, shown: list[Fo
     few, many, trials = shown[0], shown[-1], model.costs.trials
     by_default = "by default" if model.exact_by_default else "with --search exact"
     reasons = [
-        f"dedup inside clusters compares rows²/k pairs: {_said(few, 'dedup')}, {_said(proposed, 'dedup')}",
+        f"dedup inside clusters compares rows²/k pairs: {_said('dedup', few, proposed)}",
         f"{by_default} dedup compares all {progress.compact(model.pairs)} pairs, whatever k: about "
         f"{progress.duration(model.exact_seconds)}; --search clusters is the other way",
-        f"fit compares rows with centroids, rows·k pairs an update: {_said(proposed, 'fit')}, {_said(many, 'fit')}",
+        f"fit compares rows with centroids, rows·k pairs an update: {_said('fit', proposed, many)}",
         f"a cluster has {proposed.rows_per_cluster:,} rows, and the largest about {proposed.largest_cluster:,}, with "
         f"which dedup takes {format_bytes(proposed.worker_bytes['dedup'])} in a worker",
         f"fewer clusters part fewer duplicates: this is the smallest round number with which all steps take at most "
         f"{NEAR} times the shortest time, {fastest.total:.2g} s with k = {fastest.n_clusters:,}",
-        f"{len(trials)} trials on {trials[0].rows:,} of {model.rows:,} rows of {model.dimension:,} dimensions",
+        f"{len(trials)} trial{'s' if len(trials) > 1 else ''} on {trials[0].rows:,} of {model.rows:,} rows of "
+        f"{model.dimension:,} dimensions",
     ]
     if proposed.largest_cluster > model.cluster_limit:
         reasons.append(f"a task has memory for {model.cluster_limit:,.0f} rows: add --max-cluster-size")
@@ -265,8 +267,8 @@ def _reasons(model: Model, proposed: Forecast, fastest: Forecast, shown: list[Fo
     return reasons
 
 
-def _said(forecast: Forecast, step: str) -> str:
-    return f"{forecast.seconds[step]:.2g} s with k = {forecast.n_clusters:,}"
+def _said(step: str, *forecasts: Forecast) -> str:
+    return ", ".join(dict.fromkeys(f"{f.seconds[step]:.2g} s with k = {f.n_clusters:,}" for f in forecasts))
 
 
 def _command(url: str | UPath, reading: Reading, n_clusters: int) -> str:

@@ -72,6 +72,12 @@ def assign(
        id  centroid  l2_dist_to_cent
     0   7         1              0.0
     """
+    if not isinstance(frame, dd.DataFrame) or not hasattr(model, "index_for"):
+        raise UsageError(
+            f"assign was given {type(frame).__name__} and {type(model).__name__}",
+            expected="a dask dataframe and a fitted KMeans",
+            remedy="use read_embeddings(...) and KMeans.load(...), or the command `daskmeans assign` for files",
+        )
     if dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="embedding dtype", expected="float32 or float16")
     if dtype == "float16" and is_cudf(frame._meta):

@@ -378,6 +378,8 @@ def info(
     from daskmeans.info import describe
     from daskmeans.system import describe_system
 
+    if n_clusters and not advise:
+        raise UsageError("nothing is forecast", where="--n-clusters", remedy="add --advise")
     if (path is None) != system or (advise and system):
         raise UsageError("there is nothing to look at, or too much", expected="a PATH, PATH --advise, or --system")
     reading: dict[str, Any] = {

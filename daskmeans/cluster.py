@@ -61,6 +61,8 @@ class ClusterSettings:
 
 # The others say what workers are that are started here.
 OF_ANY = ("device", "scheduler", "scheduler_file", "dashboard_address")
+_NAMES = [f.name for f in fields(ClusterSettings)]
+OF_GPUS = _NAMES[_NAMES.index("rmm_pool_size") :]
 
 
 @contextlib.contextmanager
@@ -88,7 +90,14 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
             add_page(client)
             yield client
     else:
-        start = _gpu_cluster if _on_gpus(settings) else _cpu_cluster
+        on_gpus = _on_gpus(settings)
+        if not on_gpus and (given := [name for name in _given(settings) if name in OF_GPUS]):
+            raise UsageError(
+                "no workers with a GPU are started",
+                where=_as_flags(given),
+                remedy="leave these flags out, or add --device gpu",
+            )
+        start = _gpu_cluster if on_gpus else _cpu_cluster
         with start(settings) as local, Client(local) as client:
             add_page(client)
             yield client
@@ -101,13 +110,21 @@ def _on_gpus(settings: ClusterSettings) -> bool:
     return settings.device == "gpu"
 
 
+def _given(settings: ClusterSettings) -> list[str]:
+    """Names of the settings that are not as they are by default."""
+    return [f.name for f in fields(settings) if getattr(settings, f.name) != f.default]
+
+
+def _as_flags(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
 def _connect(settings: ClusterSettings) -> Client:
     timeout = config.get("connect-timeout")
-    given = [f.name for f in fields(settings) if f.name not in OF_ANY and getattr(settings, f.name) != f.default]
-    if given:
+    if given := [name for name in _given(settings) if name not in OF_ANY]:
         raise UsageError(
             "the workers of a scheduler that is there are what they are",
-            where=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            where=_as_flags(given),
             remedy="leave these flags out, or --scheduler",
         )
     if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it

@@ -81,7 +81,11 @@ _KMEANS = [
     click.option("--n-init", type=click.INT, default=1, show_default=True, help="Runs, of which the best is kept."),
     click.option("--oversampling-factor", type=click.FLOAT, default=2.0, show_default=True, help="Of k-means||."),
     click.option(
-        "--max-samples-per-batch", type=click.INT, default=32768, show_default=True, help="Rows compared at once."
+        "--max-samples-per-batch",
+        type=click.INT,
+        default=32768,
+        show_default=True,
+        help="Rows that cuML compares at once.",
     ),
     click.option(
         "--sample-fraction", type=click.FLOAT, default=1.0, show_default=True, help="Share of rows to fit on."
@@ -159,7 +163,7 @@ def output(command: Command) -> Command:
 
 _OUTPUT = [
     click.option("--json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--quiet", is_flag=True, help="Print errors alone."),
     click.option("--verbose", is_flag=True, help="Log what is done."),
 ]
 

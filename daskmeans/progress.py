@@ -240,6 +240,9 @@ def note(iterations: Sequence[Mapping[str, Any]]) -> str:
     ...     {"phase": 1, "phases": 5, "rows": 64_000, "iteration": 12, "inertia": 36_156.56, "relabelled": 820,
     ...      "seconds": 0.05},
     ... ]
+    >>> print(note([updates[0] | {"relabelled": 63_900}]))
+    sample 2 of 4, 64,000 rows
+    update 11 · inertia 36,200 · 100 % relabelled
     >>> print(note(updates))
     sample 2 of 4, 64,000 rows
     update 12 · inertia 36,156.6 (−0.12 %) · 1.3 % relabelled · 1.28M rows/s
@@ -273,7 +276,7 @@ def _phase(now: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float, form: str) -> str:
-    return f"{100 * share:{form}} %".replace("-", "−")
+    return f"{100 * share:{form if abs(share) < 0.995 else form.replace('.2g', '.0f')}} %".replace("-", "−")
 
 
 def compact(number: float) -> str:

@@ -6,11 +6,13 @@ some number of clusters. So clusters are compared as they will be, and fits take
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -168,10 +170,22 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
     return Costs(max(0.0, read), compare, pair, loading, fixed, trials, rejected, exact)
 
 
+@contextlib.contextmanager
+def _unseen() -> Iterator[None]:
+    """Trials show no progress, and say nothing of what they do."""
+    level = runtime.logger.getEffectiveLevel()
+    runtime.logger.setLevel(max(level, logging.WARNING))
+    try:
+        with progress.shown_on(progress.Silent()):
+            yield
+    finally:
+        runtime.logger.setLevel(level)
+
+
 def _exact(few: Path, many: Path, client: Client | None) -> Exact:
     """Exact searches in the clusters of few rows and of many."""
     buckets = {path: open_buckets(open_path(str(path / "clusters"))) for path in (few, many)}
-    with progress.shown_on(progress.Silent()):
+    with _unseen():
         # Workers load what is compiled in the first.
         seconds = [_exact_seconds(path, client) for path in (few, few, many)]
         pair = try_exact([buckets[many]], THRESHOLD, client).pair
@@ -254,7 +268,7 @@ def _write(table: pa.Table, path: Path, client: Client | None) -> None:
 
 def _run(path: Path, n_clusters: int, reading: Reading, client: Client | None) -> Trial:
     """All steps over the rows in `path`.parquet."""
-    with warnings.catch_warnings(), progress.shown_on(progress.Silent()):
+    with warnings.catch_warnings(), _unseen():
         warnings.simplefilter("ignore", ConvergenceWarning)
         km, out = KMeans(n_clusters), open_path(str(path))
         result = workflow.run(

@@ -78,6 +78,8 @@ def fit(
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
     refuse_misfit(source, model)
+    if reading.on_bad_row == "skip":  # rows with the id of another one are bad too
+        source = check_ids(source, reading.on_bad_row, client)
     fit_step(source, path, model, reading, overwrite, client)
     return model
 

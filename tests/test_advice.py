@@ -119,6 +119,11 @@ def test_advice_in_words(embeddings, two_workers, monkeypatch):
     assert done.exit_code == 0, done.output
     for words in ("clusters", "dedup", "rows²/k", "worker memory", "daskmeans run", "--n-clusters"):
         assert words in done.stdout
+    assert "finished already" not in done.output and "search exact" not in done.stderr
+    dedup, _, fit, *_ = [line for line in done.stdout.splitlines() if line.startswith("·")]
+    for line in (dedup, fit):  # none is told twice
+        told = line.rpartition(": ")[2].split(", ")
+        assert len({*told}) == len(told), line
 
 
 def test_rows_that_cannot_be_worked_with_are_counted(tmp_path):

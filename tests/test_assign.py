@@ -107,6 +107,13 @@ def test_distances_are_exact_distances_to_the_centroid_of_the_label(km):
     np.testing.assert_allclose(rows["cosine_dist_to_cent"], cosine, rtol=1e-5)
 
 
+def test_paths_are_not_frames(km):
+    with pytest.raises(errors.UsageError, match=r"str and KMeans(.|\n)*read_embeddings"):
+        dkm.assign("vectors", km)
+    with pytest.raises(errors.UsageError, match=r"KMeans\.load"):
+        dkm.assign(dd.from_pandas(pd.DataFrame({"id": [1]}), npartitions=1), "model")
+
+
 @needs_faiss
 def test_few_clusters_are_said_to_be_few(km, caplog):
     km.build_index(spread(100))

@@ -9,7 +9,7 @@ import distributed
 import pytest
 from dask.system import CPU_COUNT
 
-from daskmeans import errors, gpus
+from daskmeans import errors, gpus, runtime
 from daskmeans.cluster import ClusterSettings, cluster
 from helpers import blas_threads, square
 
@@ -24,6 +24,20 @@ def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, thr
         found = set(client.run(blas_threads).values())
     assert found == {max(1, CPU_COUNT // (workers * threads))}
     assert {name: os.environ.get(name) for name in before} == before
+
+
+def test_workers_respect_omp_num_threads(monkeypatch):
+    monkeypatch.setattr(runtime, "THREADS", 1)  # as it is where the variable says 1
+    with cluster(ClusterSettings(dashboard_address=":0")) as client:
+        assert len(client.nthreads()) == 1
+        assert set(client.run(blas_threads).values()) == {1}
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_options_of_gpu_workers_are_refused_where_none_are_started(device):
+    settings = ClusterSettings(device=device, rmm_pool_size="1GB", enable_nvlink=False)
+    with pytest.raises(errors.UsageError, match="--rmm-pool-size, --enable-nvlink"), cluster(settings):
+        pass
 
 
 def test_a_scheduler_that_is_there_is_used_and_left_running(two_workers):

@@ -125,6 +125,17 @@ def test_finished_steps_are_not_done_again(tmp_path, embeddings):
     assert decisions(out) == before
 
 
+def test_fit_and_run_skip_the_same_rows(tmp_path):
+    X = blobs(n=300, d=8)
+    rows = write_embeddings(tmp_path / "rows.parquet", X, ids=["a"] * 100 + [f"row {i}" for i in range(200)])
+    reading = dkm.Reading(on_bad_row="skip")
+    workflow.fit(rows, tmp_path / "one" / "model", dkm.KMeans(5), reading)
+    result = dkm.run(rows, tmp_path / "other", dkm.KMeans(5), 0.9, reading)
+    assert result.summary["rejected"] == 99
+    one, other = (dkm.KMeans.load(tmp_path / name / "model").cluster_centers_ for name in ("one", "other"))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_a_changed_input_is_noticed(tmp_path, embeddings):
     dkm.run(embeddings, tmp_path / "out", dkm.KMeans(8), threshold=0.9)
     write_embeddings(embeddings, blobs(seed=1), text=["t"] * 600)

@@ -50,16 +50,16 @@ class KMeans:
     random_state : int, numpy.random.Generator, numpy.random.RandomState or None, default 42
         None draws a seed from the system.
     init : {"auto", "k-means||", "random"}, path, array of shape (n_clusters, n_features) or KMeans, default "auto"
-        "auto" seeds by k-means++ within regions of a sample, improves the seeds on growing samples and takes longer
-        steps than Lloyd's, which comes to a lower inertia sooner. Any other choice starts Lloyd's algorithm on all
-        rows: from k-means|| on a sample, from random rows, from a ``.npy`` file or a model directory, from an array, or
-        from a fitted estimator.
+        "auto" seeds by k-means++ within regions of a sample (by k-means|| for up to 512 clusters), improves the seeds
+        on growing samples and takes longer steps than Lloyd's, which comes to a lower inertia sooner. Any other choice
+        starts Lloyd's algorithm on all rows: from k-means|| on a sample, from random rows, from a ``.npy`` file or a
+        model directory, from an array, or from a fitted estimator.
     n_init : int, default 1
         Runs with different seeds; the one of the lowest inertia is kept.
     oversampling_factor : float, default 2.0
         Rows that k-means|| draws as candidates, as a multiple of half of `n_clusters` in each of five rounds.
     max_samples_per_batch : int, default 32768
-        Rows at most whose distances to all centroids `transform` computes at once; affects memory, never results.
+        Rows at most whose distances to all centroids `transform`, and cuML, compute at once; affects memory alone.
     sample_fraction : float, default 1.0
         Share of the rows to fit on, chosen by a hash of their numbers.
     normalize : bool, default True

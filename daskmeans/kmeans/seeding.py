@@ -162,8 +162,8 @@ def oversample(
     Notes
     -----
     Bahmani, Moseley, Vattani, Kumar & Vassilvitskii, *Scalable k-means++*, VLDB 2012: five rounds of k/2 to 2k rows
-    give seeds as good as k-means++. Every distance is in fixed order and the potential is an exactly rounded sum, so
-    the draw is the same on every machine.
+    give seeds as good as k-means++. Every distance and the potential are sums in a fixed order, so the draw is the
+    same on every machine.
     """
     draw = oversampling_factor * n_clusters / 2
     chosen = np.array([hash_integers(numbers.astype(np.uint64), seed).argmin()])
