@@ -136,7 +136,9 @@ def _check_numbered(
     if then is not None and open_source(inputs, storage_options=storage_options).fingerprint() != then:
         raise DataError(
             "these are not the files that the rows were decided from, or they come in another order or have changed",
-            where=", ".join(map(str, [inputs] if isinstance(inputs, (str, UPath)) else inputs)),
+            where=", ".join(
+                map(str, inputs if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs])
+            ),
             expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
             remedy="name the input as it was named there",
         )

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from html import escape
-from numbers import Integral, Real
 from typing import Any
 
 import dask
@@ -292,10 +291,10 @@ class KMeans:
         """Raise UsageError for a parameter that is out of its range."""
 
         def whole(value: Any, least: int) -> bool:
-            return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+            return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
 
         def number(value: Any) -> float:
-            return value if isinstance(value, Real) else math.nan
+            return float(value) if isinstance(value, (int, float, np.number)) else math.nan
 
         checks = {
             "n_clusters": (whole(self.n_clusters, 1), "an integer >= 1"),
