@@ -54,7 +54,7 @@ def replaced() -> Iterator[distributed.Client]:
         yield client
 
 
-@pytest.fixture(params=["replaced", "not replaced"])
+@pytest.fixture
 def mortal(request, replaced) -> distributed.Client:
     """A client of two workers of which one will be killed; another takes its place, or none does."""
     if request.param == "not replaced":
@@ -71,8 +71,16 @@ def everything(blocks) -> list[np.ndarray]:
     return [held, np.concatenate(X)[order], *blocks.sample(50, 3), blocks.rows(held[::-7])]
 
 
-@pytest.mark.parametrize(("shelf", "given"), [("memory", "matrix"), ("disk", "partitions")])
-@pytest.mark.parametrize("phase", ["load-block", "count-rows", "subset-block", "kmeans-sample", "test-visits"])
+# Each phase by both kinds of cluster and on both shelves, though not by all four together.
+@pytest.mark.parametrize(
+    ("phase", "shelf", "given", "mortal"),
+    [
+        (phase, shelf, given, ("replaced", "not replaced")[(i + j) % 2])
+        for i, phase in enumerate(["load-block", "count-rows", "subset-block", "kmeans-sample", "test-visits"])
+        for j, (shelf, given) in enumerate([("memory", "matrix"), ("disk", "partitions")])
+    ],
+    indirect=["mortal"],
+)
 def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monkeypatch):
     X = blobs(n=900)
     alone = load(X, None, True, 1.0, 0, None)
@@ -89,15 +97,17 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("phase", "nth"),
+    ("phase", "nth", "mortal"),
     [
-        ("kmeans-reach", 1),
-        ("kmeans-pass", 1),
-        ("kmeans-pass", 2),
-        ("kmeans-pass", 4),
-        ("kmeans-pass", 9),
-        ("kmeans-inertia", 1),
+        ("kmeans-reach", 1, "replaced"),
+        ("kmeans-pass", 1, "not replaced"),
+        ("kmeans-pass", 2, "replaced"),
+        ("kmeans-pass", 2, "not replaced"),
+        ("kmeans-pass", 4, "replaced"),
+        ("kmeans-pass", 9, "not replaced"),
+        ("kmeans-inertia", 1, "replaced"),
     ],
+    indirect=["mortal"],
 )
 def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path, monkeypatch):
     monkeypatch.setattr(groups, "NEAR", 1)
@@ -117,7 +127,14 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
 
 
 @pytest.mark.parametrize(
-    ("phase", "nth"), [("dedup-compare", 1), ("dedup-compare", 4), ("dedup-rank", 1), ("dedup-write", 1)]
+    ("phase", "nth", "mortal"),
+    [
+        ("dedup-compare", 1, "replaced"),
+        ("dedup-compare", 4, "not replaced"),
+        ("dedup-rank", 1, "replaced"),
+        ("dedup-write", 1, "not replaced"),
+    ],
+    indirect=["mortal"],
 )
 def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path, monkeypatch):
     monkeypatch.setattr(bands, "LEAST_ROWS", 17)
