@@ -122,10 +122,21 @@ def test_the_work_on_a_large_cluster_is_shared_out(tmp_path, layout, rule, threa
     )
     dedup(clusters, 0.9, rule=rule, out=tmp_path / "one")
     monkeypatch.setattr(inside, "LEAST_ROWS", 50)
-    client, runs, slices = thread_client(2), [], []
+    runs, slices = [], []
     nearest_in_run, mark_twins = inside.nearest_in_run, recall.mark_twins
     monkeypatch.setattr(inside, "nearest_in_run", lambda *args: [runs.append(args[1:3]), nearest_in_run(*args)][1])
     monkeypatch.setattr(recall, "mark_twins", lambda *args: [slices.append(args[2:4]), mark_twins(*args)][1])
+    # In this process, as many at a time as there is memory for.
+    monkeypatch.setattr(runtime, "THREADS", 3)
+    for memory, expected in ((1 << 40, 6), (0, 0)):
+        runs.clear()
+        monkeypatch.setattr(runtime, "memory_to_keep", lambda client=None, memory=memory: memory)
+        dedup(clusters, 0.9, rule=rule, out=tmp_path / f"{memory}")
+        assert len(runs) == expected
+        assert decisions_of(tmp_path / f"{memory}") == decisions_of(tmp_path / "one")
+    client = thread_client(2)
+    runs.clear()
+    slices.clear()
     dedup(clusters, 0.9, rule=rule, out=tmp_path / "many", client=client)
     many = {(i, 2 * runtime.n_threads(client)) for i in range(2 * runtime.n_threads(client))}
     assert set(runs) == many  # all but all work is that of this cluster

@@ -84,13 +84,16 @@ def search_inside(
 def _ahead(buckets: Buckets, settings: Settings, tile_bytes: int, client: Client | None) -> dict[int, list[Delayed]]:
     """Tasks that compare the rows of large clusters, by centroid: one thread would be at them when all others are done.
 
-    Each task reads its cluster again, which is soon done beside what it compares.
+    Each task reads its cluster again, which is soon done beside what it compares. In this process there are no more of
+    them than fit into its memory; what a worker can hold, :func:`check_memory` has seen.
     """
     threads, total = runtime.n_threads(client), sum(cluster.rows**2 for cluster in buckets.clusters())
     task, lean = delayed(nearest_in, pure=False), lean_of(buckets)
     found = {}
     for cluster in buckets.clusters() if threads > 1 else ():
         runs = -(-2 * threads * cluster.rows**2 // total)
+        if client is None:
+            runs = min(runs, runtime.memory_to_keep() // forecast.dedup_bytes(cluster.rows, buckets.dimension))
         if runs > 1 and cluster.rows >= LEAST_ROWS:
             found[cluster.centroid] = [
                 task(lean, cluster, settings, i, runs, tile_bytes, dask_key_name=runtime.key("dedup-nearest"))
