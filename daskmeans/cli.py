@@ -24,6 +24,7 @@ from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarnin
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
+from daskmeans.watch import lost_scheduler
 from daskmeans.workflow import Reading
 
 
@@ -37,7 +38,7 @@ class Commands(click.Group):
             _complain(error)
             ctx.exit(error.exit_status)
         except CommClosedError:
-            _complain(ClusterError("the scheduler, or the way to it, was lost", remedy="run the command again"))
+            _complain(lost_scheduler())
             ctx.exit(ClusterError.exit_status)
         except (KeyboardInterrupt, click.exceptions.Abort):
             _complain("interrupted; the same command goes on, or begins again where it cannot")
@@ -78,7 +79,12 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
         with progress.display_on(console) as display, progress.shown_on(display), _warnings_as_messages():
-            yield client
+            try:
+                yield client
+            except AttributeError:  # distributed's own, of a client that has given its scheduler up
+                if client.scheduler is not None:
+                    raise
+                raise lost_scheduler() from None
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from threadpoolctl import ThreadpoolController
 
 from daskmeans import config, progress
 from daskmeans.errors import ClusterError
-from daskmeans.watch import Watch, gave_up, known_workers
+from daskmeans.watch import Departures, Watch, gave_up, known_workers, lost_scheduler
 
 logger = logging.getLogger("daskmeans")
 
@@ -378,7 +378,7 @@ def _explained(label: str, client: Client, futures: Callable[[], Sequence[Future
             remedy="give workers a higher --memory-limit, or fewer --threads-per-worker",
         ) from None
     except distributed.client.FutureCancelledError as error:
-        raise ClusterError("the scheduler was lost while tasks were running", remedy="run the command again") from error
+        raise lost_scheduler() from error
 
 
 def compute_here(
@@ -425,14 +425,21 @@ def _pickled_bytes(value: Any) -> int:
 
 
 def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
-    """`value` sent to one worker, or to each; to another one if that dies meanwhile."""
+    """`value` sent to one worker, or to each; to another one, or to those that are left, if one dies meanwhile."""
     waits = iter((0.1, 0.5, 2.0))  # the scheduler needs a moment to notice
     while True:
+        name = key("data")
         try:
-            timeout = config.get("workers-timeout")
-            return client.scatter([value], broadcast=broadcast, hash=False, timeout=timeout)[0]
+            with Departures(client, name) if broadcast else contextlib.nullcontext() as departures:
+                sent = client.scatter({name: value}, broadcast=broadcast, timeout=config.get("workers-timeout"))
+            if departures is None or not departures.seen:
+                return sent[name]
         except TimeoutError:
             raise gave_up("no worker takes data") from None
+        except AttributeError:
+            if client.scheduler is not None:
+                raise
+            raise lost_scheduler() from None
         except CommClosedError:
             wait = next(waits, None)
             if wait is None:

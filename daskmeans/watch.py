@@ -1,4 +1,4 @@
-"""Whether any worker can run tasks: a step that waits for results must not wait for ever."""
+"""Whether workers are there: a step that waits for results, or for data to arrive, must not wait for ever."""
 
 from __future__ import annotations
 
@@ -58,6 +58,47 @@ class Watch:
                     return
 
 
+class Departures:
+    """Ends the sending of a value to all workers in the ``with`` block if one of them is lost.
+
+    Distributed goes on for ever to replicate a value to a worker that has gone, until nobody wants the value any more.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    name : str
+        The key of the value.
+
+    Attributes
+    ----------
+    seen : bool
+        Whether a worker was lost; then the value may have gone, and must be sent again.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.seen = False
+        self._client, self._name = client, name
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Departures:
+        self._there = self._workers()
+        threading.Thread(target=self._look, name="daskmeans-departures", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+
+    def _workers(self) -> set[str]:
+        return set(self._client.nthreads())
+
+    def _look(self) -> None:
+        while not self._ended.wait(1.0):
+            with contextlib.suppress(Exception):  # of a scheduler that is lost the sending tells
+                if self._there - self._workers():
+                    self.seen = True
+                    self._client.cancel([Future(self._name, self._client)])
+
+
 def known_workers(client: Client) -> list[dict[str, Any]]:
     """What the scheduler knows of each worker.
 
@@ -75,6 +116,11 @@ def gave_up(found: str) -> ClusterError:
         expected="workers that run tasks",
         remedy="start workers, or give them a higher --memory-limit, and run the command again",
     )
+
+
+def lost_scheduler() -> ClusterError:
+    """The error of who no longer reaches the scheduler."""
+    return ClusterError("the scheduler, or the way to it, was lost", remedy="run the command again")
 
 
 def _told(states: Sequence[str]) -> str:

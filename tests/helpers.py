@@ -124,6 +124,28 @@ def spare(worker: distributed.Worker) -> None:
     """Do nothing to it."""
 
 
+class DeadlyOnce:
+    """A value that kills the second process which receives it, and no other; `folder` holds a file for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return receive, (self.folder,)
+
+    def __str__(self) -> str:
+        return "received"
+
+
+def receive(folder: Path) -> DeadlyOnce:
+    """A :class:`DeadlyOnce` in the process that receives it, unless that is the second."""
+    count = len(list(folder.iterdir()))
+    (folder / str(count)).touch()
+    if count == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return DeadlyOnce(folder)
+
+
 class Trap(distributed.WorkerPlugin):
     """Does `harm` to the first worker that begins its `nth` task whose name starts with `prefix`, and to no other.
 

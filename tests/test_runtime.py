@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from daskmeans import config, errors, progress, runtime
-from helpers import blas_threads, die_once, miss_a_file, square
+from helpers import DeadlyOnce, blas_threads, die_once, miss_a_file, square
 
 
 def tasks(numbers):
@@ -177,3 +177,24 @@ def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):
     with pytest.raises(errors.DataError):
         runtime.compute([dask.delayed(fail, pure=False)(), dask.delayed(write, pure=False)()])
     assert written == ["a file"]
+
+
+def test_sending_to_all_outlives_a_worker_that_dies_of_it(tmp_path):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),  # for which the scheduler tries to reach it
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        shared = runtime.share(DeadlyOnce(tmp_path), client)
+        assert (
+            runtime.compute([dask.delayed(str, pure=False)(shared) for _ in range(4)], client=client)
+            == ["received"] * 4
+        )
+    assert len(list(tmp_path.iterdir())) > 2  # the second has died of it, and it was sent again
+
+
+def test_a_scheduler_that_is_lost_is_told_of_by_whom_it_sends_nothing(thread_client):
+    client = thread_client(1)
+    client.close()
+    with pytest.raises(errors.ClusterError, match=r"the scheduler(.|\n)*was lost(.|\n)*again"):
+        runtime.share([1], client)
