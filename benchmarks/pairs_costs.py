@@ -1,12 +1,13 @@
-"""What an exact search for near-duplicates costs: by its bounds, with more rows, for a batch, with one giant cluster.
+"""What a search for near-duplicates costs: by its bounds, with more rows, for a batch, with one giant cluster.
 
-python benchmarks/pairs_costs.py CLUSTERS [--parts bounds growth batch giant] [--thresholds 0.8 0.85 0.9 0.95 0.99]
+python benchmarks/pairs_costs.py CLUSTERS [--parts bounds growth batch giant shared] [--thresholds 0.8 0.85 0.9 0.95 0.99]
                                  [--growth 50000 200000 800000] [--synthetic 384] [--runs 5] [--out results.json]
 
 CLUSTERS is what `daskmeans assign` wrote. "bounds": the share of the pairs of a sample that each bound leaves to the
 next step. "growth": so many made rows (see synthetic.py); of the most, 1 % held against the others too. "batch": that
 1 % among the rows of CLUSTERS. "giant": half of all rows in one cluster, on a worker of 1 GiB; its peak memory beside
-the forecast. Searches run on a cluster of this machine.
+the forecast. "shared": these rows compared inside their clusters, by one worker and by two. All else are exact searches.
+Searches run on a cluster of this machine.
 """
 
 import sys
@@ -117,10 +118,22 @@ def giant(buckets: Buckets, folder: Path) -> Iterator[dict]:
            "peak": made["peak_bytes"]["worker"], "seconds": [made["seconds"]], "kept": made["kept"]}  # fmt: skip
 
 
+def shared(buckets: Buckets, folder: Path, runs: int) -> Iterator[dict]:
+    """Seconds of a search inside clusters, one of which has half of the rows, with one worker and with two."""
+    X, labels = rows_of(buckets)
+    labels[: len(X) // 2] = 0
+    path = write_clusters(folder / "shared", X, labels)
+    for workers in (1, 2):
+        with cluster(ClusterSettings(n_workers=workers, dashboard_address=":0")) as client:
+            found = [dkm.dedup(path, THRESHOLD, search="clusters", client=client).summary for _ in range(runs + 1)][1:]
+        yield {"rows": len(X), "largest cluster": int(np.bincount(labels).max()), "workers": workers,
+               "seconds": [each["seconds"] for each in found], "kept": found[0]["kept"]}  # fmt: skip
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("clusters")
-    arguments.add_argument("--parts", nargs="+", default=["bounds", "growth", "batch", "giant"])
+    arguments.add_argument("--parts", nargs="+", default=["bounds", "growth", "batch", "giant", "shared"])
     arguments.add_argument("--thresholds", type=float, nargs="+", default=[0.8, 0.85, 0.9, 0.95, 0.99])
     arguments.add_argument("--growth", type=int, nargs="+", default=[50_000, 200_000, 800_000])
     arguments.add_argument("--synthetic", type=int, default=384, metavar="DIMENSION", help="of the made rows")
@@ -134,6 +147,7 @@ def main() -> None:
             "growth": lambda: growth(folder, args.growth, args.synthetic, args.runs),
             "batch": lambda: batch(buckets, folder, args.runs),
             "giant": lambda: giant(buckets, folder),
+            "shared": lambda: shared(buckets, folder, args.runs),
         }
         for part in args.parts:
             lines = []
