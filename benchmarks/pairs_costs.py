@@ -1,13 +1,13 @@
 """What a search for near-duplicates costs: by its bounds, with more rows, for a batch, with one giant cluster.
 
-python benchmarks/pairs_costs.py CLUSTERS [--parts bounds growth batch giant shared] [--thresholds 0.8 0.85 0.9 0.95 0.99]
-                                 [--growth 50000 200000 800000] [--synthetic 384] [--runs 5] [--out results.json]
+python benchmarks/pairs_costs.py CLUSTERS [--parts bounds growth batch giant shared] [--runs 5] [--out results.json]
+                                 [--thresholds 0.8 0.85 0.9 0.95 0.99] [--growth 50000 200000 800000] [--synthetic 384]
 
 CLUSTERS is what `daskmeans assign` wrote. "bounds": the share of the pairs of a sample that each bound leaves to the
 next step. "growth": so many made rows (see synthetic.py); of the most, 1 % held against the others too. "batch": that
 1 % among the rows of CLUSTERS. "giant": half of all rows in one cluster, on a worker of 1 GiB; its peak memory beside
-the forecast. "shared": these rows compared inside their clusters, by one worker and by two. All else are exact searches.
-Searches run on a cluster of this machine.
+the forecast. "shared": these rows compared inside their clusters, by one worker and by two; all else are exact
+searches. They run on a cluster of this machine.
 """
 
 import sys
