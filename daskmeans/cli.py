@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarnin
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
-from daskmeans.watch import lost_scheduler
+from daskmeans.watch import has_given_up, lost_scheduler
 from daskmeans.workflow import Reading
 
 
@@ -74,17 +75,18 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     console = Console(stderr=True, quiet=output.quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # has tracebacks for a scheduler that is lost
+    for name in ("client", "batched"):  # they have tracebacks for a scheduler that is lost
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
         with progress.display_on(console) as display, progress.shown_on(display), _warnings_as_messages():
             try:
                 yield client
-            except AttributeError:  # distributed's own, of a client that has given its scheduler up
-                if client.scheduler is not None:
+            except Exception as error:
+                if isinstance(error, DaskmeansError) or not has_given_up(client):
                     raise
-                raise lost_scheduler() from None
+                raise lost_scheduler() from error
 
 
 @contextlib.contextmanager
@@ -287,7 +289,7 @@ def dedup(
         page = {"review": str(write_review(result, review, client=client))} if review else {}
     where = {"decisions": out} | ({"appended_to": against[0]} if append else {})
     _show(where | page | result.summary, output)
-    _hint(f"daskmeans apply {out} INPUT --out KEPT", output)
+    _hint(f"daskmeans apply {shlex.quote(out)} INPUT --out KEPT", output)
 
 
 @kmeans.command()
@@ -362,7 +364,7 @@ def run(
             floor=floor, overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"out": out} | result.summary, output)
-    _hint(f"daskmeans apply {out.rstrip('/')}/dedup {' '.join(inputs)} --out KEPT", output)
+    _hint(f"daskmeans apply {shlex.join([out.rstrip('/') + '/dedup', *inputs])} --out KEPT", output)
 
 
 @kmeans.command()

@@ -55,9 +55,9 @@ def leak(
         Embeddings: files, directories or globs.
     out : path
         Directory to make. Its ``leaks.parquet`` has one row for each row of `test` with a twin: ``id``, ``twin_id``
-        (the most similar row of `train`, the first of equals), ``score``, ``exact`` (the two are the same bit for bit)
-        and ``twins`` (how many rows of `train` are similar enough). Rows of either that were left out are listed in
-        ``rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or ``test``).
+        (the most similar row of `train`; of equals a copy, or else the first), ``score``, ``exact`` (the two are the
+        same bit for bit) and ``twins`` (how many rows of `train` are similar enough). Rows of either that were left out
+        are listed in ``rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or ``test``).
     threshold : float
         Cosine similarity in [0.5, 1] from which two rows are twins.
     reading : Reading
@@ -208,8 +208,8 @@ def _twins(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:
 
 
 def _best(pairs: pa.Table) -> pa.Table:
-    """The most similar twin of each row, the first of equals, and how many there are; by row."""
-    by = [("row", "ascending"), ("score", "descending"), ("twin", "ascending")]
+    """The most similar twin of each row, of equals a copy, or else the first, and how many there are; by row."""
+    by = [("row", "ascending"), ("score", "descending"), ("exact", "descending"), ("twin", "ascending")]
     pairs = pairs.take(pc.sort_indices(pairs, by))
     rows = pairs["row"].to_numpy()
     starts = np.flatnonzero(np.diff(rows, prepend=-1))

@@ -36,7 +36,7 @@ from threadpoolctl import ThreadpoolController
 
 from daskmeans import config, progress
 from daskmeans.errors import ClusterError
-from daskmeans.watch import Departures, Watch, gave_up, known_workers, lost_scheduler
+from daskmeans.watch import Departures, Watch, gave_up, has_given_up, known_workers, lost_scheduler
 
 logger = logging.getLogger("daskmeans")
 
@@ -332,7 +332,7 @@ def settle(futures: Sequence[Future], label: str, client: Client) -> None:
                 if line is not None:
                     line.advance()
         except BaseException:
-            client.cancel(futures)
+            _cancel(futures, client)
             raise
 
 
@@ -357,7 +357,16 @@ def gather(futures: Sequence[Future], label: str, client: Client, pace: progress
                     line.advance(pace.done(future.key) if pace else "")
             return client.gather(futures)  # type: ignore[no-any-return]
     finally:
+        _cancel(futures, client)
+
+
+def _cancel(futures: Sequence[Future], client: Client) -> None:
+    """Let go of `futures`; one that has given its scheduler up has lost them, and says so elsewhere."""
+    try:
         client.cancel(futures)
+    except Exception:
+        if not has_given_up(client):
+            raise
 
 
 def _line(label: str, tasks: Sequence[Any]) -> contextlib.AbstractContextManager[progress.Line | None]:
@@ -436,15 +445,15 @@ def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
                 return sent[name]
         except TimeoutError:
             raise gave_up("no worker takes data") from None
-        except AttributeError:
-            if client.scheduler is not None:
-                raise
-            raise lost_scheduler() from None
         except CommClosedError:
             wait = next(waits, None)
             if wait is None:
                 raise
             time.sleep(wait)
+        except Exception as error:
+            if not has_given_up(client):
+                raise
+            raise lost_scheduler() from error
 
 
 def key(name: str) -> str:

@@ -28,7 +28,7 @@ from daskmeans import config, manifest, progress, runtime, workflow
 from daskmeans.duplicates.decide import decide
 from daskmeans.duplicates.plan import n_pairs, try_exact
 from daskmeans.duplicates.search import dedup
-from daskmeans.errors import ConvergenceWarning, DataError
+from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.nearest import nearest
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kmeans import model
@@ -152,6 +152,13 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
         Of workers that see the temporary files of this machine.
     """
     table, read, rejected = _sample(source, client)
+    if len(table) < LEAST_CLUSTERS:
+        raise UsageError(
+            f"a trial with {len(table)} of {source.rows} rows would tell nothing",
+            where=str(source.files[0]),
+            expected=f"{LEAST_CLUSTERS} rows at least that can be worked with",
+            remedy="choose any number of clusters: with so few rows, all steps take a moment",
+        )
     with tempfile.TemporaryDirectory(prefix="daskmeans-") as folder:
         few, rows = Path(folder) / "few", Path(folder) / "rows"
         _write(table.slice(0, FEW_ROWS), few, client)

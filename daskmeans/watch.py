@@ -118,6 +118,11 @@ def gave_up(found: str) -> ClusterError:
     )
 
 
+def has_given_up(client: Client) -> bool:
+    """Whether `client` no longer tries to reach its scheduler; its calls then fail in ways of their own."""
+    return client.status in ("closing", "closed")
+
+
 def lost_scheduler() -> ClusterError:
     """The error of who no longer reaches the scheduler."""
     return ClusterError("the scheduler, or the way to it, was lost", remedy="run the command again")

@@ -126,6 +126,11 @@ def test_advice_in_words(embeddings, two_workers, monkeypatch):
         assert len({*told}) == len(told), line
 
 
+def test_few_rows_are_not_tried(tmp_path):
+    with pytest.raises(UsageError, match=r"2 of 3 rows(.|\n)*8 rows at least"):
+        advise(write_embeddings(tmp_path / "in.parquet", blobs(n=3, d=4, copies=0)))
+
+
 def test_rows_that_cannot_be_worked_with_are_counted(tmp_path):
     X = blobs(n=400, d=4)
     X[::4] = np.nan

@@ -168,6 +168,51 @@ def test_same_files_from_two_processes(tmp_path, model, client):
     assert here.equals(there)
 
 
+def parts_of(*values: object) -> dd.DataFrame:
+    """A frame with a partition of eight rows for each of `values`, its column ``m``."""
+    X = blobs(n=8 * len(values), copies=0)
+    parts = [
+        pd.DataFrame({"id": range(8 * i, 8 * i + 8), "embedding": to_column(X[8 * i : 8 * i + 8]).array, "m": m})
+        for i, m in enumerate(values)
+    ]
+    return dd.from_map(lambda part: part, parts, meta=parts[0].iloc[:0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "type_"),
+    [
+        (np.arange(8), np.full(8, np.nan), pa.int64()),  # as pandas has integers of which none is there
+        (np.arange(8) + 0.5, np.arange(8), pa.float64()),
+        (np.array([True] * 8), np.full(8, None), pa.bool_()),
+        (np.full(8, np.nan), np.full(8, np.nan), pa.float64()),
+    ],
+)
+def test_a_column_has_one_type_in_all_files(tmp_path, model, one, other, type_):
+    with dask.config.set({"daskmeans.bucket-bytes": 1}):
+        buckets = write_buckets(assign(parts_of(one, other), model), str(tmp_path / "clusters"))
+    assert {pq.read_schema(file).field("m").type for file in (tmp_path / "clusters").glob("*.parquet")} == {type_}
+    found = everything(buckets).sort_by("id")["m"].to_pylist()
+    assert found == pa.array(np.concatenate([one, other]).tolist(), type_, from_pandas=True).to_pylist()
+
+
+@pytest.mark.parametrize("other", [np.array(["a"] * 8, object), np.full(8, 2**60 + 1)])
+def test_values_that_no_one_type_holds_are_refused(tmp_path, model, other):
+    with pytest.raises(DataError, match=r"other types(.|\n)*cast"):
+        write_buckets(assign(parts_of(np.arange(8) + 0.5, other), model), str(tmp_path / "clusters"))
+    assert not (tmp_path / "clusters").exists()
+
+
+def test_one_of_two_columns_of_vectors_is_told(tmp_path, model):
+    rows = frame(blobs(n=40, copies=0)).assign(other=lambda part: part.embedding)
+    assigned = assign(rows, model, column="embedding")
+    with pytest.raises(UsageError, match="embedding_field="):
+        write_buckets(assigned, str(tmp_path / "clusters"))
+    assert write_buckets(assigned, str(tmp_path / "clusters"), embedding_field="embedding").metadata_fields == (
+        "text",
+        "other",
+    )
+
+
 def test_wrong_use(tmp_path, model):
     out = assign(frame(blobs()), model)
     with pytest.raises(UsageError, match="bucketed or hive"):

@@ -389,9 +389,24 @@ def test_frames_of_pandas():
     X = blobs(n=60, d=4)
     expected = KMeans(3).fit(X)
     vectors = pd.DataFrame({"name": "a", "vector": list(X)})
-    for pandas in (pd.DataFrame(X), vectors):
+    mixed = pd.DataFrame(
+        {0: pd.array(X[:, 0], "Float64"), 1: X[:, 1], 2: pd.Series(X[:, 2], dtype="float[pyarrow]"), 3: X[:, 3]}
+    )
+    for pandas in (pd.DataFrame(X), mixed, vectors):
         np.testing.assert_array_equal(KMeans(3).fit(pandas).labels_, expected.labels_)
         np.testing.assert_array_equal(expected.predict(pandas), expected.labels_)
     np.testing.assert_array_equal(KMeans(3).fit(vectors, column="vector").labels_, expected.labels_)
     with pytest.raises(UsageError, match="name"):
         KMeans(3).fit(vectors, column="other")
+
+
+def test_partitions_that_a_filter_has_emptied(tmp_path):
+    X = blobs(n=90, d=4)
+    for i in range(3):
+        write_embeddings(tmp_path / f"{i}.parquet", X[30 * i : 30 * i + 30], keep=[i] * 30)
+    frame = dd.read_parquet(tmp_path)
+    frame = frame[frame.keep != 1]
+    km = KMeans(3).fit(frame, column="embedding")
+    expected = KMeans(3).fit(np.vstack([X[:30], X[60:]]))
+    np.testing.assert_array_equal(km.labels_.compute(), expected.labels_)
+    assert km.score(frame, column="embedding") == expected.score(np.vstack([X[:30], X[60:]]))

@@ -133,10 +133,27 @@ def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers, monkeypat
     ]  # fmt: skip
 
 
-def test_a_partition_of_which_nothing_is_left(tmp_path, sets):
-    train, _, A, B = sets
-    B[:46] = np.nan
-    write_embeddings(tmp_path / "bad.parquet", B, row_group_size=23)
-    facts = leak(train, tmp_path / "bad.parquet", tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"))
-    assert facts["test"] == 54
-    assert facts["leaked"] == len(expected_leaks(A, B[46:]))
+@pytest.mark.parametrize("which", ["test", "train"])
+def test_a_partition_of_which_nothing_is_left(tmp_path, sets, which):
+    train, test, A, B = sets
+    bad, rows = tmp_path / "bad.parquet", B if which == "test" else A
+    rows[:46] = np.nan
+    write_embeddings(bad, rows, row_group_size=23)
+    given = (train, bad) if which == "test" else (bad, test)
+    facts = leak(*given, tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"))
+    left = {"test": (A, B[46:]), "train": (A[46:], B)}[which]
+    assert facts[which] == len(left[which == "test"])
+    assert facts["leaked"] == len(expected_leaks(*left))
+
+
+def test_of_a_train_set_of_which_nothing_is_left_nothing_leaks(tmp_path, sets):
+    write_embeddings(tmp_path / "bad.parquet", np.zeros((40, 12), np.float32), row_group_size=20)
+    facts = leak(tmp_path / "bad.parquet", sets[1], tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"))
+    assert (facts["train"], facts["leaked"]) == (0, 0)
+
+
+def test_of_equal_scores_that_of_a_copy_comes_first(tmp_path):
+    X = np.float32([[1, 0], [1, 1e-5], [0, 1], [2, 2e-5], [1, 0]])  # the first two score 1, rounded
+    rows = write_embeddings(tmp_path / "rows.parquet", X)
+    facts = leak(rows, rows, tmp_path / "out", 1.0)
+    assert (facts["leaked"], facts["exact"]) == (5, 5)

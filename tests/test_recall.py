@@ -20,7 +20,7 @@ def test_the_interval_covers_the_true_share():
 
 def test_the_interval_at_its_ends():
     assert wilson(0, 0) == (0, 1)
-    assert wilson(0, 10)[0] == 0
+    assert all(wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1 for n in range(1, 2000))
     low, high = wilson(10, 10)
     assert 0.7 < low < 0.75
     assert high == pytest.approx(1)

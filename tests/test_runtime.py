@@ -198,3 +198,12 @@ def test_a_scheduler_that_is_lost_is_told_of_by_whom_it_sends_nothing(thread_cli
     client.close()
     with pytest.raises(errors.ClusterError, match=r"the scheduler(.|\n)*was lost(.|\n)*again"):
         runtime.share([1], client)
+
+
+@pytest.mark.parametrize("wait", ["gather", "settle"])
+def test_what_is_left_of_tasks_of_a_lost_scheduler_does_not_hide_it(wait, thread_client):
+    client = thread_client(1)
+    futures = [client.submit(time.sleep, 2)]
+    threading.Timer(0.3, client.close).start()
+    with pytest.raises(errors.ClusterError, match=r"the scheduler(.|\n)*was lost"):
+        runtime.gather(futures, "", client) if wait == "gather" else runtime.settle(futures, "", client)

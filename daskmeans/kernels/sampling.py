@@ -42,4 +42,5 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     p, spread = successes / trials, z * z / trials
     centre = (p + spread / 2) / (1 + spread)
     half = z * math.sqrt(p * (1 - p) / trials + spread / (4 * trials)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the bound is the share itself, which rounding may miss.
+    return 0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half

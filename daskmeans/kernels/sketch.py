@@ -189,6 +189,8 @@ def find_among(
     jobs : ndarray of int64, shape (m, 4)
         Rows ``picks[j[0] : j[1]]`` are compared with rows ``j[2]`` to ``j[3]`` of `other`, for each job j.
     """
+    if not len(jobs) or not len(other.X):
+        return
     state = np.array([0, 0, 0])
     least = _least(one.codes, other.screen, np.float64(floor), one.loose + other.loose)
     counts = jobs[:, 1] - jobs[:, 0]

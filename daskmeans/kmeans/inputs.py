@@ -128,8 +128,11 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
 
     Of a pandas DataFrame that is no matrix of numbers itself, its `column`, or its only column of vectors.
     """
-    if isinstance(X, pd.DataFrame) and (column is not None or not all(map(pd.api.types.is_numeric_dtype, X.dtypes))):
-        X = to_matrix(X[vector_column(X, column)], "the dataframe")
+    if isinstance(X, pd.DataFrame):
+        if column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes)):
+            X = X.to_numpy(np.float32, na_value=np.nan)
+        else:
+            X = to_matrix(X[vector_column(X, column)], "the dataframe")
     X = np.asarray(on_host(X))
     if X.ndim != 2:
         raise UsageError(

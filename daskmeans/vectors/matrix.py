@@ -55,10 +55,10 @@ def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -
     """
     array = pa.array(column) if isinstance(column, pd.Series) else column
     chunks = [chunk for chunk in array.chunks if len(chunk)] if isinstance(array, pa.ChunkedArray) else [array]
+    if len(array) == 0:  # where pandas has no value it knows no type
+        return np.empty((0, max(0, getattr(array.type, "list_size", 0))), np.float32)
     if not is_list(array.type) or not _is_number(array.type.value_type):
         raise DataError(f"the column is {array.type}", where=where, expected="a column of lists of numbers")
-    if len(array) == 0:
-        return np.empty((0, max(0, getattr(array.type, "list_size", 0))), np.float32)
     dimension = _first_length(chunks[0])
     blocks, first = [], 0
     for chunk in chunks:

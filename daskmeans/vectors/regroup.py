@@ -8,7 +8,7 @@ distance to its centroid.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dask
@@ -39,6 +39,7 @@ def write_buckets(
     *,
     layout: str = "bucketed",
     id_field: str = "id",
+    embedding_field: str | None = None,
     storage_options: dict[str, Any] | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -55,6 +56,8 @@ def write_buckets(
         ``bucket-*.parquet`` with many clusters a file and one row group (or more) a cluster, or
         ``centroid=<i>/part-0.parquet``.
     id_field : str, default "id"
+    embedding_field : str, optional
+        Which column of vectors was assigned. Default: the only one.
     storage_options : dict, optional
     overwrite : bool, default False
         Replace what an earlier call has written there.
@@ -69,7 +72,9 @@ def write_buckets(
     OutputError
         `url` holds something already.
     UsageError
-        `frame` lacks the columns that ``assign`` adds.
+        `frame` lacks the columns that ``assign`` adds, or has several columns of vectors.
+    DataError
+        A column has values of types in its partitions that no one type holds.
 
     Examples
     --------
@@ -87,7 +92,9 @@ def write_buckets(
     # Where rows are from is not known here, and steps that build on them must not take them for others.
     inputs = {"rows_from": uuid4().hex}
     with manifest.step(path, "assign", {"layout": layout}, inputs, overwrite=overwrite, client=client) as step:
-        step.facts |= regroup(frame, path, layout=layout, id_field=id_field, client=client)
+        step.facts |= regroup(
+            frame, path, layout=layout, id_field=id_field, embedding_field=embedding_field, client=client
+        )
     return open_buckets(path)
 
 
@@ -112,12 +119,12 @@ def regroup(
         for i, part in enumerate(frame.to_delayed())
     ]
     found = runtime.compute(tasks, "assign", client)
-    sizes, dimension = _total(found), _dimension(found, vectors)
+    sizes, dimension, schema = _total(found), _dimension(found, vectors), _schema(found, id_field)
     per_bucket = _bucket_rows(sum(sizes.values()), dimension, client)
-    names = [runs / f"run-{i:05d}" for i, (labels, _, _) in enumerate(found) if len(labels)]
+    names = [runs / f"run-{i:05d}" for i, written in enumerate(found) if len(written.labels)]
     merge = dask.delayed(_write_bucket, pure=False)
     tasks = [
-        merge(path, layout, b, names, first, last, per_bucket, id_field, vectors,
+        merge(path, layout, b, names, first, last, per_bucket, schema, id_field, vectors,
               dask_key_name=f"bucket-write-{uuid4().hex}")
         for b, (first, last) in enumerate(_ranges(sizes, per_bucket))
     ]  # fmt: skip
@@ -144,7 +151,8 @@ def _check(frame: dd.DataFrame, id_field: str, embedding_field: str | None) -> s
         raise UsageError(
             f"the dataframe has the columns {', '.join(map(str, frame.columns))}",
             expected=f"{id_field}, one column of vectors, {CENTROID}, {L2}, {COSINE}",
-            remedy="pass what daskmeans.assign returns, and id_field= if the ids have another name",
+            remedy="pass what daskmeans.assign returns, id_field= if the ids have another name, and embedding_field= "
+            "if there are several columns of vectors",
         )
     return vectors[0]
 
@@ -162,35 +170,73 @@ def _sorted(table: pa.Table, id_field: str) -> pa.Table:
     return table.take(pc.sort_indices(table, keys))
 
 
-def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Write `part` sorted by cluster, with an index of the clusters' ends.
+class Written(NamedTuple):
+    """What a partition was found to hold as it was written."""
 
-    Returns its clusters, their sizes, and the dimension of its vectors.
-    """
+    labels: np.ndarray
+    """int32: its clusters, ascending."""
+    counts: np.ndarray
+    """int64: the rows of each."""
+    schema: pa.Schema
+    blank: list[str]
+    """Columns without a value, of which pandas may have had another type than of those with some."""
+    dimension: int
+    """Of the vectors."""
+
+
+def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> Written:
+    """Write `part` sorted by cluster, with an index of the clusters' ends."""
     table = _sorted(with_fixed(table_of(part).replace_schema_metadata(None), vectors), id_field)
     with run.with_suffix(".arrow").open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_RUN_BATCH)
     labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
     run.with_suffix(".index").write_bytes(np.stack([labels, np.cumsum(counts)]).astype(np.int64).tobytes())
-    return labels, counts, table.schema.field(vectors).type.list_size
+    blank = [name for name in table.column_names if table[name].null_count == len(table)]
+    return Written(labels, counts, table.schema, blank, table.schema.field(vectors).type.list_size)
 
 
-def _dimension(found: list[tuple[np.ndarray, np.ndarray, int]], vectors: str) -> int:
+def _schema(found: list[Written], id_field: str) -> pa.Schema:
+    """Types that hold the rows of all partitions; where a column is blank it tells nothing."""
+    schemas = [written.schema for written in found if len(written.labels)]
+    told = [
+        pa.schema([field.with_type(pa.null()) if field.name in written.blank else field for field in written.schema])
+        for written in found
+        if len(written.labels)
+    ]
+    try:
+        common = pa.unify_schemas(told, promote_options="permissive") if told else found[0].schema
+    except pa.ArrowException as error:
+        raise _mixed(error) from None
+    if pa.types.is_floating(common.field(id_field).type):
+        raise _mixed(f"{id_field!r} has numbers with and without a fraction")
+    blank = schemas[0] if schemas else common
+    return pa.schema([blank.field(f.name) if pa.types.is_null(f.type) else f for f in common])
+
+
+def _mixed(found: object) -> DataError:
+    return DataError(
+        f"partitions have values of other types ({found})",
+        expected="one type in each column of the dataframe",
+        remedy="cast the column, as in frame.astype",
+    )
+
+
+def _dimension(found: list[Written], vectors: str) -> int:
     """Dimension of the vectors; those of partitions without rows are of none where their type does not tell it."""
-    dimensions = sorted({dimension for labels, _, dimension in found if len(labels)})
+    dimensions = sorted({written.dimension for written in found if len(written.labels)})
     if len(dimensions) > 1:
         raise DataError(
             f"the vectors have {dimensions[0]} dimensions in one partition and {dimensions[1]} in another",
             where=f"column {vectors!r}",
             expected="vectors of one dimension, as daskmeans.assign returns them",
         )
-    return dimensions[0] if dimensions else max(dimension for _, _, dimension in found)
+    return dimensions[0] if dimensions else max(written.dimension for written in found)
 
 
-def _total(found: list[tuple[np.ndarray, np.ndarray, int]]) -> dict[int, int]:
+def _total(found: list[Written]) -> dict[int, int]:
     """Rows of each cluster that has any, by centroid, ascending."""
-    labels = np.concatenate([labels for labels, _, _ in found])
-    counts = np.concatenate([counts for _, counts, _ in found])
+    labels = np.concatenate([written.labels for written in found])
+    counts = np.concatenate([written.counts for written in found])
     known, where = np.unique(labels, return_inverse=True)
     totals = np.zeros(len(known), np.int64)
     np.add.at(totals, where, counts)
@@ -243,11 +289,20 @@ class Run:
         return self.read(self.start, self.stop, [L2])[L2].to_numpy()
 
 
-def _merged(names: list[UPath], first: int, last: int, per_bucket: int, id_field: str) -> Iterator[pa.Table]:
-    """Rows of the clusters from `first` to `last`, sorted, in tables of about `per_bucket` rows."""
+def _merged(
+    names: list[UPath], first: int, last: int, per_bucket: int, schema: pa.Schema, id_field: str
+) -> Iterator[pa.Table]:
+    """Rows of the clusters from `first` to `last`, sorted, in tables of about `per_bucket` rows with this `schema`."""
     runs = [Run(name, first, last) for name in names]
+
+    def joined(tables: list[pa.Table]) -> pa.Table:
+        try:
+            return _sorted(pa.concat_tables([table.cast(schema) for table in tables]), id_field)
+        except pa.ArrowInvalid as error:  # an integer that is none of float64
+            raise _mixed(error) from None
+
     if first < last or sum(run.stop - run.start for run in runs) <= per_bucket:
-        yield _sorted(pa.concat_tables([run.read(run.start, run.stop) for run in runs]), id_field)
+        yield joined([run.read(run.start, run.stop) for run in runs])
         return
     distances = [run.distances() for run in runs]
     cuts = np.unique(np.sort(np.concatenate(distances))[per_bucket::per_bucket])
@@ -257,7 +312,7 @@ def _merged(names: list[UPath], first: int, last: int, per_bucket: int, id_field
     for w in range(len(cuts) + 1):
         pieces = [run.read(int(m[w]), int(m[w + 1])) for run, m in zip(runs, marks, strict=True) if m[w] < m[w + 1]]
         if pieces:
-            yield _sorted(pa.concat_tables(pieces), id_field)
+            yield joined(pieces)
 
 
 def _per_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
@@ -276,8 +331,9 @@ def _write_bucket(
     first: int,
     last: int,
     per_bucket: int,
+    schema: pa.Schema,
     id_field: str,
     vectors: str,
 ) -> list[dict[str, Any]]:
-    tables = _per_cluster(_merged(names, first, last, per_bucket, id_field))
+    tables = _per_cluster(_merged(names, first, last, per_bucket, schema, id_field))
     return write_files(path, tables, layout, vectors, number)
