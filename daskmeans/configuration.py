@@ -33,8 +33,8 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
     options = {p.name: p for p in ctx.command.params if isinstance(p, click.Option)}
     values: dict[str, Any] = {}
     for key, value in _settings(file).items():
-        name = str(key).replace("-", "_")
-        if name not in {*options, "input", "metadata_field"}:
+        name = _setting(key)
+        if name not in {*options, "input"}:
             known = sorted({*options, "input"} - {None}, key=str)
             near = difflib.get_close_matches(name, map(str, known), 1)
             raise UsageError(
@@ -43,7 +43,6 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
                 expected=f"one of {', '.join(map(str, known))}",
                 remedy=f"did you mean {near[0]!r}?" if near else "",
             )
-        name = "metadata_fields" if name == "metadata_field" else name
         if value is not None:  # a key without a value
             values[name] = _given(value, options.get(name), f"{file}, key {key!r}", ctx)
     if not values.get("input"):
@@ -66,10 +65,16 @@ def _settings(file: UPath) -> dict[Any, Any]:
         raise UsageError(f"not valid YAML ({error})", where=str(file), expected=SETTINGS) from None
     if not isinstance(found, dict):
         raise UsageError("the file holds no settings", where=str(file), expected=SETTINGS)
-    keys = [str(key.value).replace("-", "_") for key, _ in (node.value if found else ())]  # also those that come twice
+    keys = [_setting(key.value) for key, _ in (node.value if found else ())]  # also those that come twice
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UsageError(f"the key {twice[0]!r} is there twice", where=str(file), expected="each setting once")
     return found
+
+
+def _setting(key: Any) -> str:
+    """What the command calls the flag that `key` names."""
+    name = str(key).replace("-", "_")
+    return "metadata_fields" if name == "metadata_field" else name
 
 
 def _given(value: Any, option: click.Option | None, where: str, ctx: click.Context) -> Any:

@@ -16,6 +16,7 @@ from upath import UPath
 
 from daskmeans import manifest
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
+from daskmeans.vectors.files import find_files, open_path, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.source import Source, open_source, read_embeddings
 
@@ -200,6 +201,54 @@ def test_files_of_a_directory_a_glob_and_a_list(tmp_path) -> None:
     assert open_source(tmp_path).rows == 18
 
 
+def linked(tmp_path):
+    """A directory with files of its own, one behind a link in it, and a link to it from outside."""
+    for name in ("real/sub/a.npy", "in/a.npy", "in/z/b.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, vectors(5))
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "to_in").symlink_to("in")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("given", ["in", "in/*", "in/**", "in/**/*.npy", "to_in", "to_in/*", "in/link/../in"])
+def test_links_to_directories_are_followed_however_they_are_named(tmp_path, scheme: str, given: str) -> None:
+    linked(tmp_path)
+    found = find_files(f"{scheme}{tmp_path}/{given}")
+    below = [file.path.rpartition("in/")[2] for file in found]
+    assert below == ["a.npy", "link/sub/a.npy", "z/b.npy"]
+    assert open_source(f"{scheme}{tmp_path}/{given}").rows == 15
+
+
+@pytest.mark.parametrize(("target", "rows"), [("in", 15), ("real", 15), ("real/sub", 15), (".", 20)])
+@pytest.mark.parametrize("given", ["in", "in/*", "in/**/*.npy"])
+def test_links_that_lead_back_end(tmp_path, given: str, target: str, rows: int) -> None:
+    root = linked(tmp_path)
+    np.save(tmp_path / "above.npy", vectors(5))
+    (tmp_path / "real" / "sub" / "back").symlink_to(tmp_path / target)
+    (root / "self").symlink_to(root / "self")
+    assert open_source(f"{tmp_path}/{given}").rows == rows
+
+
+@pytest.mark.parametrize("given", ["in", "in/*", "in/**/*.npy"])
+def test_a_link_to_what_is_read_anyhow(tmp_path, given: str) -> None:
+    root = linked(tmp_path)
+    (root / "again").symlink_to("z")
+    text = message(UsageError, f"{tmp_path}/{given}")
+    assert f"{root}/z/b.npy: the file is named twice, also as {root}/again/b.npy" in text
+
+
+def test_all_files_of_a_tree_come_in_one_order(tmp_path) -> None:
+    for name in ("b/1.npy", "b-x/1.npy", "b.npy", "b/c/1.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, vectors(3))
+    for given in ("", "/*", "/**", "/**/*.npy"):
+        assert [str(file) for file in find_files(f"{tmp_path}{given}")] == [
+            f"{tmp_path}/{name}" for name in ("b-x/1.npy", "b.npy", "b/1.npy", "b/c/1.npy")
+        ]
+
+
 def test_a_relative_path_is_found_wherever_a_worker_runs(tmp_path, monkeypatch) -> None:
     write_parquet(tmp_path / "a.parquet", vectors(3))
     monkeypatch.chdir(tmp_path)
@@ -272,10 +321,25 @@ def test_paths_that_are_not_there(tmp_path) -> None:
 def test_files_that_do_not_go_together(tmp_path) -> None:
     write_parquet(tmp_path / "a.parquet", vectors(3))
     assert "twice" in message(UsageError, [tmp_path, tmp_path / "a.parquet"])
+    (tmp_path / "x").mkdir()
+    text = message(UsageError, [tmp_path / "a.parquet", f"{tmp_path}/x/../a.parquet"])
+    assert f"twice, also as {tmp_path}/a.parquet" in text
+    assert "twice" in message(UsageError, [tmp_path / "a.parquet", f"file://{tmp_path}/a.parquet"])
+    (tmp_path / "x" / "link.parquet").symlink_to(tmp_path / "a.parquet")
+    assert "link.parquet" in message(UsageError, tmp_path)
+    (tmp_path / "x" / "link.parquet").unlink()
     np.save(tmp_path / "b.npy", vectors(3))
     text = message(UsageError, tmp_path)
     assert "a.parquet" in text
     assert "b.npy" in text
+
+
+@pytest.mark.parametrize("out", ["to_in/kept", "x/../in/kept", "in", "to_in", "real/..", "real"])
+def test_an_output_that_meets_an_input_behind_a_link(tmp_path, out: str) -> None:
+    root = UPath(linked(tmp_path))
+    with pytest.raises(OutputError, match=r"the output (lies inside|holds) the input"):
+        refuse_overlap(open_path(f"{tmp_path}/{out}"), [root, *find_files(root)])
+    refuse_overlap(open_path(f"{tmp_path}/in/link/../kept"), [root, *find_files(root)])  # it lies beside `in`
 
 
 def test_unknown_urls(monkeypatch) -> None:
@@ -374,6 +438,38 @@ def test_columns_of_vectors(tmp_path) -> None:
         assert "--embedding-field" in text
     assert "--id-field" in message(UsageError, one(tmp_path, {"id": [1.5], "v": lists(vectors(1))}))
     assert "--text-field" in message(UsageError, one(tmp_path, {"id": [1], "t": [1]}), text_field="t")
+
+
+def test_columns_of_one_name(tmp_path) -> None:
+    columns = [("id", pa.array([1])), ("v", lists(vectors(1))), ("v", lists(vectors(1))), ("w", lists(vectors(1)))]
+
+    def write(*numbers: int, name: str = "a.parquet"):
+        names, arrays = zip(*(columns[i] for i in numbers), strict=True)
+        pq.write_table(pa.Table.from_arrays(arrays, names), tmp_path / name)
+        return tmp_path / name
+
+    text = message(DataError, write(0, 0, 3))
+    assert "a.parquet: there are 2 columns 'id'" in text
+    assert "--id-field" in text
+    assert "there are 2 columns 'v'" in message(DataError, write(0, 1, 2), embedding_field="v")
+    assert "remedy: write the file again with columns of different names" in message(UsageError, write(0, 1, 2))
+    path = write(0, 1, 2, 3)
+    assert "there are 2 columns 'v'" in message(DataError, path, embedding_field="w", metadata_fields=["v"])
+    assert "--embedding-field w" in message(UsageError, path)
+    assert open_source(path, embedding_field="w").rows == 1  # those that are not read are no matter
+    columns.append(("w", pa.array([1])))
+    assert "there are 2 columns 'w'" in message(DataError, write(0, 3, 4))
+    write(0, 3)
+    write(0, 0, 3, name="b.parquet")
+    assert "b.parquet: there are 2 columns 'id'" in message(DataError, tmp_path)
+
+
+def test_a_column_is_one_thing(tmp_path) -> None:
+    text = message(UsageError, one(tmp_path, {"id": ["a"], "text": ["b"]}), id_field="text", text_field="text")
+    assert "'text' is to be the ids and the texts too" in text
+    assert "--id-field or --text-field" in text
+    text = message(UsageError, one(tmp_path, {"id": ["a"], "v": lists(vectors(1))}), id_field="v")
+    assert "--id-field or --embedding-field" in text
 
 
 def test_files_that_contradict_each_other(tmp_path) -> None:

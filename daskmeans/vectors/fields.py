@@ -16,6 +16,8 @@ from daskmeans.vectors.slices import Survey
 
 TypeOf = Callable[[pa.DataType, str], pa.DataType]
 
+RENAME = "write the file again with columns of different names"
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -46,6 +48,8 @@ def choose(
     ------
     UsageError
         A column is missing or of a wrong type, or there are several columns of vectors and none was named.
+    DataError
+        A column is there twice.
     """
     names = tuple(dict.fromkeys(metadata))
     _require(schema, path, id_field, "--id-field")
@@ -59,7 +63,15 @@ def choose(
         _element_type(schema.field(embedding_field).type, f"{path}, column {embedding_field!r}")
     else:
         embedding_field = _only_vectors(schema, path, names)
+        _require(schema, path, embedding_field, "--embedding-field")
     value = embedding_field or text_field
+    if value == id_field:
+        raise UsageError(
+            f"the column {value!r} is to be the ids and the {'texts' if text_field else 'vectors'} too",
+            where=str(path),
+            expected=f"two of the columns {', '.join(schema.names)}",
+            remedy=f"name another column with --id-field or {'--text-field' if text_field else '--embedding-field'}",
+        )
     return Fields(id_field, embedding_field, text_field, tuple(name for name in names if name not in (id_field, value)))
 
 
@@ -95,10 +107,21 @@ def plain(type_: pa.DataType) -> pa.DataType:
 
 def _require(schema: pa.Schema, path: UPath, name: str, flag: str) -> None:
     if name in schema.names:
+        _refuse_twice(schema, path, name, f"name another column with {flag}, or ")
         return
     near = difflib.get_close_matches(name, schema.names, 1)
     remedy = f"did you mean {flag} {near[0]}?" if near else f"name another column with {flag}"
     raise UsageError(f"there is no column {name!r}", where=str(path), expected=_columns(schema), remedy=remedy)
+
+
+def _refuse_twice(schema: pa.Schema, path: UPath, name: str, otherwise: str = "") -> None:
+    if schema.names.count(name) > 1:
+        raise DataError(
+            f"there are {schema.names.count(name)} columns {name!r}",
+            where=str(path),
+            expected="one of each name",
+            remedy=f"{otherwise}{RENAME}",
+        )
 
 
 def _columns(schema: pa.Schema) -> str:
@@ -115,11 +138,12 @@ def _only_vectors(schema: pa.Schema, path: UPath, taken: Sequence[str]) -> str:
             remedy="name the column with --embedding-field, or make vectors of a text column with `daskmeans embed`",
         )
     if len(found) > 1:
+        single = [name for name in found if schema.names.count(name) == 1]
         raise UsageError(
             f"there are {len(found)} columns of vectors: {', '.join(found)}",
             where=str(path),
             expected="one, or to be told which",
-            remedy=f"--embedding-field {found[0]}",
+            remedy=f"--embedding-field {single[0]}" if single else RENAME,
         )
     return found[0]
 
@@ -139,6 +163,7 @@ def _agreed(name: str, surveys: Sequence[tuple[UPath, Survey]], type_of: TypeOf)
 def _types(name: str, surveys: Sequence[tuple[UPath, Survey]]) -> Iterator[tuple[UPath, pa.DataType]]:
     for path, survey in surveys:
         if name in survey.schema.names:
+            _refuse_twice(survey.schema, path, name)
             if not pa.types.is_null(type_ := survey.schema.field(name).type):
                 yield path, type_
         elif survey.complete:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 
 from daskmeans import manifest, stores
@@ -53,11 +55,13 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
             expected="files of one format",
             remedy="name the files of one format, such as 'vectors/*.parquet'",
         )
-    seen: set[str] = set()
+    seen: dict[str, UPath] = {}
     for file in found:
-        if str(file) in seen:
-            raise UsageError("the file is named twice", where=str(file), remedy="name every input once")
-        seen.add(str(file))
+        place = _real(file)
+        if before := seen.get(place):
+            also = "" if str(before) == str(file) else f", also as {before}"
+            raise UsageError(f"the file is named twice{also}", where=str(file), remedy="name every input once")
+        seen[place] = file
     return found
 
 
@@ -74,8 +78,9 @@ def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
     ------
     OutputError
     """
+    mine = _real(out).rstrip("/") + "/"
     for one in inputs:
-        mine, theirs = (path.path.rstrip("/") + "/" for path in (out, one))
+        theirs = _real(one).rstrip("/") + "/"
         if out.fs == one.fs and (mine.startswith(theirs) or theirs.startswith(mine)):
             raise OutputError(
                 "the output lies inside the input" if mine.startswith(theirs) else "the output holds the input",
@@ -149,6 +154,11 @@ def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
 
 
+def _real(path: UPath) -> str:
+    """Where `path` lies: on a disk of this machine without links and ``..``, so that a place has one name."""
+    return os.path.realpath(path.path) if is_local(path) else path.path
+
+
 @contextlib.contextmanager
 def reached(out: UPath) -> Iterator[None]:
     """Explain what goes wrong where a worker writes below the directory `out`, which the client has made."""
@@ -206,19 +216,48 @@ def _expand(path: UPath) -> list[UPath]:
             format_of(path)
             return [path]
         if path.is_dir():
-            return _in_directory(path)
+            return _in_directory(path, _below(path))
         if _has_magic(path.path):
             return _in_glob(path)
     raise NotFoundError("no such path", where=str(path), expected="a file, a directory or a glob")
 
 
-def _in_directory(root: UPath) -> list[UPath]:
+class _Linked(LocalFileSystem):
+    """A disk on which a link to a directory is one too, unless it leads back to what it is reached by from `top` on."""
+
+    cachable = False
+
+    def __init__(self, top: str) -> None:
+        super().__init__()
+        self._top = top.rstrip("/")
+        self._real = functools.cache(os.path.realpath)
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> list[Any]:
+        found = []
+        for info in super().ls(path, detail=True, **kwargs):
+            if info["type"] not in ("directory", "file") and os.path.isdir(info["name"]):
+                info["type"] = "directory"
+            if info["type"] != "directory" or not self._leads_back(info["name"]):
+                found.append(info)
+        return found if detail else [info["name"] for info in found]
+
+    def _leads_back(self, folder: str) -> bool:
+        above = (folder[:end] or "/" for end in range(len(self._top), len(folder)) if folder[end] == "/")
+        return self._real(folder) in map(self._real, above)
+
+
+def _below(top: UPath) -> AbstractFileSystem:
+    """The file system to find files below `top` with."""
+    return _Linked(top.path) if is_local(top) else top.fs
+
+
+def _in_directory(root: UPath, fs: AbstractFileSystem) -> list[UPath]:
     """Files in `root`; of an output of ours those with rows, and it is refused if it is unfinished or holds none."""
     ours = manifest.read(root, "embed", "apply", "assign") if manifest.peek(root) else None
     if ours and ours["step"] == "assign":  # beside these there may be some that an append has not finished
         return [inside(root, name) for name in sorted(file["path"] for file in ours["outputs"])]
     prefix = root.path.rstrip("/") + "/"
-    names = [found.removeprefix(prefix) for found in root.fs.find(root.path)]
+    names = [found.removeprefix(prefix) for found in fs.find(root.path)]
     names = [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]
     if ours:
         names = [name for name in names if name != "rejects.parquet" and not name.startswith("rejects/")]
@@ -230,11 +269,13 @@ def _in_glob(pattern: UPath) -> list[UPath]:
     while _has_magic(base.path):
         base = base.parent
     prefix = base.path.rstrip("/") + "/"
-    matches = [base / found.removeprefix(prefix) for found in sorted(pattern.fs.glob(pattern.path))]
+    fs = _below(base)
+    matches = [base / found.removeprefix(prefix) for found in sorted(fs.glob(pattern.path))]
     if not matches:
         raise NotFoundError("the glob matches nothing", where=str(pattern), remedy="quote it, and check the path")
-    files = [file for match in matches for file in (_in_directory(match) if match.is_dir() else [match])]
-    return _supported(files, pattern)
+    # `**` matches a directory and also the files in it.
+    files = {file.path: file for match in matches for file in (_in_directory(match, fs) if match.is_dir() else [match])}
+    return _supported([files[path] for path in sorted(files)], pattern)
 
 
 def _supported(files: list[UPath], where: UPath) -> list[UPath]:

@@ -1,0 +1,41 @@
+"""Settings that a YAML file gives, and the commands that the commands propose."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from daskmeans import cli
+
+
+@pytest.mark.parametrize("second", ["metadata_field: b", "metadata-field: b", "metadata-fields: b"])
+def test_both_names_of_a_key_are_one_key(tmp_path, second: str) -> None:
+    (tmp_path / "job.yaml").write_text(f"input: a.npy\nn_clusters: 3\nmetadata_fields: a\n{second}\n")
+    done = CliRunner().invoke(cli.main, ["run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "the key 'metadata_fields' is there twice" in done.output
+
+
+class Result:
+    summary: dict = {}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        (["run", "my in/*.npy", "b.npy", "--out", "my out/", "--n-clusters", "3", "--threshold", "0.9"],
+         ["my out/dedup", "my in/*.npy", "b.npy"]),
+        (["dedup", "clusters", "--out", "my $out", "--threshold", "0.9"], ["my $out", "INPUT"]),
+    ],
+)  # fmt: skip
+def test_a_proposed_command_survives_a_shell(monkeypatch, words: list[str], proposed: list[str]) -> None:
+    monkeypatch.setattr(cli, "_session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("daskmeans.workflow.run", lambda *_, **__: Result)
+    monkeypatch.setattr("daskmeans.duplicates.search.dedup", lambda *_, **__: Result)
+    done = CliRunner().invoke(cli.main, words)
+    assert done.exit_code == 0, done.output
+    command = done.output.rpartition("the kept rows: ")[2]
+    assert shlex.split(command) == ["daskmeans", "apply", *proposed, "--out", "KEPT"]
