@@ -341,7 +341,7 @@ ILL = {
     "null": with_row(None),
     "null element": with_row([1.0, None] * 4),
     "length": with_row([1.0] * 9),
-    "null id": {"id": pa.array([None if i == 123 else f"row {i}" for i in range(350)])},
+    "null id": {"id": pa.array([None if i == 123 else f"row {350 + i}" for i in range(350)])},
 }
 
 
@@ -458,7 +458,9 @@ def test_no_column_has_too_many_elements(dimension, values):
 
 def test_a_footer_tells_elements(tmp_path):
     file = write_embeddings(tmp_path / "rows.parquet", blobs(100, d=4), tokens=[[1] * 50] * 100)
-    assert parquet.survey(UPath(file)).units == (Unit(100, values=5000),)
+    with dask.config.set({"dataframe.backend": "cudf"}):
+        assert parquet.survey(UPath(file)).units == (Unit(100, values=5000),)
+    assert parquet.survey(UPath(file)).units == (Unit(100),)
 
 
 # --- the real ones ---

@@ -28,7 +28,8 @@ class Unit:
     divisible : bool
         Whether a part of the rows can be read too.
     values : int
-        Elements of the column that has most of them, where the format tells: of lists, what they hold.
+        Elements of the column that has most of them, where the format tells and frames are of cuDF: of lists, what
+        they hold.
     """
 
     rows: int
