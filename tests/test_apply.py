@@ -108,6 +108,17 @@ def opener(name):
     return pa.output_stream if name.endswith(".zst") else open
 
 
+@pytest.mark.parametrize("name", ["ROWS.JSONL.GZ", "rows.jsonl.ZST"])
+def test_json_lines_are_compressed_whatever_the_case_of_the_name(tmp_path, applied, name):
+    decisions, kept, _ = applied
+    codec = "gzip" if name.endswith(".GZ") else "zstd"
+    with pa.CompressedOutputStream(str(tmp_path / name), codec) as file:
+        file.write(b"".join(b'{"id": %d}\n' % i for i in range(N)))
+    apply(decisions, tmp_path / name, tmp_path / "out")
+    with pa.CompressedInputStream(str(tmp_path / "out" / name), codec) as file:
+        assert [json.loads(line)["id"] for line in file.read().splitlines()] == sorted(kept)
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst", "rows.ndjson"])
 @pytest.mark.parametrize("last", [b"", b"\n"])
 def test_json_lines_keep_their_bytes(tmp_path, vectors, text_ids, name, last, monkeypatch):
@@ -140,6 +151,16 @@ def test_numpy_files_are_numbered_through(tmp_path, vectors, dtype):
     b, a = np.load(tmp_path / "out" / "b.npy"), np.load(tmp_path / "out" / "a.npy")
     assert b.dtype == a.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(np.concatenate([b, a]), vectors.astype(dtype)[sorted(kept)])
+
+
+def test_numpy_files_whose_ids_have_a_name(tmp_path, vectors):
+    """The name is part of what tells the input from another."""
+    np.save(tmp_path / "a.npy", vectors)
+    run(tmp_path / "a.npy", tmp_path / "all", KMeans(2), threshold=0.9, reading=workflow.Reading(id_field="row"))
+    counts = apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "out", id_field="row")
+    assert counts["rows"] == N
+    with pytest.raises(DataError, match="remedy: name the input, and --id-field if it was given"):
+        apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "other")
 
 
 def test_on_workers(tmp_path, vectors):
@@ -227,6 +248,104 @@ def test_integer_ids_of_another_width(tmp_path, applied):
     decisions, kept, write = applied
     apply(decisions, write(pa.array(range(N), pa.uint8())), tmp_path / "out")
     assert set(pq.read_table(tmp_path / "out" / "rows.parquet")["id"].to_pylist()) == kept
+
+
+def test_numbers_that_no_decision_can_be_on(tmp_path, applied):
+    decisions, kept, write = applied
+    write(list(range(N)), "a.parquet")
+    large = pa.array([2**63, None, 2**63 + 5, 2**64 - 1], pa.uint64())
+    source = write(large, "b.parquet")
+    with pytest.raises(DataError, match=f"no decision on the row with id {2**63}"):
+        apply(decisions, source, tmp_path / "out")
+    counts = apply(decisions, source, tmp_path / "out", on_bad_row="skip")
+    assert counts == {"rows": N + 4, "kept": len(kept), "removed": N - len(kept), "rejected": 4, "files": 2}
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet")
+    assert rejects["id"].to_pylist() == large.cast(pa.string()).to_pylist()
+
+
+@pytest.mark.parametrize("kind", [pa.uint64(), pa.int32()])
+def test_a_lookup_finds_no_number_that_it_cannot_hold(kind):
+    lookup = make_lookup(pa.chunked_array([pa.array([5, 7], kind)]), np.array([True, False]))
+    ids = pa.array([7, -1, None, 2**40, 5], pa.int64())
+    places = lookup.find(ids)
+    assert lookup.find(ids.dictionary_encode()).tolist() == places.tolist()
+    assert (places >= 0).tolist() == [True, False, False, False, True]
+    assert lookup.keep[places[[0, 4]]].tolist() == [False, True]
+
+
+def test_integers_in_a_dictionary(tmp_path, applied):
+    decisions, kept, write = applied
+    apply(decisions, write(pa.array(range(N)).dictionary_encode()), tmp_path / "out")
+    assert pq.read_table(tmp_path / "out" / "rows.parquet")["id"].to_pylist() == sorted(kept)
+
+
+@pytest.mark.parametrize("empty", [{}, {"id": pa.nulls(0)}, {"other": pa.array([], pa.string())}])
+@pytest.mark.parametrize("groups", [0, 1])
+def test_a_file_without_rows_may_have_any_schema(tmp_path, applied, empty, groups):
+    decisions, kept, write = applied
+    source = write(list(range(N)))
+    table = pa.table(empty)
+    with pq.ParquetWriter(source / "empty.parquet", table.schema) as writer:
+        for _ in range(groups):
+            writer.write_table(table)
+    assert apply(decisions, source, tmp_path / "out")["kept"] == len(kept)
+    assert pq.read_table(tmp_path / "out" / "empty.parquet").equals(table)
+
+
+def test_a_file_whose_ids_are_all_null(tmp_path, applied):
+    decisions, kept, write = applied
+    write(list(range(N)), "a.parquet")
+    source = write(pa.nulls(3), "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet, row 0 .*: the row has no id"):
+        apply(decisions, source, tmp_path / "out")
+    counts = apply(decisions, source, tmp_path / "out", on_bad_row="skip")
+    assert (counts["kept"], counts["rejected"]) == (len(kept), 3)
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pydict()
+    assert (rejects["id"], rejects["row"]) == ([None] * 3, [0, 1, 2])
+
+
+def test_views_of_strings_and_bytes(tmp_path, vectors, text_ids):
+    text, view = [None if i % 7 == 0 else f"{i} " * 9 for i in range(N)], pa.string_view()
+    table = pa.table(
+        {
+            "id": pa.array(text_ids, view),
+            "text": pa.array(text, view),
+            "bytes": pa.array([one and one.encode() for one in text], pa.binary_view()),
+            "list": pa.array([[one] for one in text], pa.list_(view)),
+            "large": pa.array([[one] for one in text], pa.large_list(view)),
+            "fixed": pa.array([[one] for one in text], pa.list_(view, 1)),
+            "struct": pa.array([{"a": one} for one in text], pa.struct({"a": view})),
+            "map": pa.array([[("a", one)] for one in text], pa.map_(pa.string(), view)),
+        }
+    )
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "rows.parquet")
+    decisions, kept = decide(tmp_path, vectors, text_ids)
+    apply(decisions, tmp_path / "in", tmp_path / "out")
+    before, after = (pq.read_table(tmp_path / name / "rows.parquet") for name in ("in", "out"))
+    assert after.schema.equals(before.schema)
+    assert after.to_pylist() == [row for row in table.to_pylist() if row["id"] in kept]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([["x"]], "list<element: string>"), ([b"\xff\xfe"], "binary"), ([0.5], "double")]
+)
+def test_a_column_that_cannot_be_ids(tmp_path, vectors, text_ids, values, kind):
+    pq.write_table(pa.table({"id": text_ids, "tag": values * N}), tmp_path / "rows.parquet")
+    decisions, _ = decide(tmp_path, vectors, text_ids)
+    message = f"rows.parquet, column 'tag': the id is {kind}\n  expected: integers or strings\n  remedy: .*--id-field"
+    with pytest.raises(UsageError, match=message):
+        apply(decisions, tmp_path / "rows.parquet", tmp_path / "out", id_field="tag")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_that_are_not_utf8(tmp_path, vectors, text_ids):
+    ids = pa.array([one.encode("latin1") for one in text_ids]).view(pa.string())
+    pq.write_table(pa.table({"id": ids}), tmp_path / "rows.parquet")
+    decisions, _ = decide(tmp_path, vectors, text_ids)
+    for choice in ("error", "skip"):
+        with pytest.raises(DataError, match=r"rows\.parquet: the file is damaged .*UTF"):
+            apply(decisions, tmp_path / "rows.parquet", tmp_path / "out", on_bad_row=choice)
 
 
 def test_wrong_inputs(tmp_path, applied):

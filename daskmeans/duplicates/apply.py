@@ -101,7 +101,7 @@ def apply(
     decided = manifest.read(folder, "dedup")
     files = find_files(inputs, storage_options)
     if format_of(files[0]) == "npy":
-        _check_numbered(inputs, storage_options, decided)
+        _check_numbered(inputs, id_field, storage_options, decided)
     given = [inputs] if isinstance(inputs, Input) else list(inputs)
     roots = directories(inputs, storage_options)
     refuse_overlap(target, [*roots, *files])
@@ -129,18 +129,21 @@ def apply(
 
 
 def _check_numbered(
-    inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
+    inputs: Input | Sequence[Input], id_field: str, storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
 ) -> None:
     """Refuse ``.npy`` files that are not those of the decisions, in their order: ids are numbers of rows there."""
     then = decided["inputs"]["fingerprint"]  # not known of clusters that were written from Python
-    if then is not None and open_source(inputs, storage_options=storage_options).fingerprint() != then:
+    if then is None:
+        return
+    source = open_source(inputs, id_field=id_field, storage_options=storage_options)
+    if source.fingerprint() != then:  # which the name of the ids is part of
         raise DataError(
             "these are not the files that the rows were decided from, or they come in another order or have changed",
             where=", ".join(
                 map(str, inputs if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs])
             ),
             expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
-            remedy="name the input as it was named there",
+            remedy="name the input, and --id-field if it was given, as they were named there",
         )
 
 

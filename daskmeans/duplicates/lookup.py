@@ -14,6 +14,7 @@ from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.provenance import CHECKED
+from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import reading
 
 
@@ -35,8 +36,8 @@ class Lookup:
     def find(self, ids: pa.Array) -> np.ndarray:
         """Place of the decision on each of `ids`, or -1. Ids with the same hash are told apart."""
         places = np.full(len(ids), -1)
+        ids = _as_type(ids, self.ids.type)
         left = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
-        ids = ids.cast(self.ids.type)
         hashes = hash_column(ids.drop_null())
         candidates = np.searchsorted(self.hashes, hashes)
         while len(left):
@@ -81,11 +82,24 @@ def make_lookup(ids: pa.ChunkedArray, keep: np.ndarray) -> Lookup:
 
 
 def check_type(lookup: Lookup, type_: pa.DataType, file: UPath, id_field: str) -> None:
-    """Make sure that ids of type `type_` can be those of the decisions."""
-    if pa.types.is_integer(type_) != pa.types.is_integer(lookup.ids.type):
+    """Make sure that ids of type `type_` can be those of the decisions; of nothing but nulls, none has one."""
+    if pa.types.is_null(type_):
+        return
+    if pa.types.is_integer(id_type(type_, f"{file}, column {id_field!r}")) != pa.types.is_integer(lookup.ids.type):
         raise DataError(
             f"column {id_field!r} is {type_}, and the ids of the decisions are {lookup.ids.type}",
             where=str(file),
             expected="the files that were deduplicated",
             remedy="name the column of the ids with --id-field",
         )
+
+
+def _as_type(ids: pa.Array, type_: pa.DataType) -> pa.Array:
+    """`ids` as `type_`; null for a number that it cannot hold, as no decision can be on it."""
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    if ids.type == type_ or not pa.types.is_integer(ids.type):
+        return ids.cast(type_)
+    limits, numbers = np.iinfo(type_.to_pandas_dtype()), ids.fill_null(0).to_numpy(zero_copy_only=False)
+    fits = (numbers >= limits.min) & (numbers <= limits.max)
+    return pc.if_else(pa.array(fits), ids, pa.scalar(None, ids.type)).cast(type_)

@@ -40,7 +40,7 @@ def survey(path: UPath, rows: int | None) -> Survey:
         if rows is None:
             return Survey(schema, (Unit(len(line_starts(head)), 0, len(head), divisible=False),), complete=False)
     with reading(path), opened(path) as read:
-        units = _units(blocks(read, BLOCK_BYTES), 2**62 if _codec(path) else rows)
+        units = _units(blocks(read, BLOCK_BYTES), 2**62 if codec(path) else rows)
     return Survey(schema, tuple(units), complete=False)
 
 
@@ -58,7 +58,8 @@ def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
         raise DataError(found, where=str(piece.path), remedy="leave the input alone while it is read, and run again")
 
 
-def _codec(path: UPath) -> str | None:
+def codec(path: UPath) -> str | None:
+    """What the text in `path` is compressed with, as its name says; None if it is plain."""
     return CODECS.get(path.suffix.lower())
 
 
@@ -66,8 +67,8 @@ def _codec(path: UPath) -> str | None:
 def opened(path: UPath, start: int = 0, end: int = 0) -> Iterator[Read]:
     """Reader of the text in `path`; of a plain file, of its bytes from `start` to `end` if `end` is given."""
     with path.open("rb") as file:
-        if _codec(path):
-            with pa.CompressedInputStream(pa.PythonFile(file, "r"), _codec(path)) as stream:
+        if codec(path):
+            with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec(path)) as stream:
                 yield stream.read
         elif end:
             file.seek(start)
