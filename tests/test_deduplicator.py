@@ -194,6 +194,24 @@ def test_the_partition_of_a_bad_row_is_named(model):
             lazy.compute()
 
 
+@pytest.mark.parametrize("kind", ["integers", "strings"])
+def test_an_id_of_two_partitions_that_meet_in_a_cluster(model, kind):
+    decide = SemanticDeduplicator(model, THRESHOLD)
+    ids = np.arange(300) if kind == "integers" else np.array([f"id{i}" for i in range(300)])
+    centroid = decide(frame_of(ids=ids)).centroid.to_numpy()
+    together = centroid == centroid[0]
+    same, other = (np.flatnonzero(mask)[-1] for mask in (together, ~together))  # in the last partition
+    for twin, found in ((same, True), (other, False)):
+        given = ids.copy()
+        given[twin] = ids[0]
+        lazy = decide(dd.from_pandas(frame_of(ids=given), npartitions=3))
+        if not found:
+            assert len(lazy.compute()) == 300
+            continue
+        with pytest.raises(DataError, match=rf"'id': the id {ids[0].item()!r} occurs twice in cluster {centroid[0]}"):
+            lazy.compute()
+
+
 def test_two_rows_without_vectors_are_not_taken_for_what_dask_makes_up(model):
     rows = frame_of().head(2).assign(embedding=pd.Series([None, None], dtype=frame_of().embedding.dtype))
     with pytest.raises(DataError, match="row 0: the vector is null"):
@@ -204,6 +222,7 @@ def test_two_rows_without_vectors_are_not_taken_for_what_dask_makes_up(model):
     ("settings", "frame", "message"),
     [
         ({"threshold": 0.3}, frame_of, "from 0.3 on"),
+        ({"random_state": 2**63}, frame_of, r"--random-state: 9223372036854775808 is out of range\n.*2\^62"),
         ({"rule": "first"}, frame_of, "unknown rule 'first'"),
         ({"id_field": "key"}, frame_of, "id_field: there is no column 'key'\n  expected: one of id, embedding, stars"),
         ({"id_field": "embedding"}, frame_of, "column 'embedding': the id is fixed_size_list"),
@@ -212,7 +231,7 @@ def test_two_rows_without_vectors_are_not_taken_for_what_dask_makes_up(model):
         ({"embedding_field": "v"}, frame_of, "there is no column 'v'"),
         ({}, lambda: frame_of().assign(keep=True), "has a column 'keep' already"),
         ({}, lambda: frame_of().assign(centroid=1), "has a column 'centroid' already"),
-        ({}, lambda: frame_of().drop(columns="embedding"), "0 columns hold vectors"),
+        ({}, lambda: frame_of().drop(columns="embedding"), "no column is known to hold vectors"),
     ],
 )
 def test_wrong_use(model, settings, frame, message):

@@ -62,7 +62,8 @@ class SemanticDeduplicator:
     keep, rule, random_state
         As in :func:`dedup`; columns to rank by are those of the dataframe.
     id_field : str, default "id"
-        Column of integers or strings that occur once.
+        Column of integers or strings that occur once. Of a dask dataframe, this is checked inside each partition and
+        inside each cluster; rows of one id in different ones are not noticed, and spoil no decision.
     embedding_field : str, optional
         Column of vectors: Arrow lists, numpy arrays or lists of Python. Default: the only one that holds lists of
         floats.
@@ -169,10 +170,11 @@ class SemanticDeduplicator:
         frame = placed.drop(columns=[CENTROID, L2])
         if placed.empty:
             return self._joined(frame, self._undecided(frame))
-        table = self._table(placed)
+        table, labels = self._table(placed), placed[CENTROID].to_numpy(np.int32)
+        if not whole:  # rows of several partitions meet here
+            self._check_clusters(table[self.id_field], labels)
         X = np.array(self._vectors(frame))
         normalize_rows(X)
-        labels = placed[CENTROID].to_numpy(np.int32)
         order = np.argsort(labels, kind="stable")
         # One group of rows that are compared with one another, or one for each cluster.
         ends = np.empty(0, np.int64) if whole else np.flatnonzero(np.diff(labels[order])) + 1
@@ -212,6 +214,18 @@ class SemanticDeduplicator:
                 raise DataError(
                     problem, where=f"{where}column {self.id_field!r}, row {row}", expected="ids that occur once"
                 )
+
+    def _check_clusters(self, ids: pa.ChunkedArray, labels: np.ndarray) -> None:
+        """Refuse an id that occurs twice in a cluster: decisions name rows by their ids."""
+        rows = pd.DataFrame({"id": pd.arrays.ArrowExtensionArray(ids), CENTROID: labels})
+        again = rows.duplicated().to_numpy()
+        if again.any():
+            row = int(again.argmax())
+            raise DataError(
+                f"the id {ids[row].as_py()!r} occurs twice in cluster {labels[row]}",
+                where=f"column {self.id_field!r}",
+                expected="ids that occur once, in all partitions",
+            )
 
     def _ids(self, frame: pd.DataFrame) -> pa.Array:
         """Ids as integers or strings, whatever kind of these the dataframe holds."""

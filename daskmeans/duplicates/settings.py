@@ -17,6 +17,8 @@ SEARCHES = ("auto", "exact", "clusters")
 LEAST_FLOOR = 0.5
 # With more, what rows visit takes more memory than the rows.
 MOST_PROBES = 100
+# Seeds are less, whatever their sign: they are hashed and stored as int64.
+SEEDS = 2**62
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,11 @@ def dedup_settings(
         raise UsageError(f"{probes!r} is out of range", where="--probes", expected=f"1 to {MOST_PROBES} clusters")
     if probes > 1 and search == "exact":
         raise UsageError("an exact search has no probes", where="--probes", remedy="leave it out, or --search clusters")
-    made = Settings(shown, parse_keep(keep), rule, search, int(probes), stored, random_state)
+    if not isinstance(random_state, int | np.integer) or not -SEEDS < random_state < SEEDS:
+        raise UsageError(
+            f"{random_state!r} is out of range", where="--random-state", expected="an integer in (-2^62, 2^62)"
+        )
+    made = Settings(shown, parse_keep(keep), rule, search, int(probes), stored, int(random_state))
     if floor is not None and search == "clusters" and not made.stores_pairs:
         raise UsageError(
             "a search inside clusters stores no pairs",
