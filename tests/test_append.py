@@ -155,8 +155,11 @@ def test_the_manifest_tells_what_was_appended(tmp_path, stores):
     assert manifest.identity(before) != manifest.identity(after)
     assert describe(old)["appended"] == {"times": 1, "rows": batch["rows"], "last_from": str(first)}
     assert describe(old)["rows"] == len(OLD) + batch["rows"]
-    with pytest.raises(NotFoundError, match="the pairs of these clusters"):
-        was.at(0.95)
+    for decided, threshold in ((was, 0.95), (result, THRESHOLD)):  # on what was extended, and against it
+        for use in (decided.at, lambda threshold, decided=decided: decided.curve([threshold])):
+            with pytest.raises(NotFoundError, match=r"old: rows were appended .*\n.*\n  remedy: .* before --append"):
+                use(threshold)
+    assert was.groups(5)
     again = dedup(old, 0.9, search="exact", out=tmp_path / "was", overwrite=True)
     assert again.summary["rows"] == len(OLD) + batch["rows"]
     assert open_decisions(tmp_path / "d1").groups(5) == result.groups(5)

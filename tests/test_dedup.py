@@ -155,6 +155,8 @@ def test_random_order_depends_on_the_seed_alone(tmp_path):
         for c, s in [(one, 1), (two, 1), (two, 2)]
     ]
     assert kept[0] == kept[1] != kept[2]
+    for seed in (-1, 1 - 2**62, 2**62 - 1, np.int64(3)):
+        assert dedup(one, THRESHOLD, keep="random", random_state=seed, search="clusters").summary["kept"]
 
 
 def test_eps_is_one_minus_the_threshold(clusters):
@@ -263,8 +265,22 @@ def test_groups_of_clusters_that_have_changed(tmp_path, clusters):
     with pytest.raises(NotFoundError):
         result.groups()
     write_clusters(clusters, make_rows(), ids=np.arange(1000, 1300))
-    with pytest.raises(DataError, match="not in cluster"):
+    with pytest.raises(NotFoundError, match=r"clusters: the clusters that the decisions were made from .*\n.*out"):
         result.groups()
+
+
+@pytest.mark.parametrize("search", ["clusters", "exact"])
+def test_groups_of_other_vectors_with_the_same_ids(clusters, search):
+    result = dedup(clusters, THRESHOLD, search=search)
+    before, aside = result.groups(), clusters.rename(clusters.with_name("aside"))
+    X, *others = make_rows()
+    write_clusters(clusters, (X[::-1].copy(), *others))
+    for use in (result.groups, lambda: result.look_up(pa.array([0]))):
+        with pytest.raises(NotFoundError, match="the clusters that the decisions were made from"):
+            use()
+    manifest.remove(UPath(clusters))
+    aside.rename(clusters)
+    assert result.groups() == before
 
 
 @pytest.mark.parametrize(
@@ -276,6 +292,9 @@ def test_groups_of_clusters_that_have_changed(tmp_path, clusters):
         ({"eps": -0.1}, "--eps: -0.1 is out of range"),
         ({"threshold": float("nan")}, "out of range"),
         ({"threshold": "high"}, "out of range"),
+        ({"threshold": 0.9, "random_state": 2**63}, r"--random-state: 9.* is out of range\n.*an integer in \(-2\^62"),
+        ({"threshold": 0.9, "random_state": -(2**62)}, "--random-state: -4.* is out of range"),
+        ({"threshold": 0.9, "random_state": 1.5}, "--random-state: 1.5 is out of range"),
         ({"threshold": 0.9, "rule": "paper"}, r"unknown rule 'paper'\n  expected: survivors or semdedup"),
         ({"threshold": 0.9, "search": "ann"}, r"unknown search 'ann'\n  expected: auto or exact or clusters"),
         ({"threshold": 0.9, "keep": "best"}, "hard, easy, random, or columns"),

@@ -285,6 +285,23 @@ def test_wrong_use(tmp_path, clusters, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_id_in_two_of_the_clusters_held_against(tmp_path, clusters):
+    """The row that stays would be one or the other."""
+    against = []
+    for name, ids in (("old", range(1000, 1300)), ("older", range(1299, 1599)), ("oldest", range(1600, 1900))):
+        against.append(write_clusters(tmp_path / name, make_rows(), ids))
+    for given_ in (against, against[::-1]):
+        with pytest.raises(UsageError, match=r"old.*, .*old.*: the id 1299 is in both\n.*\n.*remedy: .*--against"):
+            dedup(clusters, THRESHOLD, against=given_, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    result = dedup(clusters, THRESHOLD, against=against[::2])
+    against[0].rename(tmp_path / "aside")
+    write_clusters(against[0], make_rows(seed=1), range(1000, 1300))
+    for use in (result.groups, lambda: result.at(THRESHOLD)):
+        with pytest.raises(NotFoundError, match="old: the clusters that the decisions were made from"):
+            use()
+
+
 def test_more_pairs_than_fit_are_kept_for_a_higher_threshold(tmp_path, clusters, monkeypatch):
     memory = runtime.memory_to_keep
     monkeypatch.setattr(edges, "PAIR_BYTES", memory(None) // 10)
@@ -323,7 +340,7 @@ def test_pairs_of_other_clusters_are_not_used(tmp_path):
     manifest.remove(UPath(clusters))
     write_clusters(clusters, make_rows(seed=1))
     for decide_again in (result.at, lambda threshold: result.curve([threshold])):
-        with pytest.raises(NotFoundError, match="the pairs of these clusters"):
+        with pytest.raises(NotFoundError, match="the clusters that the decisions were made from"):
             decide_again(0.95)
     again = dedup(clusters, 0.9, out=tmp_path / "out", search="exact", overwrite=True)
     assert again.decisions.compute().equals(dedup(clusters, 0.9, search="exact").decisions.compute())

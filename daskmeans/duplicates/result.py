@@ -131,7 +131,7 @@ class DedupResult:
         Raises
         ------
         NotFoundError
-            The clusters are no longer there.
+            The clusters are no longer there, or others are there now.
         """
         files = decision_files(self.path)
         # Rows of a group may lie in several files; one of the first groups is one of the first in some file.
@@ -150,14 +150,15 @@ class DedupResult:
         Raises
         ------
         NotFoundError
-            The clusters are no longer there.
+            The clusters are no longer there, or others are there now.
         DataError
             A row is not there.
         """
+        buckets, *against = self._sources()
         find = delayed(_find_rows, pure=False)
         homes = runtime.compute([find(file, ids) for file in decision_files(self.path)])
-        known = _look_up(open_buckets(self._clusters), pa.concat_tables(homes))
-        for other in self._against():
+        known = _look_up(buckets, pa.concat_tables(homes))
+        for other in against:
             left = pa.array([id_ for id_ in ids.to_pylist() if id_ not in known], ids.type)
             known |= _look_up(other, find_ids(other, left))
         if missing := [id_ for id_ in ids.to_pylist() if id_ not in known]:
@@ -168,11 +169,28 @@ class DedupResult:
             )
         return known
 
-    def _against(self) -> list[Buckets]:
-        """The clusters whose rows stay anyhow."""
-        made = manifest.read(self.path, "dedup")["inputs"]
-        options = self._clusters.storage_options
-        return [open_buckets(open_path(each["clusters"], options)) for each in made.get("against", ())]
+    def _sources(self, *, extended: bool = True) -> list[Buckets]:
+        """The clusters that were decided, then those whose rows stay anyhow; as they were then, or also `extended`."""
+        made, options = manifest.read(self.path, "dedup")["inputs"], self._clusters.storage_options
+        others = made.get("against", ())
+        sources = [open_buckets(self._clusters), *(open_buckets(open_path(o["clusters"], options)) for o in others)]
+        for buckets, told in zip(sources, [made, *others], strict=True):
+            since = _appended_since(buckets, told["made"])
+            if since is None:
+                raise NotFoundError(
+                    "the clusters that the decisions were made from are not here, or no longer",
+                    where=str(buckets.path),
+                    expected=f"what the decisions in {self.path} were made from",
+                    remedy="run `daskmeans dedup` again",
+                )
+            if since and not extended:
+                raise NotFoundError(
+                    "rows were appended to these clusters since the pairs of their rows were stored",
+                    where=str(buckets.path),
+                    expected=f"the clusters as they were when the decisions in {self.path} were made",
+                    remedy="choose thresholds before --append, or deduplicate the extended clusters into another --out",
+                )
+        return sources
 
     def _pairs(self) -> UPath:
         """The directory of the pairs: below that of the decisions, or, of decisions made :meth:`at`, below another."""
@@ -195,10 +213,12 @@ class DedupResult:
         ------
         UsageError
             The threshold is below the floor, or the search stored no pairs.
+        NotFoundError
+            The clusters or the pairs are no longer there, or rows were appended to the clusters since.
         """
         start = time.perf_counter()
         settings, made = self._settings(rounded(share("threshold", threshold)))
-        buckets, against, client = open_buckets(self._clusters), self._against(), runtime.current_client(client)
+        (buckets, *against), client = self._sources(extended=False), runtime.current_client(client)
         target = temporary() if out is None else open_path(out, self.path.storage_options)
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
         with manifest.step(target, "dedup", asdict(settings), made["inputs"], client=client) as step:
@@ -223,6 +243,8 @@ class DedupResult:
         ------
         UsageError
             A threshold is below the floor, or the search stored no pairs.
+        NotFoundError
+            The clusters or the pairs are no longer there, or rows were appended to the clusters since.
 
         Examples
         --------
@@ -239,7 +261,7 @@ class DedupResult:
         steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds
         asked = [rounded(share("thresholds", threshold)) for threshold in steps]
         settings, _ = self._settings(min(asked, default=1.0))
-        buckets, against, client = open_buckets(self._clusters), self._against(), runtime.current_client(client)
+        (buckets, *against), client = self._sources(extended=False), runtime.current_client(client)
         edges = read_edges(self._pairs(), dedup_inputs(buckets, against), settings)
         ranked = rank_rows(buckets, against, edges, settings, client)
         exact, semantic = np.array(removed_from(ranked, edges, settings.rule, asked)).reshape(-1, 2).T
@@ -368,6 +390,15 @@ def _of_groups(file: UPath, heads: pa.Array) -> pa.Table:
     """The dropped rows of `file` that `heads` stand for."""
     table = _read_table(file)
     return table.filter(pc.is_in(table["kept_id"], heads))
+
+
+def _appended_since(buckets: Buckets, made: str) -> int | None:
+    """How many batches were appended to `buckets` since their identity was `made`; None if it never was."""
+    appended = buckets.manifest.get("appended", [])
+    for since in range(len(appended) + 1):
+        if manifest.identity(buckets.manifest | {"appended": appended[: len(appended) - since]}) == made:
+            return since
+    return None
 
 
 def _find_rows(file: UPath, ids: pa.Array) -> pa.Table:

@@ -243,17 +243,27 @@ def _alike(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def _refuse_shared_ids(buckets: Buckets, others: Sequence[Buckets], client: Client | None) -> None:
-    """Refuse rows of `others` that have an id of `buckets`: decisions name rows by their ids."""
-    ids = read_ids(buckets, client) if others else pa.chunked_array([pa.array([], pa.int64())])
-    for each in others:
-        shared = find_ids(each, ids, client)
-        if len(shared):
-            raise UsageError(
-                f"the id {shared['id'][0].as_py()!r} is in both",
-                where=f"{buckets.path}, {each.path}",
-                expected="ids that tell new rows from old ones",
-                remedy="give the new rows other ids (rows of .npy files are numbered from 0: write Parquet with ids)",
-            )
+    """Refuse an id that is in two of the clusters: decisions name rows by their ids."""
+    sources = [buckets, *sorted(others, key=lambda each: each.rows)]  # ids of the last, the most, are not held
+    for i, one in enumerate(sources[:-1]):
+        ids = read_ids(one, client)
+        for other in sources[i + 1 :]:
+            shared = find_ids(other, ids, client)
+            if len(shared):
+                raise _shared(shared["id"][0].as_py(), one, other, new=one is buckets)
+
+
+def _shared(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> UsageError:
+    """What to say of an id that two clusters have, the first of which may be the `new` rows."""
+    expected, remedy = (
+        (
+            "ids that tell new rows from old ones",
+            "give the new rows other ids (rows of .npy files are numbered from 0: write Parquet with ids)",
+        )
+        if new
+        else ("ids that are in one of them only", "give the rows of one other ids, or leave one out of --against")
+    )
+    return UsageError(f"the id {id_!r} is in both", where=f"{one.path}, {other.path}", expected=expected, remedy=remedy)
 
 
 def _orderable(buckets: Buckets) -> pa.Schema:
