@@ -7,7 +7,6 @@ import os
 import dask
 import distributed
 import pytest
-from dask.system import CPU_COUNT
 
 from daskmeans import errors, gpus, runtime
 from daskmeans.cluster import ClusterSettings, cluster
@@ -22,7 +21,7 @@ def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, thr
         assert client.nthreads() and set(client.nthreads().values()) == {threads}
         assert len(client.nthreads()) == workers
         found = set(client.run(blas_threads).values())
-    assert found == {max(1, CPU_COUNT // (workers * threads))}
+    assert found == {max(1, runtime.THREADS // (workers * threads))}
     assert {name: os.environ.get(name) for name in before} == before
 
 

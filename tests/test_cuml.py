@@ -471,7 +471,7 @@ def gpus(install, monkeypatch, tmp_path):
     for name in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(installed, "DRIVER", tmp_path)
-    monkeypatch.setattr(cluster, "CPU_COUNT", 8)
+    monkeypatch.setattr(cluster.runtime, "THREADS", 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
