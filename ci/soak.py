@@ -1,6 +1,6 @@
 """Fit and deduplicate again and again on one client, and see whether its memory and descriptors stay what they are.
 
-python ci/soak.py [--minutes 30] [--seed 0] [--out soak.json] [--picture docs/soak.svg]
+python ci/soak.py [--minutes 60] [--seed 0] [--out soak.json] [--picture docs/soak.svg]
 
 Jobs differ in rows, dimensions, clusters, searches and layouts, and some fail, as those of people do. After each, the
 memory, the open files and the threads of the client and of the workers are written down. The first third is a time in
@@ -134,7 +134,7 @@ def draw(found: list[dict], path: Path) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--minutes", type=float, default=30)
+    arguments.add_argument("--minutes", type=float, default=60)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path)
     arguments.add_argument("--picture", type=Path)
