@@ -25,7 +25,7 @@ from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarnin
 from daskmeans.flags import Output
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
-from daskmeans.watch import has_given_up, lost_scheduler
+from daskmeans.watch import lost_scheduler, reached
 from daskmeans.workflow import Reading
 
 
@@ -80,13 +80,9 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
-        with progress.display_on(console) as display, progress.shown_on(display), _warnings_as_messages():
-            try:
-                yield client
-            except Exception as error:
-                if isinstance(error, DaskmeansError) or not has_given_up(client):
-                    raise
-                raise lost_scheduler() from error
+        shown = progress.display_on(console)
+        with shown as display, progress.shown_on(display), _warnings_as_messages(), reached(client):
+            yield client
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from threadpoolctl import ThreadpoolController
 
 from daskmeans import config, progress
 from daskmeans.errors import ClusterError
-from daskmeans.watch import Departures, Watch, gave_up, has_given_up, known_workers, lost_scheduler
+from daskmeans.watch import Departures, Watch, gave_up, known_workers, lost_scheduler, reached
 
 logger = logging.getLogger("daskmeans")
 
@@ -362,11 +362,8 @@ def gather(futures: Sequence[Future], label: str, client: Client, pace: progress
 
 def _cancel(futures: Sequence[Future], client: Client) -> None:
     """Let go of `futures`; one that has given its scheduler up has lost them, and says so elsewhere."""
-    try:
+    with contextlib.suppress(ClusterError), reached(client):
         client.cancel(futures)
-    except Exception:
-        if not has_given_up(client):
-            raise
 
 
 def _line(label: str, tasks: Sequence[Any]) -> contextlib.AbstractContextManager[progress.Line | None]:
@@ -434,6 +431,12 @@ def _pickled_bytes(value: Any) -> int:
 
 
 def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
+    """As :func:`_sent`, unless the scheduler is lost."""
+    with reached(client):
+        return _sent(value, client, broadcast)
+
+
+def _sent(value: Any, client: Client, broadcast: bool) -> Future:
     """`value` sent to one worker, or to each; to another one, or to those that are left, if one dies meanwhile."""
     waits = iter((0.1, 0.5, 2.0))  # the scheduler needs a moment to notice
     while True:
@@ -450,10 +453,6 @@ def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
             if wait is None:
                 raise
             time.sleep(wait)
-        except Exception as error:
-            if not has_given_up(client):
-                raise
-            raise lost_scheduler() from error
 
 
 def key(name: str) -> str:

@@ -180,8 +180,8 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
 @contextlib.contextmanager
 def _unseen() -> Iterator[None]:
     """Trials show no progress, and say nothing of what they do."""
-    level = runtime.logger.getEffectiveLevel()
-    runtime.logger.setLevel(max(level, logging.WARNING))
+    level = runtime.logger.level
+    runtime.logger.setLevel(max(runtime.logger.getEffectiveLevel(), logging.WARNING))
     try:
         with progress.shown_on(progress.Silent()):
             yield

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from distributed import Client, Future
 
 from daskmeans import config
-from daskmeans.errors import ClusterError
+from daskmeans.errors import ClusterError, DaskmeansError
 
 # Of the time after which a wait is given up, how often it is looked whether to; and seconds, at most.
 LOOKS, SELDOM = 10, 5.0
@@ -118,9 +118,20 @@ def gave_up(found: str) -> ClusterError:
     )
 
 
-def has_given_up(client: Client) -> bool:
-    """Whether `client` no longer tries to reach its scheduler; its calls then fail in ways of their own."""
-    return client.status in ("closing", "closed")
+@contextlib.contextmanager
+def reached(client: Client) -> Iterator[None]:
+    """Turn what calls of a `client` raise that no longer tries to reach its scheduler, in ways of their own, into ours.
+
+    Raises
+    ------
+    ClusterError
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DaskmeansError) or client.status not in ("closing", "closed"):
+            raise
+        raise lost_scheduler() from error
 
 
 def lost_scheduler() -> ClusterError:

@@ -139,9 +139,7 @@ def _check_numbered(
     if source.fingerprint() != then:  # which the name of the ids is part of
         raise DataError(
             "these are not the files that the rows were decided from, or they come in another order or have changed",
-            where=", ".join(
-                map(str, inputs if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs])
-            ),
+            where=", ".join(map(str, [inputs] if isinstance(inputs, Input) else inputs)),
             expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
             remedy="name the input, and --id-field if it was given, as they were named there",
         )

@@ -19,7 +19,7 @@ from upath import UPath
 from daskmeans import manifest, provenance, runtime
 from daskmeans.duplicates import recall
 from daskmeans.duplicates.edges import Edges, read_edges, read_gauge, stored_floor
-from daskmeans.duplicates.rank import columns_of, rank
+from daskmeans.duplicates.rank import needed, rank
 from daskmeans.duplicates.resolve import Resolved, resolve
 from daskmeans.duplicates.settings import Settings
 from daskmeans.vectors.buckets import Buckets, Part, lean_of
@@ -156,7 +156,7 @@ def rank_rows(
     sources = [buckets, *against]
     firsts = list(accumulate((each.rows for each in sources), initial=0))
     places = [numbers[slice(*np.searchsorted(numbers, ends))] - ends[0] for ends in pairwise(firsts)]
-    columns = list(dict.fromkeys([buckets.id_field, *columns_of(settings.keep)]))
+    columns = needed(settings.keep, buckets.id_field)
     own = _read(buckets, places[0], columns, client)
     others = [_read(each, mine, [each.id_field], client) for each, mine in zip(against, places[1:], strict=True)]
     order = rank(own, settings.keep, buckets.id_field, settings.random_state)

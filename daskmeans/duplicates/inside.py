@@ -19,7 +19,7 @@ from daskmeans import config, forecast, provenance, runtime
 from daskmeans.duplicates import recall
 from daskmeans.duplicates.decide import decide, nearest_in_run, to_table
 from daskmeans.duplicates.decisions import summarize
-from daskmeans.duplicates.rank import columns_of, rank
+from daskmeans.duplicates.rank import needed, rank
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kernels.hashing import hash_column
@@ -104,7 +104,7 @@ def _ahead(buckets: Buckets, settings: Settings, tile_bytes: int, client: Client
 
 def nearest_in(buckets: Buckets, cluster: Cluster, settings: Settings, run: int, runs: int, tile_bytes: int) -> Nearest:
     """What :func:`nearest_in_run` finds for the rows of `cluster`."""
-    ((_, table, X),) = read_clusters(buckets, [(cluster, 0, cluster.rows)], _ranking(buckets, settings))
+    ((_, table, X),) = read_clusters(buckets, [(cluster, 0, cluster.rows)], needed(settings.keep, buckets.id_field))
     order = rank(table, settings.keep, buckets.id_field, settings.random_state)
     return nearest_in_run(X[order], run, runs, tile_bytes)
 
@@ -127,7 +127,7 @@ def decide_part(
     """
     whole = [(cluster, 0, cluster.rows) for cluster in part.clusters]
     tables, samples = [], []
-    for (cluster, _, _), table, X in read_clusters(buckets, whole, _ranking(buckets, settings)):
+    for (cluster, _, _), table, X in read_clusters(buckets, whole, needed(settings.keep, buckets.id_field)):
         ids = table[buckets.id_field].combine_chunks()
         samples.append(recall.take_sample(hash_column(ids, settings.random_state), cluster.centroid, X, limit))
         order = rank(table, settings.keep, buckets.id_field, settings.random_state)
@@ -140,11 +140,6 @@ def decide_part(
         provenance.write_table(table, file, "dedup")
     exact, semantic = (pc.sum(pc.equal(table["reason"], r)).as_py() or 0 for r in ("exact", "semantic"))
     return [len(table) - exact - semantic, exact, semantic], recall.join_samples(samples, len(table))
-
-
-def _ranking(buckets: Buckets, settings: Settings) -> list[str]:
-    """The columns by which rows are ranked."""
-    return list(dict.fromkeys([buckets.id_field, *columns_of(settings.keep)]))
 
 
 def read_clusters(

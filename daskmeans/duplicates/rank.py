@@ -50,6 +50,11 @@ def columns_of(keep: tuple[str, ...]) -> list[str]:
     return [L2] if keep in (("hard",), ("easy",)) else [rule.rpartition(":")[0] for rule in keep]
 
 
+def needed(keep: tuple[str, ...], id_field: str) -> list[str]:
+    """Columns of the clusters that ranking by `keep` reads, the ids first."""
+    return list(dict.fromkeys([id_field, *columns_of(keep)]))
+
+
 def check_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
     """Make sure that the columns of `keep` are in `schema`, the clusters' columns but the vectors, and have an order.
 

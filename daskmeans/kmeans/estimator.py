@@ -509,9 +509,8 @@ def seed_from(random_state: Any) -> int:
         return int(random_state.integers(2**31))
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
-    if (
-        isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**62
-    ):  # what is added must leave it an int64
+    # What is added to it must leave it an int64.
+    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**62:
         return int(random_state)
     raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^62), a generator or None")
 

@@ -180,8 +180,6 @@ class Written(NamedTuple):
     schema: pa.Schema
     blank: list[str]
     """Columns without a value, of which pandas may have had another type than of those with some."""
-    dimension: int
-    """Of the vectors."""
 
 
 def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> Written:
@@ -192,25 +190,23 @@ def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> Written:
     labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
     run.with_suffix(".index").write_bytes(np.stack([labels, np.cumsum(counts)]).astype(np.int64).tobytes())
     blank = [name for name in table.column_names if table[name].null_count == len(table)]
-    return Written(labels, counts, table.schema, blank, table.schema.field(vectors).type.list_size)
+    return Written(labels, counts, table.schema, blank)
 
 
 def _schema(found: list[Written], id_field: str) -> pa.Schema:
     """Types that hold the rows of all partitions; where a column is blank it tells nothing."""
-    schemas = [written.schema for written in found if len(written.labels)]
+    some = [written for written in found if len(written.labels)] or found[:1]
     told = [
         pa.schema([field.with_type(pa.null()) if field.name in written.blank else field for field in written.schema])
-        for written in found
-        if len(written.labels)
+        for written in some
     ]
     try:
-        common = pa.unify_schemas(told, promote_options="permissive") if told else found[0].schema
+        common = pa.unify_schemas(told, promote_options="permissive")
     except pa.ArrowException as error:
         raise _mixed(error) from None
     if pa.types.is_floating(common.field(id_field).type):
         raise _mixed(f"{id_field!r} has numbers with and without a fraction")
-    blank = schemas[0] if schemas else common
-    return pa.schema([blank.field(f.name) if pa.types.is_null(f.type) else f for f in common])
+    return pa.schema([some[0].schema.field(f.name) if pa.types.is_null(f.type) else f for f in common])
 
 
 def _mixed(found: object) -> DataError:
@@ -223,14 +219,15 @@ def _mixed(found: object) -> DataError:
 
 def _dimension(found: list[Written], vectors: str) -> int:
     """Dimension of the vectors; those of partitions without rows are of none where their type does not tell it."""
-    dimensions = sorted({written.dimension for written in found if len(written.labels)})
+    sizes = [written.schema.field(vectors).type.list_size for written in found]
+    dimensions = sorted({size for size, written in zip(sizes, found, strict=True) if len(written.labels)})
     if len(dimensions) > 1:
         raise DataError(
             f"the vectors have {dimensions[0]} dimensions in one partition and {dimensions[1]} in another",
             where=f"column {vectors!r}",
             expected="vectors of one dimension, as daskmeans.assign returns them",
         )
-    return dimensions[0] if dimensions else max(written.dimension for written in found)
+    return dimensions[0] if dimensions else max(sizes)
 
 
 def _total(found: list[Written]) -> dict[int, int]:
