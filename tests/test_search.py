@@ -20,7 +20,7 @@ from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.lanes import squared_distance64
 from daskmeans.kernels.nearest import nearest
 from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search, still
-from daskmeans.kernels.tile import capability, features, multiplies_bytes
+from daskmeans.kernels.tile import capability, features, multiplies_bytes, score_tile
 from helpers import KINDS, adversarial, blobs
 
 SCREENS = ["auto", "float32"]
@@ -58,6 +58,35 @@ def test_labels_are_exact_on_adversarial_data(kernels, kind, n, d, k, seed):
     # And these distances are those of another summation.
     _, others = brute(X, C)
     np.testing.assert_allclose(squares, others[np.arange(n), labels], rtol=1e-12)
+
+
+@numba.njit
+def scores_of(rows, columns, scores):
+    """Scores of eight rows with the columns of each group."""
+    picked, tops = np.arange(8).astype(np.int32), np.empty(8, np.float32)
+    for g in range(columns.ids.shape[0]):
+        score_tile(
+            rows.codes, rows.scales, rows.biases, picked, 0, columns.packed, g, columns.scales, columns.halves,
+            scores[g], tops,
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(not multiplies_bytes(), reason="the processor has no instructions that multiply bytes")
+@given(d=st.integers(1, 70), k=st.integers(1, 60), spread=st.sampled_from([0.0, 0.1, 1.0]), seed=st.integers(0, 1000))
+def test_sums_of_bytes_never_overflow(d, k, spread, seed):
+    """Scores are those of the codes in numbers of any size, of rows and columns too that are as large as they can be."""
+    rng = np.random.default_rng(seed)
+    signs = [np.ones(d), -np.ones(d), rng.choice([-1, 1], d), rng.choice([0, 1], d), np.arange(d) % 8 < 4]
+    rows, columns = (np.stack([signs[i % 5] for i in range(count)]) for count in (8, k))
+    X, C = ((each + spread * rng.standard_normal(each.shape)).astype(np.float32) for each in (rows, columns))
+    codes, packed = encode(X, np.zeros(d)), screen(C, np.zeros(d))
+    scores = np.empty((len(packed.ids), 8, COLUMNS), np.float32)
+    scores_of(codes, packed, scores)
+    width = codes.codes.shape[1]
+    whole = packed.packed.astype(int).transpose(1, 3, 0, 2).reshape(width, -1)  # as many columns as the groups hold
+    products = codes.codes.astype(int) @ whole - codes.biases[:, None]
+    expected = products.astype(np.float32) * codes.scales[:, None] * packed.scales.ravel() - packed.halves.ravel()
+    np.testing.assert_array_equal(scores.transpose(1, 0, 2).reshape(8, -1), expected)
 
 
 def test_both_screens_give_the_same_bits():
