@@ -74,7 +74,7 @@ def scores_of(rows, columns, scores):
 @pytest.mark.skipif(not multiplies_bytes(), reason="the processor has no instructions that multiply bytes")
 @given(d=st.integers(1, 70), k=st.integers(1, 60), spread=st.sampled_from([0.0, 0.1, 1.0]), seed=st.integers(0, 1000))
 def test_sums_of_bytes_never_overflow(d, k, spread, seed):
-    """Scores are those of the codes in numbers of any size, of rows and columns too that are as large as they can be."""
+    """Scores are those of the codes in numbers of any size, also of the largest rows and columns that there can be."""
     rng = np.random.default_rng(seed)
     signs = [np.ones(d), -np.ones(d), rng.choice([-1, 1], d), rng.choice([0, 1], d), np.arange(d) % 8 < 4]
     rows, columns = (np.stack([signs[i % 5] for i in range(count)]) for count in (8, k))

@@ -18,8 +18,7 @@ from daskmeans.errors import DataError
 from daskmeans.provenance import CHECKED
 from daskmeans.vectors import jsonl, npy
 from daskmeans.vectors.files import format_of, reading
-from daskmeans.vectors.matrix import is_list
-from daskmeans.vectors.parquet import PLAIN
+from daskmeans.vectors.parquet import cast, without_views
 
 BLOCK_BYTES = 8 * 2**20
 REJECTS = pa.schema({"id": pa.string(), "file": pa.string(), "row": pa.int64(), "reason": pa.string()})
@@ -158,40 +157,19 @@ def _rewrite_parquet(file: UPath, target: UPath, judge: Judge) -> None:
         schema = source.schema_arrow
         if source.metadata.num_rows:  # a file without rows may have any schema: reading leaves it out
             judge.check_schema(schema)
-        plain = pa.schema([field.with_type(_plain(field.type)) for field in schema])
+        plain = without_views(schema)
         codecs = _codecs(source.metadata)
         with provenance.writer(target, schema, "apply", compression=codecs) as writer:
             for group in range(source.metadata.num_row_groups):
                 if not source.metadata.row_group(group).num_rows:
                     continue
                 with reading(file):
-                    table = _cast(source.read_row_group(group, use_threads=False), plain)
+                    table = cast(source.read_row_group(group, use_threads=False), plain)
                     ids = table[judge.id_field].combine_chunks()
                     ids.validate(full=True)  # files may hold bytes that are not UTF-8
                 keep = judge.keep(ids)
                 if keep.any():
-                    writer.write_table(_cast(table.filter(pa.array(keep)), schema), row_group_size=len(table))
-
-
-def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the types of `schema`; a column that has its type is left alone, as not all can be cast."""
-    pairs = zip(table.columns, schema.types, strict=True)
-    return pa.Table.from_arrays([column if column.type == t else column.cast(t) for column, t in pairs], schema=schema)
-
-
-def _plain(type_: pa.DataType) -> pa.DataType:
-    """`type_` with plain strings and bytes in place of views, of which pyarrow cannot pick rows."""
-    if pa.types.is_struct(type_):
-        return pa.struct([field.with_type(_plain(field.type)) for field in type_])
-    if pa.types.is_map(type_):
-        key, item = (field.with_type(_plain(field.type)) for field in (type_.key_field, type_.item_field))
-        return pa.map_(key, item, type_.keys_sorted)
-    if is_list(type_):
-        value = type_.value_field.with_type(_plain(type_.value_type))
-        if pa.types.is_fixed_size_list(type_):
-            return pa.list_(value, type_.list_size)
-        return pa.large_list(value) if pa.types.is_large_list(type_) else pa.list_(value)
-    return PLAIN.get(type_, type_)
+                    writer.write_table(cast(table.filter(pa.array(keep)), schema), row_group_size=len(table))
 
 
 def _codecs(metadata: pq.FileMetaData) -> Any:

@@ -11,6 +11,7 @@ from upath import UPath
 from daskmeans.provenance import CHECKED
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.frames import is_wanted
+from daskmeans.vectors.matrix import is_list
 from daskmeans.vectors.slices import Slice, Survey, Unit
 
 BATCH_BYTES = 4 * 2**20
@@ -41,13 +42,15 @@ def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
         numbers = [group for group, _ in groups]
         if sum(rows for _, rows in groups) == piece.rows:
             with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True, **CHECKED) as file:
-                yield _without_views(file.read_row_groups(numbers, columns=columns, use_threads=False))
+                table = file.read_row_groups(numbers, columns=columns, use_threads=False)
+                yield cast(table, without_views(table.schema))
             return
         # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
         stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
         with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **CHECKED, **stream) as file:
             batches = file.iter_batches(_batch_rows(metadata), numbers, columns=columns, use_threads=False)
-            yield from map(_without_views, _cut(batches, skipped, piece.rows))
+            for table in _cut(batches, skipped, piece.rows):
+                yield cast(table, without_views(table.schema))
 
 
 def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
@@ -62,11 +65,29 @@ def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator
             return
 
 
-def _without_views(table: pa.Table) -> pa.Table:
-    """`table` with plain strings and bytes in place of views, of which pyarrow cannot pick rows."""
-    types = [PLAIN.get(type_, type_) for type_ in table.schema.types]
-    schema = pa.schema(list(zip(table.column_names, types, strict=True)))
-    return table if types == table.schema.types else table.cast(schema)
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """`schema` with plain strings and bytes in place of views, of which pyarrow cannot pick rows."""
+    return pa.schema([field.with_type(_plain(field.type)) for field in schema])
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(_plain(field.type)) for field in type_])
+    if pa.types.is_map(type_):
+        key, item = (field.with_type(_plain(field.type)) for field in (type_.key_field, type_.item_field))
+        return pa.map_(key, item, type_.keys_sorted)
+    if is_list(type_):
+        value = type_.value_field.with_type(_plain(type_.value_type))
+        if pa.types.is_fixed_size_list(type_):
+            return pa.list_(value, type_.list_size)
+        return pa.large_list(value) if pa.types.is_large_list(type_) else pa.list_(value)
+    return PLAIN.get(type_, type_)
+
+
+def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the types of `schema`; a column that has its type is left alone, as not all can be cast."""
+    pairs = zip(table.columns, schema.types, strict=True)
+    return pa.Table.from_arrays([column if column.type == t else column.cast(t) for column, t in pairs], schema=schema)
 
 
 def _groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[int, int]], int]:
