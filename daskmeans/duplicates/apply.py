@@ -25,6 +25,7 @@ from daskmeans.vectors.files import (
     find_files,
     format_of,
     inside,
+    listed,
     open_path,
     refuse_overlap,
 )
@@ -102,7 +103,7 @@ def apply(
     files = find_files(inputs, storage_options)
     if format_of(files[0]) == "npy":
         _check_numbered(inputs, id_field, storage_options, decided)
-    given = [inputs] if isinstance(inputs, Input) else list(inputs)
+    given = listed(inputs)
     roots = directories(inputs, storage_options)
     refuse_overlap(target, [*roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
@@ -139,7 +140,7 @@ def _check_numbered(
     if source.fingerprint() != then:  # which the name of the ids is part of
         raise DataError(
             "these are not the files that the rows were decided from, or they come in another order or have changed",
-            where=", ".join(map(str, [inputs] if isinstance(inputs, Input) else inputs)),
+            where=", ".join(map(str, listed(inputs))),
             expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
             remedy="name the input, and --id-field if it was given, as they were named there",
         )

@@ -23,7 +23,7 @@ from daskmeans.duplicates.result import DedupResult
 from daskmeans.duplicates.settings import LEAST_FLOOR, Settings, chosen, dedup_settings
 from daskmeans.errors import MemoryForecastError, UsageError
 from daskmeans.vectors.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
-from daskmeans.vectors.files import Input, open_path, refuse_overlap
+from daskmeans.vectors.files import Input, listed, open_path, refuse_overlap
 
 # Bytes that a decision takes on disk, about.
 ROW_BYTES = 16
@@ -209,8 +209,7 @@ def _open_others(
     storage_options: Mapping[str, Any] | None,
 ) -> list[Buckets]:
     """The clusters that those of `buckets` are held against."""
-    paths = list(against) if isinstance(against, Sequence) and not isinstance(against, str) else [against]
-    others = [open_buckets(open_path(path, storage_options)) for path in paths]
+    others = [open_buckets(open_path(path, storage_options)) for path in listed(against)]
     if others and (settings.search == "clusters" or settings.probes > 1):
         raise UsageError(
             "inside clusters rows are not held against others",

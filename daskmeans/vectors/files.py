@@ -31,6 +31,11 @@ VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
 Input = str | os.PathLike | UPath
 
 
+def listed(inputs: Input | Sequence[Input]) -> list[Input]:
+    """One or several inputs as a list."""
+    return [inputs] if isinstance(inputs, Input) else list(inputs)
+
+
 def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
     """Files of `inputs`: those of a directory or a glob sorted by path, those of a list in its order.
 
@@ -41,8 +46,7 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
     UsageError
         A file of an unknown format, files of several formats, a file named twice, or an unknown kind of URL.
     """
-    given = [inputs] if isinstance(inputs, Input) else list(inputs)
-    found = [file for one in given for file in _expand(open_path(one, storage_options))]
+    found = [file for one in listed(inputs) for file in _expand(open_path(one, storage_options))]
     if not found:
         raise UsageError("the input is an empty list", expected=f"files: {SUFFIXES}")
     formats: dict[str, UPath] = {}
@@ -67,8 +71,7 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
 
 def directories(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
     """Those of `inputs` that are directories."""
-    given = [inputs] if isinstance(inputs, Input) else list(inputs)
-    return [path for path in (open_path(one, storage_options) for one in given) if path.is_dir()]
+    return [path for path in (open_path(one, storage_options) for one in listed(inputs)) if path.is_dir()]
 
 
 def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:

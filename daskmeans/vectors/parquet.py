@@ -42,15 +42,13 @@ def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
         numbers = [group for group, _ in groups]
         if sum(rows for _, rows in groups) == piece.rows:
             with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True, **CHECKED) as file:
-                table = file.read_row_groups(numbers, columns=columns, use_threads=False)
-                yield cast(table, without_views(table.schema))
+                yield _viewless(file.read_row_groups(numbers, columns=columns, use_threads=False))
             return
         # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
         stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
         with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **CHECKED, **stream) as file:
             batches = file.iter_batches(_batch_rows(metadata), numbers, columns=columns, use_threads=False)
-            for table in _cut(batches, skipped, piece.rows):
-                yield cast(table, without_views(table.schema))
+            yield from map(_viewless, _cut(batches, skipped, piece.rows))
 
 
 def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
@@ -63,6 +61,10 @@ def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator
             yield pa.Table.from_batches([wanted])
         if not rows:
             return
+
+
+def _viewless(table: pa.Table) -> pa.Table:
+    return cast(table, without_views(table.schema))
 
 
 def without_views(schema: pa.Schema) -> pa.Schema:
