@@ -17,7 +17,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import runtime
-from daskmeans.duplicates.result import decision_files
+from daskmeans.duplicates.result import decision_files, read_decisions
 from daskmeans.vectors.buckets import Buckets, Part, lean_of, open_buckets
 from daskmeans.vectors.files import reading
 
@@ -188,14 +188,9 @@ def _examples(pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: s
 
 def _pairs(file: UPath, most: int) -> pd.DataFrame:
     """At most `most` near-duplicates of one file, each with the row that it was dropped for and their score."""
-    with reading(file):
-        columns = ["id", "kept_id", "max_id", "cosine_sim_score", "reason"]
-        table = pq.read_table(file.path, filesystem=file.fs, columns=columns)
-    # The score of a decision is that with max_id, the most similar row, which may have been dropped itself.
-    direct = pc.and_(pc.equal(table["reason"], "semantic"), pc.equal(table["max_id"], table["kept_id"]))
-    table = (
-        table.filter(direct).select(["id", "kept_id", "cosine_sim_score"]).rename_columns(["id", "kept_id", "score"])
-    )
+    table = read_decisions(file, ["id", "kept_id", "kept_score", "reason"])
+    known = pc.and_(pc.equal(table["reason"], "semantic"), pc.is_valid(table["kept_score"]))
+    table = table.filter(known).drop_columns("reason").rename_columns(["id", "kept_id", "score"])
     pairs = table.to_pandas().sort_values(["score", "id"])
     pairs = pairs.iloc[:: max(1, -(-len(pairs) // max(1, most)))]
     pairs.attrs["type"] = table.schema.field("id").type

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from dask import delayed
 from distributed import Client
 from upath import UPath
 
 from daskmeans import provenance, runtime, stores
-from daskmeans.duplicates.result import DedupResult, Found, decision_files
+from daskmeans.duplicates.result import DedupResult, Found, decision_files, read_decisions
 from daskmeans.duplicates.settings import LEAST_FLOOR
 from daskmeans.errors import UsageError
 from daskmeans.examples import Row
 from daskmeans.report import page, pair_card
-from daskmeans.vectors.files import Input, open_path, reading
+from daskmeans.vectors.files import Input, open_path
 
 # Pairs are shown from this far below the threshold to this far above it.
 SPREAD = 0.1
@@ -36,8 +35,9 @@ def write_review(
 ) -> UPath:
     """Write pairs of rows, spread evenly over the scores around the threshold, as a page and as a table.
 
-    Each is a row and the most similar one before it in rank. An exact search knows pairs from its floor on only, so a
-    floor below the threshold shows what a lower one would drop.
+    Each is a row that was dropped and the one that stays in its place, or a row that stays and the most similar one
+    before it in rank. An exact search knows pairs from its floor on only, so a floor below the threshold shows what a
+    lower one would drop.
 
     Parameters
     ----------
@@ -72,10 +72,10 @@ def write_review(
     low, high = threshold - SPREAD, min(1.0, threshold + SPREAD)
     find = delayed(_near, pure=False)
     found = pa.concat_tables(
-        runtime.compute([find(file, low, high, n) for file in decision_files(result.path)], client=client)
+        runtime.compute([find(file, low, threshold, high, n) for file in decision_files(result.path)], client=client)
     )
     pairs = _spread(found, n)
-    known = result.look_up(pa.concat_arrays([*pairs["id"].chunks, *pairs["max_id"].chunks]))
+    known = result.look_up(pa.concat_arrays([*pairs["id"].chunks, *pairs["twin_id"].chunks]))
     target = result.path if out is None else open_path(out)
     target.mkdir(parents=True, exist_ok=True)
     with pa.BufferOutputStream() as stream:
@@ -86,22 +86,26 @@ def write_review(
     return target / FILES[0]
 
 
-def _near(file: UPath, low: float, high: float, n: int) -> pa.Table:
+def _near(file: UPath, low: float, threshold: float, high: float, n: int) -> pa.Table:
     """Pairs of one file of decisions whose scores lie between, copies left out; at most `n`."""
-    with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs, columns=["id", "max_id", "cosine_sim_score", "reason"])
-    score = table["cosine_sim_score"]
-    inside = pc.and_(pc.and_(pc.greater_equal(score, low), pc.less_equal(score, high)), pc.is_valid(table["max_id"]))
+    table = read_decisions(file)
+    # With the row that stays in its place, or else with what is nearest to it.
+    shown = pc.is_valid(table["kept_score"])
+    twin = pc.if_else(shown, table["kept_id"], table["max_id"])
+    score = pc.if_else(shown, table["kept_score"], table["cosine_sim_score"])
+    inside = pc.and_(pc.and_(pc.greater_equal(score, low), pc.less_equal(score, high)), pc.is_valid(twin))
     inside = pc.and_(inside, pc.not_equal(pc.fill_null(table["reason"], ""), "exact"))
-    return _spread(table.filter(inside).drop_columns("reason"), n)
+    # A row that stays may be nearest to one that was dropped: no pair of which either would teach a threshold.
+    inside = pc.and_(inside, pc.or_(pc.invert(table["keep"]), pc.less(score, pa.scalar(np.float32(threshold)))))
+    return _spread(pa.table({"id": table["id"], "twin_id": twin, "score": score}).filter(inside), n)
 
 
 def _spread(pairs: pa.Table, n: int) -> pa.Table:
     """`n` of the pairs, evenly spread over their scores, in their order; all if there are no more."""
-    pairs = pairs.take(pc.sort_indices(pairs, [("cosine_sim_score", "ascending"), ("id", "ascending")]))
+    pairs = pairs.take(pc.sort_indices(pairs, [("score", "ascending"), ("id", "ascending")]))
     if len(pairs) <= n:
         return pairs
-    scores = pairs["cosine_sim_score"].to_numpy().astype(np.float64)
+    scores = pairs["score"].to_numpy().astype(np.float64)
     taken = np.unique(np.searchsorted(scores, np.linspace(scores[0], scores[-1], n)))
     others = np.setdiff1d(np.arange(len(pairs)), taken)
     more = others[np.linspace(0, len(others) - 1, n - len(taken)).astype(np.int64)]  # where scores are dense
@@ -110,9 +114,7 @@ def _spread(pairs: pa.Table, n: int) -> pa.Table:
 
 def _table(pairs: pa.Table, known: dict[Any, Found], threshold: float) -> pa.Table:
     """The pairs with the metadata of both rows."""
-    names = ["id", "twin_id", "score"]
-    table = pairs.rename_columns({"max_id": "twin_id", "cosine_sim_score": "score"}).select(names)
-    table = table.append_column("duplicate", pc.greater_equal(table["score"], pa.scalar(np.float32(threshold))))
+    table = pairs.append_column("duplicate", pc.greater_equal(pairs["score"], pa.scalar(np.float32(threshold))))
     for prefix, ids in (("", table["id"]), ("twin_", table["twin_id"])):
         rows = [known[id_].metadata for id_ in ids.to_pylist()]
         for name in dict.fromkeys(name for row in rows for name in row):  # twins may come from other clusters
@@ -140,17 +142,18 @@ def _page(pairs: pa.Table, known: dict[Any, Found], threshold: float, floor: flo
     title = f"Pairs around {threshold}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        '<p class="quiet">Each pair is a row and the most similar one before it; words that only one has are marked. '
-        "Find the score below which they are no duplicates any more: that is the threshold to choose.</p>",
+        '<p class="quiet">Each pair is a dropped row and the one that stays in its place, or, below the threshold, a '
+        "row and the most similar one before it; words that only one has are marked. Find the score below which they "
+        "are no duplicates any more: that is the threshold to choose.</p>",
     ]
     if floor == threshold:
         lower = f"--floor {max(LEAST_FLOOR, round(threshold - SPREAD, 3))}"
         body.append(f'<p class="quiet">Pairs below {threshold} were not stored: {lower} stores and shows them too.</p>')
     above = False
     for pair in pairs.to_pylist():
-        score = pair["cosine_sim_score"]
+        score = pair["score"]
         if np.float32(score) >= np.float32(threshold) and not above:
             above = True
             body.append(f"<h2>From {threshold} on: duplicates</h2>")
-        body += pair_card(row(pair["max_id"]), row(pair["id"]), score, "cosine similarity", ("earlier", "later"))
+        body += pair_card(row(pair["twin_id"]), row(pair["id"]), score, "cosine similarity", ("earlier", "later"))
     return page(title, body)

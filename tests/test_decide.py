@@ -11,7 +11,7 @@ from daskmeans.kernels.products import normalize_rows
 
 
 def brute_force(X, threshold, rule):
-    """(keep, kept, best, score, reason) of each row of X, in rank order."""
+    """(keep, kept, kept's score, best, score, reason) of each row of X, in rank order."""
     n = len(X)
     copies = [[bool((X[i] == X[j]).all()) for j in range(n)] for i in range(n)]
     score = [
@@ -24,15 +24,17 @@ def brute_force(X, threshold, rule):
         best_score = score[i][best] if i else 0.0
         first = copies[i].index(True)
         if first < i:
-            rows.append((False, first if rows[first][0] else rows[first][1], best, best_score, "exact"))
+            kept = first if rows[first][0] else rows[first][1]
+            reason = "exact" if rows[first][0] else "semantic"
+            rows.append((False, kept, score[i][kept] if kept >= 0 else None, best, best_score, reason))
             continue
         near = [j for j in range(i) if score[i][j] >= threshold]
         near_kept = [j for j in near if rows[j][0]]
         if near_kept if rule == "survivors" else near:
             kept = max(near_kept, key=lambda j: (score[i][j], -j), default=-1)
-            rows.append((False, kept, best, best_score, "semantic"))
+            rows.append((False, kept, score[i][kept] if kept >= 0 else None, best, best_score, "semantic"))
         else:
-            rows.append((True, -1, best, best_score, None))
+            rows.append((True, -1, None, best, best_score, None))
     return rows
 
 
@@ -81,9 +83,10 @@ def rows_of(kind, seed, n, d):
 def test_decisions_are_those_of_the_definitions(kind, seed, n, d, threshold, rule, tile_bytes):
     X = rows_of(kind, seed, n, d)
     found = decide(X, np.float32(threshold), rule, tile_bytes)
-    for i, (keep, kept, best, score, reason) in enumerate(brute_force(X, np.float32(threshold), rule)):
+    for i, (keep, kept, kept_score, best, score, reason) in enumerate(brute_force(X, np.float32(threshold), rule)):
         assert (found.keep[i], found.kept[i], found.best[i]) == (keep, kept, best), i
         assert found.score[i] == np.float32(score)
+        assert np.isnan(found.kept_score[i]) if kept_score is None else found.kept_score[i] == np.float32(kept_score)
         assert found.exact[i] == (reason == "exact")
 
 
@@ -94,7 +97,7 @@ def test_a_larger_cluster(rule):
     expected = brute_force(X, np.float32(0.99), rule)
     assert found.keep.tolist() == [row[0] for row in expected]
     assert found.kept.tolist() == [row[1] for row in expected]
-    assert found.best.tolist() == [row[2] for row in expected]
+    assert found.best.tolist() == [row[3] for row in expected]
     assert 0 < found.keep.sum() < len(X)
 
 

@@ -200,7 +200,16 @@ def test_the_result(tmp_path, clusters):
     assert kept["keep"].all()
     assert not removed["keep"].any()
     assert len(kept) + len(removed) == len(everything) == result.summary["rows"]
-    assert list(kept.columns) == ["id", "keep", "kept_id", "max_id", "cosine_sim_score", "reason", "centroid"]
+    assert list(kept.columns) == [
+        "id",
+        "keep",
+        "kept_id",
+        "kept_score",
+        "max_id",
+        "cosine_sim_score",
+        "reason",
+        "centroid",
+    ]
     assert result.kept.dtypes.astype(str).to_dict() == kept.dtypes.astype(str).to_dict()
     assert "recall" in repr(result)
     assert f"<td>{result.summary['rows']}</td>" in result._repr_html_()
@@ -225,9 +234,8 @@ def test_groups(clusters, rule, search):
             assert row.score == pytest.approx(float(rows[0][group.id] @ rows[0][row.id]), abs=1e-6)
             assert row.metadata["text"] == f"text {row.id}"
             assert row.reason == by_id[row.id]["reason"]
-        closest.append(
-            min((by_id[d.id]["cosine_sim_score"] for d in group.duplicates if d.reason == "semantic"), default=2)
-        )
+            assert np.float32(row.score) == by_id[row.id]["kept_score"]
+        closest.append(min((by_id[d.id]["kept_score"] for d in group.duplicates if d.reason == "semantic"), default=2))
     assert closest == sorted(closest)
     assert closest[-1] == 2 or search == "exact"  # groups of copies alone, which those across clusters join
     for limit in (1, 2, 4, 9):  # a group of an exact search may lie in several files

@@ -413,7 +413,11 @@ def test_pairs_of_one_copy_stand_for_all(seed, n, share, threshold, rule, old):
             assert made.keep[i]
             stays.append(i)
         assert made.best[i] == best
-        assert made.exact[i] == bool(copied)
+        assert made.exact[i] == (bool(copied) and copied[0] in stays)
+        kept = made.kept[i]
+        assert kept < 0 if made.keep[i] else kept in stays or (kept < 0 and rule == "semdedup")
+        assert (kept < 0) == np.isnan(made.kept_score[i])
+        assert kept < 0 or made.kept_score[i] == scores[i, kept] >= threshold
         assert (made.score[i] == scores[i, best]) if best >= 0 else np.isnan(made.score[i])
         if not copied and not made.keep[i]:
             assert made.kept[i] == max((j for j in near if j in stays), key=lambda j: (scores[i, j], -j), default=-1)

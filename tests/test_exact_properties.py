@@ -118,7 +118,11 @@ def check_decisions(decisions, rows, scores, same, threshold, rule, off):
         assert not (row["keep"] and (deciding >= threshold + off).any())
         assert row["keep"] or (deciding >= threshold - off).any()
         assert row["centroid"] == rows[1][i]
-        assert row["reason"] == (None if row["keep"] else "exact") or not same[i, earlier].any()
+        assert row["reason"] in ((None,) if row["keep"] else ("exact", "semantic"))
+        if row["kept_id"] is not None:  # rows that differ in their lengths alone are copies, too
+            assert row["reason"] == "exact" or not same[i, row["kept_id"]]
+            assert row["reason"] == "semantic" or scores[i, row["kept_id"]] >= 1 - NEAR
+        assert (row["kept_score"] is None) == (row["kept_id"] is None)
         assert (row["max_id"] is not None) or not (score >= threshold + off).any()
         if row["max_id"] is not None:
             assert row["max_id"] in earlier
@@ -126,8 +130,9 @@ def check_decisions(decisions, rows, scores, same, threshold, rule, off):
             assert row["cosine_sim_score"] == pytest.approx(scores[i, row["max_id"]], abs=NEAR)
         if row["kept_id"] is not None:
             assert row["kept_id"] in earlier[stays[earlier]]
-            best = score[stays[earlier]].max() if row["reason"] == "semantic" else 0  # copies go where the first goes
+            best = 0 if same[i, earlier].any() else score[stays[earlier]].max()  # copies go where the first goes
             assert scores[i, row["kept_id"]] >= max(best - NEAR, threshold - off)
+            assert row["kept_score"] == pytest.approx(scores[i, row["kept_id"]], abs=NEAR)
         assert row["kept_id"] is None if row["keep"] else row["kept_id"] is not None or rule == "semdedup"
 
 

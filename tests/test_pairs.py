@@ -60,7 +60,7 @@ def test_the_result_does_not_depend_on_the_tile(seed, n, d, spread, threshold, r
 @pytest.mark.parametrize("n", [255, 256, 257, 600])
 def test_best_is_the_first_of_the_largest_scores(n):
     X = unit_rows(n, n, 16, 1e-3)
-    best, score, stays, _ = compare(X, 1 << 16, 2, "survivors")
+    best, score, stays, *_ = compare(X, 1 << 16, 2, "survivors")
     for i in range(1, len(X)):
         scores = [pair_score(X[i], X[j]) for j in range(i)]
         assert best[i] == int(np.argmax(scores))

@@ -40,7 +40,7 @@ def main(vectors: str, out: str, n_clusters: str = "1000") -> None:
         dkm.write_buckets(dkm.assign(embeddings, km), f"{out}/clusters")
         result = dkm.dedup(f"{out}/clusters", threshold=0.9, out=f"{out}/decisions")
         print(result)
-        print(result.removed[["id", "kept_id", "cosine_sim_score"]].head(npartitions=-1))
+        print(result.removed[["id", "kept_id", "kept_score"]].head(npartitions=-1))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ class Decided(NamedTuple):
     """bool, shape (n,)"""
     kept: np.ndarray
     """int64, shape (n,): the row that stays in place of this one, or -1."""
+    kept_score: np.ndarray
+    """float32, shape (n,): the score with `kept`; NaN without."""
     best: np.ndarray
     """int64, shape (n,): the most similar earlier row."""
     score: np.ndarray
     """float32, shape (n,): the score with `best`."""
     exact: np.ndarray
-    """bool, shape (n,): the row is a copy of an earlier one."""
+    """bool, shape (n,): `kept` is a copy of the row."""
 
 
 def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, runs: Sequence[Nearest] = ()) -> Decided:
@@ -53,16 +55,22 @@ def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, run
     first, unique, rows = _distinct(X)
     runs = runs or [nearest_earlier(rows, 0, len(rows), tile_bytes)]
     found = Nearest(*map(np.concatenate, zip(*runs, strict=True)))
-    stays, kept = settle(rows, found, threshold, rule, tile_bytes)
+    settled = settle(rows, found, threshold, rule, tile_bytes)
     found.best[:1], found.score[:1] = 0, 0
-    # Row of `found` that stands for each row.
-    group, exact = np.searchsorted(unique, first), first != np.arange(len(X))
-    group_best, group_kept = unique[found.best], np.where(kept < 0, -1, unique[kept])
-    stays, score = stays[group], found.score[group]
-    # A copy's best is the row it copies, unless that one met a row which scores 1 as well and comes still earlier.
-    best = np.where(exact & (score < 1), first, group_best[group])
-    kept = np.where(exact & stays, first, group_kept[group])
-    return Decided(stays & ~exact, kept, best, np.where(exact, np.float32(1), score), exact)
+    # Row of `found` that stands for each row: what is decided on the first of some copies holds for all of them.
+    group, copy = np.searchsorted(unique, first), first != np.arange(len(X))
+    stays, kept, kept_score = (values[group] for values in settled)
+    score = found.score[group]
+    exact = copy & stays  # if the first goes, its copies go with it for a row that is no copy
+    return Decided(
+        stays & ~copy,
+        np.where(exact, first, np.where(kept < 0, -1, unique[kept])),
+        np.where(exact, np.float32(1), kept_score),
+        # A copy's best is the row it copies, unless that one met a row which scores 1 as well and comes still earlier.
+        np.where(copy & (score < 1), first, unique[found.best][group]),
+        np.where(copy, np.float32(1), score),
+        exact,
+    )
 
 
 def nearest_in_run(X: np.ndarray, run: int, runs: int, tile_bytes: int) -> Nearest:
@@ -95,6 +103,7 @@ def to_table(ids: pa.Array, decided: Decided | Resolved, centroid: int | np.ndar
             "id": ids,
             "keep": decided.keep,
             "kept_id": ids.take(pa.array(decided.kept, mask=decided.kept < 0)),
+            "kept_score": pa.array(decided.kept_score, mask=np.isnan(decided.kept_score)),
             "max_id": ids.take(pa.array(decided.best, mask=decided.best < 0)),
             "cosine_sim_score": pa.array(decided.score, mask=np.isnan(decided.score)),
             "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),

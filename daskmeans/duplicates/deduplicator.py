@@ -32,7 +32,7 @@ from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import is_cudf, on_device, on_host
 
-ADDED = ("keep", "kept_id", "max_id", "cosine_sim_score", "reason", CENTROID)
+ADDED = ("keep", "kept_id", "kept_score", "max_id", "cosine_sim_score", "reason", CENTROID)
 # With fewer rows a dimension, finding directions takes longer than doing without.
 DIRECTED = 16
 
@@ -133,10 +133,12 @@ class SemanticDeduplicator:
         Returns
         -------
         DataFrame of pandas, cuDF or dask
-            `frame` and the columns ``keep`` (bool), ``kept_id`` (the row that stays in place of this one), ``max_id``
-            and ``cosine_sim_score`` (the most similar row that comes earlier in rank, if it is similar enough, and the
-            score), ``reason`` (``exact``, ``semantic`` or null) and ``centroid``. The rows of a pandas dataframe keep
-            their order, those of a dask dataframe move. Frames of cuDF are decided on in memory, and go back.
+            `frame` and the columns ``keep`` (bool), ``kept_id`` and ``kept_score`` (the row that stays in place of this
+            one, and the score of the two), ``max_id`` and ``cosine_sim_score`` (the most similar row that comes earlier
+            in rank, if it is similar enough, and the score; it may have been dropped itself), ``reason`` (``exact`` for
+            a copy of ``kept_id``, else ``semantic``; null for rows that stay) and ``centroid``. The rows of a pandas
+            dataframe keep their order, those of a dask dataframe move. Frames of cuDF are decided on in memory, and go
+            back.
         """
         if isinstance(frame, dd.DataFrame) and is_cudf(frame._meta):
             decided = self(frame.map_partitions(on_host, meta=on_host(frame._meta), enforce_metadata=False))
@@ -254,7 +256,7 @@ class SemanticDeduplicator:
     def _undecided(self, frame: pd.DataFrame) -> pa.Table:
         """As many decisions as `frame` has rows, all of them null."""
         id_ = self._ids(frame).type
-        types = (pa.bool_(), id_, id_, pa.float32(), pa.string(), pa.int32())
+        types = (pa.bool_(), id_, pa.float32(), id_, pa.float32(), pa.string(), pa.int32())
         return pa.table([pa.nulls(len(frame), type_) for type_ in types], names=ADDED)
 
     @staticmethod

@@ -16,12 +16,14 @@ class Resolved(NamedTuple):
     """bool, shape (n,)"""
     kept: np.ndarray
     """int64, shape (n,): the row that stays in place of this one, or -1."""
+    kept_score: np.ndarray
+    """float32, shape (n,): the score with `kept`; NaN without."""
     best: np.ndarray
     """int64, shape (n,): the most similar earlier row of those it is paired with, or -1."""
     score: np.ndarray
     """float32, shape (n,): the score with `best`; NaN without."""
     exact: np.ndarray
-    """bool, shape (n,): the row is a copy of an earlier one."""
+    """bool, shape (n,): `kept` is a copy of the row."""
 
 
 def resolve(
@@ -63,15 +65,19 @@ def resolve(
     later, earlier, score = later[open_], earlier[open_], scores[~copies][open_]
     order = np.lexsort((earlier, -score, later))
     starts = np.searchsorted(later[order], np.arange(n + 1))
-    keep, kept, best, found = _resolve(starts, earlier[order], score[order], threshold, rule == "survivors")
-    # A copy goes with the first of its kind; that one is nearest, unless a row that comes still earlier scores 1 too.
-    exact = head != np.arange(n)
-    nearest = np.where(found[head] == 1, best[head], head)
+    decided = _resolve(starts, earlier[order], score[order], threshold, rule == "survivors")
+    # What is decided on the first of some copies holds for all of them, as their scores with other rows are the same.
+    keep, kept, kept_score, best, found = (values[head] for values in decided)
+    copy = head != np.arange(n)
+    exact = copy & keep  # if the first goes, its copies go with it for a row that is no copy
+    # The first is the nearest of a copy, unless a row that comes still earlier scores 1 too.
+    nearest = np.where(copy & (found != 1), head, best)
     return Resolved(
-        keep & ~exact,
-        np.where(exact, np.where(keep[head], head, kept[head]), kept),
-        np.where(exact, nearest, best),
-        np.where(exact, np.float32(1), found),
+        keep & ~copy,
+        np.where(exact, head, kept),
+        np.where(exact, np.float32(1), kept_score),
+        nearest,
+        np.where(copy, np.float32(1), found),
         exact,
     )
 
@@ -99,7 +105,7 @@ def _resolve(starts, earlier, scores, threshold, survivors):  # type: ignore[no-
     """Decide on one row after the other; the pairs of each come with the largest score first."""
     n = starts.shape[0] - 1
     keep, kept, best = np.ones(n, np.bool_), np.full(n, -1), np.full(n, -1)
-    found = np.full(n, np.float32(np.nan))
+    kept_score, found = np.full(n, np.float32(np.nan)), np.full(n, np.float32(np.nan))
     for i in range(n):
         for e in range(starts[i], starts[i + 1]):
             if e == starts[i]:
@@ -109,5 +115,5 @@ def _resolve(starts, earlier, scores, threshold, survivors):  # type: ignore[no-
             stays = keep[earlier[e]]
             keep[i] = keep[i] and survivors and not stays
             if stays and kept[i] < 0:
-                kept[i] = earlier[e]
-    return keep, kept, best, found
+                kept[i], kept_score[i] = earlier[e], scores[e]
+    return keep, kept, kept_score, best, found

@@ -92,6 +92,8 @@ class Earlier(NamedTuple):
     """bool"""
     kept: np.ndarray
     """int64: for a row that goes, the most similar earlier row that stays and is similar enough, or -1."""
+    score: np.ndarray
+    """float32: the score with `kept`; NaN without."""
 
 
 def nearest_earlier(X: np.ndarray, first: int, last: int, tile_bytes: int) -> Nearest:
@@ -146,13 +148,14 @@ def settle(X: np.ndarray, found: Nearest, threshold: np.float32, rule: str, tile
     many are alike, is compared with the rows that stay, few rows if many are alike.
     """
     stays, kept = found.score < threshold, np.full(len(X), -1)
+    kept_score = np.full(len(X), np.float32(np.nan))
     (height, width), margin = _tile(tile_bytes), 2 * rounding_bound(X.shape[1])
     similar = np.flatnonzero(~stays)
     for start in range(0, len(similar), height):
         batch = similar[start : start + height]
         # So far `stays` says of these that they go: what stays now does so whatever becomes of them.
         clear = stays[found.best[batch]]
-        kept[batch[clear]] = found.best[batch[clear]]
+        kept[batch[clear]], kept_score[batch[clear]] = found.best[batch[clear]], found.score[batch[clear]]
         unclear = batch[~clear]
         tops = np.full(len(unclear), threshold, np.float32)
         best, score = np.full(len(unclear), -1), np.full(len(unclear), -np.inf, np.float32)
@@ -162,8 +165,9 @@ def settle(X: np.ndarray, found: Nearest, threshold: np.float32, rule: str, tile
             _scan(X[unclear] @ X[columns].T, X, unclear, columns, margin, tops, best, score)
         if rule == "survivors":
             _survive(X[unclear] @ X[unclear].T, X, unclear, threshold, margin, best, score, stays)
-        kept[unclear] = np.where(score >= threshold, best, -1)
-    return Earlier(stays, kept)
+        near = score >= threshold
+        kept[unclear[near]], kept_score[unclear[near]] = best[near], score[near]
+    return Earlier(stays, kept, kept_score)
 
 
 def _tile(tile_bytes: int) -> tuple[int, int]:
