@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -132,10 +132,21 @@ def _show_advice(facts: dict[str, Any], output: Output) -> None:
     console.print(f"\n{_plain(facts['command'])}")
 
 
-def _hint(command: str, output: Output) -> None:
-    """Say on stderr what writes the rows that are kept."""
-    if not (output.json or output.quiet):
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]the kept rows: {_plain(command)}")
+def _hint(
+    decisions: str, inputs: Sequence[str], rejected: int, with_options: bool, cluster: ClusterSettings, output: Output
+) -> None:
+    """Say on stderr which command writes the rows that are kept; of storage options, which may be secrets, no value."""
+    if output.json or output.quiet:
+        return
+    command = shlex.join(["daskmeans", "apply", decisions, *inputs]) + " --out KEPT"
+    if rejected:  # rows on which there is no decision
+        command += " --on-bad-row skip"
+    if with_options:
+        command += " --storage-options '{...}'"
+    for flag, value in (("--scheduler", cluster.scheduler), ("--scheduler-file", cluster.scheduler_file)):
+        if value:
+            command += f" {flag} {shlex.quote(value)}"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]the kept rows: {_plain(command)}")
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -260,7 +271,8 @@ def assign(
 @click.option("--out", required=True, help="Directory of decisions to make.")
 @flags.deciding
 @click.option("--review", type=click.IntRange(1), help="Write so many pairs around the threshold into OUT/review.html.")
-@click.option("--against", multiple=True, metavar="CLUSTERS", help="Clusters whose rows stay, and rows like them go.")
+@click.option("--against", multiple=True, metavar="CLUSTERS",
+              help="Clusters whose kept rows stay, and rows like them go; or decisions on them.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then add the rows that are kept to the clusters --against.")
 @click.option("--random-state", type=click.INT, default=42, show_default=True)
 @click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
@@ -283,9 +295,9 @@ def dedup(
             overwrite=overwrite, client=client,
         )  # fmt: skip
         page = {"review": str(write_review(result, review, client=client))} if review else {}
-    where = {"decisions": out} | ({"appended_to": against[0]} if append else {})
+    where = {"decisions": out} | ({"appended_to": str(result.against[0])} if append else {})
     _show(where | page | result.summary, output)
-    _hint(f"daskmeans apply {shlex.quote(out)} INPUT --out KEPT", output)
+    _hint(out, ["INPUT"], result.summary["rejected"], bool(storage_options), cluster, output)
 
 
 @kmeans.command()
@@ -313,7 +325,7 @@ def leak(
 @click.argument("decisions")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, help="Directory of kept rows to make.")
-@click.option("--id-field", default="id", show_default=True)
+@click.option("--id-field", help="Column of ids [the one that the decisions were made by].")
 @click.option("--storage-options", type=flags.Json(), help="Options of the file system, as JSON.")
 @click.option("--on-bad-row", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="About rows without a decision.")  # fmt: skip
@@ -321,7 +333,7 @@ def leak(
 @flags.cluster
 @flags.output
 def apply(
-    decisions: str, inputs: tuple[str, ...], out: str, id_field: str, storage_options: dict[str, Any] | None,
+    decisions: str, inputs: tuple[str, ...], out: str, id_field: str | None, storage_options: dict[str, Any] | None,
     on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Write the kept rows of the original files, in their format."""
@@ -360,7 +372,8 @@ def run(
             floor=floor, overwrite=overwrite, client=client,
         )  # fmt: skip
     _show({"out": out} | result.summary, output)
-    _hint(f"daskmeans apply {shlex.join([out.rstrip('/') + '/dedup', *inputs])} --out KEPT", output)
+    decisions = out.rstrip("/") + "/dedup"
+    _hint(decisions, inputs, result.summary["rejected"], bool(reading.storage_options), cluster, output)
 
 
 @kmeans.command()

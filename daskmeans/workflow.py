@@ -15,7 +15,7 @@ from upath import UPath
 from daskmeans import manifest, room, runtime
 from daskmeans.assignment import assign as assign_rows
 from daskmeans.assignment import refuse_reserved
-from daskmeans.duplicates.decisions import dedup_inputs
+from daskmeans.duplicates.decisions import NOTES, dedup_inputs
 from daskmeans.duplicates.plan import n_pairs
 from daskmeans.duplicates.rank import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
@@ -28,7 +28,7 @@ from daskmeans.kmeans.ann import check as check_assign
 from daskmeans.kmeans.checkpoint import CHECKPOINTS
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.reading import DEFAULTS, Reading
-from daskmeans.vectors.buckets import COSINE, L2, Buckets, index_facts, open_buckets
+from daskmeans.vectors.buckets import COSINE, L2, Buckets, as_of, index_facts, open_buckets
 from daskmeans.vectors.files import directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.regroup import regroup
@@ -151,6 +151,7 @@ def _assign(
         settings,
         assign_inputs(source, model),
         overwrite=overwrite,
+        keep=[NOTES],  # of decisions on the same rows, should these be assigned once more
         need=clusters_bytes(source, settings["embedding_dtype"]),
         client=client,
     ) as step:
@@ -253,7 +254,7 @@ def run(
             checked(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
         ),
     )  # fmt: skip
-    buckets = open_buckets(paths["clusters"])
+    buckets = _decided(open_buckets(paths["clusters"]), paths["dedup"])
     _once(
         paths["dedup"], "dedup", asdict(chosen(deciding, n_pairs([buckets]), False)), dedup_inputs(buckets), overwrite,
         lambda: dedup(
@@ -267,6 +268,20 @@ def run(
     result.summary |= {"rejected": assigned["rejected"], "steps": steps} | index_facts(assigned)
     manifest.write_json(root / "summary.json", result.summary)
     return result
+
+
+def _decided(buckets: Buckets, path: UPath) -> Buckets:
+    """`buckets` as they were when the decisions in `path` were made on them, if rows were only appended since."""
+    found = manifest.peek(path)
+    before = as_of(buckets, found["inputs"].get("made", "")) if found else None
+    if before is None or before.rows == buckets.rows:
+        return buckets
+    runtime.logger.info(
+        "%s: %s rows were appended since the decisions were made, and stay as they are",
+        buckets.path,
+        f"{buckets.rows - before.rows:,}",
+    )
+    return before
 
 
 def _finished(path: UPath) -> dict[str, Any]:

@@ -115,13 +115,13 @@ def test_extended_clusters_are_those_of_all_rows(tmp_path, model, monkeypatch, l
     listed = {file["path"] for file in found.manifest["outputs"]}
     assert listed == set(contents(old, but="manifest.json"))
     assert before.items() <= contents(old, but="manifest.json").items()
-    for search in ("clusters", "exact"):
-        with dask.config.set(SMALL):
-            mine, theirs = (
-                dedup(path, 0.9, search=search, out=tmp_path / f"{search}-{path.name}") for path in (old, whole)
-            )
-        assert by_id(mine.path) == by_id(theirs.path)
-        assert mine.recall == theirs.recall
+    third = assigned(tmp_path / "third", np.arange(0, 600, 5), model, prefix="new")
+    with dask.config.set(SMALL):
+        mine, theirs = (
+            dedup(third, 0.9, against=path, out=tmp_path / f"against-{path.name}", keep="easy") for path in (old, whole)
+        )
+    assert by_id(mine.path) == by_id(theirs.path)
+    assert {row["kept_id"][:2] for row in by_id(mine.path)} == {"id"}  # there is a row of each kind already
 
 
 def test_each_batch_is_held_against_those_before(tmp_path, stores):
@@ -160,8 +160,8 @@ def test_the_manifest_tells_what_was_appended(tmp_path, stores):
             with pytest.raises(NotFoundError, match=r"old: rows were appended .*\n.*\n  remedy: .* before --append"):
                 use(threshold)
     assert was.groups(5)
-    again = dedup(old, 0.9, search="exact", out=tmp_path / "was", overwrite=True)
-    assert again.summary["rows"] == len(OLD) + batch["rows"]
+    with pytest.raises(UsageError, match=r"old: \d+ rows of other clusters were appended .*\n.*\n.*into new clusters"):
+        dedup(old, 0.9, search="exact", out=tmp_path / "was", overwrite=True)
     assert open_decisions(tmp_path / "d1").groups(5) == result.groups(5)
     assert len(result.groups(5)) == 5
 

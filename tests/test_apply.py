@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 
 import dask
 import dask.dataframe as dd
@@ -10,9 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, manifest, run, workflow
+from daskmeans import KMeans, apply, dedup, manifest, open_decisions, run, workflow
+from daskmeans.cli import main
 from daskmeans.cluster import ClusterSettings, cluster
 from daskmeans.duplicates.lookup import Lookup, make_lookup
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
@@ -154,13 +157,13 @@ def test_numpy_files_are_numbered_through(tmp_path, vectors, dtype):
 
 
 def test_numpy_files_whose_ids_have_a_name(tmp_path, vectors):
-    """The name is part of what tells the input from another."""
+    """The decisions know the name, which is part of what tells the input from another."""
     np.save(tmp_path / "a.npy", vectors)
     run(tmp_path / "a.npy", tmp_path / "all", KMeans(2), threshold=0.9, reading=workflow.Reading(id_field="row"))
-    counts = apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "out", id_field="row")
-    assert counts["rows"] == N
-    with pytest.raises(DataError, match="remedy: name the input, and --id-field if it was given"):
-        apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "other")
+    assert apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "out")["rows"] == N
+    np.save(tmp_path / "b.npy", vectors)
+    with pytest.raises(DataError, match="remedy: name the input as it was named there"):
+        apply(tmp_path / "all" / "dedup", tmp_path / "b.npy", tmp_path / "other")
 
 
 def test_on_workers(tmp_path, vectors):
@@ -331,11 +334,11 @@ def test_views_of_strings_and_bytes(tmp_path, vectors, text_ids):
     ("values", "kind"), [([["x"]], "list<element: string>"), ([b"\xff\xfe"], "binary"), ([0.5], "double")]
 )
 def test_a_column_that_cannot_be_ids(tmp_path, vectors, text_ids, values, kind):
-    pq.write_table(pa.table({"id": text_ids, "tag": values * N}), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"id": values * N}), tmp_path / "rows.parquet")
     decisions, _ = decide(tmp_path, vectors, text_ids)
-    message = f"rows.parquet, column 'tag': the id is {kind}\n  expected: integers or strings\n  remedy: .*--id-field"
+    message = f"rows.parquet, column 'id': the id is {kind}\n  expected: integers or strings\n"
     with pytest.raises(UsageError, match=message):
-        apply(decisions, tmp_path / "rows.parquet", tmp_path / "out", id_field="tag")
+        apply(decisions, tmp_path / "rows.parquet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -353,8 +356,9 @@ def test_wrong_inputs(tmp_path, applied):
     source = write([str(i) for i in range(N)])
     with pytest.raises(DataError, match="'id' is string, and the ids of the decisions are int64"):
         apply(decisions, source, tmp_path / "out")
-    with pytest.raises(DataError, match=r"no column 'key'\n  expected: one of id\n  remedy: .*--id-field"):
-        apply(decisions, source, tmp_path / "out", id_field="key")
+    pq.write_table(pa.table({"key": range(N)}), tmp_path / "keys.parquet")
+    with pytest.raises(DataError, match=r"no column 'id'\n  expected: one of key\n  remedy: pass the files from which"):
+        apply(decisions, tmp_path / "keys.parquet", tmp_path / "out")
     with pytest.raises(UsageError, match="error or skip"):
         apply(decisions, source, tmp_path / "out", on_bad_row="ignore")
     with pytest.raises(NotFoundError):
@@ -443,3 +447,52 @@ def test_rows_that_repeat_an_id_are_left_out_as_they_were_when_deciding(tmp_path
     assert (rejects["row"], rejects["reason"]) == ([2, 1], ["duplicate id"] * 2)
     with pytest.raises(DataError, match="some ids repeat"):
         apply(tmp_path / "out" / "dedup", tmp_path / "in", tmp_path / "again")
+
+
+def test_rows_go_by_the_column_that_decided(tmp_path, vectors):
+    """There are two columns of ids; the command that a run prints knows which one it was."""
+    keys = [f"key-{i}" for i in range(N)]
+    table = pa.table({"id": range(1000, 1000 + N), "key": keys, "embedding": list(vectors)})
+    pq.write_table(table, tmp_path / "v.parquet")
+    ran = CliRunner().invoke(
+        main, ["run", str(tmp_path / "v.parquet"), "--id-field", "key", "--n-clusters", "2", "--threshold", "0.9",
+               "--out", str(tmp_path / "w")], catch_exceptions=False,
+    )  # fmt: skip
+    command = shlex.split(ran.stderr.splitlines()[-1].partition("the kept rows: daskmeans ")[2])
+    command[command.index("KEPT")] = str(tmp_path / "kept")
+    assert CliRunner().invoke(main, [*command, "--quiet"], catch_exceptions=False).exit_code == 0
+    result = open_decisions(tmp_path / "w" / "dedup")
+    kept = set(result.kept["id"].compute())
+    assert 0 < len(kept) < N
+    assert pq.read_table(tmp_path / "kept" / "v.parquet")["key"].to_pylist() == [key for key in keys if key in kept]
+    with pytest.raises(
+        UsageError, match=r"--id-field: .* another column than 'id'\n  expected: 'key'\n  remedy: leave"
+    ):
+        apply(result.path, tmp_path / "v.parquet", tmp_path / "out", id_field="id")
+    assert not (tmp_path / "out").exists()
+
+
+def test_decisions_of_before_their_column_was_noted(tmp_path, vectors):
+    table = pa.table({"id": range(1000, 1000 + N), "key": range(N), "embedding": list(vectors)})
+    pq.write_table(table, tmp_path / "v.parquet")
+    run(tmp_path / "v.parquet", tmp_path / "w", KMeans(2), threshold=0.9, reading=workflow.Reading(id_field="key"))
+    path = UPath(tmp_path / "w" / "dedup")
+    made = manifest.read(path, "dedup")
+    manifest.write(path, {name: value for name, value in made.items() if name != "id_field"})
+    assert apply(path, tmp_path / "v.parquet", tmp_path / "out")["kept"] == made["kept"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--storage-options", '{"auto_mkdir": true}']])
+def test_the_printed_command_is_whole(tmp_path, vectors, flags):
+    """After rows were skipped, which have no decisions; values of storage options may be secrets."""
+    vectors[7] = 0
+    pq.write_table(pa.table({"id": [*range(N - 1), 3], "v": list(vectors)}), tmp_path / "v w.parquet")
+    url = f"file://{tmp_path}/v w.parquet" if flags else str(tmp_path / "v w.parquet")
+    settings = ["--n-clusters", "2", "--threshold", "0.9", "--on-bad-row", "skip", *flags]
+    ran = CliRunner().invoke(main, ["run", url, *settings, "--out", str(tmp_path / "w")], catch_exceptions=False)
+    printed = ran.stderr.splitlines()[-1].partition("the kept rows: daskmeans ")[2]
+    assert ("--storage-options '{...}'" in printed) == bool(flags)
+    assert "auto_mkdir" not in printed
+    command = shlex.split(printed.replace("{...}", '{"auto_mkdir": true}').replace("KEPT", str(tmp_path / "kept")))
+    applied = CliRunner().invoke(main, [*command, "--json"], catch_exceptions=False)
+    assert json.loads(applied.stdout)["rejected"] == 2

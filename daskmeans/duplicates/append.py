@@ -7,7 +7,7 @@ is replaced last. Until then they are nobody's, and the next append removes them
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config, lock, manifest, room, runtime, stores
-from daskmeans.duplicates.decisions import dedup_inputs
+from daskmeans.duplicates.against import refuse_fallen
 from daskmeans.duplicates.result import decision_files
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import DataError, OutputError, UsageError
@@ -90,20 +90,23 @@ def _stored(type_: pa.DataType) -> pa.DataType:
     return pa.string() if any(is_kind(type_) for is_kind in kinds) else type_
 
 
-def is_appended(old: Buckets, new: Buckets, settings: Settings, decisions: UPath) -> bool:
+def is_appended(old: Buckets, new: Buckets, settings: Settings, decisions: UPath, client: Client | None) -> bool:
     """Whether `old` holds the kept rows of `new` already, by the decisions with these settings in `decisions`.
 
     Raises
     ------
     UsageError
         It holds them by other decisions.
+    DataError
+        A row went for one that is dropped.
     """
-    made, appended = manifest.identity(new.manifest), old.manifest.get("appended", [])
-    for i, batch in enumerate(appended):
+    made = manifest.identity(new.manifest)
+    for batch in old.manifest.get("appended", []):
         if batch["made"] != made:
             continue
-        before = replace(old, manifest=old.manifest | {"appended": appended[:i]})
-        if is_decided(settings, dedup_inputs(new, [before]), decisions):
+        found = manifest.peek(decisions)
+        if found and found["finished"] and manifest.identity(found) == batch["decided"] and _same(settings, found):
+            refuse_fallen(decisions, client)
             runtime.logger.info("%s rows are appended already: %s", f"{batch['rows']:,}", old.path)
             return True
         raise UsageError(
@@ -113,6 +116,10 @@ def is_appended(old: Buckets, new: Buckets, settings: Settings, decisions: UPath
             remedy="to decide otherwise, assign all rows anew",
         )
     return False
+
+
+def _same(settings: Settings, found: dict[str, Any]) -> bool:
+    return not manifest.changes({"settings": found["settings"]}, asdict(settings), {})
 
 
 def is_decided(settings: Settings, inputs: dict[str, Any], decisions: UPath) -> bool:

@@ -13,6 +13,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import forecast, manifest, provenance, runtime
+from daskmeans.duplicates.against import refuse_fallen
 from daskmeans.duplicates.lookup import Lookup, read_lookup
 from daskmeans.duplicates.rewrite import Rewritten, rewrite
 from daskmeans.errors import DataError, UsageError
@@ -39,7 +40,7 @@ def apply(
     inputs: Input | Sequence[Input],
     out: Input,
     *,
-    id_field: str = "id",
+    id_field: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     on_bad_row: str = "error",
     overwrite: bool = False,
@@ -58,8 +59,9 @@ def apply(
         The files from which the rows came: a file, a directory, a glob or a list of these.
     out : path
         Directory to be made, outside the inputs.
-    id_field : str, default "id"
-        Column of the ids. The ids of ``.npy`` files are the numbers of their rows, counted through all files.
+    id_field : str, optional
+        Column of the ids. Default: the one that the decisions were made by, and no other is taken. The ids of ``.npy``
+        files are the numbers of their rows, counted through all files.
     storage_options : dict, optional
         Options of the filesystem.
     on_bad_row : {"error", "skip"}, default "error"
@@ -76,8 +78,10 @@ def apply(
 
     Raises
     ------
+    UsageError
+        `id_field` is not the column that the decisions were made by.
     DataError
-        A row has no decision, or a decision no row.
+        A row has no decision, or a decision no row. Or rows went for one of other clusters that is dropped by now.
     OutputError
         `out` is in the way, or inside an input.
     MemoryForecastError
@@ -100,6 +104,7 @@ def apply(
     client = runtime.current_client(client)
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
     decided = manifest.read(folder, "dedup")
+    id_field = _id_field(decided, id_field, folder)
     files = find_files(inputs, storage_options)
     if format_of(files[0]) == "npy":
         _check_numbered(inputs, id_field, storage_options, decided)
@@ -107,6 +112,7 @@ def apply(
     roots = directories(inputs, storage_options)
     refuse_overlap(target, [*roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
+    refuse_fallen(folder, client)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
     described = {"decisions": str(folder), "files": [str(file) for file in files]}
     need = sum(facts(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
@@ -129,6 +135,22 @@ def apply(
     return summary
 
 
+def _id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
+    """The column of ids by which the decisions in `folder` were made, which must be the `given` one if there is any."""
+    known = decided.get("id_field")
+    if known is None:  # decisions of before that was noted, whose clusters may be there
+        clusters = manifest.peek(open_path(decided["inputs"]["clusters"], folder.storage_options)) or {}
+        known = clusters.get("id_field", given or "id")
+    if given not in (None, known):
+        raise UsageError(
+            f"the decisions were made by another column than {given!r}",
+            where="--id-field",
+            expected=repr(known),
+            remedy="leave --id-field out",
+        )
+    return str(known)
+
+
 def _check_numbered(
     inputs: Input | Sequence[Input], id_field: str, storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
 ) -> None:
@@ -142,7 +164,7 @@ def _check_numbered(
             "these are not the files that the rows were decided from, or they come in another order or have changed",
             where=", ".join(map(str, listed(inputs))),
             expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
-            remedy="name the input, and --id-field if it was given, as they were named there",
+            remedy="name the input as it was named there",
         )
 
 

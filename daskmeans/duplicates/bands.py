@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -43,12 +43,15 @@ class Band:
         Number of its rows.
     place : object
         What a reader of its input takes.
+    staying : ndarray of bool, shape (rows,), optional
+        Which of the rows are compared. Default: all.
     """
 
     source: int
     first: int
     rows: int
     place: Any
+    staying: np.ndarray | None = field(default=None, compare=False)
 
 
 # Rows as they are compared: by their sketches, or on a device whole.
@@ -60,11 +63,13 @@ KEEP = 0.5
 Reader = Callable[[Any], tuple[np.ndarray, pa.Array]]
 
 
-def bands_of(buckets: Buckets, most: int, source: int = 0, first: int = 0) -> list[Band]:
+def bands_of(
+    buckets: Buckets, most: int, source: int = 0, first: int = 0, staying: np.ndarray | None = None
+) -> list[Band]:
     """All rows in bands of `most` rows, the last one may have fewer; numbered from `first` on.
 
     The place of a band are clusters, each with the first of its rows that belong to the band and the one after the
-    last.
+    last. `staying` says which rows are compared; default: all.
     """
     bands: list[list[tuple[Cluster, int, int]]] = []
     free = 0
@@ -79,7 +84,8 @@ def bands_of(buckets: Buckets, most: int, source: int = 0, first: int = 0) -> li
             free -= stop - start
             start = stop
     rows = [sum(stop - start for _, start, stop in pieces) for pieces in bands]
-    return [Band(source, first + i * most, rows[i], tuple(pieces)) for i, pieces in enumerate(bands)]
+    masks = [None if staying is None else staying[i * most : (i + 1) * most] for i in range(len(bands))]
+    return [Band(source, first + i * most, rows[i], tuple(pieces), masks[i]) for i, pieces in enumerate(bands)]
 
 
 def band_rows(rows: int, dimension: int, nbytes: int) -> int:
@@ -117,7 +123,7 @@ def visits_of(near: np.ndarray) -> Visits:
 
 
 class Loaded(NamedTuple):
-    """The rows of a band in memory; of copies the first one only."""
+    """The rows of a band in memory that are compared; of copies the first one only."""
 
     first: int
     """Number of the first row."""
@@ -138,6 +144,9 @@ class Loaded(NamedTuple):
 def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -> Loaded:
     """The rows of `band`, with sketches along the directions `P`; `near` is a file of what they visit, if they do."""
     X, ids = reader(band.place)
+    numbers = band.first + np.arange(len(X))
+    if band.staying is not None:
+        X, numbers = X[band.staying], numbers[band.staying]
     hashes = hash_rows(X)
     first = first_copies(X, hashes, np.argsort(hashes, kind="stable"))
     visited = read_array(near) if near else None
@@ -152,10 +161,10 @@ def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -
     return Loaded(
         band.first,
         ids,
-        band.first + distinct,
+        numbers[distinct],
         comparable(X, P) if near is None else sketch(X, P),
-        band.first + np.stack([copies, first[copies]], axis=1),
-        int(band.first + distinct[zeros[0]]) if len(zeros) else -1,
+        np.stack([numbers[copies], numbers[first[copies]]], axis=1),
+        int(numbers[distinct[zeros[0]]]) if len(zeros) else -1,
         None if visited is None else visits_of(visited[distinct]),
     )
 

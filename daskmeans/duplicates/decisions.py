@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import shutil
 import tempfile
 import time
@@ -26,12 +27,15 @@ from daskmeans.vectors.buckets import Buckets, Part, lean_of
 from daskmeans.vectors.files import reached
 
 SUMMARY = "summary.json"
+# Directory of the clusters in which the decisions on them are noted; other readers of Parquet pass it over.
+NOTES = "_decisions"
 
 
 def decide_stored(
     buckets: Buckets,
     against: Sequence[Buckets],
     settings: Settings,
+    inputs: dict[str, Any],
     pairs: UPath,
     out: UPath,
     start: float,
@@ -39,9 +43,9 @@ def decide_stored(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Decide from the pairs that a search has stored in the directory `pairs`; the summary, and files with their rows.
 
-    `start` is when the work began, as a performance counter tells it.
+    `inputs` is what the pairs were found in; `start` is when the work began, as a performance counter tells it.
     """
-    threshold, inputs = np.float32(settings.threshold), dedup_inputs(buckets, against)
+    threshold = np.float32(settings.threshold)
     edges = read_edges(pairs, inputs, settings)
     files, counts = write_decisions(buckets, against, edges, settings, out / "decisions", client)
     if settings.search == "exact":
@@ -83,25 +87,47 @@ def summarize(
         "search": settings.search,
         "probes": settings.probes,
         "recall": found,
+        "rejected": buckets.manifest.get("rejected", 0),
         "seconds": round(time.perf_counter() - start, 3),
         "peak_bytes": runtime.peaks(client),
     }
     return summary, outputs
 
 
-def conclude(step: manifest.Step, summary: dict[str, Any], outputs: list[dict[str, Any]]) -> None:
-    """Write ``summary.json``, and note for the manifest what it needs of it."""
+def conclude(
+    step: manifest.Step, buckets: Buckets, summary: dict[str, Any], outputs: list[dict[str, Any]], *, noted: bool
+) -> None:
+    """Write ``summary.json``, and note for the manifest what it needs of it; the clusters learn of decisions to stay.
+
+    They do before the manifest says that these are finished: finished ones are always known.
+    """
     manifest.write_json(step.path / SUMMARY, summary)
     step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
-    step.facts |= manifest.checksums(step.path, SUMMARY)
+    step.facts |= manifest.checksums(step.path, SUMMARY) | {"id_field": buckets.id_field}
+    if noted:
+        _note(buckets, step.path)
 
 
-def dedup_inputs(buckets: Buckets, against: Sequence[Buckets] = ()) -> dict[str, Any]:
-    """What decisions are made from."""
+def _note(buckets: Buckets, decisions: UPath) -> None:
+    """Note in the directory of `buckets` where `decisions` on them are."""
+    note = buckets.path / NOTES / f"{hashlib.sha256(str(decisions).encode()).hexdigest()[:16]}.json"
+    try:
+        note.parent.mkdir(exist_ok=True)
+        manifest.write_json(note, {"decisions": str(decisions)})
+    except OSError as error:
+        runtime.logger.warning(
+            "%s: the decisions in %s cannot be noted here (%s), so name them and not the clusters for --against",
+            buckets.path,
+            decisions,
+            error.strerror or error,
+        )
+
+
+def dedup_inputs(buckets: Buckets, against: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """What decisions on `buckets` are made from; `against` is what is said of others that the rows are held against."""
     made_from = {"fingerprint": buckets.manifest["inputs"].get("fingerprint"), "rows": buckets.rows}
-    others = [{"clusters": str(each.path), "made": manifest.identity(each.manifest)} for each in against]
     made = {"clusters": str(buckets.path), "made": manifest.identity(buckets.manifest)} | made_from
-    return made | ({"against": others} if others else {})
+    return made | ({"against": list(against)} if against else {})
 
 
 def temporary() -> UPath:
@@ -120,6 +146,8 @@ class Changes(NamedTuple):
     """bool"""
     kept: pa.Array
     """Ids of the rows that stay in their place; null for none."""
+    kept_score: np.ndarray
+    """float32: the scores with these; NaN where there is none."""
     best: pa.Array
     """Ids of the most similar rows that come earlier in rank."""
     score: np.ndarray
@@ -239,7 +267,13 @@ def _changes(found: Resolved, ids: pa.Array, ranks: np.ndarray, places: np.ndarr
         return ids.take(pa.array(rows[ranks], mask=rows[ranks] < 0))
 
     return Changes(
-        places, found.keep[ranks], named(found.kept), named(found.best), found.score[ranks], found.exact[ranks]
+        places=places,
+        keep=found.keep[ranks],
+        kept=named(found.kept),
+        kept_score=found.kept_score[ranks],
+        best=named(found.best),
+        score=found.score[ranks],
+        exact=found.exact[ranks],
     )
 
 
@@ -247,8 +281,9 @@ def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[
     """Write the decisions on the rows of `part`; numbers of rows kept, of exact copies and of semantic duplicates."""
     ids = buckets.read_part(part, [buckets.id_field])[0]
     n, places = len(ids), changes.places
-    keep, score, reason = np.ones(n, bool), np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
-    keep[places], score[places] = changes.keep, changes.score
+    keep, reason = np.ones(n, bool), np.zeros(n, np.int64)
+    kept_score, score = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
+    keep[places], kept_score[places], score[places] = changes.keep, changes.kept_score, changes.score
     reason[places] = np.where(changes.keep, 0, np.where(changes.exact, 1, 2))
     which = np.full(n, -1)
     which[places] = np.arange(len(places))
@@ -258,6 +293,7 @@ def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[
             "id": ids,
             "keep": keep,
             "kept_id": changes.kept.cast(ids.type).take(among),
+            "kept_score": pa.array(kept_score, mask=np.isnan(kept_score)),
             "max_id": changes.best.cast(ids.type).take(among),
             "cosine_sim_score": pa.array(score, mask=np.isnan(score)),
             "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),

@@ -57,17 +57,24 @@ class Edges(NamedTuple):
 
 
 def find_edges(
-    sources: Sequence[Buckets], settings: Settings, folder: UPath, inputs: dict[str, Any], client: Client | None
+    sources: Sequence[Buckets],
+    settings: Settings,
+    folder: UPath,
+    inputs: dict[str, Any],
+    client: Client | None,
+    staying: Sequence[np.ndarray | None] = (),
 ) -> None:
     """Write the pairs whose score is at least the floor, rounded to float32, to Parquet files in `folder`.
 
-    Rows of the first of `sources` are compared with one another and with those of the others. A file has the columns
-    ``id``, ``twin_id``, ``score``, ``exact``, and ``row`` and ``twin``, the numbers of the rows in the order of the
-    clusters, those of the first source first. The manifest tells how they were found, and `inputs`. Of a search with
-    probes, ``gauge.npy`` has what :meth:`Gauge.best` has found.
+    Rows of the first of `sources` are compared with one another and with those of the others, of which `staying` says
+    which rows count. A file has the columns ``id``, ``twin_id``, ``score``, ``exact``, and ``row`` and ``twin``, the
+    numbers of the rows in the order of the clusters, those of the first source first. Of rows that are the same, one
+    stands for all: it has the pairs with other rows, and each of the others a pair with it (or with one that has). The
+    manifest tells how they were found, and `inputs`. Of a search with probes, ``gauge.npy`` has what
+    :meth:`Gauge.best` has found.
     """
     with manifest.step(folder, "pairs", how_found(settings), inputs, overwrite=True, client=client) as step:
-        plan = make_plan(sources, settings, folder, client)
+        plan = make_plan(sources, settings, folder, client, staying)
         # A task, so that it is made again if all workers that have it are lost; dask does not look through arguments.
         shelf = delayed(partial(Shelf, plan.readers, plan.bands, plan.P, plan.room, plan.near), pure=False)(
             dask_key_name=runtime.key("dedup-shelf")

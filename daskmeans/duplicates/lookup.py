@@ -90,7 +90,7 @@ def check_type(lookup: Lookup, type_: pa.DataType, file: UPath, id_field: str) -
             f"column {id_field!r} is {type_}, and the ids of the decisions are {lookup.ids.type}",
             where=str(file),
             expected="the files that were deduplicated",
-            remedy="name the column of the ids with --id-field",
+            remedy="pass the files from which the decisions were made",
         )
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -65,11 +65,20 @@ class Plan(NamedTuple):
     """Rows that are compared with all, to measure what the search misses."""
 
 
-def make_plan(sources: Sequence[Buckets], settings: Settings, folder: UPath, client: Client | None) -> Plan:
-    """What a search with `settings` does; how long an exact one takes is told. Files are made in `folder`."""
+def make_plan(
+    sources: Sequence[Buckets],
+    settings: Settings,
+    folder: UPath,
+    client: Client | None,
+    staying: Sequence[np.ndarray | None] = (),
+) -> Plan:
+    """What a search with `settings` does; how long an exact one takes is told. Files are made in `folder`.
+
+    `staying` says of each source after the first which of its rows are compared; default: all.
+    """
     if settings.search == "clusters":
         return _plan_probes(sources[0], settings, folder, client)
-    bands, room = _bands(sources, client)
+    bands, room = _bands(sources, client, staying=staying)
     trial = _trial(sources, bands, room, settings.floor, client)
     runtime.logger.info(
         "search exact: all %s pairs of rows are compared, in about %s and with up to %s in each process; --search "
@@ -161,14 +170,19 @@ def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.nd
     return seconds[1] / max(1, half * (len(sample) - half)), (time.perf_counter() - start) / band.rows
 
 
-def _bands(sources: Sequence[Buckets], client: Client | None, probes: int = 0) -> tuple[list[Band], int]:
+def _bands(
+    sources: Sequence[Buckets], client: Client | None, probes: int = 0, staying: Sequence[np.ndarray | None] = ()
+) -> tuple[list[Band], int]:
     """All rows in bands, and how many rows each process may keep, with what they visit."""
     dimension = sources[0].dimension
     most = band_rows(sum(each.rows for each in sources), dimension, config.get_bytes("bucket-bytes"))
     room = forecast.check_bands(most, dimension, str(sources[0].path), client, probes)
-    firsts = accumulate((each.rows for each in sources), initial=0)
-    return [band for i, (each, first) in enumerate(zip(sources, firsts, strict=False))
-            for band in bands_of(each, most, i, first)], room  # fmt: skip
+    firsts, masks = accumulate((each.rows for each in sources), initial=0), [None, *staying]
+    bands = [
+        bands_of(each, most, i, first, mask)
+        for i, (each, first, mask) in enumerate(zip_longest(sources, islice(firsts, len(sources)), masks))
+    ]
+    return [band for mine in bands for band in mine], room
 
 
 def _readers(sources: Sequence[Buckets]) -> list[Reader]:

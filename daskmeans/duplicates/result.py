@@ -24,7 +24,6 @@ from daskmeans.duplicates.decisions import (
     SUMMARY,
     conclude,
     decide_stored,
-    dedup_inputs,
     rank_rows,
     removed_from,
     temporary,
@@ -35,7 +34,7 @@ from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.provenance import CHECKED
-from daskmeans.vectors.buckets import Buckets, Cluster, find_ids, open_buckets
+from daskmeans.vectors.buckets import Buckets, Cluster, as_of, find_ids, open_buckets
 from daskmeans.vectors.files import Input, inside, open_path, reading, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
 
@@ -88,7 +87,8 @@ class DedupResult:
 
     def __init__(self, path: UPath, clusters: UPath) -> None:
         self.path, self._clusters = path, clusters
-        self.summary: dict[str, Any] = json.loads(manifest.read_checked(path, SUMMARY, manifest.read(path, "dedup")))
+        found = json.loads(manifest.read_checked(path, SUMMARY, manifest.read(path, "dedup")))
+        self.summary: dict[str, Any] = {"rejected": 0} | found  # which decisions of before do not tell
 
     @property
     def recall(self) -> dict[str, Any]:
@@ -96,6 +96,12 @@ class DedupResult:
         latter with a twin among the rows that they were compared with (``recall``, None without any), and its 95 %
         interval (``low``, ``high``). An exact search compares all rows: 1, and ``why``."""
         return dict(self.summary["recall"])
+
+    @property
+    def against(self) -> tuple[UPath, ...]:
+        """The clusters that the rows were held against."""
+        others = manifest.read(self.path, "dedup")["inputs"].get("against", ())
+        return tuple(open_path(other["clusters"], self._clusters.storage_options) for other in others)
 
     @property
     def decisions(self) -> dd.DataFrame:
@@ -115,9 +121,8 @@ class DedupResult:
     def groups(self, limit: int = 10) -> list[Group]:
         """Rows that stay with the rows they stand for, the most instructive groups first.
 
-        Groups come in the order of their least similar semantic duplicate (by `cosine_sim_score`), those closest to the
-        threshold first; groups of exact copies alone come last. Metadata, and the scores with the row that stays, come
-        from the clusters.
+        Groups come in the order of their least similar semantic duplicate (by ``kept_score``), those closest to the
+        threshold first; groups of exact copies alone come last. Metadata comes from the clusters.
 
         Parameters
         ----------
@@ -171,24 +176,23 @@ class DedupResult:
 
     def _sources(self, *, extended: bool = True) -> list[Buckets]:
         """The clusters that were decided, then those whose rows stay anyhow; as they were then, or also `extended`."""
-        made, options = manifest.read(self.path, "dedup")["inputs"], self._clusters.storage_options
-        others = made.get("against", ())
-        sources = [open_buckets(self._clusters), *(open_buckets(open_path(o["clusters"], options)) for o in others)]
-        for buckets, told in zip(sources, [made, *others], strict=True):
-            since = _appended_since(buckets, told["made"])
-            if since is None:
+        made = manifest.read(self.path, "dedup")["inputs"]
+        sources = [open_buckets(path) for path in (self._clusters, *self.against)]
+        for buckets, told in zip(sources, [made, *made.get("against", ())], strict=True):
+            before = as_of(buckets, told["made"])
+            if before is None:
                 raise NotFoundError(
                     "the clusters that the decisions were made from are not here, or no longer",
                     where=str(buckets.path),
                     expected=f"what the decisions in {self.path} were made from",
                     remedy="run `daskmeans dedup` again",
                 )
-            if since and not extended:
+            if before.rows < buckets.rows and not extended:
                 raise NotFoundError(
                     "rows were appended to these clusters since the pairs of their rows were stored",
                     where=str(buckets.path),
                     expected=f"the clusters as they were when the decisions in {self.path} were made",
-                    remedy="choose thresholds before --append, or deduplicate the extended clusters into another --out",
+                    remedy="choose thresholds before --append",
                 )
         return sources
 
@@ -221,8 +225,10 @@ class DedupResult:
         (buckets, *against), client = self._sources(extended=False), runtime.current_client(client)
         target = temporary() if out is None else open_path(out, self.path.storage_options)
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
-        with manifest.step(target, "dedup", asdict(settings), made["inputs"], client=client) as step:
-            conclude(step, *decide_stored(buckets, against, settings, self._pairs(), target, start, client))
+        inputs = made["inputs"]
+        with manifest.step(target, "dedup", asdict(settings), inputs, client=client) as step:
+            found = decide_stored(buckets, against, settings, inputs, self._pairs(), target, start, client)
+            conclude(step, buckets, *found, noted=out is not None)
         return DedupResult(target, self._clusters)
 
     def curve(self, thresholds: Sequence[float] | None = None, *, client: Client | None = None) -> pd.DataFrame:
@@ -260,9 +266,9 @@ class DedupResult:
         floor = self.summary.get("pairs", {}).get("floor", 1.0)
         steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds
         asked = [rounded(share("thresholds", threshold)) for threshold in steps]
-        settings, _ = self._settings(min(asked, default=1.0))
+        settings, made = self._settings(min(asked, default=1.0))
         (buckets, *against), client = self._sources(extended=False), runtime.current_client(client)
-        edges = read_edges(self._pairs(), dedup_inputs(buckets, against), settings)
+        edges = read_edges(self._pairs(), made["inputs"], settings)
         ranked = rank_rows(buckets, against, edges, settings, client)
         exact, semantic = np.array(removed_from(ranked, edges, settings.rule, asked)).reshape(-1, 2).T
         kept = buckets.rows - exact - semantic
@@ -285,7 +291,8 @@ class DedupResult:
         files = decision_files(self.path)
         with reading(files[0]):
             schema = pq.read_schema(files[0].path, filesystem=files[0].fs)
-        return dd.from_map(_read_frame, files, keep=keep, meta=_to_pandas(schema.empty_table()))
+        meta = _to_pandas(_with_kept_score(schema.empty_table()))
+        return dd.from_map(_read_frame, files, keep=keep, meta=meta)
 
     def __repr__(self) -> str:
         return f"DedupResult({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
@@ -358,7 +365,7 @@ def decision_files(path: UPath) -> list[UPath]:
 
 
 def _read_frame(file: UPath, keep: bool | None) -> pd.DataFrame:
-    table = _read_table(file)
+    table = read_decisions(file)
     return _to_pandas(table if keep is None else table.filter(pc.equal(table["keep"], keep)))
 
 
@@ -366,16 +373,27 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=pd.ArrowDtype)
 
 
-def _read_table(file: UPath) -> pa.Table:
+def read_decisions(file: UPath, columns: Sequence[str] | None = None) -> pa.Table:
+    """The decisions in `file`, or some `columns` of them."""
     with reading(file):
-        return pq.read_table(file.path, filesystem=file.fs, **CHECKED)
+        table = _with_kept_score(pq.read_table(file.path, filesystem=file.fs, **CHECKED))
+    return table if columns is None else table.select(list(columns))
+
+
+def _with_kept_score(table: pa.Table) -> pa.Table:
+    """Decisions of before ``kept_score`` was stored, with it where ``max_id`` is the row that stays."""
+    if "kept_score" in table.column_names:
+        return table
+    same = pc.equal(table["kept_id"], table["max_id"])
+    score = pc.if_else(same, table["cosine_sim_score"], pa.scalar(None, pa.float32()))
+    return table.add_column(table.column_names.index("kept_id") + 1, "kept_score", score)
 
 
 def _first_groups(file: UPath, limit: int) -> pa.Table:
     """The `limit` most instructive groups of `file`, by its rows alone."""
-    table = _read_table(file)
+    table = read_decisions(file)
     rows = table.filter(table["kept_id"].is_valid())
-    semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["cosine_sim_score"], pa.scalar(None, pa.float32()))
+    semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["kept_score"], pa.scalar(None, pa.float32()))
     return _groups(pa.table({"kept_id": rows["kept_id"], "score": semantic})).slice(0, limit)
 
 
@@ -388,17 +406,8 @@ def _groups(scored: pa.Table) -> pa.Table:
 
 def _of_groups(file: UPath, heads: pa.Array) -> pa.Table:
     """The dropped rows of `file` that `heads` stand for."""
-    table = _read_table(file)
+    table = read_decisions(file)
     return table.filter(pc.is_in(table["kept_id"], heads))
-
-
-def _appended_since(buckets: Buckets, made: str) -> int | None:
-    """How many batches were appended to `buckets` since their identity was `made`; None if it never was."""
-    appended = buckets.manifest.get("appended", [])
-    for since in range(len(appended) + 1):
-        if manifest.identity(buckets.manifest | {"appended": appended[: len(appended) - since]}) == made:
-            return since
-    return None
 
 
 def _find_rows(file: UPath, ids: pa.Array) -> pa.Table:

@@ -60,7 +60,7 @@ class Judge:
                 f"no column {self.id_field!r}",
                 where=str(self.file),
                 expected="one of " + ", ".join(schema.names),
-                remedy="name the column of the ids with --id-field",
+                remedy="pass the files from which the decisions were made",
             )
         check_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
 

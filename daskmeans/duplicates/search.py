@@ -12,6 +12,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, progress, runtime
+from daskmeans.duplicates.against import Against, open_against
 from daskmeans.duplicates.append import append as append_kept
 from daskmeans.duplicates.append import check_append, is_appended, is_decided
 from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, temporary
@@ -83,13 +84,15 @@ def dedup(
         The score from which pairs are stored. Default: the threshold.
     against : path or sequence of path, optional
         More clusters, of rows that stay: those of `clusters` are compared with them too, and go if they duplicate one.
-        Only the rows of `clusters` are decided. Takes an exact search, and ids that are in one of them only. All rows
-        of `against` count, also those that an earlier deduplication has dropped: it should hold what was kept.
+        Only the rows of `clusters` are decided. Takes an exact search, and ids that are in one of them only. What was
+        dropped takes no part: of clusters on which decisions were made, the rows count that all of these keep, and
+        those appended since. To go by some of several decisions, name their directory instead of the clusters.
     append : bool, default False
         Then add the rows of `clusters` that are kept to those `against` which they were held, so that the next rows are
         held against them too. Both must have been assigned with the same model and have the same columns. Files are
         added, none is changed but the manifest, last: who reads sees the old clusters or the extended ones. An
         interrupted call is made again as it was; one that is done does nothing more. Takes one `against`, and `out`.
+        Extended clusters are not deduplicated any more, as rows of the batch have gone for rows that stay in them.
     random_state : int, default 42
         Seed of the order ``random`` and of the sample.
     storage_options : dict, optional
@@ -127,7 +130,10 @@ def dedup(
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
     check_columns(settings.keep, _orderable(buckets))
-    others = _open_others(buckets, against, settings, storage_options)
+    _refuse_extended(buckets)
+    held_against = [open_against(path, storage_options) for path in listed(against)]
+    others = [each.buckets for each in held_against]
+    _check_others(buckets, others, settings)
     if append:
         check_append(buckets, others, out)
     client = runtime.current_client(client)
@@ -136,11 +142,11 @@ def dedup(
         check_memory(buckets, client)
     target = temporary() if out is None else open_path(out, storage_options)
     refuse_overlap(target, [each.path for each in (buckets, *others)])
-    if append and is_appended(others[0], buckets, settings, target):
+    if append and is_appended(others[0], buckets, settings, target, client):
         return DedupResult(target, buckets.path)
-    inputs = dedup_inputs(buckets, others)
+    inputs = dedup_inputs(buckets, [each.described() for each in held_against])
     if not (append and is_decided(settings, inputs, target)):
-        _decide(buckets, others, settings, target, inputs, overwrite, client)
+        _decide(buckets, held_against, settings, target, inputs, overwrite, client, noted=out is not None)
     if append:
         append_kept(others[0], buckets, target, client)
     return DedupResult(target, buckets.path)
@@ -148,15 +154,18 @@ def dedup(
 
 def _decide(
     buckets: Buckets,
-    others: Sequence[Buckets],
+    against: Sequence[Against],
     settings: Settings,
     target: UPath,
     inputs: dict[str, Any],
     overwrite: bool,
     client: Client | None,
+    *,
+    noted: bool,
 ) -> None:
-    """Write the decisions into `target`."""
+    """Write the decisions into `target`, `noted` in the clusters."""
     start = time.perf_counter()
+    others = [each.buckets for each in against]
     kept = [PAIRS] if settings.stores_pairs else []
     with manifest.step(
         target,
@@ -172,11 +181,12 @@ def _decide(
             _refuse_shared_ids(buckets, others, client)
             if stored_floor(target / PAIRS, inputs, settings) is None:
                 manifest.remove(target / PAIRS)
-                find_edges([buckets, *others], settings, target / PAIRS, inputs, client)
-            made = decide_stored(buckets, others, settings, target / PAIRS, target, start, client)
+                staying = [each.staying(client) for each in against]
+                find_edges([buckets, *others], settings, target / PAIRS, inputs, client, staying)
+            made = decide_stored(buckets, others, settings, inputs, target / PAIRS, target, start, client)
         else:
             made = search_inside(buckets, settings, target, start, client)
-        conclude(step, *made)
+        conclude(step, buckets, *made, noted=noted)
 
 
 def _chosen(settings: Settings, sources: Sequence[Buckets], client: Client | None) -> Settings:
@@ -202,14 +212,20 @@ def _would_take(sources: Sequence[Buckets], floor: float, client: Client | None)
         return " would take workers with more memory"
 
 
-def _open_others(
-    buckets: Buckets,
-    against: Input | Sequence[Input],
-    settings: Settings,
-    storage_options: Mapping[str, Any] | None,
-) -> list[Buckets]:
-    """The clusters that those of `buckets` are held against."""
-    others = [open_buckets(open_path(path, storage_options)) for path in listed(against)]
+def _refuse_extended(buckets: Buckets) -> None:
+    """Refuse clusters that were extended: rows of a batch went for some of theirs, which then must stay."""
+    if appended := buckets.manifest.get("appended"):
+        rows = sum(batch["rows"] for batch in appended)
+        raise UsageError(
+            f"{rows:,} rows of other clusters were appended to these, and more went for rows that are here",
+            where=str(buckets.path),
+            expected="clusters to which nothing was appended",
+            remedy="to decide otherwise, assign all rows together into new clusters, and deduplicate those",
+        )
+
+
+def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: Settings) -> None:
+    """Make sure that rows of `buckets` can be held against `others`."""
     if others and (settings.search == "clusters" or settings.probes > 1):
         raise UsageError(
             "inside clusters rows are not held against others",
@@ -233,7 +249,6 @@ def _open_others(
             raise UsageError(
                 "the same clusters are named twice", where=f"--against {each.path}", remedy="name them once"
             )
-    return others
 
 
 def _alike(one: pa.DataType, other: pa.DataType) -> bool:

@@ -187,6 +187,20 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
     )
 
 
+def as_of(buckets: Buckets, made: str) -> Buckets | None:
+    """`buckets` as they were when their identity was `made`, so far as steps tell what they built on; None if never.
+
+    Appended batches are left out of its rows and its manifest; it is not there to be read.
+    """
+    appended = buckets.manifest.get("appended", [])
+    for count in range(len(appended), -1, -1):
+        before = buckets.manifest | {"appended": appended[:count]}
+        if manifest.identity(before) == made:
+            rows = buckets.rows - sum(batch["rows"] for batch in appended[count:])
+            return replace(buckets, parts=(), rows=rows, manifest=before)
+    return None
+
+
 def _clusters_of(file: dict[str, Any]) -> Iterator[Cluster]:
     """The clusters in a file, as the manifest tells of it."""
     group = 0
