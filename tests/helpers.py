@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_info
 
-from daskmeans.errors import DataError
+from daskmeans.errors import DaskmeansError, DataError
 from daskmeans.vectors.matrix import to_column
 from daskmeans.vectors.regroup import write_buckets
 
@@ -270,3 +272,17 @@ def die_once(marker):
 def miss_a_file():
     """Fail as a file that is not there does."""
     raise FileNotFoundError(2, "no such file", "rows")
+
+
+def call_until_killed(folder: Path, writes: int, function: Callable, args: tuple, settings: dict) -> None:
+    """Call `function`, and end this process as it opens a file below `folder` to write for the time after `writes`."""
+    left = itertools.count(writes, -1)
+
+    def watch(event: str, given: tuple) -> None:
+        written = event == "open" and str(given[0]).startswith(str(folder)) and set(str(given[1])) & set("wxa+")
+        if written and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    with contextlib.suppress(DaskmeansError):
+        function(*args, **settings)
