@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from upath import UPath
@@ -12,8 +13,10 @@ from upath import UPath
 from daskmeans import KMeans, apply, dedup, manifest, open_buckets, open_decisions, run
 from daskmeans.cli import main
 from daskmeans.duplicates.against import known_decisions, open_against
+from daskmeans.duplicates.bands import Band, load
 from daskmeans.duplicates.decisions import NOTES
-from daskmeans.errors import DataError, NotFoundError
+from daskmeans.duplicates.edges import pairs_of
+from daskmeans.errors import DataError, NotFoundError, OutputError
 from daskmeans.workflow import assign_files
 from helpers import decisions_of, write_embeddings
 
@@ -183,3 +186,30 @@ def test_the_command(work):
     )
     assert f'"appended_to": "{work}/work/clusters"' in found.stdout
     check_twins(work / "e", kept_of(work / "work/dedup", work / "e"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_rows_of_a_band_that_do_not_count(share):
+    """They are in no pair, whether as a copy, as zeros or otherwise; all of a band may be left out."""
+    Y = np.concatenate([X[:80], X[:40], np.zeros((3, DIMENSION), np.float32)])
+    ids, P = pa.array(range(1000, 1000 + len(Y))), np.empty((DIMENSION, 0), np.float32)
+    staying = np.random.default_rng(1).random(len(Y)) < share
+    one = load(lambda _: (Y.copy(), ids), Band(0, 0, len(Y), None), P)
+    other = load(lambda _: (Y.copy(), ids), Band(1, 1000, len(Y), None, staying), P)
+    edges = [edge for found in pairs_of(one, other, np.float32(THRESHOLD)) for edge in zip(*found[:3], strict=True)]
+    heads = {int(row): int(head) for row, head in one.copies}
+    wide = Y.astype(np.float64)
+    found = {(int(row), int(twin) - 1000) for row, twin, _ in edges}
+    assert all(staying[twin] for _, twin in found)
+    first = {int(row): int(head) for row, head in other.copies}
+    for row, twin in np.argwhere((wide @ wide.T >= THRESHOLD + NEAR) & staying[None]).tolist():
+        assert (heads.get(row, row), first.get(1000 + twin, 1000 + twin) - 1000) in found
+
+
+def test_decisions_that_are_gone_by_are_not_written_over(work):
+    """Neither those that were named, nor those that are known."""
+    before = decisions_of(work / "work/dedup")
+    for against in (work / "work/dedup", work / "work/clusters"):
+        with pytest.raises(OutputError, match="dedup: the output"):
+            dedup(work / "new", THRESHOLD, against=against, out=work / "work/dedup", overwrite=True)
+    assert decisions_of(work / "work/dedup") == before

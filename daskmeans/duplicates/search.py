@@ -141,7 +141,8 @@ def dedup(
     if not settings.stores_pairs:
         check_memory(buckets, client)
     target = temporary() if out is None else open_path(out, storage_options)
-    refuse_overlap(target, [each.path for each in (buckets, *others)])
+    decisions = [path for each in held_against for path in each.decisions]
+    refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
     if append and is_appended(others[0], buckets, settings, target, client):
         return DedupResult(target, buckets.path)
     inputs = dedup_inputs(buckets, [each.described() for each in held_against])
