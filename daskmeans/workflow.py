@@ -145,6 +145,11 @@ def _assign(
     overwrite: bool,
     client: Client | None,
 ) -> None:
+    if appended := (manifest.peek(path) or {}).get("appended") if overwrite else None:
+        rows = f"{sum(batch['rows'] for batch in appended):,}"
+        runtime.logger.warning(
+            "%s: %s rows that were appended are not in the new clusters: append them again", path, rows
+        )
     with manifest.step(
         path,
         "assign",

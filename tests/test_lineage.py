@@ -101,6 +101,16 @@ class Lineage(RuleBasedStateMachine):
                 there -= {row["id"] for row in decisions_of(path) if not row["keep"]}
         return there
 
+    def there(self, made: dict[str, Any]) -> set[str]:
+        """Ids in the clusters that decisions were held against; all that there are where these are not there."""
+        found: set[str] = set()
+        for other in made["inputs"].get("against", ()):
+            if not (manifest_of(Path(other["clusters"])) or {"finished": False})["finished"]:
+                return set(self.vectors)
+            buckets = open_buckets(other["clusters"])
+            found.update(*(buckets.read(cluster, ["id"])["id"].to_pylist() for cluster in buckets.clusters()))
+        return found
+
     def score(self, one: str, other: str) -> float:
         return min(1.0, float(self.units[one] @ self.units[other]))
 
@@ -261,14 +271,15 @@ class Lineage(RuleBasedStateMachine):
                 else:  # being written anew: of what is not there nothing is known
                     living |= {id_ for id_ in self.vectors if id_.startswith(name)}
             dead = [row["kept_id"] for row in rows if not row["keep"] and row["kept_id"] not in living]
+            lost = self.known[path][1] - self.there(finished[path])
             state = path, self.known[path][0], frozenset(living)
             if state in self.applied:
                 continue
             self.applied.add(state)
             target = self.root / "applied"
             call = partial(apply, path, self.root / f"{names[0]}.parquet", target, overwrite=True)
-            if dead:
-                with pytest.raises(DataError, match="rows went for rows of"):
+            if dead or lost:
+                with pytest.raises(DataError, match=r"rows went for rows of|these clusters were made anew"):
                     call()
                 continue
             assert call()["kept"] == len(kept[path])

@@ -140,9 +140,10 @@ def _staying(buckets: Buckets, part: Part, dropped: pa.ChunkedArray) -> np.ndarr
 
 
 def refuse_fallen(path: UPath, client: Client | None) -> None:
-    """Refuse the decisions in `path` if a row went for one of other clusters that goes by the decisions on these now.
+    """Refuse the decisions in `path` if a row went for one of other clusters that has gone from there since.
 
-    Clusters and decisions that are no longer there say nothing.
+    It may be dropped by decisions that were made later, or the clusters are made anew. Clusters that are no longer
+    there say nothing.
 
     Raises
     ------
@@ -150,9 +151,17 @@ def refuse_fallen(path: UPath, client: Client | None) -> None:
     """
     for told in manifest.read(path, "dedup")["inputs"].get("against", ()):
         clusters = open_path(told["clusters"], path.storage_options)
-        if not (manifest.peek(clusters) or {"finished": False})["finished"]:
+        found = manifest.peek(clusters)
+        if found is None or not found["finished"] or found["step"] != "assign":
             continue
         buckets = open_buckets(clusters)
+        if as_of(buckets, told["made"]) is None:
+            raise DataError(
+                "these clusters were made anew since rows were held against them, or have lost what was appended",
+                where=str(clusters),
+                expected=f"the clusters that the decisions in {path} went by",
+                remedy="append again what was appended, or run the same `daskmeans dedup` with --overwrite",
+            )
         by = [open_path(one["decisions"], path.storage_options) for one in told.get("decided", ())]
         by = [one for one in by if _is_on(one, buckets)] if told.get("alone") else list(known_decisions(buckets))
         dropped = dropped_ids(by, client)
