@@ -77,7 +77,7 @@ class KMeans:
     ----------
     cluster_centers_ : ndarray of float32, shape (n_clusters, n_features)
     labels_ : ndarray or dask array of int32, shape (n_samples,)
-        Lazy for dask input.
+        Lazy for dask input, which it then holds; so a lazy one is left out of pickles and copies of the estimator.
     inertia_ : float
         Sum of squared distances of the fitted rows to their nearest centroid.
     inertia_history_ : list of float
@@ -159,6 +159,10 @@ class KMeans:
             pass
 
         return Tagged().__sklearn_tags__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels with the model to workers; futures of the input must not, nor need its graph."""
+        return {name: value for name, value in vars(self).items() if not dask.is_dask_collection(value)}
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "cluster_centers_")

@@ -17,6 +17,7 @@ import pandas as pd
 from dask._task_spec import GraphNode
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
+from distributed import Future
 
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
@@ -37,17 +38,31 @@ def is_lazy(X: Any) -> bool:
 
 
 def partitions(X: Any, column: str | None) -> list[Any]:
-    """The partitions of `X` in the order of the rows: tasks, or slices of a matrix."""
+    """The partitions of `X` in the order of the rows: tasks, or slices of a matrix.
+
+    Tasks hold what they depend on, so that they can be computed when `X` itself is gone.
+    """
     if isinstance(X, dd.DataFrame):
         X = X[vector_column(X, column)]
     if isinstance(X, dd.Series):
         # Only simplified: wholly optimised, dask makes one partition of several files where few columns are read.
-        return list(X.simplify().to_delayed(optimize_graph=False))
+        return _holding(X.simplify().to_delayed(optimize_graph=False), X)
     if isinstance(X, da.Array):
         if X.ndim != 2:
             raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
-        return list(X.rechunk({1: -1}).to_delayed().ravel())
+        # Optimised, an array's graph knows futures by their keys alone, and nobody would hold them.
+        return list(X.rechunk({1: -1}).to_delayed(optimize_graph=False).ravel())
     return slices(as_matrix(X, column))
+
+
+def _holding(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
+    """`tasks` with the futures that `X` was made of (dd.from_delayed), which their graph knows by their keys alone."""
+    futures = {f.key: f for node in X.expr.walk() for f in node.operands if isinstance(f, Future)}
+    if not futures:
+        return tasks
+    name = runtime.key("partitions")
+    graph = HighLevelGraph.from_collections(name, {**tasks[0].dask, **futures})
+    return [Delayed(task.key, graph, layer=name) for task in tasks]
 
 
 def joined(X: da.Array, least: int) -> da.Array:

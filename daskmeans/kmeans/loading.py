@@ -81,7 +81,7 @@ def load(
     X = X if lazy else as_matrix(X, column)
     client = runtime.current_client(client)
     if isinstance(X, da.Array):
-        X = joined(X, BLOCKS_EACH * runtime.n_threads(client))
+        (X,) = dask.optimize(joined(X, BLOCKS_EACH * runtime.n_threads(client)))
     parts = partitions(X, column)
     firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
     if counted:
