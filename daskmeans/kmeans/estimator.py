@@ -26,6 +26,7 @@ from daskmeans.kmeans import ann, cuml, model
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.inputs import is_lazy, partitions, prepare, prepare_on
 from daskmeans.kmeans.loading import load
+from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split
@@ -88,6 +89,9 @@ class KMeans:
     n_iter_ : int
     converged_ : bool
     n_features_in_ : int
+    feature_names_in_ : ndarray of str, shape (n_features,)
+        Names of the columns, there if the model was fitted on a frame of numbers whose columns all have strings as
+        names. Frames with other columns, or with these in another order, are refused from then on.
     seed_ : int
         The seed that was used; drawn if `random_state` is None.
     ann_ : dict
@@ -255,6 +259,7 @@ class KMeans:
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        self._name_features(feature_names(X, column))
         known = not is_lazy(X) and self.sample_fraction == 1.0
         self.labels_ = labels() if known else self.predict(X, column=column)
         blocks.release()
@@ -341,7 +346,15 @@ class KMeans:
         -------
         ndarray or dask array of int32, shape (n_samples,)
             A dask array for dask input, lazy.
+
+        Raises
+        ------
+        UsageError
+            `X` has other columns than the frame that the model was fitted on, or these in another order.
+        DataError
+            A row cannot be placed, or is of another dimension; when computed for dask input.
         """
+        self._check_fits(X, column)
         index = self.index_for(X, assign, column=column)
         return self._on_rows(_labels, X, column, np.empty(0, np.int32), index)
 
@@ -380,7 +393,7 @@ class KMeans:
         UsageError
             `recall` is not above 0 and up to 0.999.
         """
-        self._check_fitted()
+        self._check_fits(X, column)
         centroids = self.cluster_centers_
         if len(centroids) < ann.MANY:
             runtime.logger.warning(
@@ -395,11 +408,12 @@ class KMeans:
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
         """Euclidean distance of each row of `X` to each centroid; float32, shape (n_samples, n_clusters)."""
+        self._check_fits(X, column)
         return self._on_rows(_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
-        self._check_fitted()
+        self._check_fits(X, column)
         blocks = load(X, column, self.normalize, 1.0, 0, client)
         if not blocks.n_rows:
             raise UsageError("Found array with 0 sample(s)", expected="at least one row")
@@ -415,8 +429,17 @@ class KMeans:
                 NotFittedError = UsageError
             raise NotFittedError("This KMeans instance is not fitted yet. Call fit, or KMeans.load.")
 
-    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
+    def _check_fits(self, X: Any, column: str | None) -> None:
+        """Raise if there is no model yet, or if it was fitted on other columns."""
         self._check_fitted()
+        check_names(feature_names(X, column), getattr(self, "feature_names_in_", None))
+
+    def _name_features(self, names: np.ndarray | None) -> None:
+        vars(self).pop("feature_names_in_", None)
+        if names is not None:
+            self.feature_names_in_ = names
+
+    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
         if not is_lazy(X):
             return np.concatenate(
                 runtime.call([partial(function, part, self, *more) for part in partitions(X, column)])
@@ -477,6 +500,7 @@ class KMeans:
             "seed": self.seed_,
             "engine": "cuml" if self._by_cuml() else "native",
             "ann": getattr(self, "ann_", None),
+            "feature_names": list(names) if (names := getattr(self, "feature_names_in_", None)) is not None else None,
             "parameters": named,
             "input_fingerprint": fingerprint,
             "versions": manifest.versions(),
@@ -502,6 +526,8 @@ class KMeans:
         loaded.n_features_in_, loaded.seed_ = facts["n_features"], facts["seed"]
         if facts.get("ann"):
             loaded.ann_ = facts["ann"]
+        if facts.get("feature_names"):  # not in models of earlier versions
+            loaded._name_features(np.array(facts["feature_names"], dtype=object))
         return loaded
 
 

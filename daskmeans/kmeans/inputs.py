@@ -138,16 +138,20 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
     )
 
 
+def is_frame_of_numbers(X: Any, column: str | None) -> bool:
+    """Whether `X` is a pandas DataFrame that is a matrix itself, a column a feature."""
+    return isinstance(X, pd.DataFrame) and column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes))
+
+
 def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
     """`X` as a float32 matrix, C-contiguous; a copy only where that changes something.
 
     Of a pandas DataFrame that is no matrix of numbers itself, its `column`, or its only column of vectors.
     """
-    if isinstance(X, pd.DataFrame):
-        if column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes)):
-            X = X.to_numpy(np.float32, na_value=np.nan)
-        else:
-            X = to_matrix(X[vector_column(X, column)], "the dataframe")
+    if is_frame_of_numbers(X, column):
+        X = X.to_numpy(np.float32, na_value=np.nan)
+    elif isinstance(X, pd.DataFrame):
+        X = to_matrix(X[vector_column(X, column)], "the dataframe")
     X = np.asarray(on_host(X))
     if X.ndim != 2:
         raise UsageError(
