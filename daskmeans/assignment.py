@@ -95,7 +95,7 @@ def assign(
     meta = like(frame._meta, empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)}))
     return frame.map_partitions(
         _assign,
-        dask.delayed(model, pure=False),
+        dask.delayed(model.placer(), pure=False),
         dask.delayed(index, pure=False),
         column,
         dtype,

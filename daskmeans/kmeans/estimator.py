@@ -401,9 +401,16 @@ class KMeans:
                 f"{ann.MANY:,}",
             )  # fmt: skip
         index = ann.tuned(
-            X, column, centroids, self.rows, lambda rows: nearest_labels(rows, centroids), recall, self.seed_, client
+            X,
+            column,
+            centroids,
+            self.placer().rows,
+            lambda rows: nearest_labels(rows, centroids),
+            recall,
+            self.seed_,
+            client,
         )
-        self.ann_ = index.facts
+        self.ann_ = dict(index.facts)
         return index
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
@@ -445,7 +452,7 @@ class KMeans:
                 runtime.call([partial(function, part, self, *more) for part in partitions(X, column)])
             )
         apply = dask.delayed(function, pure=False)
-        km, *args = (dask.delayed(arg, pure=False) for arg in (self, *more))  # sent once, not with every task
+        km, *args = (dask.delayed(arg, pure=False) for arg in (self.placer(), *more))  # sent once, not with every task
         parts, shape = partitions(X, column), meta.shape[1:]
         sizes = X.chunks[0] if isinstance(X, da.Array) else [np.nan] * len(parts)
         blocks = [
@@ -453,6 +460,12 @@ class KMeans:
             for part, size in zip(parts, sizes, strict=True)
         ]
         return da.concatenate(blocks, allow_unknown_chunksizes=True)
+
+    def placer(self) -> KMeans:
+        """A model that places rows as this one does now, whatever becomes of this one; no more than that travels."""
+        placer = KMeans(normalize=self.normalize, max_samples_per_batch=self.max_samples_per_batch)
+        placer.cluster_centers_, placer.n_features_in_ = self.cluster_centers_.copy(), self.n_features_in_
+        return placer
 
     def rows(self, X: Any, where: str = "", device: Device | None = None) -> Any:
         """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension.

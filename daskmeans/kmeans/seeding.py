@@ -334,7 +334,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
             )
         centroids = model.read_centroids(path / model.CENTROIDS if path.is_dir() else path)
     else:
-        centroids = np.asarray(getattr(init, "cluster_centers_", init), np.float32)
+        centroids = np.array(getattr(init, "cluster_centers_", init), np.float32, order="C")  # the caller keeps theirs
     if centroids.ndim != 2 or len(centroids) != n_clusters:
         raise UsageError(
             f"the initial centroids have shape {centroids.shape}",
