@@ -14,7 +14,8 @@ from daskmeans.errors import DaskmeansError, UsageError
 from daskmeans.kmeans.checkpoint import CHECKPOINTS, Checkpoints
 from daskmeans.kmeans.estimator import KMeans, seed_from
 from daskmeans.kmeans.model import CENTROIDS, MODEL
-from daskmeans.kmeans.seeding import resolve_init
+from daskmeans.kmeans.seeding import is_path, resolve_init
+from daskmeans.kmeans.values import check_flag, plain
 from daskmeans.reading import Reading
 from daskmeans.vectors.files import refuse_overlap
 from daskmeans.vectors.rejects import PARTS, gather_rejects
@@ -29,9 +30,10 @@ def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite:
 
     `out` is what is going to be written, and `path` the directory of the model in it.
     """
+    check_flag("overwrite", overwrite)
     model.check_params()  # before the files are looked at
     init = resolve_init(model.init, model.n_clusters, reading.storage_options)
-    if isinstance(init, np.ndarray) and isinstance(model.init, str | UPath):  # it would be gone when the fit goes on
+    if isinstance(init, np.ndarray) and is_path(model.init):  # it would be gone when the fit goes on
         refuse_overlap(out, [reading.path(model.init)])
     state = _drawn_before(path, overwrite) if model.random_state is None else model.random_state
     return type(model)(**model.get_params() | {"init": init, "random_state": seed_from(state)})
@@ -107,7 +109,7 @@ def fit_step(
 
 def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
     """What determines a fit besides its input."""
-    params = model.get_params()
+    params = {name: plain(value) for name, value in model.get_params().items()}
     del params["max_samples_per_batch"]  # decides on memory alone, and may be what a fit was killed for
     if isinstance(model.init, np.ndarray):
         params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"

@@ -24,14 +24,17 @@ from daskmeans.kernels.device import Device
 from daskmeans.kernels.nearest import all_distances, nearest_labels
 from daskmeans.kmeans import ann, cuml, model
 from daskmeans.kmeans.blocks import Blocks
-from daskmeans.kmeans.inputs import is_lazy, partitions, prepare, prepare_on
+from daskmeans.kmeans.inputs import check_column, is_lazy, partitions, prepare, prepare_on
 from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split
+from daskmeans.kmeans.values import check_flag, is_flag, is_whole, number, plain
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.frames import is_cudf
+
+ENGINES = ("auto", "native", "cuml")
 
 
 class KMeans:
@@ -223,6 +226,7 @@ class KMeans:
             GPU, or a GPU has no room for what a pass takes.
         """
         self.check_params()
+        check_column(X, column)
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
         client = runtime.current_client(client)
@@ -269,13 +273,14 @@ class KMeans:
         self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None
     ) -> tuple[Fit, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
+        n_clusters, max_iter, tol = map(plain, (self.n_clusters, self.max_iter, self.tol))
         if self._by_cuml():
             return cuml.fit(
                 blocks,
                 init,
-                n_clusters=self.n_clusters,
-                max_iter=self.max_iter,
-                tol=self.tol,
+                n_clusters=n_clusters,
+                max_iter=max_iter,
+                tol=tol,
                 seed=seed,
                 oversampling_factor=self.oversampling_factor,
                 max_samples_per_batch=self.max_samples_per_batch,
@@ -284,9 +289,9 @@ class KMeans:
             )
         return fit_blocks(
             blocks,
-            lambda: seed_centroids(blocks, init, self.n_clusters, self.oversampling_factor, seed),
-            max_iter=self.max_iter,
-            tol=self.tol,
+            lambda: seed_centroids(blocks, init, n_clusters, self.oversampling_factor, seed),
+            max_iter=max_iter,
+            tol=tol,
             seed=seed,
             grow=isinstance(init, str) and init == "auto",
             run=run,
@@ -298,26 +303,18 @@ class KMeans:
 
     def check_params(self) -> None:
         """Raise UsageError for a parameter that is out of its range."""
-
-        def whole(value: Any, least: int) -> bool:
-            return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
-
-        def number(value: Any) -> float:
-            return float(value) if isinstance(value, (int, float, np.number)) else math.nan
-
+        most = self.max_cluster_size
         checks = {
-            "n_clusters": (whole(self.n_clusters, 1), "an integer >= 1"),
-            "max_iter": (whole(self.max_iter, 0), "an integer >= 0"),
-            "n_init": (whole(self.n_init, 1), "an integer >= 1"),
-            "max_samples_per_batch": (whole(self.max_samples_per_batch, 1), "an integer >= 1"),
-            "max_cluster_size": (
-                self.max_cluster_size is None or whole(self.max_cluster_size, 1),
-                "an integer >= 1, or None",
-            ),
+            "n_clusters": (is_whole(self.n_clusters, 1), "an integer >= 1"),
+            "max_iter": (is_whole(self.max_iter, 0), "an integer >= 0"),
+            "n_init": (is_whole(self.n_init, 1), "an integer >= 1"),
+            "max_samples_per_batch": (is_whole(self.max_samples_per_batch, 1), "an integer >= 1"),
+            "max_cluster_size": (most is None or is_whole(most, 1), "an integer >= 1, or None"),
             "tol": (number(self.tol) >= 0, "a number >= 0"),
-            "oversampling_factor": (number(self.oversampling_factor) > 0, "a number > 0"),
+            "oversampling_factor": (0 < number(self.oversampling_factor) < math.inf, "a number > 0"),
             "sample_fraction": (0 < number(self.sample_fraction) <= 1, "a number in (0, 1]"),
-            "engine": (self.engine in ("auto", "native", "cuml"), "'auto', 'native' or 'cuml'"),
+            "normalize": (is_flag(self.normalize), "True or False"),
+            "engine": (isinstance(self.engine, str) and self.engine in ENGINES, "'auto', 'native' or 'cuml'"),
         }
         for name, (right, expected) in checks.items():
             if not right:
@@ -439,6 +436,7 @@ class KMeans:
     def _check_fits(self, X: Any, column: str | None) -> None:
         """Raise if there is no model yet, or if it was fitted on other columns."""
         self._check_fitted()
+        check_column(X, column)
         check_names(feature_names(X, column), getattr(self, "feature_names_in_", None))
 
     def _name_features(self, names: np.ndarray | None) -> None:
@@ -491,7 +489,8 @@ class KMeans:
     def save(self, url: Any, *, storage_options: dict[str, Any] | None = None, overwrite: bool = False) -> None:
         """Write the model into the directory `url`: ``centroids.npy``, ``model.json`` and a manifest."""
         self._check_fitted()
-        path, settings = open_path(url, storage_options), {"normalize": self.normalize}
+        check_flag("overwrite", overwrite)
+        path, settings = open_path(url, storage_options), {"normalize": bool(self.normalize)}
         # What it was fitted on is not known here, and steps that use it must not take it for another.
         inputs = {"centroids": hashlib.sha256(self.cluster_centers_.tobytes()).hexdigest()}
         with manifest.step(path, "fit", settings, inputs, overwrite=overwrite) as step:
@@ -499,12 +498,12 @@ class KMeans:
 
     def write(self, path: UPath, fingerprint: str | None) -> dict[str, Any]:
         """Write the model's files into the directory of a step that is being made; returns facts for its manifest."""
-        params = self.get_params()
+        params = {name: plain(value) for name, value in self.get_params().items()}
         named = {name: value if isinstance(value, (str, int, float, bool)) else None for name, value in params.items()}
         facts = {
             "n_clusters": len(self.cluster_centers_),
             "n_features": self.n_features_in_,
-            "normalize": self.normalize,
+            "normalize": params["normalize"],
             "inertia": self.inertia_,
             "inertia_per_iteration": self.inertia_history_,
             "iterations": self.iterations_,
@@ -553,7 +552,7 @@ def seed_from(random_state: Any) -> int:
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
     # What is added to it must leave it an int64.
-    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**62:
+    if is_whole(random_state, 0) and random_state < 2**62:
         return int(random_state)
     raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^62), a generator or None")
 

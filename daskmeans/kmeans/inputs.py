@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
@@ -37,6 +37,20 @@ def is_lazy(X: Any) -> bool:
     return isinstance(X, (dd.DataFrame, dd.Series, da.Array))
 
 
+def check_column(X: Any, column: Any) -> None:
+    """Raise UsageError if `column` cannot name a column, or if `X` has none."""
+    if column is None:
+        return
+    if not isinstance(column, Hashable):
+        raise UsageError(f"column={column!r}", expected="the name of one column")
+    if not hasattr(X, "columns"):
+        raise UsageError(
+            f"column={column!r} was given with {type(X).__name__}, which has no columns",
+            expected="a dataframe",
+            remedy="leave column out",
+        )
+
+
 def partitions(X: Any, column: str | None) -> list[Any]:
     """The partitions of `X` in the order of the rows: tasks, or slices of a matrix.
 
@@ -50,6 +64,7 @@ def partitions(X: Any, column: str | None) -> list[Any]:
     if isinstance(X, da.Array):
         if X.ndim != 2:
             raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
+        refuse_masked(X._meta)
         # Optimised, an array's graph knows futures by their keys alone, and nobody would hold them.
         return list(X.rechunk({1: -1}).to_delayed(optimize_graph=False).ravel())
     return slices(as_matrix(X, column))
@@ -152,6 +167,7 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
         X = X.to_numpy(np.float32, na_value=np.nan)
     elif isinstance(X, pd.DataFrame):
         X = to_matrix(X[vector_column(X, column)], "the dataframe")
+    refuse_masked(X)
     X = np.asarray(on_host(X))
     if X.ndim != 2:
         raise UsageError(
@@ -164,6 +180,17 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
     if X.shape[1] == 0:
         raise UsageError(f"Found array with 0 feature(s) (shape={X.shape})", expected="at least one number a row")
     return np.ascontiguousarray(X, np.float32)
+
+
+def refuse_masked(X: Any, where: str = "") -> None:
+    """Raise UsageError for a masked array: what its mask hides would be taken for numbers."""
+    if isinstance(X, np.ma.MaskedArray):
+        raise UsageError(
+            "the array is masked",
+            where=where,
+            expected="an array without a mask",
+            remedy="leave masked rows out (np.ma.compress_rows), or fill them in (X.filled)",
+        )
 
 
 def on_host(X: Any) -> Any:
