@@ -28,6 +28,7 @@ from daskmeans.kmeans.inputs import check_column, is_lazy, partitions, prepare, 
 from daskmeans.kmeans.loading import load
 from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
+from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split
 from daskmeans.kmeans.values import check_flag, is_flag, is_whole, number, plain
@@ -246,6 +247,7 @@ class KMeans:
                 if self.sample_fraction < 1.0
                 else f"set n_clusters to {blocks.n_rows} or less",
             )
+        warn_of_rounding(blocks.roundings)
         if memory := gpus.smallest(places):
             forecast.check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
         runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
