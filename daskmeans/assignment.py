@@ -15,7 +15,7 @@ from daskmeans.kernels.device import Device
 from daskmeans.kernels.nearest import cosine_distances, nearest, squared_distances
 from daskmeans.kmeans.ann import Index
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.kmeans.inputs import vector_column
+from daskmeans.kmeans.inputs import check_column, vector_column
 from daskmeans.vectors.buckets import CENTROID, COSINE, L2
 from daskmeans.vectors.frames import column_on, is_cudf, like, on_host
 from daskmeans.vectors.matrix import to_column, to_matrix
@@ -78,7 +78,7 @@ def assign(
             expected="a dask dataframe and a fitted KMeans",
             remedy="use read_embeddings(...) and KMeans.load(...), or the command `daskmeans assign` for files",
         )
-    if dtype not in ("float32", "float16"):
+    if not isinstance(dtype, str) or dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="embedding dtype", expected="float32 or float16")
     if dtype == "float16" and is_cudf(frame._meta):
         raise UsageError(
@@ -87,6 +87,7 @@ def assign(
             expected="float32 for a dataframe of cuDF",
             remedy='pass frame.to_backend("pandas"), or store float32 (--embedding-dtype float32)',
         )
+    check_column(frame, column)
     column = vector_column(frame, column)
     refuse_reserved(list(frame.columns))
     empty = on_host(frame._meta.iloc[:0])
@@ -95,7 +96,7 @@ def assign(
     meta = like(frame._meta, empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)}))
     return frame.map_partitions(
         _assign,
-        dask.delayed(model, pure=False),
+        dask.delayed(model.placer(), pure=False),
         dask.delayed(index, pure=False),
         column,
         dtype,

@@ -29,6 +29,7 @@ __all__ = [
     "MissingExtraError",
     "NotFoundError",
     "OutputError",
+    "PrecisionWarning",
     "RunError",
     "UsageError",
 ]
@@ -131,3 +132,7 @@ class ClusterSizeWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """A fit that was ended by the number of updates it was allowed, before it converged."""
+
+
+class PrecisionWarning(UserWarning):
+    """Rows that differ by less than float32, in which they are compared, can tell."""

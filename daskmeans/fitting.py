@@ -14,7 +14,8 @@ from daskmeans.errors import DaskmeansError, UsageError
 from daskmeans.kmeans.checkpoint import CHECKPOINTS, Checkpoints
 from daskmeans.kmeans.estimator import KMeans, seed_from
 from daskmeans.kmeans.model import CENTROIDS, MODEL
-from daskmeans.kmeans.seeding import resolve_init
+from daskmeans.kmeans.seeding import is_path, resolve_init
+from daskmeans.kmeans.values import check_flag, plain
 from daskmeans.reading import Reading
 from daskmeans.vectors.files import refuse_overlap
 from daskmeans.vectors.rejects import PARTS, gather_rejects
@@ -24,18 +25,26 @@ from daskmeans.vectors.source import Source
 COPIES = 7
 
 
-def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> None:
-    """Put what paths and None stand for into `model`, so that they can be compared with those of an earlier run.
+def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> KMeans:
+    """An estimator with the parameters of `model`, and values for paths and None, to compare with an earlier run's.
 
     `out` is what is going to be written, and `path` the directory of the model in it.
     """
-    given = model.init
-    model.init = resolve_init(given, model.n_clusters, reading.storage_options)
-    if isinstance(model.init, np.ndarray) and isinstance(given, str | UPath):  # it would be gone when the fit goes on
-        refuse_overlap(out, [reading.path(given)])
-    if model.random_state is None:
-        model.random_state = _drawn_before(path, overwrite)
-    model.random_state = seed_from(model.random_state)
+    check_flag("overwrite", overwrite)
+    model.check_params()  # before the files are looked at
+    init = resolve_init(model.init, model.n_clusters, reading.storage_options)
+    if isinstance(init, np.ndarray) and is_path(model.init):  # it would be gone when the fit goes on
+        refuse_overlap(out, [reading.path(model.init)])
+    state = _drawn_before(path, overwrite) if model.random_state is None else model.random_state
+    return type(model)(**model.get_params() | {"init": init, "random_state": seed_from(state)})
+
+
+def adopt(model: KMeans, fitted: KMeans) -> None:
+    """Give `model` all that was found by fitting `fitted`, in the place of what it had; its parameters stay."""
+    found = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
+    kept = {name: value for name, value in vars(model).items() if not name.endswith("_")}
+    vars(model).clear()
+    vars(model).update(kept | found)
 
 
 def _drawn_before(path: UPath, overwrite: bool) -> int | None:
@@ -48,7 +57,6 @@ def _drawn_before(path: UPath, overwrite: bool) -> int | None:
 
 def refuse_misfit(source: Source, model: KMeans) -> None:
     """Refuse a model that cannot be fitted on the rows of `source`."""
-    model.check_params()
     if source.rows < model.n_clusters:
         raise UsageError(
             f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
@@ -101,7 +109,7 @@ def fit_step(
 
 def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
     """What determines a fit besides its input."""
-    params = model.get_params()
+    params = {name: plain(value) for name, value in model.get_params().items()}
     del params["max_samples_per_batch"]  # decides on memory alone, and may be what a fit was killed for
     if isinstance(model.init, np.ndarray):
         params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"

@@ -13,6 +13,7 @@ import operator
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -258,7 +259,7 @@ def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None
 
 def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """Results of `functions`, called by threads of this process; for work of milliseconds, which tasks would double."""
-    with _one_thread_each():
+    with one_thread_each():
         futures = [_pool().submit(function) for function in functions]
         concurrent.futures.wait(futures)  # those that others were left with by an error, too
         return [future.result() for future in futures]
@@ -268,10 +269,6 @@ def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
 def _pool() -> ThreadPoolExecutor:
     """Threads that wait for the next call: to start them takes longer than some calls. They must not call again."""
     return ThreadPoolExecutor(n_threads(), "daskmeans")
-
-
-if hasattr(os, "register_at_fork"):  # a child has none of the threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def feed(
@@ -399,18 +396,61 @@ def compute_here(
 
     # Tasks take the cores; a BLAS that brings threads of its own would take them a second time. If one fails, the pool
     # waits for those that run: nothing writes any more once the error is out.
-    with Callback(posttask=done), _one_thread_each(), ThreadPoolExecutor(n_threads()) as pool:
+    with Callback(posttask=done), one_thread_each(), ThreadPoolExecutor(n_threads()) as pool:
         return list(dask.compute(*tasks, scheduler="threads", pool=pool))
 
 
-def _one_thread_each() -> contextlib.AbstractContextManager[Any]:
-    """Limit BLAS to one thread in the ``with`` block; finding the libraries takes long, so it is done once."""
-    return _libraries().limit(limits=1)
+def one_thread_each() -> contextlib.AbstractContextManager[None]:
+    """Limit BLAS to one thread in the ``with`` block, which several threads may be in at the same time."""
+    return _limit
+
+
+class _Limit(contextlib.AbstractContextManager[None]):
+    """The limit is one of the process: who comes first sets it, who leaves last takes it back.
+
+    threadpoolctl lets nobody but the thread that has set a limit take it back, and a BLAS on OpenMP notes it for that
+    thread alone. So it is always the same thread, of ours.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._thread, self._held = ThreadPoolExecutor(1, "daskmeans_blas"), contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._thread.submit(self._take).result()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._thread.submit(self._held.close).result()
+
+    def _take(self) -> None:
+        self._held.close()  # where Ctrl-C came before it was counted
+        self._held.enter_context(_libraries().limit(limits=1))
+
+
+_limit = _Limit()
+
+
+def _forked() -> None:
+    """A child has none of the threads."""
+    global _limit
+    _limit = _Limit()
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @functools.cache
 def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
+    """Finding them takes long, so it is done once."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 def share(value: Any, client: Client | None = None) -> Any:

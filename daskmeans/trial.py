@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dask import delayed
 from distributed import Client
-from threadpoolctl import threadpool_limits
 
 from daskmeans import config, manifest, progress, runtime, workflow
 from daskmeans.duplicates.decide import decide
@@ -258,7 +257,7 @@ def _rates(X: np.ndarray) -> tuple[float, float]:
     normalize_rows(X := X.copy())
     few, many = X[: len(X) // 64], X[: len(X) // 4]
     compare = _seconds(partial(nearest, X, many)) - _seconds(partial(nearest, X, few))
-    with threadpool_limits(limits=1):
+    with runtime.one_thread_each():
         pair = _seconds(partial(decide, X, np.float32(THRESHOLD), "survivors", config.get_bytes("tile-bytes")))
     return max(0.0, compare) / (len(X) * max(1, len(many) - len(few))), pair / len(X) ** 2
 

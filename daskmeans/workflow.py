@@ -22,7 +22,7 @@ from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.search import dedup
 from daskmeans.duplicates.settings import chosen, dedup_settings
 from daskmeans.errors import DataError, OutputError
-from daskmeans.fitting import fit_settings, fit_step, refuse_misfit, resolve
+from daskmeans.fitting import adopt, fit_settings, fit_step, refuse_misfit, resolve
 from daskmeans.kmeans.ann import TARGET, Index
 from daskmeans.kmeans.ann import check as check_assign
 from daskmeans.kmeans.checkpoint import CHECKPOINTS
@@ -64,7 +64,7 @@ def fit(
     Returns
     -------
     KMeans
-        `model`, fitted.
+        `model`, fitted; its parameters are what they were. A seed that was drawn is ``seed_``.
 
     Raises
     ------
@@ -74,13 +74,14 @@ def fit(
     """
     client = runtime.current_client(client)
     path = reading.path(out)
-    resolve(model, reading, path, path, overwrite)
+    settled = resolve(model, reading, path, path, overwrite)
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
-    refuse_misfit(source, model)
+    refuse_misfit(source, settled)
     if reading.on_bad_row == "skip":  # rows with the id of another one are bad too
         source = check_ids(source, reading.on_bad_row, client)
-    fit_step(source, path, model, reading, overwrite, client)
+    fit_step(source, path, settled, reading, overwrite, client)
+    adopt(model, settled)
     return model
 
 
@@ -229,9 +230,9 @@ def run(
     """
     client = runtime.current_client(client)
     root = reading.path(out)
-    resolve(model, reading, root, root / "model", overwrite)
+    settled = resolve(model, reading, root, root / "model", overwrite)
     assigning = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
-    deciding = dedup_settings(threshold, eps, keep, rule, search, probes, floor, model.random_state)
+    deciding = dedup_settings(threshold, eps, keep, rule, search, probes, floor, settled.random_state)
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
@@ -242,17 +243,18 @@ def run(
     _refuse_foreign(root, paths)
     if not (manifest.peek(paths["clusters"]) or {"finished": False})["finished"]:  # now, not after the fit
         room.check(root, clusters_bytes(source, embedding_dtype))
-    refuse_misfit(source, model)
+    refuse_misfit(source, settled)
 
     @cache
     def checked() -> Source:  # before the fit, so that a duplicate id does not cost one
         return check_ids(source, reading.on_bad_row, client)
 
     _once(
-        paths["model"], "fit", fit_settings(model, reading), source.identity(), overwrite,
-        lambda: fit_step(checked(), paths["model"], model, reading, overwrite, client),
+        paths["model"], "fit", fit_settings(settled, reading), source.identity(), overwrite,
+        lambda: fit_step(checked(), paths["model"], settled, reading, overwrite, client),
         resume=CHECKPOINTS,
     )  # fmt: skip
+    adopt(model, settled if settled.__sklearn_is_fitted__() else KMeans.load(paths["model"]))
     _once(
         paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
         lambda: _assign(
@@ -264,7 +266,7 @@ def run(
         paths["dedup"], "dedup", asdict(chosen(deciding, n_pairs([buckets]), False)), dedup_inputs(buckets), overwrite,
         lambda: dedup(
             paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search,
-            probes=probes, floor=floor, random_state=model.random_state, overwrite=overwrite, client=client,
+            probes=probes, floor=floor, random_state=settled.random_state, overwrite=overwrite, client=client,
         ),
     )  # fmt: skip
     result = open_decisions(paths["dedup"])

@@ -125,6 +125,12 @@ def test_a_way_to_assign_that_does_not_exist(km):
         km.predict(spread(10), assign="fast")
 
 
+@needs_faiss
+def test_a_recall_that_is_no_number(km):
+    with pytest.raises(errors.UsageError, match=r"recall='0\.9'"):
+        km.build_index(spread(10), recall="0.9")
+
+
 def make_model(tmp_path: Path, km: dkm.KMeans) -> tuple[Path, str]:
     km.save(tmp_path / "model")
     return write_embeddings(tmp_path / "in" / "rows.parquet", spread(3000)), str(tmp_path / "model")

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import dask.array as da
 import dask.dataframe as dd
@@ -20,8 +21,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from upath import UPath
 
-from daskmeans import KMeans
+from daskmeans import KMeans, manifest, workflow
 from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
 from daskmeans.kernels import groups
 from daskmeans.kmeans import native
@@ -247,6 +249,27 @@ def test_contract_of_scikit_learn():
         ({"n_clusters": 1, "random_state": 2**62}, np.eye(2), UsageError, ["random_state=4"]),
         ({"n_clusters": 1, "engine": "magic"}, np.eye(2), UsageError, ["magic", "native"]),
         ({"n_clusters": 1, "sample_fraction": 0}, np.eye(2), UsageError, ["sample_fraction", "(0, 1]"]),
+        ({"normalize": "no"}, np.eye(9), UsageError, ["normalize='no'", "True or False"]),
+        ({"normalize": 0}, np.eye(9), UsageError, ["normalize=0", "True or False"]),
+        ({"normalize": None}, np.eye(9), UsageError, ["normalize=None", "True or False"]),
+        ({"sample_fraction": "0.5"}, np.eye(9), UsageError, ["sample_fraction='0.5'", "number"]),
+        ({"sample_fraction": True}, np.eye(9), UsageError, ["sample_fraction=True", "number"]),
+        ({"tol": False}, np.eye(9), UsageError, ["tol=False", "number"]),
+        ({"tol": 1j}, np.eye(9), UsageError, ["tol=1j", "number"]),
+        ({"oversampling_factor": np.inf}, np.eye(9), UsageError, ["oversampling_factor=inf", "number"]),
+        ({"n_init": "auto"}, np.eye(9), UsageError, ["n_init='auto'", "integer"]),
+        ({"n_init": 2.0}, np.eye(9), UsageError, ["n_init=2.0", "integer"]),
+        ({"max_iter": None}, np.eye(9), UsageError, ["max_iter=None", "integer"]),
+        ({"max_cluster_size": "9"}, np.eye(9), UsageError, ["max_cluster_size='9'", "integer"]),
+        ({"n_clusters": np.timedelta64(2)}, np.eye(9), UsageError, ["n_clusters", "integer"]),
+        ({"random_state": True}, np.eye(9), UsageError, ["random_state=True", "integer"]),
+        ({"random_state": "42"}, np.eye(9), UsageError, ["random_state='42'", "integer"]),
+        ({"engine": np.array(["cuml", "native"])}, np.eye(9), UsageError, ["engine=", "native"]),
+        ({"init": KMeans(2)}, np.eye(9), UsageError, ["init", "KMeans", "fitted"]),
+        ({"init": [[1.0], [1.0, 2.0]]}, np.eye(9), UsageError, ["init", "list", "array of numbers"]),
+        ({"n_clusters": 2, "init": np.ma.masked_less(np.eye(2), 1)}, np.eye(2), UsageError, ["init", "masked"]),
+        ({"n_clusters": 2, "init": Path("nowhere.npy")}, np.eye(2), NotFoundError, ["nowhere.npy"]),
+        ({"n_clusters": 2}, np.ma.masked_less(np.eye(2), 0), UsageError, ["masked", "filled"]),
     ],
 )
 def test_wrong_use_says_what_to_do(params, X, error, words):
@@ -254,6 +277,47 @@ def test_wrong_use_says_what_to_do(params, X, error, words):
         KMeans(**params).fit(np.asarray(X, np.float32) if not isinstance(X, np.ndarray) else X)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_masked_arrays_are_refused_in_whatever_they_come():
+    masked = np.ma.masked_greater(blobs(), 2)
+    chunks = da.from_array(blobs(), chunks=(100, 16)).map_blocks(np.ma.masked_greater, 2, meta=np.empty((0, 0), "f4"))
+    km = KMeans(2).fit(blobs())
+    for X in (masked, da.from_array(masked, chunks=(100, 16)), da.ma.masked_greater(da.ones((9, 16)), 2), chunks):
+        for work in (KMeans(2).fit, km.predict, km.transform, km.score):
+            with pytest.raises(UsageError, match=r"masked(.|\n)*filled"):
+                np.asarray(work(X))
+
+
+@pytest.mark.parametrize("way", ["fit", "predict", "transform", "score", "build_index"])
+def test_a_column_is_that_of_a_frame_and_is_one(way):
+    km, X = KMeans(2).fit(blobs()), pd.DataFrame({"v": to_column(blobs())})
+    with pytest.raises(UsageError, match=r"ndarray, which has no columns(.|\n)*leave column out"):
+        getattr(km, way)(blobs(), column="v")
+    with pytest.raises(UsageError, match=r"column=\['v'\](.|\n)*one column"):
+        getattr(km, way)(X, column=["v"])
+
+
+def test_flags_are_true_or_false(tmp_path, embeddings):
+    km = KMeans(2).fit(blobs())
+    km.save(tmp_path / "model")
+    with pytest.raises(UsageError, match="overwrite='no'"):
+        km.save(tmp_path / "model", overwrite="no")
+    with pytest.raises(UsageError, match="overwrite='no'"):
+        workflow.fit(embeddings, tmp_path / "model", km, overwrite="no")
+
+
+def test_parameters_may_be_numbers_of_numpy(tmp_path, embeddings):
+    here, theirs = {"n_clusters": 2, "max_iter": 9, "tol": 0.5, "normalize": False}, {}
+    for name, value in here.items():
+        theirs[name] = np.array([value])[0]
+    KMeans(**theirs).fit(blobs()).save(tmp_path / "saved")
+    workflow.fit(embeddings, tmp_path / "fitted", KMeans(**theirs))
+    for name in ("saved", "fitted"):
+        assert KMeans.load(tmp_path / name).get_params() == KMeans(**here).get_params()
+    workflow.fit(embeddings, tmp_path / "again", KMeans(**here))
+    settings = [manifest.read(UPath(tmp_path / name), "fit")["settings"] for name in ("fitted", "again")]
+    assert settings[0] == settings[1]
 
 
 def test_rows_of_another_dimension_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import dask
@@ -70,6 +71,30 @@ def test_blas_has_one_thread_while_tasks_take_the_cores():
     before = blas_threads()
     assert runtime.compute([dask.delayed(blas_threads, pure=False)()]) == [1]
     assert blas_threads() == before
+
+
+def test_blas_has_its_threads_again_once_the_last_of_several_callers_is_done():
+    before, ways = blas_threads(), [lambda f: runtime.call([f]), lambda f: runtime.compute([dask.delayed(f)()])]
+
+    def caller(way, arrived, leave):
+        def work():
+            arrived.set()
+            assert leave.wait(60)
+            return blas_threads()
+
+        return way(work)
+
+    with ThreadPoolExecutor(2) as pool:
+        for way in ways:
+            events = [(threading.Event(), threading.Event()) for _ in range(2)]
+            found = []
+            for arrived, leave in events:  # the second comes while the first is there, and stays longer
+                found.append(pool.submit(caller, way, arrived, leave))
+                assert arrived.wait(60)
+            for (_, leave), answer in zip(events, found, strict=True):
+                leave.set()
+                assert answer.result() in (1, [1])
+            assert blas_threads() == before
 
 
 def test_inside_a_task_there_is_no_client(client):

@@ -273,3 +273,33 @@ def test_object_stores_are_written_like_directories(embeddings):
     result = dkm.run(embeddings, "memory://runs/one", dkm.KMeans(8), threshold=0.9)
     assert result.summary["rows"] == 600
     assert dkm.open_decisions("memory://runs/one/dedup").summary.items() <= result.summary.items()
+
+
+@pytest.mark.parametrize("way", ["fit", "run"])
+def test_a_fit_changes_no_parameter(way, tmp_path, embeddings):
+    np.save(tmp_path / "start.npy", blobs(k=8)[:8])
+    km = dkm.KMeans(8, init=str(tmp_path / "start.npy"), random_state=None, max_iter=2, tol=1e9)
+    km.ann_ = {"recall": 1.0}  # of an earlier fit
+    before, out = km.get_params(), tmp_path / "out"
+
+    def work():
+        if way == "fit":
+            assert workflow.fit(embeddings, out, km, overwrite=True) is km
+        else:
+            dkm.run(embeddings, out, km, threshold=0.9)
+
+    work()
+    assert km.get_params() == before
+    assert not hasattr(km, "ann_")
+    stored = json.loads((out / ("model" if way == "run" else "") / "model.json").read_text())
+    assert km.seed_ == stored["seed"]
+    loaded = dkm.KMeans.load(out / "model" if way == "run" else out)
+    np.testing.assert_array_equal(km.cluster_centers_, loaded.cluster_centers_)
+    assert (km.labels_.compute() == loaded.predict(blobs())).all()
+    again = km
+    if way == "run":  # finished: the seed that was drawn is found, and the model
+        again = dkm.KMeans(**before)
+        dkm.run(embeddings, out, again, threshold=0.9)
+        assert again.get_params() == before
+    assert again.seed_ == km.seed_
+    np.testing.assert_array_equal(again.cluster_centers_, km.cluster_centers_)

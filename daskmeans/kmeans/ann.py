@@ -22,6 +22,7 @@ from daskmeans.kernels.products import squared_norms64
 from daskmeans.kernels.sampling import sample_limit, wilson
 from daskmeans.kernels.shortlist import closest, nearest_of, ranks
 from daskmeans.kmeans.inputs import as_matrix, is_lazy, partitions
+from daskmeans.kmeans.values import number
 
 TARGET = 0.99
 # Clusters from which an index may be faster than exact labels.
@@ -110,15 +111,15 @@ class Index:
 
 def check(assign: Any, recall: float = TARGET) -> None:
     """Raise UsageError if labels cannot be found as `assign` says, or not with this `recall`."""
-    if assign == "ann":
+    if isinstance(assign, str) and assign == "ann":
         _faiss()
-        if not 0 < recall <= 0.999:
+        if not 0 < number(recall) <= 0.999:
             raise UsageError(
                 f"recall={recall!r}",
                 expected="a number above 0, up to 0.999",
                 remedy="let every label be exact: assign='exact' (--assign exact)",
             )
-    elif assign != "exact" and not isinstance(assign, Index):
+    elif not (isinstance(assign, str) and assign == "exact") and not isinstance(assign, Index):
         raise UsageError(f"assign={assign!r}", expected="'exact', 'ann' or an index from KMeans.build_index")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from daskmeans import forecast
 from daskmeans.kernels.device import Device
+from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.storage import shelf
 
 
@@ -64,6 +65,8 @@ class Block:
         Small values of the engine.
     first : int
         Number of the first row, if no numbers were given; :class:`Blocks` sets it.
+    rounding : Rounding or None
+        What was lost when the rows became float32; whoever makes the block sets it.
 
     Examples
     --------
@@ -95,6 +98,7 @@ class Block:
         self.nbytes = 0 if self._shelf.on_disk or device else rows.nbytes
         self.notes: dict[str, Any] = {}
         self.first = 0
+        self.rounding: Rounding | None = None
         self._numbers = None if numbers is None else {"numbers": self._shelf.keep(numbers)}
         self._arrays = {} if device else {"rows": self._shelf.keep(rows)}
 

@@ -18,6 +18,7 @@ from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_integers, uniform
 from daskmeans.kernels.sampling import sampled
 from daskmeans.kmeans.block import Block, Quota
+from daskmeans.kmeans.rounding import Rounding
 
 # Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
 SUBSET = 0x5B5E7
@@ -59,6 +60,8 @@ class Blocks:
     lengths : list of int
         Rows of each block.
     n_rows, dimension : int
+    roundings : list of Rounding
+        What was lost when the rows became float32, of each block that came in wider numbers.
     """
 
     def __init__(self, held: list[Any], quota: Quota, client: Client | None) -> None:
@@ -67,6 +70,7 @@ class Blocks:
         self._held = held  # blocks, or futures of them
         self.lengths, self._firsts = [0] * len(held), [0] * len(held)
         self.dimension = 0
+        self.roundings: list[Rounding] = []
         self._groups = self._measured(range(len(held)))
 
     @property
@@ -160,8 +164,9 @@ class Blocks:
         """Groups of those of `members` that have rows, once their lengths are known."""
         answers = self._run(self._grouped(members), _shapes, (), "count-rows")
         for group, shapes in answers:
-            for i, (rows, dimension) in zip(group.members, shapes, strict=True):
+            for i, (rows, dimension, rounding) in zip(group.members, shapes, strict=True):
                 self.lengths[i] = rows
+                self.roundings += [rounding] if rounding else []
                 self._check(i, rows, dimension)
         groups = [Group(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
         return [group for group in groups if group.members]
@@ -298,8 +303,8 @@ def _found(key: str) -> Any:
 _seen: WeakValueDictionary[str, Block] = WeakValueDictionary()
 
 
-def _shapes(group: list[Block]) -> list[tuple[int, int]]:
-    return [(block.n_rows, block.dimension) for block in group]
+def _shapes(group: list[Block]) -> list[tuple[int, int, Rounding | None]]:
+    return [(block.n_rows, block.dimension, block.rounding) for block in group]
 
 
 def _chosen_rows(group: list[Block], quota: Quota, share: float, seed: int) -> Block:

@@ -24,13 +24,18 @@ from daskmeans.kernels.device import Device
 from daskmeans.kernels.nearest import all_distances, nearest_labels
 from daskmeans.kmeans import ann, cuml, model
 from daskmeans.kmeans.blocks import Blocks
-from daskmeans.kmeans.inputs import is_lazy, partitions, prepare, prepare_on
+from daskmeans.kmeans.inputs import check_column, is_lazy, partitions, prepare, prepare_on
 from daskmeans.kmeans.loading import load
+from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
+from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.split import split
+from daskmeans.kmeans.values import check_flag, is_flag, is_whole, number, plain
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.frames import is_cudf
+
+ENGINES = ("auto", "native", "cuml")
 
 
 class KMeans:
@@ -77,7 +82,7 @@ class KMeans:
     ----------
     cluster_centers_ : ndarray of float32, shape (n_clusters, n_features)
     labels_ : ndarray or dask array of int32, shape (n_samples,)
-        Lazy for dask input.
+        Lazy for dask input, which it then holds; so a lazy one is left out of pickles and copies of the estimator.
     inertia_ : float
         Sum of squared distances of the fitted rows to their nearest centroid.
     inertia_history_ : list of float
@@ -88,6 +93,9 @@ class KMeans:
     n_iter_ : int
     converged_ : bool
     n_features_in_ : int
+    feature_names_in_ : ndarray of str, shape (n_features,)
+        Names of the columns, there if the model was fitted on a frame of numbers whose columns all have strings as
+        names. Frames with other columns, or with these in another order, are refused from then on.
     seed_ : int
         The seed that was used; drawn if `random_state` is None.
     ann_ : dict
@@ -160,6 +168,10 @@ class KMeans:
 
         return Tagged().__sklearn_tags__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels with the model to workers; futures of the input must not, nor need its graph."""
+        return {name: value for name, value in vars(self).items() if not dask.is_dask_collection(value)}
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "cluster_centers_")
 
@@ -215,6 +227,7 @@ class KMeans:
             GPU, or a GPU has no room for what a pass takes.
         """
         self.check_params()
+        check_column(X, column)
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
         client = runtime.current_client(client)
@@ -234,6 +247,7 @@ class KMeans:
                 if self.sample_fraction < 1.0
                 else f"set n_clusters to {blocks.n_rows} or less",
             )
+        warn_of_rounding(blocks.roundings)
         if memory := gpus.smallest(places):
             forecast.check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
         runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
@@ -251,6 +265,7 @@ class KMeans:
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        self._name_features(feature_names(X, column))
         known = not is_lazy(X) and self.sample_fraction == 1.0
         self.labels_ = labels() if known else self.predict(X, column=column)
         blocks.release()
@@ -260,13 +275,14 @@ class KMeans:
         self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None
     ) -> tuple[Fit, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
+        n_clusters, max_iter, tol = map(plain, (self.n_clusters, self.max_iter, self.tol))
         if self._by_cuml():
             return cuml.fit(
                 blocks,
                 init,
-                n_clusters=self.n_clusters,
-                max_iter=self.max_iter,
-                tol=self.tol,
+                n_clusters=n_clusters,
+                max_iter=max_iter,
+                tol=tol,
                 seed=seed,
                 oversampling_factor=self.oversampling_factor,
                 max_samples_per_batch=self.max_samples_per_batch,
@@ -275,9 +291,9 @@ class KMeans:
             )
         return fit_blocks(
             blocks,
-            lambda: seed_centroids(blocks, init, self.n_clusters, self.oversampling_factor, seed),
-            max_iter=self.max_iter,
-            tol=self.tol,
+            lambda: seed_centroids(blocks, init, n_clusters, self.oversampling_factor, seed),
+            max_iter=max_iter,
+            tol=tol,
             seed=seed,
             grow=isinstance(init, str) and init == "auto",
             run=run,
@@ -289,26 +305,18 @@ class KMeans:
 
     def check_params(self) -> None:
         """Raise UsageError for a parameter that is out of its range."""
-
-        def whole(value: Any, least: int) -> bool:
-            return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
-
-        def number(value: Any) -> float:
-            return float(value) if isinstance(value, (int, float, np.number)) else math.nan
-
+        most = self.max_cluster_size
         checks = {
-            "n_clusters": (whole(self.n_clusters, 1), "an integer >= 1"),
-            "max_iter": (whole(self.max_iter, 0), "an integer >= 0"),
-            "n_init": (whole(self.n_init, 1), "an integer >= 1"),
-            "max_samples_per_batch": (whole(self.max_samples_per_batch, 1), "an integer >= 1"),
-            "max_cluster_size": (
-                self.max_cluster_size is None or whole(self.max_cluster_size, 1),
-                "an integer >= 1, or None",
-            ),
+            "n_clusters": (is_whole(self.n_clusters, 1), "an integer >= 1"),
+            "max_iter": (is_whole(self.max_iter, 0), "an integer >= 0"),
+            "n_init": (is_whole(self.n_init, 1), "an integer >= 1"),
+            "max_samples_per_batch": (is_whole(self.max_samples_per_batch, 1), "an integer >= 1"),
+            "max_cluster_size": (most is None or is_whole(most, 1), "an integer >= 1, or None"),
             "tol": (number(self.tol) >= 0, "a number >= 0"),
-            "oversampling_factor": (number(self.oversampling_factor) > 0, "a number > 0"),
+            "oversampling_factor": (0 < number(self.oversampling_factor) < math.inf, "a number > 0"),
             "sample_fraction": (0 < number(self.sample_fraction) <= 1, "a number in (0, 1]"),
-            "engine": (self.engine in ("auto", "native", "cuml"), "'auto', 'native' or 'cuml'"),
+            "normalize": (is_flag(self.normalize), "True or False"),
+            "engine": (isinstance(self.engine, str) and self.engine in ENGINES, "'auto', 'native' or 'cuml'"),
         }
         for name, (right, expected) in checks.items():
             if not right:
@@ -337,7 +345,15 @@ class KMeans:
         -------
         ndarray or dask array of int32, shape (n_samples,)
             A dask array for dask input, lazy.
+
+        Raises
+        ------
+        UsageError
+            `X` has other columns than the frame that the model was fitted on, or these in another order.
+        DataError
+            A row cannot be placed, or is of another dimension; when computed for dask input.
         """
+        self._check_fits(X, column)
         index = self.index_for(X, assign, column=column)
         return self._on_rows(_labels, X, column, np.empty(0, np.int32), index)
 
@@ -376,7 +392,7 @@ class KMeans:
         UsageError
             `recall` is not above 0 and up to 0.999.
         """
-        self._check_fitted()
+        self._check_fits(X, column)
         centroids = self.cluster_centers_
         if len(centroids) < ann.MANY:
             runtime.logger.warning(
@@ -384,18 +400,26 @@ class KMeans:
                 f"{ann.MANY:,}",
             )  # fmt: skip
         index = ann.tuned(
-            X, column, centroids, self.rows, lambda rows: nearest_labels(rows, centroids), recall, self.seed_, client
+            X,
+            column,
+            centroids,
+            self.placer().rows,
+            lambda rows: nearest_labels(rows, centroids),
+            recall,
+            self.seed_,
+            client,
         )
-        self.ann_ = index.facts
+        self.ann_ = dict(index.facts)
         return index
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
         """Euclidean distance of each row of `X` to each centroid; float32, shape (n_samples, n_clusters)."""
+        self._check_fits(X, column)
         return self._on_rows(_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
-        self._check_fitted()
+        self._check_fits(X, column)
         blocks = load(X, column, self.normalize, 1.0, 0, client)
         if not blocks.n_rows:
             raise UsageError("Found array with 0 sample(s)", expected="at least one row")
@@ -411,14 +435,24 @@ class KMeans:
                 NotFittedError = UsageError
             raise NotFittedError("This KMeans instance is not fitted yet. Call fit, or KMeans.load.")
 
-    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
+    def _check_fits(self, X: Any, column: str | None) -> None:
+        """Raise if there is no model yet, or if it was fitted on other columns."""
         self._check_fitted()
+        check_column(X, column)
+        check_names(feature_names(X, column), getattr(self, "feature_names_in_", None))
+
+    def _name_features(self, names: np.ndarray | None) -> None:
+        vars(self).pop("feature_names_in_", None)
+        if names is not None:
+            self.feature_names_in_ = names
+
+    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
         if not is_lazy(X):
             return np.concatenate(
                 runtime.call([partial(function, part, self, *more) for part in partitions(X, column)])
             )
         apply = dask.delayed(function, pure=False)
-        km, *args = (dask.delayed(arg, pure=False) for arg in (self, *more))  # sent once, not with every task
+        km, *args = (dask.delayed(arg, pure=False) for arg in (self.placer(), *more))  # sent once, not with every task
         parts, shape = partitions(X, column), meta.shape[1:]
         sizes = X.chunks[0] if isinstance(X, da.Array) else [np.nan] * len(parts)
         blocks = [
@@ -426,6 +460,12 @@ class KMeans:
             for part, size in zip(parts, sizes, strict=True)
         ]
         return da.concatenate(blocks, allow_unknown_chunksizes=True)
+
+    def placer(self) -> KMeans:
+        """A model that places rows as this one does now, whatever becomes of this one; no more than that travels."""
+        placer = KMeans(normalize=self.normalize, max_samples_per_batch=self.max_samples_per_batch)
+        placer.cluster_centers_, placer.n_features_in_ = self.cluster_centers_.copy(), self.n_features_in_
+        return placer
 
     def rows(self, X: Any, where: str = "", device: Device | None = None) -> Any:
         """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension.
@@ -451,7 +491,8 @@ class KMeans:
     def save(self, url: Any, *, storage_options: dict[str, Any] | None = None, overwrite: bool = False) -> None:
         """Write the model into the directory `url`: ``centroids.npy``, ``model.json`` and a manifest."""
         self._check_fitted()
-        path, settings = open_path(url, storage_options), {"normalize": self.normalize}
+        check_flag("overwrite", overwrite)
+        path, settings = open_path(url, storage_options), {"normalize": bool(self.normalize)}
         # What it was fitted on is not known here, and steps that use it must not take it for another.
         inputs = {"centroids": hashlib.sha256(self.cluster_centers_.tobytes()).hexdigest()}
         with manifest.step(path, "fit", settings, inputs, overwrite=overwrite) as step:
@@ -459,12 +500,12 @@ class KMeans:
 
     def write(self, path: UPath, fingerprint: str | None) -> dict[str, Any]:
         """Write the model's files into the directory of a step that is being made; returns facts for its manifest."""
-        params = self.get_params()
+        params = {name: plain(value) for name, value in self.get_params().items()}
         named = {name: value if isinstance(value, (str, int, float, bool)) else None for name, value in params.items()}
         facts = {
             "n_clusters": len(self.cluster_centers_),
             "n_features": self.n_features_in_,
-            "normalize": self.normalize,
+            "normalize": params["normalize"],
             "inertia": self.inertia_,
             "inertia_per_iteration": self.inertia_history_,
             "iterations": self.iterations_,
@@ -473,6 +514,7 @@ class KMeans:
             "seed": self.seed_,
             "engine": "cuml" if self._by_cuml() else "native",
             "ann": getattr(self, "ann_", None),
+            "feature_names": list(names) if (names := getattr(self, "feature_names_in_", None)) is not None else None,
             "parameters": named,
             "input_fingerprint": fingerprint,
             "versions": manifest.versions(),
@@ -498,6 +540,8 @@ class KMeans:
         loaded.n_features_in_, loaded.seed_ = facts["n_features"], facts["seed"]
         if facts.get("ann"):
             loaded.ann_ = facts["ann"]
+        if facts.get("feature_names"):  # not in models of earlier versions
+            loaded._name_features(np.array(facts["feature_names"], dtype=object))
         return loaded
 
 
@@ -510,7 +554,7 @@ def seed_from(random_state: Any) -> int:
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
     # What is added to it must leave it an int64.
-    if isinstance(random_state, (int, np.integer)) and 0 <= random_state < 2**62:
+    if is_whole(random_state, 0) and random_state < 2**62:
         return int(random_state)
     raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^62), a generator or None")
 

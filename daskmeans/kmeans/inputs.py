@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 from dask._task_spec import GraphNode
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
+from distributed import Future
 
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
@@ -36,18 +37,47 @@ def is_lazy(X: Any) -> bool:
     return isinstance(X, (dd.DataFrame, dd.Series, da.Array))
 
 
+def check_column(X: Any, column: Any) -> None:
+    """Raise UsageError if `column` cannot name a column, or if `X` has none."""
+    if column is None:
+        return
+    if not isinstance(column, Hashable):
+        raise UsageError(f"column={column!r}", expected="the name of one column")
+    if not hasattr(X, "columns"):
+        raise UsageError(
+            f"column={column!r} was given with {type(X).__name__}, which has no columns",
+            expected="a dataframe",
+            remedy="leave column out",
+        )
+
+
 def partitions(X: Any, column: str | None) -> list[Any]:
-    """The partitions of `X` in the order of the rows: tasks, or slices of a matrix."""
+    """The partitions of `X` in the order of the rows: tasks, or slices of a matrix.
+
+    Tasks hold what they depend on, so that they can be computed when `X` itself is gone.
+    """
     if isinstance(X, dd.DataFrame):
         X = X[vector_column(X, column)]
     if isinstance(X, dd.Series):
         # Only simplified: wholly optimised, dask makes one partition of several files where few columns are read.
-        return list(X.simplify().to_delayed(optimize_graph=False))
+        return _holding(X.simplify().to_delayed(optimize_graph=False), X)
     if isinstance(X, da.Array):
         if X.ndim != 2:
             raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
-        return list(X.rechunk({1: -1}).to_delayed().ravel())
+        refuse_masked(X._meta)
+        # Optimised, an array's graph knows futures by their keys alone, and nobody would hold them.
+        return list(X.rechunk({1: -1}).to_delayed(optimize_graph=False).ravel())
     return slices(as_matrix(X, column))
+
+
+def _holding(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
+    """`tasks` with the futures that `X` was made of (dd.from_delayed), which their graph knows by their keys alone."""
+    futures = {f.key: f for node in X.expr.walk() for f in node.operands if isinstance(f, Future)}
+    if not futures:
+        return tasks
+    name = runtime.key("partitions")
+    graph = HighLevelGraph.from_collections(name, {**tasks[0].dask, **futures})
+    return [Delayed(task.key, graph, layer=name) for task in tasks]
 
 
 def joined(X: da.Array, least: int) -> da.Array:
@@ -123,16 +153,21 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
     )
 
 
+def is_frame_of_numbers(X: Any, column: str | None) -> bool:
+    """Whether `X` is a pandas DataFrame that is a matrix itself, a column a feature."""
+    return isinstance(X, pd.DataFrame) and column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes))
+
+
 def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
     """`X` as a float32 matrix, C-contiguous; a copy only where that changes something.
 
     Of a pandas DataFrame that is no matrix of numbers itself, its `column`, or its only column of vectors.
     """
-    if isinstance(X, pd.DataFrame):
-        if column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes)):
-            X = X.to_numpy(np.float32, na_value=np.nan)
-        else:
-            X = to_matrix(X[vector_column(X, column)], "the dataframe")
+    if is_frame_of_numbers(X, column):
+        X = X.to_numpy(np.float32, na_value=np.nan)
+    elif isinstance(X, pd.DataFrame):
+        X = to_matrix(X[vector_column(X, column)], "the dataframe")
+    refuse_masked(X)
     X = np.asarray(on_host(X))
     if X.ndim != 2:
         raise UsageError(
@@ -145,6 +180,17 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
     if X.shape[1] == 0:
         raise UsageError(f"Found array with 0 feature(s) (shape={X.shape})", expected="at least one number a row")
     return np.ascontiguousarray(X, np.float32)
+
+
+def refuse_masked(X: Any, where: str = "") -> None:
+    """Raise UsageError for a masked array: what its mask hides would be taken for numbers."""
+    if isinstance(X, np.ma.MaskedArray):
+        raise UsageError(
+            "the array is masked",
+            where=where,
+            expected="an array without a mask",
+            remedy="leave masked rows out (np.ma.compress_rows), or fill them in (X.filled)",
+        )
 
 
 def on_host(X: Any) -> Any:

@@ -24,6 +24,7 @@ from daskmeans.kernels.sampling import sampled
 from daskmeans.kmeans.block import Block, Quota
 from daskmeans.kmeans.blocks import Blocks
 from daskmeans.kmeans.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare, prepare_on
+from daskmeans.kmeans.rounding import rounding_of
 from daskmeans.vectors.frames import is_cudf
 
 # Blocks for each thread, at least, that small chunks of an array are joined to.
@@ -77,11 +78,11 @@ def load(
     MemoryForecastError
         The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
     """
-    lazy = is_lazy(X)
+    lazy, given_as = is_lazy(X), X
     X = X if lazy else as_matrix(X, column)
     client = runtime.current_client(client)
     if isinstance(X, da.Array):
-        X = joined(X, BLOCKS_EACH * runtime.n_threads(client))
+        (X,) = dask.optimize(joined(X, BLOCKS_EACH * runtime.n_threads(client)))
     parts = partitions(X, column)
     firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
     if counted:
@@ -100,7 +101,10 @@ def load(
     places = ["" if counted else f"partition {i}" for i in range(len(parts))]
     calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
 
-    return _Loaded(partial(_read, sent=not lazy, client=client), calls, quota, client)
+    blocks = _Loaded(partial(_read, sent=not lazy, client=client), calls, quota, client)
+    if not lazy and (rounding := rounding_of(given_as, column)):
+        blocks.roundings.append(rounding)
+    return blocks
 
 
 def _read(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, client: Client | None) -> list[Any]:
@@ -169,7 +173,9 @@ def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
         X = X[_chosen(len(X), first, taking)]
     borrowed = taking.given and np.may_share_memory(X, part)
     # A view of a column may be a view of a larger one, all of which it would keep.
-    return Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
+    block = Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
+    block.rounding = None if is_cudf(part) else rounding_of(part)
+    return block
 
 
 def _chosen(count: int, first: int, taking: Taking) -> np.ndarray:

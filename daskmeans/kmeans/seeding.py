@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from daskmeans.kernels.products import rounding_bound
 from daskmeans.kernels.tile import COLUMNS, ROWS, score_tile
 from daskmeans.kernels.update import add_rows, largest_coordinate, means, scale_for
 from daskmeans.kmeans.blocks import Blocks
+from daskmeans.kmeans.inputs import refuse_masked
 from daskmeans.vectors.files import open_path
 
 # Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
@@ -312,6 +314,24 @@ def _draw(mass, free, target):  # type: ignore[no-untyped-def]
     return np.argmax(free)
 
 
+def is_path(init: Any) -> bool:
+    """Whether centroids are given by where they are stored."""
+    return isinstance(init, (str, os.PathLike, UPath))
+
+
+def _given(init: Any) -> np.ndarray:
+    """A copy of given centroids, so that the caller's stay theirs."""
+    refuse_masked(init, "init")
+    try:
+        return np.array(init, np.float32, order="C")
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"initial centroids cannot be made of {type(init).__name__}",
+            where="init",
+            expected="'auto', 'k-means||', 'random', a path, an array of numbers or a fitted KMeans",
+        ) from None
+
+
 def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
     """`init` as "auto", "k-means||", "random" or a float32 matrix of centroids.
 
@@ -324,7 +344,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
 
     if isinstance(init, str) and init in ("auto", "k-means||", "random"):
         return init
-    if isinstance(init, (str, UPath)):
+    if is_path(init):
         path = open_path(init, storage_options)
         if not path.exists():
             raise NotFoundError(
@@ -334,7 +354,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
             )
         centroids = model.read_centroids(path / model.CENTROIDS if path.is_dir() else path)
     else:
-        centroids = np.asarray(getattr(init, "cluster_centers_", init), np.float32)
+        centroids = _given(getattr(init, "cluster_centers_", init))
     if centroids.ndim != 2 or len(centroids) != n_clusters:
         raise UsageError(
             f"the initial centroids have shape {centroids.shape}",

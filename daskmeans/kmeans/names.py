@@ -1,0 +1,65 @@
+"""Names of features: those of a frame of numbers, so that no model places rows whose columns are in another order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from daskmeans.errors import UsageError
+from daskmeans.kmeans.inputs import is_frame_of_numbers
+
+# Names that a message lists, at most.
+LISTED = 5
+
+
+def feature_names(X: Any, column: str | None) -> np.ndarray | None:
+    """Names of the columns of a frame of numbers, if all are strings; None of any other input.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> feature_names(pd.DataFrame({"a": [1.0], "b": [2.0]}), None)
+    array(['a', 'b'], dtype=object)
+    """
+    if not is_frame_of_numbers(X, column) or not all(isinstance(name, str) for name in X.columns):
+        return None
+    return np.array(X.columns, dtype=object)
+
+
+def check_names(names: np.ndarray | None, fitted: np.ndarray | None) -> None:
+    """Refuse the columns `names` if a model was fitted on others, or on these in another order.
+
+    Where only one of the two has names it warns, as scikit-learn does.
+    """
+    if names is None and fitted is not None:
+        _warn("X does not have valid feature names, but KMeans was fitted with feature names")
+    if names is not None and fitted is None:
+        _warn("X has feature names, but KMeans was fitted without feature names")
+    if names is None or fitted is None or np.array_equal(names, fitted):
+        return
+    unseen, missing = sorted(set(names) - set(fitted)), sorted(set(fitted) - set(names))
+    parts = [
+        "The feature names should match those that were passed during fit.",
+        *_listed("Feature names unseen at fit time:", unseen),
+        *_listed("Feature names seen at fit time, yet now missing:", missing),
+    ]
+    if not unseen and not missing:
+        parts.append("Feature names must be in the same order as they were in fit.")
+    raise UsageError(
+        "\n".join(parts),
+        remedy="use the model that was fitted on such columns, or fit a new one"
+        if missing
+        else "pass X[km.feature_names_in_], the columns of the fit in their order",
+    )
+
+
+def _listed(title: str, names: Sequence[str]) -> list[str]:
+    more = ["- ..."] if len(names) > LISTED else []
+    return [title, *(f"- {name}" for name in names[:LISTED]), *more] if names else []
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=5)

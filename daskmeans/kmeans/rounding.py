@@ -1,0 +1,106 @@
+"""What float32, in which rows are compared, loses of rows that come in wider numbers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from daskmeans.errors import PrecisionWarning
+from daskmeans.kmeans.inputs import is_frame_of_numbers, vector_column
+from daskmeans.vectors.matrix import is_list
+
+# Rows and columns of a partition that are looked at, at most.
+ROWS, COLUMNS = 256, 1024
+# Numbers 30,000 times as far from zero as from one another are rounded by this share of their spread.
+SHARE = 1e-3
+
+
+class Rounding(NamedTuple):
+    """Facts of some rows."""
+
+    rows: int
+    mean: np.ndarray
+    """float64, shape (columns,)."""
+    spread: float
+    """Sum of squared distances to the mean."""
+    error: float
+    """Sum of squared distances to the same rows in float32."""
+
+
+def rounding_of(X: Any, column: str | None = None) -> Rounding | None:
+    """What is lost of some rows of `X`, evenly spread; None where float32 holds numbers of its type as they are.
+
+    Parameters
+    ----------
+    X : array, column of vectors or pandas DataFrame
+        Known to be a matrix of numbers.
+    column : str, optional
+        Of a DataFrame.
+
+    Examples
+    --------
+    >>> rounding_of(2**24 + np.arange(3)[:, None])
+    Rounding(rows=3, mean=array([16777217.]), spread=2.0, error=1.0)
+    >>> rounding_of(np.eye(3, dtype=np.float32))
+    """
+    found = _some_rows(X, column)
+    if found is None or not found.size:
+        return None
+    wide = found[:, :: math.ceil(found.shape[1] / COLUMNS)].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused elsewhere
+        error = np.square(wide - wide.astype(np.float32)).sum()
+        apart = wide - wide[0]
+        middle = apart.mean(axis=0)
+        return Rounding(len(wide), wide[0] + middle, float(np.square(apart - middle).sum()), float(error))
+
+
+def _some_rows(X: Any, column: str | None) -> np.ndarray | None:
+    if isinstance(X, pd.DataFrame) and not is_frame_of_numbers(X, column):
+        X = X[vector_column(X, column)]
+    type_ = getattr(X, "dtype", None)
+    if not len(X) or _is_held(type_):
+        return None
+    rows = np.unique(np.linspace(0, len(X) - 1, min(len(X), ROWS)).astype(int))
+    if isinstance(X, pd.DataFrame):
+        return X.iloc[rows].to_numpy(np.float64, na_value=np.nan)  # type: ignore[no-any-return]
+    if isinstance(X, pd.Series):
+        lists = pa.chunked_array([pa.array(X.iloc[rows])]).combine_chunks()
+        return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)  # type: ignore[no-any-return]
+    if hasattr(X, "__cuda_array_interface__") or hasattr(X, "to_arrow"):
+        return None
+    return np.asarray([X[i] for i in rows] if isinstance(X, (list, tuple)) else np.asarray(X)[rows])
+
+
+def _is_held(type_: Any) -> bool:
+    """Whether float32 holds numbers of this type, or lists of them, as they are."""
+    if isinstance(type_, pd.ArrowDtype) and is_list(type_.pyarrow_dtype):
+        type_ = type_.pyarrow_dtype.value_type.to_pandas_dtype()
+    return isinstance(type_, (np.dtype, type)) and np.can_cast(type_, np.float32)
+
+
+def warn_of_rounding(parts: Sequence[Rounding]) -> None:
+    """Warn the caller of the caller if float32 loses too much of the spread of all rows that `parts` tell of."""
+    if not parts:
+        return
+    rows = sum(part.rows for part in parts)
+    mean = sum(part.rows * (part.mean - parts[0].mean) for part in parts) / rows + parts[0].mean
+    between = sum(part.rows * float(np.square(part.mean - mean).sum()) for part in parts)
+    spread, error = (math.sqrt(total / rows) for total in (_total("spread", parts) + between, _total("error", parts)))
+    if error > SHARE * spread > 0:
+        warnings.warn(
+            f"rows are compared in float32, which moves these by {error:.2g} on average, while they lie only "
+            f"{spread:.2g} about their mean: rows that are less apart are taken for the same. Subtract the mean first, "
+            "as it is: X - X.mean(axis=0)",
+            PrecisionWarning,
+            stacklevel=3,
+        )
+
+
+def _total(name: str, parts: Sequence[Rounding]) -> float:
+    return math.fsum(getattr(part, name) for part in parts)
