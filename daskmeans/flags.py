@@ -117,7 +117,7 @@ _READING = [
         type=click.Choice(["error", "skip"]),
         default="error",
         show_default=True,
-        help="Stop at a bad row, or leave it out and list it in rejects.parquet.",
+        help="Stop at a bad row, or leave it out and list it below _rejects in the output.",
     ),
 ]
 

@@ -57,7 +57,8 @@ def leak(
         Directory to make. Its ``leaks.parquet`` has one row for each row of `test` with a twin: ``id``, ``twin_id``
         (the most similar row of `train`; of equals a copy, or else the first), ``score``, ``exact`` (the two are the
         same bit for bit) and ``twins`` (how many rows of `train` are similar enough). Rows of either that were left out
-        are listed in ``rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or ``test``).
+        are listed in ``_rejects/rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or
+        ``test``).
     threshold : float
         Cosine similarity in [0.5, 1] from which two rows are twins.
     reading : Reading

@@ -358,7 +358,7 @@ def test_skipped_rows_are_listed_with_their_reasons(tmp_path, two_workers):
     result = CliRunner().invoke(main, [*words.split(), "--scheduler", two_workers.scheduler_address])
     assert result.exit_code == 0, result.output
     for step in ("model", "clusters"):
-        rejects = pq.read_table(tmp_path / "out" / step / "rejects.parquet").to_pydict()
+        rejects = pq.read_table(tmp_path / "out" / step / "_rejects/rejects.parquet").to_pydict()
         assert rejects["row"] == [3, 4, 5, 7]
         assert rejects["id"] == ["row-3", "row-4", "row-5", "row-6"]
         assert all(rejects["reason"])

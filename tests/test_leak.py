@@ -65,7 +65,7 @@ def test_rows_with_a_twin_are_listed(tmp_path, sets, monkeypatch):
     exact_ones = sum(same for _, _, same, _ in expected.values())
     assert facts == {"train": 200, "test": 100, "rejected": 0, "leaked": len(expected), "exact": exact_ones,
                      "threshold": 0.95}  # fmt: skip
-    assert not (tmp_path / "out" / "rejects.parquet").exists()
+    assert not (tmp_path / "out" / "_rejects").exists()
     assert exact_ones > 3
     assert len(expected) > exact_ones
     with cluster(ClusterSettings(n_workers=2, dashboard_address=":0")) as client:
@@ -123,13 +123,13 @@ def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers, monkeypat
     ):
         facts = leak(*paths.values(), tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"), client=client)
     assert (facts["train"], facts["test"], facts["rejected"]) == (197, 98, 5)
-    listed = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    listed = pq.read_table(tmp_path / "out" / "_rejects/rejects.parquet").to_pylist()
     assert [(row["input"], row["file"], row["row"], row["id"]) for row in listed] == [
         (input_, str(paths[input_]), row, name(row)) for input_ in ("test", "train") for row in bad[input_]
     ]
     assert {row["reason"] for row in listed} == {"the vector holds NaN, infinity or a number beyond float32"}
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "leaks.parquet", "manifest.json", "rejects.parquet"
+        "_rejects", "leaks.parquet", "manifest.json"
     ]  # fmt: skip
 
 

@@ -58,7 +58,8 @@ def embed(
     dtype : {"float32", "float16"}, default "float32"
         How the elements of vectors are stored.
     on_bad_row : {"error", "skip"}, default "error"
-        Whether a row without a text, or of which no vector can be made, is an error, or goes to ``rejects.parquet``.
+        Whether a row without a text, or of which no vector can be made, is an error, or is left out and listed in
+        ``_rejects/rejects.parquet``.
     storage_options : mapping, optional
         For fsspec.
     overwrite : bool, default False

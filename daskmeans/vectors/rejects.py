@@ -11,11 +11,13 @@ from upath import UPath
 from daskmeans import manifest, provenance
 from daskmeans.provenance import CHECKED
 
-PARTS = "rejects"
+# Below an output, where neither a glob of its data nor what else reads directories of Parquet looks: they have other
+# columns.
+LIST, PARTS = "_rejects/rejects.parquet", "_rejects/parts"
 
 
 def gather_rejects(path: UPath, step: str, inputs: Sequence[str] = ()) -> int:
-    """Join the tables in ``rejects/`` below `path`, an output of `step`, to ``rejects.parquet``; returns its rows.
+    """Join the tables in ``PARTS`` below `path`, an output of `step`, to ``LIST``; returns its rows.
 
     Those of several `inputs` lie in directories of these names, and the column ``input`` tells them apart.
     """
@@ -26,10 +28,16 @@ def gather_rejects(path: UPath, step: str, inputs: Sequence[str] = ()) -> int:
     if not tables:
         return 0
     table = pa.concat_tables(tables)
-    target = path / "rejects.parquet"
-    provenance.write_table(table, target, step)
+    write_rejects(table, path, step)
     manifest.remove(parts)
     return len(table)
+
+
+def write_rejects(table: pa.Table, path: UPath, step: str) -> None:
+    """Write the list of rejected rows of `path`, an output of `step`."""
+    target = path / LIST
+    target.parent.mkdir(parents=True, exist_ok=True)
+    provenance.write_table(table, target, step)
 
 
 def _tables(folder: UPath) -> list[pa.Table]:

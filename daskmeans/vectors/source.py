@@ -21,7 +21,8 @@ from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import fields, frames, jsonl, npy, parquet
 from daskmeans.vectors.device_reader import DeviceReader
-from daskmeans.vectors.files import Input, common_parent, facts, find_files, format_of
+from daskmeans.vectors.files import Input, common_parent, facts, format_of, listed, open_path
+from daskmeans.vectors.listing import added, find_files
 from daskmeans.vectors.reader import TABLES, Reader
 from daskmeans.vectors.slices import Partition, Survey, pack, pieces, spread
 
@@ -54,8 +55,10 @@ class Source:
     dtype : str
         Type of the elements as stored, ``float16``, ``float32`` or ``float64``; empty for texts.
     partitions : tuple of Partition
+    inputs : tuple of UPath
+        The files, directories and globs that were named.
     given : tuple of UPath
-        All files, also those without rows.
+        All files of these, also those without rows.
     stamps : tuple of (str, int, str)
         Of all files: name below the directory that they have in common, size in bytes, version.
     reader : Reader
@@ -71,6 +74,7 @@ class Source:
     dimension: int
     dtype: str
     partitions: tuple[Partition, ...]
+    inputs: tuple[UPath, ...]
     given: tuple[UPath, ...]
     stamps: tuple[tuple[str, int, str], ...]
     reader: Reader
@@ -136,7 +140,7 @@ class Source:
         Raises
         ------
         DataError, NotFoundError
-            One has been written or removed since.
+            One has been written, added or removed since.
         """
         for path, before, now in zip(self.given, self.stamps, _stamps(self.given), strict=True):
             if before != now:
@@ -145,6 +149,15 @@ class Source:
                     where=str(path),
                     remedy="leave the input alone while it is read, and run the command again",
                 )
+        if new := added(self.inputs, self.given):
+            raise DataError(
+                f"{len(new):,} files were added while the input was being read"
+                if len(new) > 1
+                else "the file was added while the input was being read",
+                where=str(new[0]),
+                expected="a directory or a glob whose files stay the same, as rows of others would be missed",
+                remedy="run the command again, or name the files to be read, by a glob that matches no later ones",
+            )
 
 
 def open_source(
@@ -213,7 +226,8 @@ def open_source(
     """
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
-    found = find_files(inputs, storage_options)
+    opened = tuple(open_path(one, storage_options) for one in listed(inputs))
+    found = find_files(opened)
     look = _look(format_of(found[0]), id_field)
     first_file, first = _first_with_rows(found, look)
     names = fields.choose(first.schema, first_file, id_field, embedding_field, text_field, metadata_fields)
@@ -241,6 +255,7 @@ def open_source(
             if frames.is_wanted()
             else pack(surveys, min(rows, max(1, -(-n_rows // min_partitions))))
         ),
+        inputs=opened,
         given=tuple(found),
         stamps=stamps,
         reader=Reader(format_of(first_file), schema, fingerprint, on_bad_row, allow_zero, rejects),
