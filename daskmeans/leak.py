@@ -112,10 +112,10 @@ def leak(
         found, rows = _search(sources, np.float32(least), client)
         provenance.write_table(found, target / FILE, "leak")
         exact = int(found["exact"].to_numpy().sum())
-        counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, "leak", INPUTS)}
+        given = sum(source.rows for source in sources)
+        counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, "leak", given, INPUTS)}
         for source in sources:
             source.check_unchanged()
-        given = sum(source.rows for source in sources)
         manifest.check_rows("leak", given, compared=sum(rows), rejected=counts["rejected"])
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}

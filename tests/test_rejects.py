@@ -13,6 +13,7 @@ import pytest
 from upath import UPath
 
 from daskmeans import KMeans, apply, dedup, provenance
+from daskmeans.embedding.step import embed
 from daskmeans.errors import UsageError
 from daskmeans.leak import leak
 from daskmeans.reading import Reading
@@ -93,3 +94,41 @@ def test_apply_refuses_to_write_rows_where_they_are_listed(spoilt) -> None:
     (spoilt / "b.parquet").rename(spoilt / "_rejects" / "rejects.parquet")
     with pytest.raises(UsageError, match="like the list of rejected rows"):
         apply(out / "dedup", [spoilt / "a.parquet", spoilt / "_rejects" / "rejects.parquet"], out / "kept")
+
+
+def many(path: Path, bad: int) -> Path:
+    """A file of 200 rows of which so many are bad, most of them for one reason."""
+    X = blobs(n=200, d=8, k=3)
+    X[:bad] = np.nan
+    X[0] = 0
+    return write_embeddings(path, X, text=["a text"] * (200 - bad) + [""] * bad)
+
+
+def test_every_step_tells_of_many(tmp_path, caplog) -> None:
+    given = many(tmp_path / "in.parquet", 20)
+    told = "20 of 200 rows (10 %) were left out, most of them (19) for this: the vector holds NaN"
+    expected = {
+        "model": told,
+        "clusters": told,
+        "leaks": told.replace("20 of 200", "40 of 400").replace("(19)", "(38)"),
+        "texts": "20 of 200 rows (10 %) were left out, most of them (20) for this: the text is empty",
+        "kept": "20 of 200 rows (10 %) were left out, most of them (20) for this: no decision",
+    }
+    fit(given, tmp_path / "model", KMeans(3), SKIP)
+    assign_files(given, tmp_path / "model", tmp_path / "clusters", SKIP)
+    leak(given, given, tmp_path / "leaks", 0.9, SKIP)
+    embed(given, tmp_path / "texts", on_bad_row="skip")
+    dedup(tmp_path / "clusters", 0.9, out=tmp_path / "dedup")
+    apply(tmp_path / "dedup", given, tmp_path / "kept", on_bad_row="skip")
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == len(expected)
+    for line, (step, start) in zip(lines, expected.items(), strict=True):
+        assert line.startswith(start)
+        assert line.endswith(f"{tmp_path}/{step}/_rejects/rejects.parquet")
+
+
+def test_few_are_no_matter(tmp_path, caplog) -> None:
+    given = many(tmp_path / "in.parquet", 19)
+    fit(given, tmp_path / "model", KMeans(3), SKIP)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert pq.read_metadata(tmp_path / "model" / "_rejects" / "rejects.parquet").num_rows == 19

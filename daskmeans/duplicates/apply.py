@@ -119,7 +119,7 @@ def apply(
         if on_bad_row == "error":
             _check_all_met(lookup, done, ", ".join(str(one) for one in given))
         elif len(rejects):
-            write_rejects(rejects, target, "apply")
+            write_rejects(rejects, target, "apply", sum(one.rows for one in done))
         rows, kept = sum(one.rows for one in done), sum(one.kept for one in done)
         removed = sum(one.removed for one in done)
         manifest.check_rows("apply", rows, kept=kept, removed=removed, rejected=len(rejects))

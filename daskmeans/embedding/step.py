@@ -117,7 +117,7 @@ def embed(
         target, "embed", settings, source.identity(), overwrite=overwrite, need=need, client=client
     ) as step:
         rows = _encode(source, chosen, dtype, target, client)
-        rejected = gather_rejects(target, "embed")
+        rejected = gather_rejects(target, "embed", source.rows)
         source.check_unchanged()
         manifest.check_rows("embed", source.rows, written=rows, rejected=rejected)
         step.facts |= {

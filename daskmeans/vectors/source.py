@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import dask
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
-from daskmeans.vectors import fields, frames, jsonl, npy, parquet
+from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
 from daskmeans.vectors.files import Input, common_parent, facts, format_of, listed, open_path
 from daskmeans.vectors.listing import added, find_files
-from daskmeans.vectors.reader import TABLES, Reader
-from daskmeans.vectors.slices import Partition, Survey, pack, pieces, spread
+from daskmeans.vectors.looks import find_dimension, first_looks, look_at, look_of, told_schema
+from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.slices import Partition, pack, spread
 
 # A text counts as much as a vector of 1024 dimensions: about what an encoder will make of it.
 TEXT_BYTES = 4096
-# Rows that are looked at in one go for the first vector.
-PEEK_ROWS = 256
+# Files whose facts are asked for at once.
 LOOKERS = 16
-
-Look = Callable[[UPath, int | None], Survey]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +180,8 @@ def open_source(
     id_field : str, default "id"
         Column of integers or strings. The ids of ``.npy`` files are the numbers of the rows.
     embedding_field : str, optional
-        Column of vectors; default: the only one whose values are lists of floats.
+        Column of vectors; default: the only one whose values are lists of floats. Their dimension is that of most rows
+        of a sample; rows of others cannot be worked with.
     text_field : str, optional
         Column of texts, to be read instead of vectors.
     metadata_fields : iterable of str
@@ -228,21 +225,21 @@ def open_source(
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
     opened = tuple(open_path(one, storage_options) for one in listed(inputs))
     found = find_files(opened)
-    look = _look(format_of(found[0]), id_field)
-    first_file, first = _first_with_rows(found, look)
-    names = fields.choose(first.schema, first_file, id_field, embedding_field, text_field, metadata_fields)
-    dimension = _dimension(format_of(first_file), first_file, first, names.embedding) if names.embedding else 0
+    stamps = _stamps(found)  # before anything is read, so that a file that is written meanwhile is noticed
+    look = look_of(found, id_field)
+    first = first_looks(found, look)
+    names = fields.choose(told_schema(first), first[0][0], id_field, embedding_field, text_field, metadata_fields)
+    dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
     rows = max(1, limit // (4 * dimension or TEXT_BYTES))
-    stamps = _stamps(found)  # before anything is read, so that a file that is written meanwhile is noticed
-    surveys = _survey(found, look, rows)
-    schema = fields.output_schema(names, surveys, dimension)
+    surveys = first if first[0][1].complete else look_at(found, look, rows)
+    schema = fields.output_schema(names, surveys, dimension, like)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
     n_rows = sum(survey.rows for _, survey in surveys)
     fingerprint = _digest([stamps, names.id, names.embedding, names.text, n_rows])
     return Source(
         files=tuple(path for path, _ in surveys),
-        format=format_of(first_file),
+        format=format_of(found[0]),
         id_field=id_field,
         embedding_field=names.embedding,
         text_field=names.text,
@@ -258,7 +255,7 @@ def open_source(
         inputs=opened,
         given=tuple(found),
         stamps=stamps,
-        reader=Reader(format_of(first_file), schema, fingerprint, on_bad_row, allow_zero, rejects),
+        reader=Reader(format_of(found[0]), schema, fingerprint, on_bad_row, allow_zero, rejects),
     )
 
 
@@ -312,51 +309,8 @@ def read_embeddings(
     return source.frame()
 
 
-def _look(format_: str, id_field: str) -> Look:
-    """How to look at a file of `format_`."""
-    if format_ == "npy":
-        return partial(npy.survey, id_field=id_field)
-    return parquet.survey if format_ == "parquet" else jsonl.survey
-
-
-def _first_with_rows(files: Sequence[UPath], look: Look) -> tuple[UPath, Survey]:
-    for path in files:
-        survey = look(path, None)
-        if survey.units:
-            return path, survey
-    where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    raise UsageError("the input is empty: it has no rows", where=where, expected="at least one row")
-
-
-def _dimension(format_: str, path: UPath, survey: Survey, name: str) -> int:
-    """Dimension of column `name` by its type, else by the first vector that is not null."""
-    type_ = survey.schema.field(name).type
-    if pa.types.is_fixed_size_list(type_):
-        return _positive(type_.list_size, path, name)
-    stored = pa.list_(pa.float32()) if format_ == "jsonl" else type_
-    for piece in pieces([(path, survey)], PEEK_ROWS):
-        for table in TABLES[format_](piece, pa.schema({name: stored})):
-            lengths = pc.list_value_length(table.column(name)).drop_null()
-            if len(lengths):
-                return _positive(lengths[0].as_py(), path, name)
-    raise DataError("all vectors are null", where=f"{path}, column {name!r}", expected="a vector in every row")
-
-
-def _positive(dimension: int, path: UPath, name: str) -> int:
-    if dimension == 0:
-        raise DataError("the first vector is empty", where=f"{path}, column {name!r}", expected="at least one number")
-    return dimension
-
-
 def _digest(facts_: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts_).encode()).hexdigest()
-
-
-def _survey(files: Sequence[UPath], look: Look, rows: int) -> list[tuple[UPath, Survey]]:
-    """Surveys of the files that have rows."""
-    with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
-        surveys = list(pool.map(lambda path: look(path, rows), files))
-    return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units]
 
 
 def _stamps(files: Sequence[UPath]) -> tuple[tuple[str, int, str], ...]:
