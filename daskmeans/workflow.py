@@ -181,7 +181,7 @@ def run(
     embedding_dtype: str = "float32",
     assign: str = "exact",
     assign_recall: float = TARGET,
-    keep: Sequence[str] = ("hard",),
+    keep: str | Sequence[str] = "hard",
     rule: str = "survivors",
     search: str = "auto",
     probes: int = 1,

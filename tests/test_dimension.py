@@ -86,6 +86,13 @@ def test_a_file_of_bad_rows_is_skipped_wherever_it_stands(tmp_path, suffix: str,
         ids(open_source(tmp_path))
 
 
+def test_a_compressed_file_whose_last_line_has_no_end(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", [None, *good(5)])
+    zipped = tmp_path / "a.jsonl.gz"
+    zipped.write_bytes(pa.compress(path.read_bytes().rstrip(), "gzip", asbytes=True))
+    assert ids(open_source(zipped, on_bad_row="skip")) == [1, 2, 3, 4, 5]
+
+
 def test_one_good_row_is_enough(tmp_path) -> None:
     write(tmp_path / "a.parquet", [None] * 100_000 + [[1.0, 2.0]])
     write(tmp_path / "b.parquet", [[], None])

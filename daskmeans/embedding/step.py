@@ -34,7 +34,7 @@ def embed(
     *,
     text_field: str = "text",
     id_field: str = "id",
-    metadata_fields: Sequence[str] = (),
+    metadata_fields: str | Sequence[str] = (),
     encoder: str = "wordllama",
     dtype: str = "float32",
     on_bad_row: str = "error",
@@ -52,7 +52,7 @@ def embed(
         Directory for ``part-*.parquet`` with the id, ``embedding`` (a list of d numbers), the text and the metadata.
     text_field, id_field : str
         Columns of the texts and of the ids.
-    metadata_fields : sequence of str
+    metadata_fields : str or sequence of str
         Further columns that travel along.
     encoder : {"wordllama"}, default "wordllama"
     dtype : {"float32", "float16"}, default "float32"

@@ -34,13 +34,24 @@ class Fields:
         return self.embedding or self.text or ""
 
 
+def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
+    """One or several names of columns.
+
+    Examples
+    --------
+    >>> names_of("text"), names_of(["text", "stars"])
+    (('text',), ('text', 'stars'))
+    """
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def choose(
     schema: pa.Schema,
     path: UPath,
     id_field: str,
     embedding_field: str | None,
     text_field: str | None,
-    metadata: Iterable[str],
+    metadata: str | Iterable[str],
 ) -> Fields:
     """The columns to read of files such as `path`, whose `schema` must have them.
 
@@ -51,7 +62,7 @@ def choose(
     DataError
         A column is there twice.
     """
-    names = tuple(dict.fromkeys(metadata))
+    names = tuple(dict.fromkeys(names_of(metadata)))
     _require(schema, path, id_field, "--id-field")
     for name in names:
         _require(schema, path, name, "--metadata-field")

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -92,8 +91,7 @@ def find_dimension(surveys: Sequence[Surveyed], name: str) -> tuple[int, UPath]:
     with ThreadPoolExecutor(PLACES) as pool:
         sampled = list(pool.map(partial(_counted, name), [starts[i] for i in _spread(n_units)]))
     if not any(counts for _, counts in sampled):
-        every = ((survey, piece) for path, survey in surveys for piece in pieces([(path, survey)], SEARCH_ROWS))
-        sampled = list(islice(((p.path, c) for survey, p in every for c in _lengths(survey, p, name) if c), 1))
+        sampled = _any_found(surveys, name)
     if not sampled:
         where = f"{surveys[0][0]}, column {name!r}"
         raise DataError("all vectors are null or empty", where=where, expected="a vector in every row")
@@ -118,18 +116,39 @@ def _starts(surveys: Sequence[Surveyed], rows: int) -> Iterator[tuple[Survey, Sl
 
 def _counted(name: str, start: tuple[Survey, Slice]) -> tuple[UPath, Counter[int]]:
     survey, piece = start
-    return piece.path, sum(_lengths(survey, piece, name), Counter[int]())
+    total: Counter[int] = Counter()
+    for counts in _lengths(survey, piece, name):
+        total.update(counts)
+        if total.total() >= piece.rows:  # a compressed file goes on
+            break
+    return piece.path, _of_vectors(total)
+
+
+def _any_found(surveys: Sequence[Surveyed], name: str) -> list[tuple[UPath, Counter[int]]]:
+    """What the first block with a vector holds, if there is one."""
+    for path, survey in surveys:
+        for piece in pieces([(path, survey)], SEARCH_ROWS):
+            for counts in map(_of_vectors, _lengths(survey, piece, name)):
+                if counts:
+                    return [(path, counts)]
+    return []
+
+
+def _of_vectors(counts: Counter[int]) -> Counter[int]:
+    """`counts` without those of null and empty vectors."""
+    return Counter({size: count for size, count in counts.items() if size})
 
 
 def _lengths(survey: Survey, piece: Slice, name: str) -> Iterator[Counter[int]]:
-    """How many rows of `piece` have vectors of which length in column `name`, block by block."""
+    """How many rows of `piece` have vectors of which length in column `name`, 0 for null, block by block."""
     type_ = survey.schema.field(name).type if name in survey.schema.names else pa.null()
     if untyped(type_):
         return
     if pa.types.is_fixed_size_list(type_):
-        yield Counter({type_.list_size: piece.rows} if type_.list_size else {})
+        yield Counter({type_.list_size: piece.rows})
         return
     stored = pa.schema({name: pa.list_(pa.float32()) if format_of(piece.path) == "jsonl" else type_})
     for table in TABLES[format_of(piece.path)](piece, stored):
-        sizes, rows = np.unique(np.concatenate([lengths(chunk) for chunk in table[name].chunks]), return_counts=True)
-        yield Counter({int(size): int(count) for size, count in zip(sizes, rows, strict=True) if size})
+        found = np.concatenate([lengths(chunk) for chunk in table[name].chunks])
+        sizes, firsts, rows = np.unique(found, return_index=True, return_counts=True)
+        yield Counter({int(sizes[i]): int(rows[i]) for i in np.argsort(firsts)})

@@ -162,7 +162,7 @@ def open_source(
     id_field: str = "id",
     embedding_field: str | None = None,
     text_field: str | None = None,
-    metadata_fields: Iterable[str] = (),
+    metadata_fields: str | Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
     on_bad_row: str = "error",
     allow_zero: bool = False,
@@ -184,7 +184,7 @@ def open_source(
         of a sample; rows of others cannot be worked with.
     text_field : str, optional
         Column of texts, to be read instead of vectors.
-    metadata_fields : iterable of str
+    metadata_fields : str or iterable of str
         Further columns to read.
     storage_options : mapping, optional
         For fsspec.
@@ -264,7 +264,7 @@ def read_embeddings(
     *,
     id_field: str = "id",
     embedding_field: str | None = None,
-    metadata_fields: Iterable[str] = (),
+    metadata_fields: str | Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
     on_bad_row: str = "error",
     allow_zero: bool = False,
