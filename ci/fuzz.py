@@ -126,8 +126,8 @@ class Truth:
 
     def judged(self) -> tuple[list[tuple], bool]:
         """The rows that can be worked with, as (id, vector, metadata), and whether that is all of them."""
-        lengths = [len(v) for _, v, _ in self.rows if v is not None]
-        dimension = self.dimension or (lengths[0] if lengths else 0)
+        lengths = Counter(len(v) for _, v, _ in self.rows if v)
+        dimension = self.dimension or (lengths.most_common(1)[0][0] if lengths else 0)
         seen: set = set()
         good = []
         for id_, vector, meta in self.rows:
@@ -342,8 +342,7 @@ def parquet_values(case: Case) -> str:
         sure=pa.types.is_floating(element) and "view" not in str(type_) and is_id(stored.schema.field("id").type)
         and not any(isinstance(id_, int) and id_ >= 2**63 for id_ in stored["id"].to_pylist()),
     )  # fmt: skip
-    lengths = [len(row) for row in stored["embedding"].to_pylist() if row is not None]
-    truth.sure &= bool(lengths and lengths[0])
+    truth.sure &= any(stored["embedding"].to_pylist())
     return read_and_compare(case, put(case, "rows.parquet", file.getvalue()), truth, **options)
 
 

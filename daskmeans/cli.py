@@ -8,6 +8,7 @@ import logging
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -31,6 +32,8 @@ from daskmeans.workflow import Reading
 
 class Commands(click.Group):
     """Commands whose errors are messages: exit status 2 for wrong use, 1 for work that failed."""
+
+    command_class = flags.Verb
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -192,7 +195,7 @@ def demo(
 @click.option("--encoder", default="wordllama", show_default=True)
 @click.option("--embedding-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @flags.overwrite
-@flags.reading
+@flags.reading("embedding_field")
 @flags.cluster
 @flags.output
 def embed(
@@ -216,7 +219,7 @@ def embed(
 @click.option("--model", "out", required=True, help="Directory of the model to make.")
 @flags.overwrite
 @flags.kmeans
-@flags.reading
+@flags.reading("metadata_fields")
 @flags.cluster
 @flags.output
 def fit(
@@ -245,7 +248,7 @@ def fit(
 @click.option("--out", required=True, help="Directory of clusters to make.")
 @flags.storing
 @flags.overwrite
-@flags.reading
+@flags.reading()
 @flags.cluster
 @flags.output
 def assign(
@@ -306,7 +309,7 @@ def dedup(
 @click.option("--out", required=True, help="Directory to make.")
 @click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of twins.")
 @flags.overwrite
-@flags.reading
+@flags.reading()
 @flags.cluster
 @flags.output
 def leak(
@@ -354,7 +357,7 @@ def apply(
 @flags.deciding
 @flags.storing
 @flags.overwrite
-@flags.reading
+@flags.reading()
 @flags.cluster
 @flags.output
 def run(
@@ -395,10 +398,11 @@ def info(
     from daskmeans.info import describe
     from daskmeans.system import describe_system
 
-    if n_clusters and not advise:
-        raise UsageError("nothing is forecast", where="--n-clusters", remedy="add --advise")
     if (path is None) != system or (advise and system):
         raise UsageError("there is nothing to look at, or too much", expected="a PATH, PATH --advise, or --system")
+    _refuse_idle([] if advise else ["n_clusters", *asdict(cluster)], "only forecasts take it", "add --advise")
+    columns = ["id_field", "embedding_field"]
+    _refuse_idle([*columns, "storage_options"] if system else [], "no file is looked at", "leave it out")
     reading: dict[str, Any] = {
         "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options
     }  # fmt: skip
@@ -409,4 +413,13 @@ def info(
             facts = find_advice(path, **reading, n_clusters=n_clusters, client=client)
         _show_advice(facts, output)
     else:
-        _show(describe(path, **reading), output)
+        facts = describe(path, **reading)
+        is_output = "complete" in facts
+        _refuse_idle(columns if is_output else [], "this is an output, which knows its columns", "leave it out")
+        _show(facts, output)
+
+
+def _refuse_idle(names: list[str], found: str, remedy: str) -> None:
+    """Refuse flags with these `names`, which would do nothing."""
+    if idle := [name for name in flags.given(click.get_current_context()) if name in names]:
+        raise UsageError(found, where=flags.flag(idle[0]), remedy=remedy)

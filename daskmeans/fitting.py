@@ -104,7 +104,7 @@ def fit_step(
             raise
         step.facts |= model.write(path, source.fingerprint())
         outputs = [{"path": CENTROIDS, "rows": len(model.cluster_centers_)}, {"path": MODEL}]
-        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path, "fit"), "outputs": outputs}
+        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path, "fit", source.rows), "outputs": outputs}
 
 
 def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:

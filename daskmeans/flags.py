@@ -9,8 +9,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from daskmeans.cluster import ClusterSettings
+from daskmeans.errors import UsageError
 from daskmeans.kmeans.ann import TARGET
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.workflow import Reading
@@ -34,6 +36,41 @@ class Json(click.ParamType):
         if not isinstance(found, dict):
             self.fail("expected a JSON object such as '{\"anon\": true}'", param, ctx)
         return found
+
+
+class Verb(click.Command):
+    """A command that refuses a flag which would do nothing beside the others."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for name in given(ctx):
+            is_used, need = _NEEDS.get(name, (lambda values: True, ""))
+            if not is_used(ctx.params):
+                raise UsageError(
+                    "it does nothing here", where=flag(name), expected=need, remedy="leave it out, or give that too"
+                )
+        return super().invoke(ctx)
+
+
+# For flags that need others: whether those are there, and what to say.
+_NEEDS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
+    "assign_recall": (lambda values: values["assign"] == "ann", "--assign ann"),
+    "max_samples_per_batch": (lambda values: values["engine"] == "cuml", "--engine cuml"),
+    "oversampling_factor": (lambda values: values["init"] in ("auto", "k-means||"), "--init auto or k-means||"),
+    "dashboard_address": (
+        lambda values: not (values["scheduler"] or values["scheduler_file"]),
+        "workers on this machine: no --scheduler, no --scheduler-file",
+    ),
+}
+
+
+def given(ctx: click.Context) -> list[str]:
+    """Names of the flags that the command line or a file of settings holds."""
+    return [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+
+
+def flag(name: str) -> str:
+    """How the flag called `name` is written."""
+    return f"--{name.removesuffix('s') if name == 'metadata_fields' else name}".replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -102,24 +139,27 @@ _KMEANS = [
 ]
 
 
-def reading(command: Command) -> Command:
-    """Flags of :class:`Reading`: how embeddings are read; handed over as `reading`."""
-    return _filled(command, "reading", Reading, [f.name for f in fields(Reading)], _READING)
+def reading(*without: str) -> Option:
+    """Flags of :class:`Reading`: how embeddings are read; handed over as `reading`, `without` some of its fields."""
+    names = [f.name for f in fields(Reading) if f.name not in without]
+    return lambda command: _filled(command, "reading", Reading, names, [_READING[name] for name in names])
 
 
-_READING = [
-    click.option("--id-field", default="id", show_default=True, help="Column of ids."),
-    click.option("--embedding-field", help="Column of vectors; default: the only list of floats."),
-    click.option("--metadata-field", "metadata_fields", multiple=True, help="Column that travels along; repeatable."),
-    click.option("--storage-options", type=Json(), help="Options of the file system, as JSON."),
-    click.option(
+_READING = {
+    "id_field": click.option("--id-field", default="id", show_default=True, help="Column of ids."),
+    "embedding_field": click.option("--embedding-field", help="Column of vectors; default: the only list of floats."),
+    "metadata_fields": click.option(
+        "--metadata-field", "metadata_fields", multiple=True, help="Column that travels along; repeatable."
+    ),
+    "storage_options": click.option("--storage-options", type=Json(), help="Options of the file system, as JSON."),
+    "on_bad_row": click.option(
         "--on-bad-row",
         type=click.Choice(["error", "skip"]),
         default="error",
         show_default=True,
-        help="Stop at a bad row, or leave it out and list it in rejects.parquet.",
+        help="Stop at a bad row, or leave it out and list it below _rejects in the output.",
     ),
-]
+}
 
 
 def cluster(command: Command) -> Command:

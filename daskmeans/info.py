@@ -15,6 +15,7 @@ from daskmeans.duplicates.result import open_decisions
 from daskmeans.kmeans import model
 from daskmeans.vectors.buckets import index_facts, open_buckets
 from daskmeans.vectors.files import open_path
+from daskmeans.vectors.matrix import untyped
 from daskmeans.vectors.source import Source, open_source
 
 
@@ -111,12 +112,15 @@ def _nulls(source: Source) -> dict[str, int] | None:
     found = {source.id_field: 0, source.embedding_field or "": 0}
     for file in source.files:
         footer = pq.read_metadata(file.path, filesystem=file.fs)
+        blank = {field.name for field in footer.schema.to_arrow_schema() if field.name in found and untyped(field.type)}
         for group in map(footer.row_group, range(footer.num_row_groups)):
             for column in map(group.column, range(footer.num_columns)):
                 name = column.path_in_schema.split(".")[0]
-                if name in found and column.statistics is None:
+                if name in blank:
+                    found[name] += column.num_values
+                elif name in found and column.statistics is None:
                     return None
-                if name in found:
+                elif name in found:
                     found[name] += column.statistics.null_count or 0
     return found
 

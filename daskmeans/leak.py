@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import accumulate
@@ -31,8 +32,11 @@ from daskmeans.vectors.slices import Partition
 from daskmeans.vectors.source import Source
 
 FILE = "leaks.parquet"
+COLUMNS = ("id", "twin_id", "score", "exact", "twins")
 # In the order in which they are searched.
 INPUTS = ("test", "train")
+# Where the rows of each lie, by columns of what is found.
+PLACES = ("row", "twin")
 # Partitions and rows of each on which directions are found.
 SAMPLE_PARTITIONS, SAMPLE_ROWS = 4, 2048
 
@@ -56,8 +60,10 @@ def leak(
     out : path
         Directory to make. Its ``leaks.parquet`` has one row for each row of `test` with a twin: ``id``, ``twin_id``
         (the most similar row of `train`; of equals a copy, or else the first), ``score``, ``exact`` (the two are the
-        same bit for bit) and ``twins`` (how many rows of `train` are similar enough). Rows of either that were left out
-        are listed in ``rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or ``test``).
+        same bit for bit) and ``twins`` (how many rows of `train` are similar enough), then for each metadata field
+        ``FIELD`` and ``twin_FIELD``, the values of the row and of its twin. Rows of either that were left out
+        are listed in ``_rejects/rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or
+        ``test``).
     threshold : float
         Cosine similarity in [0.5, 1] from which two rows are twins.
     reading : Reading
@@ -74,7 +80,7 @@ def leak(
     Raises
     ------
     UsageError
-        The threshold is out of range, or the vectors have different dimensions.
+        The threshold is out of range, the vectors have different dimensions, or two columns would have one name.
     DataError
         A row cannot be worked with.
 
@@ -93,7 +99,8 @@ def leak(
         raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
     client = runtime.current_client(client)
     target = reading.path(out)
-    sources = [reading.open(each, client, allow_zero=False).vectors_only() for each in (test, train)]
+    opened = [reading.open(each, client, allow_zero=False) for each in (test, train)]
+    sources = [source.vectors_only() for source in opened]
     for each, source in zip((test, train), sources, strict=True):
         refuse_overlap(target, [*directories(each, reading.storage_options), *source.files])
     if sources[0].dimension != sources[1].dimension:
@@ -102,19 +109,19 @@ def leak(
             where=str(sources[0].files[0]),
             expected=f"{sources[1].dimension}, as those of {sources[1].files[0]}",
         )
-    settings = {"threshold": least} | {
-        key: value for key, value in asdict(reading).items() if key not in ("storage_options", "metadata_fields")
-    }
+    _refuse_names(opened[0])
+    settings = {"threshold": least} | {key: value for key, value in asdict(reading).items() if key != "storage_options"}
     inputs = {"test": sources[0].identity(), "train": sources[1].identity()}
     with manifest.step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
         sources = [each.rejecting_to(target / PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
         found, rows = _search(sources, np.float32(least), client)
+        found = _described(found, opened, client)
         provenance.write_table(found, target / FILE, "leak")
         exact = int(found["exact"].to_numpy().sum())
-        counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, "leak", INPUTS)}
+        given = sum(source.rows for source in sources)
+        counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, "leak", given, INPUTS)}
         for source in sources:
             source.check_unchanged()
-        given = sum(source.rows for source in sources)
         manifest.check_rows("leak", given, compared=sum(rows), rejected=counts["rejected"])
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}
@@ -122,7 +129,10 @@ def leak(
 
 
 def _search(sources: list[Source], threshold: np.float32, client: Client | None) -> tuple[pa.Table, list[int]]:
-    """The rows of the first of `sources` with a twin in the second, in their order, and the rows of both."""
+    """The rows of the first of `sources` with a twin in the second, in their order, and the rows of both.
+
+    ``row`` and ``twin`` tell where the two are: all rows of the partitions before, and the good ones of its own before.
+    """
     firsts = list(accumulate((source.rows for source in sources), initial=0))
     bands = [band for i, source in enumerate(sources) for band in _bands(source, i, firsts[i])]
     own = sources[0].n_partitions
@@ -142,8 +152,55 @@ def _search(sources: list[Source], threshold: np.float32, client: Client | None)
     ]
     tables, counts = zip(*runtime.compute(tasks, "compare", client), strict=True)
     rows = {band: count for counted in counts for band, count in counted.items()}
-    found = _best(pa.concat_tables(tables)).drop_columns(["row", "twin"])
+    found = _best(pa.concat_tables(tables))
+    found = found.set_column(found.column_names.index("twin"), "twin", pc.subtract(found["twin"], firsts[1]))
     return found, [sum(n for i, n in rows.items() if bands[i].source == source) for source in (0, 1)]
+
+
+def _refuse_names(source: Source) -> None:
+    """Refuse metadata fields that would meet another column of the list of leaks."""
+    names = [*COLUMNS, *_both(source.metadata_fields)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(
+            f"there would be two columns {twice[0]!r}",
+            where="--metadata-field",
+            expected=f"fields called otherwise than {', '.join(COLUMNS)}, and than twin_ and another field",
+            remedy="leave the field out, or rename it",
+        )
+
+
+def _both(fields: Sequence[str]) -> list[str]:
+    return [name for field in fields for name in (field, f"twin_{field}")]
+
+
+def _described(found: pa.Table, sources: list[Source], client: Client | None) -> pa.Table:
+    """`found` with the metadata of the rows and of their twins."""
+    fields = sources[0].metadata_fields
+    columns = {name: found[name] for name in COLUMNS}
+    if fields:
+        numbers = [found[place].to_numpy() for place in PLACES]
+        one, twin = (_metadata(source, each, client) for source, each in zip(sources, numbers, strict=True))
+        columns |= {name: side[field] for field in fields for name, side in ((field, one), (f"twin_{field}", twin))}
+    return pa.table(columns)
+
+
+def _metadata(source: Source, numbers: np.ndarray, client: Client | None) -> pa.Table:
+    """Metadata of the rows of `source` with these `numbers`, as :func:`_search` gives them, in their order."""
+    rows, back = np.unique(numbers, return_inverse=True)
+    starts = np.cumsum([0, *(partition.rows for partition in source.partitions)])
+    bounds = np.searchsorted(rows, starts)
+    take, key = delayed(_take, pure=False), runtime.key("leak-read")
+    tasks = [
+        take(source.reader, partition, rows[low:high] - start, dask_key_name=f"{key}-{partition.number}")
+        for partition, start, low, high in zip(source.partitions, starts, bounds, bounds[1:], strict=False)
+        if low < high
+    ]
+    empty = source.reader.schema.empty_table().select(source.metadata_fields)
+    return pa.concat_tables([empty, *runtime.compute(tasks, client=client)]).take(pa.array(back))
+
+
+def _take(reader: Reader, partition: Partition, rows: np.ndarray) -> pa.Table:
+    return reader.table(partition).select(reader.schema.names[2:]).take(pa.array(rows))
 
 
 def _bands(source: Source, number: int, first: int) -> list[Band]:

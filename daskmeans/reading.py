@@ -10,6 +10,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import forecast, runtime
+from daskmeans.vectors.fields import names_of
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.source import Source, open_source
 
@@ -24,9 +25,12 @@ class Reading:
 
     id_field: str = "id"
     embedding_field: str | None = None
-    metadata_fields: tuple[str, ...] = ()
+    metadata_fields: tuple[str, ...] = ()  # one name may come as it is
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)  # may hold secrets
     on_bad_row: str = "error"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metadata_fields", names_of(self.metadata_fields))
 
     def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:
         """The source of `inputs`, cut to what the memory of a task allows."""

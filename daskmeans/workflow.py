@@ -171,7 +171,7 @@ def _assign(
         step.facts |= regroup(
             frame, path, layout=settings["layout"], id_field=source.id_field, embedding_field=vectors, client=client
         )
-        rejected = step.facts["rejected"] = gather_rejects(path, "assign")
+        rejected = step.facts["rejected"] = gather_rejects(path, "assign", source.rows)
         source.check_unchanged()
         manifest.check_rows("assign", source.rows, written=step.facts["rows"], rejected=rejected)
 
@@ -188,7 +188,7 @@ def run(
     embedding_dtype: str = "float32",
     assign: str = "exact",
     assign_recall: float = TARGET,
-    keep: Sequence[str] = ("hard",),
+    keep: str | Sequence[str] = "hard",
     rule: str = "survivors",
     search: str = "auto",
     probes: int = 1,

@@ -25,7 +25,7 @@ from daskmeans.errors import NotFoundError, OutputError, UsageError
 from daskmeans.info import describe
 from daskmeans.reading import Reading
 from daskmeans.vectors import pieces
-from daskmeans.vectors.files import find_files
+from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.source import read_embeddings
 from daskmeans.workflow import assign_files
 from helpers import decisions_of, make_rows, write_embeddings

@@ -64,6 +64,12 @@ def zero(at: Path) -> None:
     write_embeddings(at / "in.parquet", Y)
 
 
+def delta_table(at: Path) -> None:
+    write_embeddings(at / "in" / "a.parquet", X)
+    (at / "in" / "_delta_log").mkdir()
+    (at / "in" / "_delta_log" / "00000000000000000000.json").write_text("{}")
+
+
 def two_dimensions(at: Path) -> None:
     write_embeddings(at / "in" / "a.parquet", X)
     write_embeddings(at / "in" / "b.parquet", X[:, :5].copy())
@@ -157,6 +163,9 @@ CASES = [
     Case("truncated Parquet", truncated, FIT, 1, ("in.parquet", "Parquet")),
     Case("unknown suffix", lambda at: (at / "in.csv").write_text("1"), "fit IN/in.csv --model OUT --n-clusters 3", 2,
          ("in.csv", ".jsonl")),
+    Case("Parquet of another name", lambda at: write_embeddings(at / "in" / "a.parquet.snappy", X),
+         "fit IN/in --model OUT --n-clusters 3", 2, ("a.parquet.snappy", ".parquet", "glob")),
+    Case("Delta table", delta_table, "fit IN/in --model OUT --n-clusters 3", 2, ("/in", "Delta", "file_uris")),
     Case("embedding column missing", good, f"{FIT} --embedding-field vector", 2, ("'vector'", "embedding")),
     Case("id column missing", good, f"{FIT} --id-field key", 2, ("'key'", "--id-field")),
     Case("metadata column missing", good, f"{RUN} --metadata-field txt", 2, ("'txt'", "text")),
@@ -265,6 +274,9 @@ CASES = [
     Case("memory limit", good, f"{FIT} --memory-limit banana", 2, ("banana", "4GiB")),
     Case("GPU options without a GPU", good, f"{FIT} --device cpu --rmm-pool-size 1GB", 2,
          ("--rmm-pool-size", "--device gpu")),
+    Case("recall of an exact search for labels", good, f"{RUN} --assign-recall 0.9", 2, ("--assign-recall",
+         "--assign ann")),
+    Case("workers without advice", good, "info IN/in.parquet --n-workers 2", 2, ("--n-workers", "--advise")),
     Case("clusters without advice", good, "info in.parquet --n-clusters 7", 2, ("--n-clusters", "--advise")),
     Case("seed too large", good, f"{FIT} --random-state {2**70}", 2, ("random_state", "2^62")),
     Case("keep column twice", good, f"{RUN} --metadata-field text --keep text:asc --keep text:desc", 2, ("twice",)),
@@ -358,7 +370,7 @@ def test_skipped_rows_are_listed_with_their_reasons(tmp_path, two_workers):
     result = CliRunner().invoke(main, [*words.split(), "--scheduler", two_workers.scheduler_address])
     assert result.exit_code == 0, result.output
     for step in ("model", "clusters"):
-        rejects = pq.read_table(tmp_path / "out" / step / "rejects.parquet").to_pydict()
+        rejects = pq.read_table(tmp_path / "out" / step / "_rejects/rejects.parquet").to_pydict()
         assert rejects["row"] == [3, 4, 5, 7]
         assert rejects["id"] == ["row-3", "row-4", "row-5", "row-6"]
         assert all(rejects["reason"])

@@ -430,7 +430,7 @@ def test_rows_that_were_skipped_are_listed_once(tmp_path):
     skipping = workflow.Reading(on_bad_row="skip")
     interrupt(3, workflow.fit, rows, tmp_path / "model", km(), skipping)
     workflow.fit(rows, tmp_path / "model", km(), skipping)
-    assert pq.read_table(tmp_path / "model" / "rejects.parquet")["row"].to_pylist() == [3, 170]
+    assert pq.read_table(tmp_path / "model" / "_rejects/rejects.parquet")["row"].to_pylist() == [3, 170]
     assert manifest.read(UPath(tmp_path / "model"), "fit")["rejected"] == 2
 
 

@@ -65,7 +65,7 @@ def test_rows_with_a_twin_are_listed(tmp_path, sets, monkeypatch):
     exact_ones = sum(same for _, _, same, _ in expected.values())
     assert facts == {"train": 200, "test": 100, "rejected": 0, "leaked": len(expected), "exact": exact_ones,
                      "threshold": 0.95}  # fmt: skip
-    assert not (tmp_path / "out" / "rejects.parquet").exists()
+    assert not (tmp_path / "out" / "_rejects").exists()
     assert exact_ones > 3
     assert len(expected) > exact_ones
     with cluster(ClusterSettings(n_workers=2, dashboard_address=":0")) as client:
@@ -89,6 +89,48 @@ def test_the_command(tmp_path, sets):
     done = CliRunner().invoke(main, [*arguments, "--n-workers", "1", "--dashboard-address", ":0"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["leaked"] == len(expected_leaks(A, B))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_metadata_of_both_rows(tmp_path, sets, n_workers):
+    train, test, A, B = sets
+    for path, X, kind in ((train, A, "train"), (test, B, "test")):
+        X[[0, 50]] = np.nan  # numbers of rows are not places among those that are left
+        text = [f"{kind} {i}" for i in range(len(X))]
+        write_embeddings(path, X, row_group_size=23, text=text, stars=list(range(len(X))))
+    plain, reading = Reading(on_bad_row="skip"), Reading(on_bad_row="skip", metadata_fields=("stars", "text"))
+    with (
+        cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) if n_workers else nullcontext() as client
+    ):
+        leak(train, test, tmp_path / "plain", THRESHOLD, plain, client=client)
+        leak(train, test, tmp_path / "out", THRESHOLD, reading, client=client)
+    found = pq.read_table(tmp_path / "out" / "leaks.parquet")
+    assert found.column_names[5:] == ["stars", "twin_stars", "text", "twin_text"]
+    assert found.select(range(5)) == pq.read_table(tmp_path / "plain" / "leaks.parquet")
+    rows = found.to_pylist()
+    assert len(rows) > 20
+    for row in rows:
+        one, twin = int(row["id"][4:]), int(row["twin_id"][4:])
+        assert (row["stars"], row["twin_stars"]) == (one, twin)
+        assert (row["text"], row["twin_text"]) == (f"test {one}", f"train {twin}")
+    assert pq.read_metadata(tmp_path / "out" / "_rejects" / "rejects.parquet").num_rows == 4
+
+
+def test_metadata_where_nothing_leaks(tmp_path):
+    for i, side in enumerate("ab"):
+        write_embeddings(tmp_path / f"{side}.parquet", np.eye(8, dtype=np.float32)[4 * i : 4 * i + 4], text=["t"] * 4)
+    leak(tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out", 0.5, Reading(metadata_fields="text"))
+    found = pq.read_table(tmp_path / "out" / "leaks.parquet")
+    assert (found.column_names[5:], found.num_rows) == (["text", "twin_text"], 0)
+
+
+@pytest.mark.parametrize("fields", [["score"], ["text", "twin_text"]])
+def test_metadata_that_would_meet_another_column(tmp_path, sets, fields):
+    for path, X in zip(sets[:2], sets[2:], strict=True):
+        write_embeddings(path, X, **{field: [0] * len(X) for field in fields})
+    with pytest.raises(UsageError, match=f"two columns '{fields[-1]}'"):
+        leak(*sets[:2], tmp_path / "out", 0.9, Reading(metadata_fields=fields))
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_use(tmp_path, sets):
@@ -123,13 +165,13 @@ def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers, monkeypat
     ):
         facts = leak(*paths.values(), tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"), client=client)
     assert (facts["train"], facts["test"], facts["rejected"]) == (197, 98, 5)
-    listed = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    listed = pq.read_table(tmp_path / "out" / "_rejects/rejects.parquet").to_pylist()
     assert [(row["input"], row["file"], row["row"], row["id"]) for row in listed] == [
         (input_, str(paths[input_]), row, name(row)) for input_ in ("test", "train") for row in bad[input_]
     ]
     assert {row["reason"] for row in listed} == {"the vector holds NaN, infinity or a number beyond float32"}
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "leaks.parquet", "manifest.json", "rejects.parquet"
+        "_rejects", "leaks.parquet", "manifest.json"
     ]  # fmt: skip
 
 

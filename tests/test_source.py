@@ -16,7 +16,8 @@ from upath import UPath
 
 from daskmeans import manifest
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
-from daskmeans.vectors.files import find_files, open_path, refuse_overlap
+from daskmeans.vectors.files import open_path, refuse_overlap
+from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.source import Source, open_source, read_embeddings
 
@@ -270,12 +271,9 @@ def test_memory_filesystem(tmp_path, name: str) -> None:
         check(open_source(given, partition_bytes=60, storage_options={}), X)
 
 
-def test_own_outputs_hold_data_and_rejects(tmp_path) -> None:
-    out = UPath(tmp_path / "out")
-    (out / "rejects").mkdir(parents=True)
-    write_parquet(tmp_path / "out" / "part-0.parquet", vectors(5))
-    for name in ("rejects.parquet", "rejects/part-0.parquet"):
-        pq.write_table(pa.table({"id": ["1"], "reason": ["the text is null"]}), tmp_path / "out" / name)
+def test_own_outputs_are_read_when_they_are_finished_and_hold_rows(tmp_path) -> None:
+    out = UPath(tmp_path)
+    write_parquet(tmp_path / "part-0.parquet", vectors(5))
     manifest.write_json(out / manifest.NAME, {"step": "embed", "finished": False})
     with pytest.raises(OutputError, match="unfinished"):
         open_source(out)

@@ -257,7 +257,7 @@ def test_an_encoded_seed_is_recorded_when_none_was_given(tmp_path, embeddings):
 
 def test_rows_that_vanish_between_steps_are_noticed(tmp_path, embeddings, monkeypatch):
     dkm.KMeans(3).fit(blobs()).save(tmp_path / "model")
-    monkeypatch.setattr(workflow, "gather_rejects", lambda path, step: 1)
+    monkeypatch.setattr(workflow, "gather_rejects", lambda path, step, rows: 1)
     with pytest.raises(RunError, match="600 rows went in, but 600 were written and 1 were rejected"):
         workflow.assign_files(embeddings, tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()

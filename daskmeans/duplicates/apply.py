@@ -12,7 +12,7 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import forecast, manifest, provenance, runtime
+from daskmeans import forecast, manifest, runtime
 from daskmeans.duplicates.against import refuse_fallen
 from daskmeans.duplicates.lookup import Lookup, read_lookup
 from daskmeans.duplicates.rewrite import Rewritten, rewrite
@@ -23,16 +23,15 @@ from daskmeans.vectors.files import (
     common_parent,
     directories,
     facts,
-    find_files,
     format_of,
     inside,
     listed,
     open_path,
     refuse_overlap,
 )
+from daskmeans.vectors.listing import find_files
+from daskmeans.vectors.rejects import LIST, write_rejects
 from daskmeans.vectors.source import open_source
-
-REJECTS = "rejects.parquet"
 
 
 def apply(
@@ -65,7 +64,7 @@ def apply(
     storage_options : dict, optional
         Options of the filesystem.
     on_bad_row : {"error", "skip"}, default "error"
-        What to do with a row without a decision: stop, or leave it out and record it in ``rejects.parquet``.
+        What to do with a row without a decision: stop, or leave it out and record it in ``_rejects/rejects.parquet``.
     overwrite : bool, default False
         Replace a finished output.
     client : distributed.Client, optional
@@ -126,7 +125,7 @@ def apply(
         if on_bad_row == "error":
             _check_all_met(lookup, done, ", ".join(str(one) for one in given))
         elif len(rejects):
-            provenance.write_table(rejects, target / REJECTS, "apply")
+            write_rejects(rejects, target, "apply", sum(one.rows for one in done))
         rows, kept = sum(one.rows for one in done), sum(one.kept for one in done)
         removed = sum(one.removed for one in done)
         manifest.check_rows("apply", rows, kept=kept, removed=removed, rejected=len(rejects))
@@ -173,10 +172,8 @@ def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
     paths = [file.path for file in files]
     base = common_parent(paths) if root is None else root.path.rstrip("/") + "/"
     names = [path.removeprefix(base) for path in paths]
-    if REJECTS in names:
-        raise UsageError(
-            f"an input is called {REJECTS}, like the list of rejected rows", where=base, remedy="rename it"
-        )
+    if LIST in names:
+        raise UsageError(f"an input is called {LIST}, like the list of rejected rows", where=base, remedy="rename it")
     return names
 
 

@@ -34,7 +34,7 @@ def embed(
     *,
     text_field: str = "text",
     id_field: str = "id",
-    metadata_fields: Sequence[str] = (),
+    metadata_fields: str | Sequence[str] = (),
     encoder: str = "wordllama",
     dtype: str = "float32",
     on_bad_row: str = "error",
@@ -52,13 +52,14 @@ def embed(
         Directory for ``part-*.parquet`` with the id, ``embedding`` (a list of d numbers), the text and the metadata.
     text_field, id_field : str
         Columns of the texts and of the ids.
-    metadata_fields : sequence of str
+    metadata_fields : str or sequence of str
         Further columns that travel along.
     encoder : {"wordllama"}, default "wordllama"
     dtype : {"float32", "float16"}, default "float32"
         How the elements of vectors are stored.
     on_bad_row : {"error", "skip"}, default "error"
-        Whether a row without a text, or of which no vector can be made, is an error, or goes to ``rejects.parquet``.
+        Whether a row without a text, or of which no vector can be made, is an error, or is left out and listed in
+        ``_rejects/rejects.parquet``.
     storage_options : mapping, optional
         For fsspec.
     overwrite : bool, default False
@@ -116,7 +117,7 @@ def embed(
         target, "embed", settings, source.identity(), overwrite=overwrite, need=need, client=client
     ) as step:
         rows = _encode(source, chosen, dtype, target, client)
-        rejected = gather_rejects(target, "embed")
+        rejected = gather_rejects(target, "embed", source.rows)
         source.check_unchanged()
         manifest.check_rows("embed", source.rows, written=rows, rejected=rejected)
         step.facts |= {

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans.errors import DataError, UsageError
-from daskmeans.vectors.matrix import is_list, vector_columns
+from daskmeans.vectors.matrix import is_list, untyped, vector_columns
 from daskmeans.vectors.slices import Survey
 
 TypeOf = Callable[[pa.DataType, str], pa.DataType]
@@ -34,13 +34,24 @@ class Fields:
         return self.embedding or self.text or ""
 
 
+def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
+    """One or several names of columns.
+
+    Examples
+    --------
+    >>> names_of("text"), names_of(["text", "stars"])
+    (('text',), ('text', 'stars'))
+    """
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def choose(
     schema: pa.Schema,
     path: UPath,
     id_field: str,
     embedding_field: str | None,
     text_field: str | None,
-    metadata: Iterable[str],
+    metadata: str | Iterable[str],
 ) -> Fields:
     """The columns to read of files such as `path`, whose `schema` must have them.
 
@@ -51,7 +62,7 @@ def choose(
     DataError
         A column is there twice.
     """
-    names = tuple(dict.fromkeys(metadata))
+    names = tuple(dict.fromkeys(names_of(metadata)))
     _require(schema, path, id_field, "--id-field")
     for name in names:
         _require(schema, path, name, "--metadata-field")
@@ -75,8 +86,8 @@ def choose(
     return Fields(id_field, embedding_field, text_field, tuple(name for name in names if name not in (id_field, value)))
 
 
-def output_schema(fields: Fields, surveys: Sequence[tuple[UPath, Survey]], dimension: int) -> pa.Schema:
-    """What comes out of all files of `surveys`, each of which has rows.
+def output_schema(fields: Fields, surveys: Sequence[tuple[UPath, Survey]], dimension: int, like: UPath) -> pa.Schema:
+    """What comes out of all files of `surveys`, each of which has rows; those of `like` have this `dimension`.
 
     Raises
     ------
@@ -87,7 +98,7 @@ def output_schema(fields: Fields, surveys: Sequence[tuple[UPath, Survey]], dimen
     """
     types = {fields.id: _agreed(fields.id, surveys, id_type)}
     if fields.embedding:
-        types[fields.embedding] = _vector_type(fields.embedding, surveys, dimension)
+        types[fields.embedding] = _vector_type(fields.embedding, surveys, dimension, like)
     else:
         types[fields.value] = _agreed(fields.value, surveys, _text_type)
     types |= {name: _agreed(name, surveys, _metadata_type) for name in fields.metadata}
@@ -212,13 +223,15 @@ def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
     return carried
 
 
-def _vector_type(name: str, surveys: Sequence[tuple[UPath, Survey]], dimension: int) -> pa.DataType:
+def _vector_type(name: str, surveys: Sequence[tuple[UPath, Survey]], dimension: int, like: UPath) -> pa.DataType:
     """Fixed-size list of `dimension` elements of the widest type found; integers become float32."""
-    widest, first = pa.float16(), surveys[0][0]
+    widest = pa.float16()
     for path, type_ in _types(name, surveys):
+        if untyped(type_):
+            continue
         element = _element_type(type_, f"{path}, column {name!r}")
         if pa.types.is_fixed_size_list(type_) and type_.list_size != dimension:
-            _contradict(name, (first, f"of dimension {dimension}"), (path, f"of dimension {type_.list_size}"))
+            _contradict(name, (like, f"of dimension {dimension}"), (path, f"of dimension {type_.list_size}"))
         widest = max(widest, element, key=lambda t: t.bit_width)
     return pa.list_(widest, dimension)
 

@@ -15,6 +15,17 @@ def is_list(type_: pa.DataType) -> bool:
     return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
 
 
+def untyped(type_: pa.DataType) -> bool:
+    """Whether `type_` is that of a column without a value, or of lists without an element.
+
+    Examples
+    --------
+    >>> untyped(pa.null()), untyped(pa.list_(pa.null())), untyped(pa.list_(pa.float32()))
+    (True, True, False)
+    """
+    return pa.types.is_null(type_) or (is_list(type_) and untyped(type_.value_type))
+
+
 def vector_columns(schema: pa.Schema) -> list[str]:
     """Names of the columns of `schema` whose values are lists of floating-point numbers.
 

@@ -47,7 +47,8 @@ def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
         # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
         stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
         with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **CHECKED, **stream) as file:
-            batches = file.iter_batches(_batch_rows(metadata), numbers, columns=columns, use_threads=False)
+            size = min(_batch_rows(metadata), skipped + piece.rows)
+            batches = file.iter_batches(size, numbers, columns=columns, use_threads=False)
             yield from map(_viewless, _cut(batches, skipped, piece.rows))
 
 

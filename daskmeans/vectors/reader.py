@@ -15,7 +15,7 @@ from daskmeans import provenance, stores
 from daskmeans.errors import DataError
 from daskmeans.vectors import jsonl, npy, parquet, validate
 from daskmeans.vectors.files import reading
-from daskmeans.vectors.matrix import is_list
+from daskmeans.vectors.matrix import is_list, untyped
 from daskmeans.vectors.slices import Partition
 
 TABLES = {"parquet": parquet.tables, "jsonl": jsonl.tables, "npy": npy.tables}
@@ -87,6 +87,8 @@ class Reader:
         for piece in partition.slices:
             first = piece.first
             for raw in TABLES[self.format](piece, columns):
+                if untyped(raw.schema.field(value.name).type):  # no row of the file has a value
+                    raw = raw.set_column(raw.column_names.index(value.name), value.name, raw[value.name].cast(stored))
                 yield piece.path, first, raw
                 first += len(raw)
 

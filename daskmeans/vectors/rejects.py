@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans import manifest, provenance
+from daskmeans import manifest, provenance, runtime
 from daskmeans.provenance import CHECKED
 
-PARTS = "rejects"
+# Below an output, where neither a glob of its data nor what else reads directories of Parquet looks: they have other
+# columns.
+LIST, PARTS = "_rejects/rejects.parquet", "_rejects/parts"
+# Share of the rows from which those that are left out are worth a warning.
+MANY = 0.1
 
 
-def gather_rejects(path: UPath, step: str, inputs: Sequence[str] = ()) -> int:
-    """Join the tables in ``rejects/`` below `path`, an output of `step`, to ``rejects.parquet``; returns its rows.
+def gather_rejects(path: UPath, step: str, rows: int, inputs: Sequence[str] = ()) -> int:
+    """Join the tables in ``PARTS`` below `path`, an output of `step` on `rows` rows, to ``LIST``; returns its rows.
 
     Those of several `inputs` lie in directories of these names, and the column ``input`` tells them apart.
     """
@@ -26,10 +31,28 @@ def gather_rejects(path: UPath, step: str, inputs: Sequence[str] = ()) -> int:
     if not tables:
         return 0
     table = pa.concat_tables(tables)
-    target = path / "rejects.parquet"
-    provenance.write_table(table, target, step)
+    write_rejects(table, path, step, rows)
     manifest.remove(parts)
     return len(table)
+
+
+def write_rejects(table: pa.Table, path: UPath, step: str, rows: int) -> None:
+    """Write the list of rejected rows of `path`, an output of `step` on `rows` rows; say so if they are many."""
+    target = path / LIST
+    target.parent.mkdir(parents=True, exist_ok=True)
+    provenance.write_table(table, target, step)
+    if len(table) >= MANY * rows:
+        found = pc.value_counts(table["reason"]).to_pylist()
+        reason = max(found, key=lambda each: each["counts"])
+        runtime.logger.warning(
+            "%s of %s rows (%.3g %%) were left out, most of them (%s) for this: %s. All are listed in %s",
+            f"{len(table):,}",
+            f"{rows:,}",
+            100 * len(table) / rows,
+            f"{reason['counts']:,}",
+            reason["values"],
+            target,
+        )
 
 
 def _tables(folder: UPath) -> list[pa.Table]:

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import dask
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans import config, runtime
 from daskmeans.errors import DataError, UsageError
-from daskmeans.vectors import fields, frames, jsonl, npy, parquet
+from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
-from daskmeans.vectors.files import Input, common_parent, facts, find_files, format_of
-from daskmeans.vectors.reader import TABLES, Reader
-from daskmeans.vectors.slices import Partition, Survey, pack, pieces, spread
+from daskmeans.vectors.files import Input, common_parent, facts, format_of, listed, open_path
+from daskmeans.vectors.listing import added, find_files
+from daskmeans.vectors.looks import find_dimension, first_looks, look_at, look_of, told_schema
+from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.slices import Partition, pack, spread
 
 # A text counts as much as a vector of 1024 dimensions: about what an encoder will make of it.
 TEXT_BYTES = 4096
-# Rows that are looked at in one go for the first vector.
-PEEK_ROWS = 256
+# Files whose facts are asked for at once.
 LOOKERS = 16
-
-Look = Callable[[UPath, int | None], Survey]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +51,10 @@ class Source:
     dtype : str
         Type of the elements as stored, ``float16``, ``float32`` or ``float64``; empty for texts.
     partitions : tuple of Partition
+    inputs : tuple of UPath
+        The files, directories and globs that were named.
     given : tuple of UPath
-        All files, also those without rows.
+        All files of these, also those without rows.
     stamps : tuple of (str, int, str)
         Of all files: name below the directory that they have in common, size in bytes, version.
     reader : Reader
@@ -71,6 +70,7 @@ class Source:
     dimension: int
     dtype: str
     partitions: tuple[Partition, ...]
+    inputs: tuple[UPath, ...]
     given: tuple[UPath, ...]
     stamps: tuple[tuple[str, int, str], ...]
     reader: Reader
@@ -136,7 +136,7 @@ class Source:
         Raises
         ------
         DataError, NotFoundError
-            One has been written or removed since.
+            One has been written, added or removed since.
         """
         for path, before, now in zip(self.given, self.stamps, _stamps(self.given), strict=True):
             if before != now:
@@ -145,6 +145,15 @@ class Source:
                     where=str(path),
                     remedy="leave the input alone while it is read, and run the command again",
                 )
+        if new := added(self.inputs, self.given):
+            raise DataError(
+                f"{len(new):,} files were added while the input was being read"
+                if len(new) > 1
+                else "the file was added while the input was being read",
+                where=str(new[0]),
+                expected="a directory or a glob whose files stay the same, as rows of others would be missed",
+                remedy="run the command again, or name the files to be read, by a glob that matches no later ones",
+            )
 
 
 def open_source(
@@ -153,7 +162,7 @@ def open_source(
     id_field: str = "id",
     embedding_field: str | None = None,
     text_field: str | None = None,
-    metadata_fields: Iterable[str] = (),
+    metadata_fields: str | Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
     on_bad_row: str = "error",
     allow_zero: bool = False,
@@ -171,10 +180,11 @@ def open_source(
     id_field : str, default "id"
         Column of integers or strings. The ids of ``.npy`` files are the numbers of the rows.
     embedding_field : str, optional
-        Column of vectors; default: the only one whose values are lists of floats.
+        Column of vectors; default: the only one whose values are lists of floats. Their dimension is that of most rows
+        of a sample; rows of others cannot be worked with.
     text_field : str, optional
         Column of texts, to be read instead of vectors.
-    metadata_fields : iterable of str
+    metadata_fields : str or iterable of str
         Further columns to read.
     storage_options : mapping, optional
         For fsspec.
@@ -213,22 +223,23 @@ def open_source(
     """
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
-    found = find_files(inputs, storage_options)
-    look = _look(format_of(found[0]), id_field)
-    first_file, first = _first_with_rows(found, look)
-    names = fields.choose(first.schema, first_file, id_field, embedding_field, text_field, metadata_fields)
-    dimension = _dimension(format_of(first_file), first_file, first, names.embedding) if names.embedding else 0
+    opened = tuple(open_path(one, storage_options) for one in listed(inputs))
+    found = find_files(opened)
+    stamps = _stamps(found)  # before anything is read, so that a file that is written meanwhile is noticed
+    look = look_of(found, id_field)
+    first = first_looks(found, look)
+    names = fields.choose(told_schema(first), first[0][0], id_field, embedding_field, text_field, metadata_fields)
+    dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
     rows = max(1, limit // (4 * dimension or TEXT_BYTES))
-    stamps = _stamps(found)  # before anything is read, so that a file that is written meanwhile is noticed
-    surveys = _survey(found, look, rows)
-    schema = fields.output_schema(names, surveys, dimension)
+    surveys = first if first[0][1].complete else look_at(found, look, rows)
+    schema = fields.output_schema(names, surveys, dimension, like)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
     n_rows = sum(survey.rows for _, survey in surveys)
     fingerprint = _digest([stamps, names.id, names.embedding, names.text, n_rows])
     return Source(
         files=tuple(path for path, _ in surveys),
-        format=format_of(first_file),
+        format=format_of(found[0]),
         id_field=id_field,
         embedding_field=names.embedding,
         text_field=names.text,
@@ -241,9 +252,10 @@ def open_source(
             if frames.is_wanted()
             else pack(surveys, min(rows, max(1, -(-n_rows // min_partitions))))
         ),
+        inputs=opened,
         given=tuple(found),
         stamps=stamps,
-        reader=Reader(format_of(first_file), schema, fingerprint, on_bad_row, allow_zero, rejects),
+        reader=Reader(format_of(found[0]), schema, fingerprint, on_bad_row, allow_zero, rejects),
     )
 
 
@@ -252,7 +264,7 @@ def read_embeddings(
     *,
     id_field: str = "id",
     embedding_field: str | None = None,
-    metadata_fields: Iterable[str] = (),
+    metadata_fields: str | Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
     on_bad_row: str = "error",
     allow_zero: bool = False,
@@ -297,51 +309,8 @@ def read_embeddings(
     return source.frame()
 
 
-def _look(format_: str, id_field: str) -> Look:
-    """How to look at a file of `format_`."""
-    if format_ == "npy":
-        return partial(npy.survey, id_field=id_field)
-    return parquet.survey if format_ == "parquet" else jsonl.survey
-
-
-def _first_with_rows(files: Sequence[UPath], look: Look) -> tuple[UPath, Survey]:
-    for path in files:
-        survey = look(path, None)
-        if survey.units:
-            return path, survey
-    where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    raise UsageError("the input is empty: it has no rows", where=where, expected="at least one row")
-
-
-def _dimension(format_: str, path: UPath, survey: Survey, name: str) -> int:
-    """Dimension of column `name` by its type, else by the first vector that is not null."""
-    type_ = survey.schema.field(name).type
-    if pa.types.is_fixed_size_list(type_):
-        return _positive(type_.list_size, path, name)
-    stored = pa.list_(pa.float32()) if format_ == "jsonl" else type_
-    for piece in pieces([(path, survey)], PEEK_ROWS):
-        for table in TABLES[format_](piece, pa.schema({name: stored})):
-            lengths = pc.list_value_length(table.column(name)).drop_null()
-            if len(lengths):
-                return _positive(lengths[0].as_py(), path, name)
-    raise DataError("all vectors are null", where=f"{path}, column {name!r}", expected="a vector in every row")
-
-
-def _positive(dimension: int, path: UPath, name: str) -> int:
-    if dimension == 0:
-        raise DataError("the first vector is empty", where=f"{path}, column {name!r}", expected="at least one number")
-    return dimension
-
-
 def _digest(facts_: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts_).encode()).hexdigest()
-
-
-def _survey(files: Sequence[UPath], look: Look, rows: int) -> list[tuple[UPath, Survey]]:
-    """Surveys of the files that have rows."""
-    with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
-        surveys = list(pool.map(lambda path: look(path, rows), files))
-    return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units]
 
 
 def _stamps(files: Sequence[UPath]) -> tuple[tuple[str, int, str], ...]:

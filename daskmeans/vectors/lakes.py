@@ -1,0 +1,66 @@
+"""Tables whose files are told by a log beside them: Delta, Iceberg and Hudi.
+
+Files that the log has removed stay where they are for a while, so whoever reads all files reads rows that are gone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from upath import UPath
+
+from daskmeans import stores
+from daskmeans.errors import UsageError
+
+# Of each kind the directory of the log below that of the table, and how some of its files end.
+LOGS = {
+    "Delta": ("_delta_log", ".json"),
+    "Iceberg": ("metadata", ".metadata.json"),
+    "Hudi": (".hoodie", "hoodie.properties"),
+}
+
+
+def refuse_tables(root: UPath, names: Sequence[str]) -> None:
+    """Raise UsageError if one of the files `names` below the directory `root` is of the log of a table."""
+    for kind, (folder, ending) in LOGS.items():
+        log = re.compile(rf"(?:(.*?)/)?{re.escape(folder)}/[^/]*{re.escape(ending)}")
+        tables = [found[1] or "" for found in map(log.fullmatch, names) if found]
+        if tables:
+            raise _refused(kind, root / min(tables, key=len))
+
+
+def refuse_parts(folders: Iterable[UPath]) -> None:
+    """Raise UsageError if the files of one of `folders` belong to a table, whose directory may lie above."""
+    for place in dict.fromkeys(place for folder in folders for place in _around(folder)):
+        for kind, (folder, ending) in LOGS.items():
+            if _is_log(place / folder, ending):
+                raise _refused(kind, place)
+
+
+def _around(folder: UPath) -> Iterator[UPath]:
+    """`folder` and those above it that may be the directory of a table: partitions lie in ``column=value``."""
+    yield folder
+    while "=" in folder.name:
+        folder = folder.parent
+        yield folder
+    yield folder.parent
+
+
+def _is_log(folder: UPath, ending: str) -> bool:
+    names: list[str] = []
+    with stores.tolerated():  # what lies around an input need not be allowed to be seen
+        names += [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return any(name.endswith(ending) for name in names)
+
+
+def _refused(kind: str, table: UPath) -> UsageError:
+    remedy = "write its rows to files of their own, with what reads such tables"
+    if kind == "Delta":
+        remedy += ", or name its files as they are now (in Python DeltaTable(path).file_uris() tells them)"
+    return UsageError(
+        f"this is a {kind} table, whose log tells which rows of its files are there: others may have been removed",
+        where=str(table),
+        expected="a directory or a glob of files that all hold data",
+        remedy=remedy,
+    )

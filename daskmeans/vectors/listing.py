@@ -1,0 +1,233 @@
+"""Which files an input is made of: a file, a directory, a glob, or a list of these."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from upath import UPath
+
+from daskmeans import lock, manifest, runtime, stores
+from daskmeans.errors import NotFoundError, UsageError
+from daskmeans.provenance import is_signed
+from daskmeans.vectors.files import SUFFIXES, Input, format_of, inside, is_local, listed, open_path, reading, real
+from daskmeans.vectors.lakes import refuse_parts, refuse_tables
+
+# What older outputs list their rejected rows in, beside their data.
+OLD_REJECTS = "rejects.parquet"
+# Files of unknown names whose first bytes are looked at, how many at once, and how many a message names.
+LOOKED, LOOKERS, TOLD = 1000, 16, 3
+
+
+class Found(NamedTuple):
+    """Files of an input."""
+
+    files: list[UPath]
+    """Those that are read."""
+    others: list[UPath]
+    """Those that are left out because their names tell no format, but for what is known to be no data."""
+
+
+def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
+    """Files of `inputs`: those of a directory or a glob sorted by path, those of a list in its order.
+
+    Files of a directory or a glob whose names tell no format are left out, and a warning names them.
+
+    Raises
+    ------
+    NotFoundError
+        A path that does not exist, or a glob that matches nothing.
+    UsageError
+        A file of an unknown format, files of several formats, a file named twice, an unknown kind of URL, a Parquet
+        file that would be left out because of its name, or a table whose log tells which files count.
+    """
+    opened = [open_path(one, storage_options) for one in listed(inputs)]
+    each = [_expand(path) for path in opened]
+    found = [file for one in each for file in one.files]
+    if not found:
+        raise UsageError("the input is an empty list", expected=f"files: {SUFFIXES}")
+    formats: dict[str, UPath] = {}
+    for file in found:
+        formats.setdefault(format_of(file), file)
+    if len(formats) > 1:
+        examples = " and ".join(f"{file} ({name})" for name, file in formats.items())
+        raise UsageError(
+            f"the input mixes formats: {examples}",
+            expected="files of one format",
+            remedy="name the files of one format, such as 'vectors/*.parquet'",
+        )
+    seen: dict[str, UPath] = {}
+    for file in found:
+        place = real(file)
+        if before := seen.get(place):
+            also = "" if str(before) == str(file) else f", also as {before}"
+            raise UsageError(f"the file is named twice{also}", where=str(file), remedy="name every input once")
+        seen[place] = file
+    for path, one in zip(opened, each, strict=True):
+        if one.others:
+            _warn(path, one)
+    return found
+
+
+def added(inputs: Sequence[UPath], known: Sequence[UPath]) -> list[UPath]:
+    """Files of `inputs`, as :func:`open_path` gives them, that are not among `known`."""
+    before = {file.path for file in known}
+    return [file for path in inputs for file in _expand(path).files if file.path not in before]
+
+
+def _expand(path: UPath) -> Found:
+    with reading(path):
+        if path.is_file():
+            format_of(path)
+            return Found([path], [])
+        if path.is_dir():
+            refuse_parts([path])
+            return _told_apart(_in_directory(path, _below(path)), path)
+        if _has_magic(path.path):
+            return _told_apart(_in_glob(path), path)
+    raise NotFoundError("no such path", where=str(path), expected="a file, a directory or a glob")
+
+
+class _Linked(LocalFileSystem):
+    """A disk on which a link to a directory is one too, unless it leads back to what it is reached by from `top` on."""
+
+    cachable = False
+
+    def __init__(self, top: str) -> None:
+        super().__init__()
+        self._top = top.rstrip("/")
+        self._real = functools.cache(os.path.realpath)
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> list[Any]:
+        found = []
+        for info in super().ls(path, detail=True, **kwargs):
+            if info["type"] not in ("directory", "file") and os.path.isdir(info["name"]):
+                info["type"] = "directory"
+            if info["type"] != "directory" or not self._leads_back(info["name"]):
+                found.append(info)
+        return found if detail else [info["name"] for info in found]
+
+    def _leads_back(self, folder: str) -> bool:
+        above = (folder[:end] or "/" for end in range(len(self._top), len(folder)) if folder[end] == "/")
+        return self._real(folder) in map(self._real, above)
+
+
+def _below(top: UPath) -> AbstractFileSystem:
+    """The file system to find files below `top` with."""
+    return _Linked(top.path) if is_local(top) else top.fs
+
+
+def _in_directory(root: UPath, fs: AbstractFileSystem) -> list[UPath]:
+    """Files in `root`; of an output of ours those with rows, and it is refused if it is unfinished or holds none."""
+    ours = manifest.read(root, "embed", "apply", "assign") if manifest.peek(root) else None
+    if ours and ours["step"] == "assign":  # beside these there may be some that an append has not finished
+        return [inside(root, name) for name in sorted(file["path"] for file in ours["outputs"])]
+    prefix = root.path.rstrip("/") + "/"
+    names = [found.removeprefix(prefix) for found in fs.find(root.path)]
+    refuse_tables(root, names)
+    return [root / name for name in sorted(names) if not any(map(_is_hidden, name.split("/")))]
+
+
+def _in_glob(pattern: UPath) -> list[UPath]:
+    base = pattern
+    while _has_magic(base.path):
+        base = base.parent
+    prefix = base.path.rstrip("/") + "/"
+    fs = _below(base)
+    names = [found.removeprefix(prefix) for found in sorted(fs.glob(pattern.path))]
+    asked = any(map(_is_hidden, pattern.path.removeprefix(prefix).split("/")))
+    if not asked:  # a wildcard stands for no hidden directory
+        names = [name for name in names if not any(map(_is_hidden, name.split("/")[:-1]))]
+    if not names:
+        raise NotFoundError("the glob matches nothing", where=str(pattern), remedy="quote it, and check the path")
+    files: dict[str, UPath] = {}
+    for match in (base / name for name in names):
+        if not match.is_dir():
+            files[match.path] = match
+        elif asked or not _is_hidden(match.name):  # `**` matches a directory and also the files in it
+            files |= {file.path: file for file in _in_directory(match, fs)}
+    refuse_parts({file.parent.path: file.parent for file in files.values()}.values())
+    return [files[path] for path in sorted(files)]
+
+
+def _told_apart(files: list[UPath], where: UPath) -> Found:
+    """`files` of the input `where` that are read, and others."""
+    known = [file for file in files if _is_known(file) and not _is_old_list(file)]
+    others = [file for file in files if not _is_known(file) and not _is_no_data(file)]
+    _refuse_parquet(others, where)
+    if not known:
+        example = f", but {others[0].name} and the like" if others else ""
+        raise UsageError(f"no file that can be read{example}", where=str(where), expected=f"files: {SUFFIXES}")
+    return Found(known, others)
+
+
+def _refuse_parquet(others: list[UPath], where: UPath) -> None:
+    """Raise UsageError if one of `others`, of which the first are looked at, is Parquet: its rows would be missed."""
+    with ThreadPoolExecutor(LOOKERS) as pool:
+        looks = list(pool.map(_is_parquet, others[:LOOKED]))
+    found = [file for file, is_parquet in zip(others, looks, strict=False) if is_parquet]
+    if found:
+        raise UsageError(
+            f"the input holds Parquet under names that do not tell it: {_some(found)}",
+            where=str(where),
+            expected=f"names ending in {SUFFIXES}",
+            remedy="let the names end in .parquet, or name the files to be read by a glob such as 'vectors/*.parquet'",
+        )
+
+
+def _is_parquet(file: UPath) -> bool:
+    start = b""
+    with stores.tolerated(), file.open("rb") as stream:  # such as a link to nowhere
+        start = stream.read(4)
+    return start == b"PAR1"
+
+
+def _warn(where: UPath, found: Found) -> None:
+    runtime.logger.warning(
+        "%s: %s of %s files are left out, as their names tell no format: %s. Let names of files with rows end in %s; "
+        "to leave out others without this warning, name those to read by a glob such as 'vectors/*.parquet'",
+        where,
+        f"{len(found.others):,}",
+        f"{len(found.others) + len(found.files):,}",
+        _some(found.others),
+        SUFFIXES,
+    )
+
+
+def _some(files: list[UPath]) -> str:
+    more = f" and {len(files) - TOLD:,} more" if len(files) > TOLD else ""
+    return ", ".join(file.name for file in files[:TOLD]) + more
+
+
+def _is_known(path: UPath) -> bool:
+    try:
+        return bool(format_of(path))
+    except UsageError:
+        return False
+
+
+def _is_old_list(file: UPath) -> bool:
+    """Whether `file` is a list of rejected rows in an output of an earlier version."""
+    if file.name != OLD_REJECTS:
+        return False
+    with reading(file):
+        return is_signed(schema := pq.read_schema(file.path, filesystem=file.fs)) and "reason" in schema.names
+
+
+def _is_no_data(file: UPath) -> bool:
+    """Whether the name of `file`, which tells no format, is that of what writers of data leave beside it."""
+    return _is_hidden(file.name) or file.name.startswith((manifest.NAME, lock.NAME)) or file.name.endswith(".crc")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _has_magic(path: str) -> bool:
+    return any(character in path for character in "*?[")

@@ -1,0 +1,154 @@
+"""A look at the files of an input before they are read: their schemas and units, and the dimension of the vectors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from upath import UPath
+
+from daskmeans.errors import DataError, UsageError
+from daskmeans.vectors import jsonl, npy, parquet
+from daskmeans.vectors.files import format_of
+from daskmeans.vectors.matrix import lengths, untyped
+from daskmeans.vectors.reader import TABLES
+from daskmeans.vectors.slices import Slice, Survey, pieces
+
+# Files or units of them that the sample for the dimension is taken from, and its rows: the first ones of each unit,
+# as others cannot be had without them.
+PLACES, SAMPLE_ROWS = 16, 2048
+LOOKERS = 16
+# Rows of a piece where all rows are searched for a vector.
+SEARCH_ROWS = 65536
+
+Look = Callable[[UPath, int | None], Survey]
+Surveyed = tuple[UPath, Survey]
+
+
+def look_of(files: Sequence[UPath], id_field: str) -> Look:
+    """How to look at one of `files`."""
+    format_ = format_of(files[0])
+    if format_ == "npy":
+        return partial(npy.survey, id_field=id_field)
+    return parquet.survey if format_ == "parquet" else jsonl.survey
+
+
+def first_looks(files: Sequence[UPath], look: Look) -> list[Surveyed]:
+    """Surveys of `files` that have rows; of JSON lines those of some, and of their first lines alone.
+
+    Raises
+    ------
+    UsageError
+        None has rows.
+    """
+    if look is jsonl.survey:
+        found = look_at([files[i] for i in _spread(len(files))], look)
+        found = found or next(filter(None, (look_at([file], look) for file in files)), [])
+    else:
+        found = look_at(files, look)
+    if not found:
+        where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+        raise UsageError("the input is empty: it has no rows", where=where, expected="at least one row")
+    return found
+
+
+def look_at(files: Sequence[UPath], look: Look, rows: int | None = None) -> list[Surveyed]:
+    """Surveys of those of `files` that have rows."""
+    with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
+        surveys = list(pool.map(lambda path: look(path, rows), files))
+    return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units]
+
+
+def told_schema(surveys: Sequence[Surveyed]) -> pa.Schema:
+    """Schema of the first of `surveys`; of columns whose types it does not tell, as all is null, that of another."""
+    types: dict[str, pa.DataType] = {}
+    for _, survey in surveys:
+        for field in survey.schema:
+            if untyped(types.get(field.name, pa.null())):
+                types[field.name] = field.type
+    first = surveys[0][1]
+    told = [field.with_type(types[field.name]) if untyped(field.type) else field for field in first.schema]
+    more = [] if first.complete else [name for name in types if name not in first.schema.names]
+    return pa.schema([*told, *(pa.field(name, types[name]) for name in more)])
+
+
+def find_dimension(surveys: Sequence[Surveyed], name: str) -> tuple[int, UPath]:
+    """Length of most vectors in a sample of column `name`, and a file that has such; of equals the first.
+
+    Null and empty vectors do not count. If the sample has no others, all rows of `surveys` are searched for one.
+
+    Raises
+    ------
+    DataError
+        There are no others.
+    """
+    n_units = sum(len(survey.units) for _, survey in surveys)
+    starts = list(_starts(surveys, -(-SAMPLE_ROWS // min(PLACES, n_units))))
+    with ThreadPoolExecutor(PLACES) as pool:
+        sampled = list(pool.map(partial(_counted, name), [starts[i] for i in _spread(n_units)]))
+    if not any(counts for _, counts in sampled):
+        sampled = _any_found(surveys, name)
+    if not sampled:
+        where = f"{surveys[0][0]}, column {name!r}"
+        raise DataError("all vectors are null or empty", where=where, expected="a vector in every row")
+    dimension = sum((counts for _, counts in sampled), Counter[int]()).most_common(1)[0][0]
+    return dimension, next(path for path, counts in sampled if dimension in counts)
+
+
+def _spread(count: int) -> list[int]:
+    """PLACES of `count` numbers, from all over, the first among them."""
+    return np.unique(np.linspace(0, count - 1, min(PLACES, count)).astype(int)).tolist()
+
+
+def _starts(surveys: Sequence[Surveyed], rows: int) -> Iterator[tuple[Survey, Slice]]:
+    """The first `rows` rows of each unit, or all where it has fewer or cannot be divided."""
+    for path, survey in surveys:
+        first = 0
+        for unit in survey.units:
+            size = min(rows, unit.rows) if unit.divisible else unit.rows
+            yield survey, Slice(path, first, size, 0, unit.start, unit.end)
+            first += unit.rows
+
+
+def _counted(name: str, start: tuple[Survey, Slice]) -> tuple[UPath, Counter[int]]:
+    survey, piece = start
+    total: Counter[int] = Counter()
+    for counts in _lengths(survey, piece, name):
+        total.update(counts)
+        if total.total() >= piece.rows:  # a compressed file goes on
+            break
+    return piece.path, _of_vectors(total)
+
+
+def _any_found(surveys: Sequence[Surveyed], name: str) -> list[tuple[UPath, Counter[int]]]:
+    """What the first block with a vector holds, if there is one."""
+    for path, survey in surveys:
+        for piece in pieces([(path, survey)], SEARCH_ROWS):
+            for counts in map(_of_vectors, _lengths(survey, piece, name)):
+                if counts:
+                    return [(path, counts)]
+    return []
+
+
+def _of_vectors(counts: Counter[int]) -> Counter[int]:
+    """`counts` without those of null and empty vectors."""
+    return Counter({size: count for size, count in counts.items() if size})
+
+
+def _lengths(survey: Survey, piece: Slice, name: str) -> Iterator[Counter[int]]:
+    """How many rows of `piece` have vectors of which length in column `name`, 0 for null, block by block."""
+    type_ = survey.schema.field(name).type if name in survey.schema.names else pa.null()
+    if untyped(type_):
+        return
+    if pa.types.is_fixed_size_list(type_):
+        yield Counter({type_.list_size: piece.rows})
+        return
+    stored = pa.schema({name: pa.list_(pa.float32()) if format_of(piece.path) == "jsonl" else type_})
+    for table in TABLES[format_of(piece.path)](piece, stored):
+        found = np.concatenate([lengths(chunk) for chunk in table[name].chunks])
+        sizes, firsts, rows = np.unique(found, return_index=True, return_counts=True)
+        yield Counter({int(sizes[i]): int(rows[i]) for i in np.argsort(firsts)})

@@ -1,0 +1,173 @@
+"""No file of an input is left out or taken in without a word."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from upath import UPath
+
+from daskmeans import KMeans
+from daskmeans.embedding.step import embed
+from daskmeans.errors import DataError, NotFoundError, UsageError
+from daskmeans.leak import leak
+from daskmeans.vectors.listing import find_files
+from daskmeans.vectors.source import open_source
+from daskmeans.workflow import assign_files, fit
+from helpers import blobs, write_embeddings
+
+X = blobs(n=100, d=4)
+
+
+def names(given: object, root: Path) -> list[str]:
+    return [str(file.relative_to(UPath(root))) for file in find_files(given)]
+
+
+@pytest.mark.parametrize("given", ["", "/*", "/**"])
+def test_files_of_unknown_names_are_named(tmp_path, caplog, given: str) -> None:
+    write_embeddings(tmp_path / "a.parquet", X)
+    for name in ("rows.csv", "0.txt", "1.txt", "b/2.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("id\n1\n")
+    with caplog.at_level(logging.WARNING):
+        assert names(f"{tmp_path}{given}", tmp_path) == ["a.parquet"]
+    assert len(caplog.messages) == 1
+    assert "4 of 5 files are left out" in caplog.text
+    assert "0.txt, 1.txt, 2.txt and 1 more" in caplog.text
+    assert "*.parquet" in caplog.text
+
+
+@pytest.mark.parametrize("given", ["", "/*"])
+def test_what_writers_of_data_leave_beside_it_is_no_data(tmp_path, caplog, given: str) -> None:
+    write_embeddings(tmp_path / "a.parquet", X)
+    for name in ("_SUCCESS", "_metadata", ".part-0.parquet.crc", "a.parquet.crc", ".DS_Store", "manifest.json"):
+        (tmp_path / name).write_bytes(b"PAR1")
+    assert names(f"{tmp_path}{given}", tmp_path) == ["a.parquet"]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["b.parquet.snappy", "000000_0", "sub/part-0"])
+@pytest.mark.parametrize("given", ["", "/**"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_parquet_under_another_name_is_refused(tmp_path, name: str, given: str, alone: bool) -> None:
+    write_embeddings(tmp_path / name, X)
+    if not alone:
+        write_embeddings(tmp_path / "a.parquet", X)
+    with pytest.raises(UsageError, match=f"names that do not tell it: {Path(name).name}") as caught:
+        open_source(f"{tmp_path}{given}")
+    assert "glob" in caught.value.remedy
+    if not alone:
+        assert names(f"{tmp_path}/*.parquet", tmp_path) == ["a.parquet"]
+
+
+def test_a_link_to_nowhere_is_named(tmp_path, caplog) -> None:
+    write_embeddings(tmp_path / "a.parquet", X)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert names(tmp_path, tmp_path) == ["a.parquet"]
+    assert "1 of 2 files are left out, as their names tell no format: gone" in caplog.text
+
+
+def test_a_wildcard_goes_into_no_hidden_directory(tmp_path) -> None:
+    for name in ("a.parquet", "_temporary/b.parquet", "c/.d/e.parquet", "c/f.parquet"):
+        write_embeddings(tmp_path / name, X)
+    for given in ("*", "**/*.parquet"):
+        assert names(f"{tmp_path}/{given}", tmp_path) == ["a.parquet", "c/f.parquet"]
+    assert names(f"{tmp_path}/_temp*/*.parquet", tmp_path) == ["_temporary/b.parquet"]
+    assert names(f"{tmp_path}/_temporary/*.parquet", tmp_path) == ["_temporary/b.parquet"]
+    with pytest.raises(NotFoundError, match="matches nothing"):
+        find_files(f"{tmp_path}/c/**/e.parquet")
+
+
+# tables that have a log
+
+LOGS = {
+    "Delta": "_delta_log/00000000000000000000.json",
+    "Iceberg": "metadata/00000-5f.metadata.json",
+    "Hudi": ".hoodie/hoodie.properties",
+}
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+@pytest.mark.parametrize("kind", LOGS)
+@pytest.mark.parametrize(
+    ("table", "data", "given"),
+    [
+        ("in", "a.parquet", "in"),
+        ("in", "a.parquet", "in/*.parquet"),
+        ("in", "a.parquet", "in/a*"),
+        ("in", "data/a.parquet", "in/data/*.parquet"),
+        ("in", "day=1/hour=2/a.parquet", "in"),
+        ("in", "day=1/hour=2/a.parquet", "in/day=1/hour=2"),
+        ("in", "day=1/hour=2/a.parquet", "in/*/*/*.parquet"),
+        ("in/lang=en", "a.parquet", "in"),
+        ("in/lang=en", "a.parquet", "in/*/*.parquet"),
+        ("in/sub/sub", "a.parquet", "in"),
+    ],
+)
+def test_tables_whose_log_tells_the_files_are_refused(tmp_path, scheme, kind, table, data, given) -> None:
+    at = UPath(f"{scheme}{tmp_path}")
+    write_embeddings(tmp_path / "a.parquet", X)
+    for name, content in {data: (tmp_path / "a.parquet").read_bytes(), LOGS[kind]: b"{}"}.items():
+        (at / table / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / table / name).write_bytes(content)
+    with pytest.raises(UsageError, match=f"a {kind} table") as caught:
+        open_source(f"{at}/{given}")
+    assert caught.value.where == str(at / table)
+    assert open_source([at / table / data]).rows == 100  # as the log tells
+
+
+def test_a_directory_of_metadata_is_no_table(tmp_path) -> None:
+    np.save(tmp_path / "a.npy", X)
+    write_embeddings(tmp_path / "metadata" / "metadata_0.parquet", X)
+    assert names(f"{tmp_path}/*.npy", tmp_path) == ["a.npy"]
+
+
+# a file that comes while a step runs
+
+
+class Awaited(KMeans):
+    """A fit at whose end something happens."""
+
+    def fit(self, *args: object, **kwargs: object) -> KMeans:
+        super().fit(*args, **kwargs)
+        self.event()
+        return self
+
+
+def run(step: str, source: Path, out: Path, event: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run `step` on the directory `source`; when all rows have been read, there is an `event`."""
+    if step == "fit":  # looks at its files before it gathers rejects
+        model = Awaited(3)
+        model.event = event
+        fit(source, out, model)
+        return
+    module = {"assign": "workflow", "embed": "embedding.step", "leak": "leak"}[step]
+    monkeypatch.setattr(f"daskmeans.{module}.gather_rejects", lambda *_: event() and 0)
+    if step == "assign":
+        KMeans(3).fit(X).save(out.parent / "model")
+        assign_files(f"{source}/*.parquet", out.parent / "model", out)
+    elif step == "leak":
+        leak(source, source, out, 0.9)
+    else:
+        embed(source, out)
+
+
+@pytest.mark.parametrize("step", ["fit", "assign", "leak", "embed"])
+def test_a_file_that_comes_while_a_step_runs_is_noticed(tmp_path, monkeypatch, step: str) -> None:
+    source = tmp_path / "in"
+    write_embeddings(source / "a.parquet", X, text=[f"a text {i}" for i in range(100)])
+    with pytest.raises(DataError, match="was added while the input was being read") as caught:
+        run(step, source, tmp_path / "out", lambda: write_embeddings(source / "late.parquet", X), monkeypatch)
+    assert caught.value.where == str(source / "late.parquet")
+    assert "glob" in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_come_do_not_matter_where_files_are_named(tmp_path) -> None:
+    source = open_source([write_embeddings(tmp_path / "a.parquet", X)])
+    write_embeddings(tmp_path / "b.parquet", X)
+    pq.write_table(pa.table({"id": ["x"]}), tmp_path / "c.parquet")
+    source.check_unchanged()
