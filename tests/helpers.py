@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -111,6 +112,19 @@ def hears_interrupts() -> bool:
 def kill(worker: distributed.Worker) -> None:
     """End the process."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die(_: object) -> None:
+    """A task that ends its process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def take_memory(_: object) -> None:
+    """A task that takes more memory than a small worker has, until somebody ends the process."""
+    held = []
+    while psutil.Process().memory_info().rss < 600 << 20:
+        held.append(np.ones(4 << 20, np.uint8))
+    time.sleep(60)
 
 
 def stop(worker: distributed.Worker, seconds: float = 3) -> None:
