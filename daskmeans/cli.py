@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shlex
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,12 +19,14 @@ from distributed.comm import CommClosedError
 from rich.console import Console
 from rich.table import Table
 
+from _daskmeans import INTERRUPTED, STATUS, leave
 from daskmeans import flags, progress, runtime, stores
 from daskmeans.cluster import ClusterSettings, dashboard
 from daskmeans.cluster import cluster as start_cluster
 from daskmeans.configuration import from_yaml
 from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarning, DaskmeansError, UsageError
 from daskmeans.flags import Output
+from daskmeans.interrupts import once
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
 from daskmeans.watch import lost_scheduler, reached
@@ -45,8 +48,10 @@ class Commands(click.Group):
             _complain(lost_scheduler())
             ctx.exit(ClusterError.exit_status)
         except (KeyboardInterrupt, click.exceptions.Abort):
-            _complain("interrupted; the same command goes on, or begins again where it cannot")
-            ctx.exit(130)
+            if signal.getsignal(signal.SIGINT) is leave:  # which has the last word, as more of them may come
+                leave()
+            _complain(INTERRUPTED)
+            ctx.exit(STATUS)
         except Exception as error:
             if not stores.has_failed(error):
                 raise
@@ -84,7 +89,7 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
         shown = progress.display_on(console)
-        with shown as display, progress.shown_on(display), _warnings_as_messages(), reached(client):
+        with once(), shown as display, progress.shown_on(display), _warnings_as_messages(), reached(client):
             yield client
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -22,6 +20,7 @@ from distributed.security import Security
 from daskmeans import config, gpus, runtime
 from daskmeans.dashboard import PAGE, add_page
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
+from daskmeans.interrupts import deaf_loop
 
 # What Dask's processes do on the side takes a tenth of a core, of two, which tasks need; so seldom, a third of that.
 QUIET = {
@@ -199,8 +198,9 @@ def _check_device(device: str, client: Client) -> None:
 def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     threads = settings.threads_per_worker or 1
     workers = settings.n_workers or max(1, runtime.THREADS // threads)
-    with _starting(workers, threads):
+    with _starting(workers, threads) as loop:
         return LocalCluster(
+            loop=loop,
             n_workers=workers,
             threads_per_worker=threads,
             memory_limit=settings.memory_limit,
@@ -225,8 +225,9 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
     workers = settings.n_workers or gpus.count()
     threads = settings.threads_per_worker or max(1, runtime.THREADS // workers)
-    with _starting(workers, threads):
+    with _starting(workers, threads) as loop:
         return LocalCUDACluster(
+            loop=loop,
             n_workers=workers,
             threads_per_worker=threads,
             memory_limit=settings.memory_limit,
@@ -248,14 +249,14 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 
 @contextlib.contextmanager
-def _starting(workers: int, threads: int) -> Iterator[None]:
-    """Around the start of a cluster, on which kernel threads times worker threads is the number of cores."""
+def _starting(workers: int, threads: int) -> Iterator[Any]:
+    """The loop of a cluster that starts, on which kernel threads times worker threads is the number of cores."""
     kernel_threads = max(1, runtime.THREADS // (workers * threads))
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     try:
-        with _deaf_to_interrupts(), _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():
+        with deaf_loop() as loop, _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
-            yield
+            yield loop
     except (OSError, TypeError, ValueError, RuntimeError) as error:  # TypeError: of dask-cuda, options at odds
         raise ClusterError(
             f"workers could not be started here ({error})",
@@ -281,19 +282,6 @@ def _inherited(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Let processes that start in the ``with`` block ignore Ctrl-C: a terminal sends it to all, this one ends them."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def dashboard(client: Client) -> str:

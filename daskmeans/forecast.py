@@ -308,7 +308,7 @@ def search_bytes(
 def apply_bytes(decisions: int, group: int) -> int:
     """Bytes of one task that rewrites a file, and of all decisions, which take some.
 
-    A row group of `group` bytes is there as it lies in the file, as it is read, as far as it is kept, and as it is
+    `group` bytes of rows are there as they lie in the file, as they are read, as far as they are kept, and as they are
     written.
 
     Examples
@@ -319,8 +319,8 @@ def apply_bytes(decisions: int, group: int) -> int:
     return 2 * decisions + (2 + COPIES) * group
 
 
-def check_apply(decisions: int, where: str, client: Client | None) -> None:
-    """Refuse to apply decisions that take more bytes than a process has; each needs all of them.
+def check_apply(decisions: int, where: str, client: Client | None) -> int | None:
+    """Bytes that each task has beside the decisions; of these, each process needs all.
 
     Raises
     ------
@@ -333,6 +333,25 @@ def check_apply(decisions: int, where: str, client: Client | None) -> None:
             f"the decisions on all rows take {format_bytes(need)} in each worker, which has {format_bytes(have)}",
             where=where,
             remedy="give workers a higher --memory-limit",
+        )
+    return None if have is None else (have - need) // runtime.threads_each(client)
+
+
+def check_rewrite(group: int, have: int | None, where: str) -> None:
+    """Refuse to rewrite `group` bytes of rows at a time in a task that has less memory than that takes.
+
+    Raises
+    ------
+    MemoryForecastError
+    """
+    need = apply_bytes(0, group)
+    if have is not None and need > have:
+        raise MemoryForecastError(
+            f"rewriting {format_bytes(group)} of rows takes {format_bytes(need)}, and a task has {format_bytes(have)} "
+            "beside the decisions",
+            where=where,
+            remedy="give workers a higher --memory-limit or fewer --threads-per-worker, or write the file with smaller "
+            "row groups",
         )
 
 

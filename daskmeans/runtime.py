@@ -37,7 +37,7 @@ from threadpoolctl import ThreadpoolController
 
 from daskmeans import config, progress
 from daskmeans.errors import ClusterError
-from daskmeans.watch import Departures, Watch, gave_up, known_workers, lost_scheduler, reached
+from daskmeans.watch import Departures, Watch, gave_up, known_workers, lost_scheduler, lost_workers, reached
 
 logger = logging.getLogger("daskmeans")
 
@@ -370,18 +370,16 @@ def _line(label: str, tasks: Sequence[Any]) -> contextlib.AbstractContextManager
 @contextlib.contextmanager
 def _explained(label: str, client: Client, futures: Callable[[], Sequence[Future]]) -> Iterator[Watch]:
     """Turn what dask raises about workers and schedulers into errors that say what to do; do not wait for ever."""
+    began = time.time()
     try:
         with Watch(client, futures) as watch:
             yield watch
-    except KilledWorker as error:
-        raise ClusterError(
-            f"workers died one after the other while running a task of {label or 'this step'!r}",
-            where=f"--memory-limit, {error.last_worker.memory_limit / 2**30:.2g} GiB a worker",
-            expected="workers with enough memory for a task",
-            remedy="give workers a higher --memory-limit, or fewer --threads-per-worker",
-        ) from None
+    except KilledWorker:
+        raise lost_workers(client, label, began) from None
     except distributed.client.FutureCancelledError as error:
-        raise lost_scheduler() from error
+        if error.reason.startswith("scheduler") or client.status != "running":
+            raise lost_scheduler() from error
+        raise lost_workers(client, label, began) from None  # and with them what was sent to them
 
 
 def compute_here(
@@ -478,7 +476,7 @@ def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
 
 def _sent(value: Any, client: Client, broadcast: bool) -> Future:
     """`value` sent to one worker, or to each; to another one, or to those that are left, if one dies meanwhile."""
-    waits = iter((0.1, 0.5, 2.0))  # the scheduler needs a moment to notice
+    began, waits = time.time(), iter((0.1, 0.5, 2.0))  # the scheduler needs a moment to notice
     while True:
         name = key("data")
         try:
@@ -491,7 +489,9 @@ def _sent(value: Any, client: Client, broadcast: bool) -> Future:
         except CommClosedError:
             wait = next(waits, None)
             if wait is None:
-                raise
+                if client.status != "running":
+                    raise
+                raise lost_workers(client, "", began) from None
             time.sleep(wait)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from dask.utils import format_bytes
 from distributed import Client, Future
 
 from daskmeans import config
@@ -137,6 +138,22 @@ def reached(client: Client) -> Iterator[None]:
 def lost_scheduler() -> ClusterError:
     """The error of who no longer reaches the scheduler."""
     return ClusterError("the scheduler, or the way to it, was lost", remedy="run the command again")
+
+
+def lost_workers(client: Client, label: str, began: float) -> ClusterError:
+    """The error of who has lost workers since `began`, a time of the clock, while they ran tasks called `label`.
+
+    Nannies tell the scheduler of workers that they end because these took too much memory. Of those that the system
+    ends, for that or another reason, nobody tells.
+    """
+    sizes = [event["rss"] for time, event in client.get_events("worker-restart-memory") if time >= began]
+    why = f"ran out of memory (at {format_bytes(max(sizes))})" if sizes else "were lost"
+    more = "give workers a higher --memory-limit, or fewer --threads-per-worker"
+    return ClusterError(
+        f"workers {why} while running a task of {label or 'this step'!r}",
+        expected="workers with enough memory for a task",
+        remedy=more if sizes else f"run the command again, or {more} if the system ended them for want of memory",
+    )
 
 
 def _told(states: Sequence[str]) -> str:

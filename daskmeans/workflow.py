@@ -147,10 +147,8 @@ def _assign(
     client: Client | None,
 ) -> None:
     if appended := (manifest.peek(path) or {}).get("appended") if overwrite else None:
-        rows = f"{sum(batch['rows'] for batch in appended):,}"
-        runtime.logger.warning(
-            "%s: %s rows that were appended are not in the new clusters: append them again", path, rows
-        )
+        count = f"{sum(batch['rows'] for batch in appended):,}"
+        runtime.logger.warning("%s: %s appended rows are not in the new clusters: append them again", path, count)
     with manifest.step(
         path,
         "assign",

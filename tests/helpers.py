@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -104,9 +105,28 @@ def note_bytes(group: list) -> int:
     return total
 
 
+def hears_interrupts() -> bool:
+    """Whether SIGINT is delivered to this process."""
+    facts = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return not int(facts["SigBlk"], 16) >> (signal.SIGINT - 1) & 1
+
+
 def kill(worker: distributed.Worker) -> None:
     """End the process."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die(_: object) -> None:
+    """A task that ends its process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def take_memory(_: object) -> None:
+    """A task that takes more memory than a small worker has, until somebody ends the process."""
+    held = []
+    while psutil.Process().memory_info().rss < 600 << 20:
+        held.append(np.ones(4 << 20, np.uint8))
+    time.sleep(60)
 
 
 def stop(worker: distributed.Worker, seconds: float = 3) -> None:

@@ -89,6 +89,25 @@ def test_parquet(tmp_path, vectors, text_ids, codec):
     assert made["counts"]["kept"] == len(kept)
 
 
+def test_a_large_row_group_becomes_several_with_the_same_rows(tmp_path):
+    n = 6000
+    X = np.random.default_rng(0).standard_normal((n // 3, 8)).repeat(3, axis=0).astype(np.float32)
+    ids, texts = pa.array([f"row {i}" for i in range(n)]), pa.array([20_000 * letter for letter in "abcdefg"])
+    table = pa.table({"id": ids, "text": texts.take(pa.array(np.arange(n) % 7))})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=n)  # 120 MB, in a file of little more than its ids
+    decisions, kept = decide(tmp_path, X, ids.to_pylist())
+    for name, type_ in {"plain": pa.string(), "dictionary": pa.dictionary(pa.int32(), pa.string())}.items():
+        given = table.set_column(0, "id", ids.cast(type_))
+        pq.write_table(given, tmp_path / "in.parquet", row_group_size=n)
+        apply(decisions, tmp_path / "in.parquet", tmp_path / name)
+        with pq.ParquetFile(tmp_path / name / "in.parquet") as file:
+            assert 1 < file.num_row_groups < 8
+            found = file.read()
+        assert found.schema.remove_metadata() == given.schema
+        assert found["id"].to_pylist() == [one for one in ids.to_pylist() if one in kept]
+        assert found["text"] == table.filter(pa.array([one in kept for one in ids.to_pylist()]))["text"]
+
+
 def test_a_file_without_kept_rows_is_written_empty(tmp_path, vectors):
     decisions, kept = decide(tmp_path, vectors, np.arange(N))
     gone = next(i for i in range(N) if i not in kept)

@@ -17,6 +17,7 @@ from daskmeans import forecast, runtime, workflow
 from daskmeans.duplicates.apply import _rewrite_all
 from daskmeans.duplicates.bands import band_rows
 from daskmeans.duplicates.lookup import make_lookup
+from daskmeans.duplicates.rewrite import GROUP_BYTES
 from daskmeans.errors import MemoryForecastError
 from helpers import blobs, resident, write_clusters, write_embeddings
 
@@ -124,17 +125,27 @@ def test_comparing_rows_across_clusters(probes, worker, taken, tmp_path):
         assert taken.get(label, 0) <= foreseen
 
 
-def test_applying_decisions(worker, tmp_path):
+@pytest.mark.parametrize("n", [15_000, 100_000])  # fewer and many more than are rewritten at a time
+def test_applying_decisions(n, worker, tmp_path):
     ids, taken = [f"a name that is rather long: {i:012d}" for i in range(500_000)], {}
     lookup = make_lookup(pa.chunked_array([ids]), np.arange(len(ids)) % 2 == 0)
-    path = write_embeddings(tmp_path / "rows.parquet", rows(30_000, 512), ids[:30_000], row_group_size=30_000)
+    path = write_embeddings(tmp_path / "rows.parquet", rows(n, 512), ids[:n], row_group_size=n)
     (tmp_path / "out").mkdir()
-    group = pq.read_metadata(path).row_group(0).total_byte_size
+    group = min(pq.read_metadata(path).row_group(0).total_byte_size, GROUP_BYTES)
+    target = UPath(tmp_path / "out" / "rows.parquet")
     with measured(worker, taken, "apply"):
-        done = _rewrite_all([UPath(path)], [UPath(tmp_path / "out" / "rows.parquet")], "id", lookup, False, worker)
-    assert (done[0].kept, done[0].removed) == (15_000, 15_000)
+        done = _rewrite_all([UPath(path)], [target], "id", lookup, False, None, worker)
+    assert (done[0].kept, done[0].removed) == (n // 2, n // 2)
     foreseen = forecast.apply_bytes(lookup.nbytes, group)
     assert LEAST * foreseen <= taken["apply"] <= foreseen
+
+
+def test_row_groups_that_no_task_can_rewrite_are_refused(embeddings, tmp_path, client, monkeypatch):
+    dkm.run(embeddings, tmp_path / "out", dkm.KMeans(3), 0.9, client=client)
+    monkeypatch.setattr(runtime, "memory_per_task", lambda client: 60_000)
+    with pytest.raises(MemoryForecastError, match=r"rows\.parquet, row group \d of \d(.|\n)*smaller row groups"):
+        dkm.apply(tmp_path / "out" / "dedup", embeddings, tmp_path / "kept", client=client)
+    assert not (tmp_path / "kept" / "rows.parquet").exists()
 
 
 def test_decisions_that_no_worker_holds_are_refused(embeddings, tmp_path, client, monkeypatch):

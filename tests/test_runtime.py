@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from daskmeans import config, errors, progress, runtime
-from helpers import DeadlyOnce, blas_threads, die_once, miss_a_file, square
+from helpers import DeadlyOnce, blas_threads, die, die_once, miss_a_file, square, take_memory
 
 
 def tasks(numbers):
@@ -184,6 +184,23 @@ def test_a_step_does_not_wait_for_ever_for_workers(wait, state, words, thread_cl
             runtime.feed(square, [(x,) for x in range(9)], "square", "squares", client)
         else:
             runtime.answers(client.map(square, range(3)), None, client)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["with what was sent to it", "alone"])
+@pytest.mark.parametrize(("end", "words"), [(take_memory, r"ran out of memory \(at \d"), (die, "were lost")])
+def test_workers_that_are_lost_are_called_that(shared, end, words):
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, memory_limit="400MiB", dashboard_address=":0", silence_logs="CRITICAL"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        argument = runtime.share(np.zeros(3), client) if shared else 0
+        with pytest.raises(
+            errors.ClusterError, match=rf"{words}.* while running a task of 'sums'(.|\n)*--memory-limit"
+        ):
+            runtime.compute([dask.delayed(end, pure=False)(argument)], "sums", client)
 
 
 def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):

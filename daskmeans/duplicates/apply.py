@@ -47,7 +47,8 @@ def apply(
 ) -> dict[str, Any]:
     """Write the kept rows of the original files to `out`.
 
-    Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. File names, directories
+    Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. Row groups larger than 32
+    MiB become several. File names, directories
     and the order of rows stay as they are; the originals are not touched.
 
     Parameters
@@ -84,7 +85,7 @@ def apply(
     OutputError
         `out` is in the way, or inside an input.
     MemoryForecastError
-        The decisions do not fit into the memory of a worker.
+        The decisions do not fit into the memory of a worker, or rows beside them.
 
     Examples
     --------
@@ -117,9 +118,9 @@ def apply(
     need = sum(facts(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
     with manifest.step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
         lookup = read_lookup(folder)
-        forecast.check_apply(lookup.nbytes, str(folder), client)
+        room = forecast.check_apply(lookup.nbytes, str(folder), client)
         done = _rewrite_all(
-            files, [inside(target, name) for name in names], id_field, lookup, on_bad_row == "skip", client
+            files, [inside(target, name) for name in names], id_field, lookup, on_bad_row == "skip", room, client
         )
         rejects = pa.concat_tables([one.rejects for one in done])
         if on_bad_row == "error":
@@ -178,8 +179,9 @@ def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
 
 
 def _rewrite_all(
-    files: list[UPath], targets: list[UPath], id_field: str, lookup: Lookup, skip: bool, client: Client | None
-) -> list[Rewritten]:
+    files: list[UPath], targets: list[UPath], id_field: str, lookup: Lookup, skip: bool, room: int | None,
+    client: Client | None,
+) -> list[Rewritten]:  # fmt: skip
     firsts = np.zeros(len(files), np.int64)
     if format_of(files[0]) == "npy":
         firsts[1:] = np.cumsum([npy.survey(file, None, id_field).rows for file in files])[:-1]
@@ -188,9 +190,12 @@ def _rewrite_all(
     def rewritten(chosen: list[int], taken: dict[int, np.ndarray]) -> list[Rewritten]:
         task, key = delayed(rewrite, pure=False), f"apply-{uuid.uuid4().hex}"
         tasks = [
-            task(files[i], targets[i], id_field, int(firsts[i]), shared, skip, taken.get(i), dask_key_name=f"{key}-{i}")
+            task(
+                files[i], targets[i], id_field, int(firsts[i]), shared, skip, room, taken.get(i),
+                dask_key_name=f"{key}-{i}",
+            )
             for i in chosen
-        ]
+        ]  # fmt: skip
         return runtime.compute(tasks, label="apply", client=client)
 
     done = rewritten(list(range(len(files))), {})

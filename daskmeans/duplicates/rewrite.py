@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dask.utils import format_bytes
 from upath import UPath
 
-from daskmeans import provenance
+from daskmeans import forecast, provenance
 from daskmeans.duplicates.lookup import Lookup, check_type
 from daskmeans.errors import DataError
 from daskmeans.provenance import CHECKED
 from daskmeans.vectors import jsonl, npy
 from daskmeans.vectors.files import format_of, reading
-from daskmeans.vectors.parquet import cast, without_views
+from daskmeans.vectors.parquet import BUFFER_BYTES, cast, without_views
 
 BLOCK_BYTES = 8 * 2**20
+# Of a row group, what is rewritten at a time; what is decoded at a time, as the footer tells, and rows of that at most,
+# as columns with a dictionary decode to more.
+GROUP_BYTES, STEP_BYTES, STEP_ROWS = 32 * 2**20, 4 * 2**20, 4096
 REJECTS = pa.schema({"id": pa.string(), "file": pa.string(), "row": pa.int64(), "reason": pa.string()})
 
 
@@ -122,6 +126,7 @@ def rewrite(
     first: int,
     lookup: Lookup,
     skip: bool,
+    room: int | None = None,
     taken: np.ndarray | None = None,
 ) -> Rewritten:
     """Write the kept rows of `file` to `target`.
@@ -135,6 +140,8 @@ def rewrite(
     lookup : Lookup
     skip : bool
         Leave out rows without a decision, instead of refusing them.
+    room : int, optional
+        Bytes that a task has beside the decisions.
     taken : ndarray of int64, optional
         Places of decisions that rows of earlier files have met.
     """
@@ -142,7 +149,7 @@ def rewrite(
     judge = Judge(file, id_field, lookup, skip, taken)
     format_ = format_of(file)
     if format_ == "parquet":
-        _rewrite_parquet(file, target, judge)
+        _rewrite_parquet(file, target, judge, room)
     elif format_ == "jsonl":
         _rewrite_jsonl(file, target, judge, lookup.ids.type)
     else:
@@ -150,26 +157,54 @@ def rewrite(
     return judge.result()
 
 
-def _rewrite_parquet(file: UPath, target: UPath, judge: Judge) -> None:
+def _rewrite_parquet(file: UPath, target: UPath, judge: Judge, room: int | None) -> None:
     with reading(file):
-        source = pq.ParquetFile(file.path, filesystem=file.fs, **CHECKED)
+        metadata = pq.read_metadata(file.path, filesystem=file.fs)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    largest = _check_groups(groups, room, file)
+    # Pages of a row group that is too large for memory come through a small buffer.
+    stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False} if largest > GROUP_BYTES else {}
+    with reading(file):
+        source = pq.ParquetFile(file.path, filesystem=file.fs, metadata=metadata, **CHECKED, **stream)
     with source:
         schema = source.schema_arrow
-        if source.metadata.num_rows:  # a file without rows may have any schema: reading leaves it out
+        if metadata.num_rows:  # a file without rows may have any schema: reading leaves it out
             judge.check_schema(schema)
         plain = without_views(schema)
-        codecs = _codecs(source.metadata)
-        with provenance.writer(target, schema, "apply", compression=codecs) as writer:
-            for group in range(source.metadata.num_row_groups):
-                if not source.metadata.row_group(group).num_rows:
-                    continue
-                with reading(file):
-                    table = cast(source.read_row_group(group, use_threads=False), plain)
+        with provenance.writer(target, schema, "apply", compression=_codecs(metadata)) as writer:
+            for number, group in enumerate(groups):
+                step = min(STEP_ROWS, max(1, STEP_BYTES * group.num_rows // max(1, group.total_byte_size)))
+                for table in _tables(source, number, step, file):
+                    table = cast(table, plain)
                     ids = table[judge.id_field].combine_chunks()
-                    ids.validate(full=True)  # files may hold bytes that are not UTF-8
-                keep = judge.keep(ids)
-                if keep.any():
-                    writer.write_table(cast(table.filter(pa.array(keep)), schema), row_group_size=len(table))
+                    with reading(file):
+                        ids.validate(full=True)  # files may hold bytes that are not UTF-8
+                    keep = judge.keep(ids)
+                    if keep.any():
+                        writer.write_table(cast(table.filter(pa.array(keep)), schema), row_group_size=len(table))
+
+
+def _check_groups(groups: list[pq.RowGroupMetaData], room: int | None, file: UPath) -> int:
+    """Bytes of the largest row group, of which so many as are rewritten at a time must fit into memory."""
+    largest, number = max(((group.total_byte_size, i) for i, group in enumerate(groups)), default=(0, 0))
+    where = f"{file}, row group {number} of {format_bytes(largest)}"
+    forecast.check_rewrite(min(largest, GROUP_BYTES), room, where)
+    return largest
+
+
+def _tables(source: pq.ParquetFile, group: int, step: int, file: UPath) -> Iterator[pa.Table]:
+    """The rows of a row group, at once or in tables of about GROUP_BYTES; `step` of them are decoded at a time."""
+    held: list[pa.RecordBatch] = []
+    size = 0
+    with reading(file):
+        for batch in source.iter_batches(step, [group], use_threads=False):
+            held.append(batch)
+            size += batch.nbytes
+            if size >= GROUP_BYTES:
+                yield pa.Table.from_batches(held)
+                held, size = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _codecs(metadata: pq.FileMetaData) -> Any:

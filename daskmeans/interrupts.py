@@ -1,0 +1,62 @@
+"""Ctrl-C: who hears it, and what it does while a step writes."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from typing import Any
+
+from distributed.utils import LoopRunner
+
+from _daskmeans import leave
+
+# Seconds in which a step removes what it has begun to write, and workers end; what stays is unfinished, as its manifest
+# says.
+GRACE = 5.0
+
+
+@contextlib.contextmanager
+def once(grace: float = GRACE) -> Iterator[None]:
+    """Let the first Ctrl-C raise KeyboardInterrupt in the ``with`` block, and those after it do nothing.
+
+    If the block has not ended `grace` seconds later, because the exception was swallowed or what follows from it takes
+    long, the process ends; that of the console script also if anything after the block takes long.
+    """
+    end = threading.Timer(grace, leave)
+    end.daemon = True
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end.start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if before is not leave:
+            end.cancel()
+
+
+@contextlib.contextmanager
+def deaf_loop() -> Iterator[Any]:
+    """The loop of a cluster that starts in the ``with`` block: its thread, and all that it starts, never hear Ctrl-C.
+
+    A terminal sends it to all processes. Workers must not end before the step has cleaned up, nor when they replace
+    others and are just starting; this process ends them.
+    """
+    resource_tracker.ensure_running()  # a thread that starts it hears everything afterwards
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()  # a cluster keeps it running

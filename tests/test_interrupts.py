@@ -1,0 +1,127 @@
+"""Ctrl-C ends a command whenever it comes and however often, with one message, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+import daskmeans as dkm
+from daskmeans.cluster import ClusterSettings, cluster
+from faults import content
+from helpers import different, hears_interrupts
+
+SCRIPT = "from _daskmeans import main; main()"
+SIGNALS = {"once": (os.killpg, 1), "to the command alone": (os.kill, 1), "five times": (os.killpg, 5)}
+
+
+def started(*words: object, script: str = SCRIPT) -> subprocess.Popen:
+    """A command in a process group of its own, as a terminal starts it."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, words)], text=True, process_group=0, **pipes)
+
+
+def members(group: int) -> list[psutil.Process]:
+    """Processes of a group that have not ended."""
+    found = [process for process in psutil.process_iter(["status"]) if process.info["status"] != psutil.STATUS_ZOMBIE]
+    return [process for process in found if group_of(process.pid) == group]
+
+
+def group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def nobody_is_left(group: int) -> bool:
+    """Whether all processes of a group end soon; some may be about to notice that the command has."""
+    return any(not members(group) or time.sleep(0.1) for _ in range(100))
+
+
+def importing(process: subprocess.Popen) -> None:
+    """Wait until the command imports its modules."""
+    while not any("numpy" in opened.path for opened in psutil.Process(process.pid).memory_maps()):
+        time.sleep(0.05)
+
+
+def starting_workers(process: subprocess.Popen) -> None:
+    """Wait until workers start; the first process that is started watches over what others share."""
+    while len(members(process.pid)) < 3:
+        time.sleep(0.05)
+
+
+def says(words: str) -> Callable[[subprocess.Popen], None]:
+    """Wait until the command has told `words` on stderr."""
+    return lambda process: next(None for line in process.stderr if words in line)
+
+
+MOMENTS = [
+    (importing, "five times"),
+    (starting_workers, "once"),
+    (says("dashboard"), "to the command alone"),
+    (says("load vectors"), "five times"),
+]
+
+
+def test_a_run_that_is_interrupted_at_any_moment_ends_and_goes_on(tmp_path, embeddings):
+    words = ["run", embeddings, "--out", tmp_path / "out", "--n-clusters", 8, "--n-workers", 2, "--threshold", 0.9]
+    for moment, how in MOMENTS:
+        running = started(*words)
+        moment(running)
+        send, times = SIGNALS[how]
+        for _ in range(times):
+            if running.poll() is None:
+                send(running.pid, signal.SIGINT)
+                time.sleep(0.05)
+        told = running.communicate(timeout=60)[1]
+        assert running.returncode == 130, (moment, how, told)
+        assert told.count("error interrupted; the same command goes on") == 1
+        assert "Traceback" not in told and "Exception" not in told
+        assert nobody_is_left(running.pid)
+    last = started(*words)
+    assert last.communicate(timeout=60)[0] and last.returncode == 0
+    dkm.run(embeddings, tmp_path / "whole", dkm.KMeans(8), 0.9)
+    assert not different(content(tmp_path / "out"), content(tmp_path / "whole"))
+
+
+def test_an_interrupt_that_is_swallowed_ends_the_process_a_little_later():
+    script = """
+import contextlib, os, signal, time
+from daskmeans.interrupts import once
+with once(grace=0.2):
+    with contextlib.suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    told = (stuck := started(script=script)).communicate(timeout=60)[1]
+    assert stuck.returncode == 130
+    assert told.strip().startswith("error interrupted")
+
+
+def test_an_interrupt_is_as_before_once_a_command_has_ended(embeddings):
+    script = f"""
+import os, signal
+from click.testing import CliRunner
+from daskmeans.cli import main
+assert CliRunner().invoke(main, ["leak", {str(embeddings)!r}, "/no", "--out", "/no/where"]).exit_code == 2
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    process = started(script=script)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "restarted"])
+def test_workers_do_not_hear_interrupts(again):
+    with cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
+        if again:
+            client.restart()
+        assert set(client.run(hears_interrupts).values()) == {False}
+    assert hears_interrupts()
