@@ -15,7 +15,6 @@ from zipfile import ZipFile
 packed = {name for name in ZipFile(sys.argv[1]).namelist() if ".dist-info/" not in name}
 files = [file for file in Path("daskmeans").rglob("*") if file.is_file()]
 source = {str(file) for file in files if not any(part.startswith((".", "__pycache__")) for part in file.parts)}
-source.add("_daskmeans.py")
 assert "daskmeans/daskmeans.yaml" in source
 assert packed == source, f"wheel and checkout differ in {sorted(packed ^ source)}"
 END

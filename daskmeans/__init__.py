@@ -1,20 +1,26 @@
-"""daskmeans: cluster embeddings and find their near-duplicates, from a laptop to many workers."""
+"""daskmeans: cluster embeddings and find their near-duplicates, from a laptop to many workers.
 
+What is public is imported when it is first asked for: it takes seconds, in which the command must hear Ctrl-C.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from daskmeans.assignment import assign
-from daskmeans.duplicates.apply import apply
-from daskmeans.duplicates.deduplicator import SemanticDeduplicator
-from daskmeans.duplicates.result import DedupResult, open_decisions
-from daskmeans.duplicates.search import dedup
-from daskmeans.embedding.step import embed
-from daskmeans.errors import DaskmeansError
-from daskmeans.kmeans.estimator import KMeans
-from daskmeans.reading import Reading
-from daskmeans.vectors.buckets import open_buckets
-from daskmeans.vectors.regroup import write_buckets
-from daskmeans.vectors.source import read_embeddings
-from daskmeans.workflow import run
+if TYPE_CHECKING:
+    from daskmeans.assignment import assign
+    from daskmeans.duplicates.apply import apply
+    from daskmeans.duplicates.deduplicator import SemanticDeduplicator
+    from daskmeans.duplicates.result import DedupResult, open_decisions
+    from daskmeans.duplicates.search import dedup
+    from daskmeans.embedding.step import embed
+    from daskmeans.errors import DaskmeansError
+    from daskmeans.kmeans.estimator import KMeans
+    from daskmeans.reading import Reading
+    from daskmeans.vectors.buckets import open_buckets
+    from daskmeans.vectors.regroup import write_buckets
+    from daskmeans.vectors.source import read_embeddings
+    from daskmeans.workflow import run
 
 __version__ = version("daskmeans")
 
@@ -34,3 +40,31 @@ __all__ = [
     "run",
     "write_buckets",
 ]
+
+_HOMES = {
+    "assignment": ("assign",),
+    "duplicates.apply": ("apply",),
+    "duplicates.deduplicator": ("SemanticDeduplicator",),
+    "duplicates.result": ("DedupResult", "open_decisions"),
+    "duplicates.search": ("dedup",),
+    "embedding.step": ("embed",),
+    "errors": ("DaskmeansError",),
+    "kmeans.estimator": ("KMeans",),
+    "reading": ("Reading",),
+    "vectors.buckets": ("open_buckets",),
+    "vectors.regroup": ("write_buckets",),
+    "vectors.source": ("read_embeddings",),
+    "workflow": ("run",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -19,14 +19,13 @@ from distributed.comm import CommClosedError
 from rich.console import Console
 from rich.table import Table
 
-from _daskmeans import INTERRUPTED, STATUS, leave
 from daskmeans import flags, progress, runtime, stores
 from daskmeans.cluster import ClusterSettings, dashboard
 from daskmeans.cluster import cluster as start_cluster
 from daskmeans.configuration import from_yaml
 from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarning, DaskmeansError, UsageError
 from daskmeans.flags import Output
-from daskmeans.interrupts import once
+from daskmeans.interrupts import INTERRUPTED, STATUS, leave, once
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.vectors.buckets import index_facts
 from daskmeans.watch import lost_scheduler, reached

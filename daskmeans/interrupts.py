@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NoReturn
 
-from distributed.utils import LoopRunner
-
-from _daskmeans import leave
-
+INTERRUPTED, STATUS = "interrupted; the same command goes on, or begins again where it cannot", 130
 # Seconds in which a step removes what it has begun to write, and workers end; what stays is unfinished, as its manifest
 # says.
 GRACE = 5.0
+
+
+def leave(*_: object) -> NoReturn:
+    """End this process, as a handler of a signal may; workers that it has started notice that it is gone, and end."""
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
+    with contextlib.suppress(OSError):
+        os.write(2, f"{cursor}\nerror {INTERRUPTED}\n".encode())
+    os._exit(STATUS)
 
 
 @contextlib.contextmanager
@@ -49,6 +55,8 @@ def deaf_loop() -> Iterator[Any]:
     A terminal sends it to all processes. Workers must not end before the step has cleaned up, nor when they replace
     others and are just starting; this process ends them.
     """
+    from distributed.utils import LoopRunner  # slow to import, and who imports this module must hear Ctrl-C by then
+
     resource_tracker.ensure_running()  # a thread that starts it hears everything afterwards
     runner = LoopRunner()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

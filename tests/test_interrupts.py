@@ -17,7 +17,7 @@ from daskmeans.cluster import ClusterSettings, cluster
 from faults import content
 from helpers import different, hears_interrupts
 
-SCRIPT = "from _daskmeans import main; main()"
+SCRIPT = "from daskmeans.__main__ import main; main()"
 SIGNALS = {"once": (os.killpg, 1), "to the command alone": (os.kill, 1), "five times": (os.killpg, 5)}
 
 
