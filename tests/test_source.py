@@ -340,6 +340,21 @@ def test_an_output_that_meets_an_input_behind_a_link(tmp_path, out: str) -> None
     refuse_overlap(open_path(f"{tmp_path}/in/link/../kept"), [root, *find_files(root)])  # it lies beside `in`
 
 
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_an_output_that_meets_any_file_that_was_looked_at(tmp_path, scheme: str) -> None:
+    for name in ("a/1.parquet", "b/2.parquet", "c/3.parquet"):
+        write_parquet(tmp_path / "one.parquet", vectors(3))
+        (UPath(f"{scheme}{tmp_path}") / name).parent.mkdir(parents=True, exist_ok=True)
+        (UPath(f"{scheme}{tmp_path}") / name).write_bytes((tmp_path / "one.parquet").read_bytes())
+    source = open_source([f"{scheme}{tmp_path}/{name}" for name in ("a/1.parquet", "b/2.parquet", "c/3.parquet")])
+    for folder in "abc":
+        with pytest.raises(OutputError, match="holds the input"):
+            refuse_overlap(open_path(f"{scheme}{tmp_path}/{folder}"), source.files)
+    refuse_overlap(open_path(f"{scheme}{tmp_path}/d"), source.files)
+    elsewhere = "" if scheme else "memory://"
+    refuse_overlap(open_path(f"{elsewhere}{tmp_path}/a"), source.files)
+
+
 def test_unknown_urls(monkeypatch) -> None:
     assert "nonsense" in message(UsageError, "nonsense://bucket/a.parquet")
     assert "storage options" in message(UsageError, "memory://a", storage_options={"protocol": "nonsense"})

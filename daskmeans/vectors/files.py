@@ -49,7 +49,7 @@ def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
     mine = real(out).rstrip("/") + "/"
     for one in inputs:
         theirs = real(one).rstrip("/") + "/"
-        if out.fs == one.fs and (mine.startswith(theirs) or theirs.startswith(mine)):
+        if _of_one_storage(out, one) and (mine.startswith(theirs) or theirs.startswith(mine)):
             raise OutputError(
                 "the output lies inside the input" if mine.startswith(theirs) else "the output holds the input",
                 where=str(out),
@@ -120,6 +120,13 @@ def inside(root: UPath, name: str) -> UPath:
 def is_local(path: UPath) -> bool:
     """Whether `path` lies on a disk of this machine, as far as the URL tells."""
     return path.protocol in ("", "file", "local")
+
+
+def _of_one_storage(one: UPath, other: UPath) -> bool:
+    """Whether the paths of `one` and `other` mean the same places; fsspec's file systems differ in each thread."""
+    if is_local(one) or is_local(other):
+        return is_local(one) and is_local(other)
+    return type(one.fs) is type(other.fs) and one.storage_options == other.storage_options
 
 
 def real(path: UPath) -> str:
