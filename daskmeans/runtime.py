@@ -259,6 +259,8 @@ def hold(tasks: Sequence[Delayed], label: str = "", client: Client | None = None
 
 def call(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """Results of `functions`, called by threads of this process; for work of milliseconds, which tasks would double."""
+    if len(functions) == 1:  # alone it may have the cores that BLAS takes, and need not wait for threads
+        return [functions[0]()]
     with one_thread_each():
         futures = [_pool().submit(function) for function in functions]
         concurrent.futures.wait(futures)  # those that others were left with by an error, too

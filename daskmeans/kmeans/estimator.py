@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import math
@@ -250,7 +251,8 @@ class KMeans:
         warn_of_rounding(blocks.roundings)
         if memory := gpus.smallest(places):
             forecast.check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
-        runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
+        with contextlib.nullcontext() if client else runtime.one_thread_each():  # once, not for each of many calls
+            runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
         if self.max_cluster_size is not None:
