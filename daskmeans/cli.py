@@ -27,6 +27,7 @@ from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarnin
 from daskmeans.flags import Output
 from daskmeans.interrupts import INTERRUPTED, STATUS, leave, once
 from daskmeans.kmeans.estimator import KMeans
+from daskmeans.system import keeps_kernels
 from daskmeans.vectors.buckets import index_facts
 from daskmeans.watch import lost_scheduler, reached
 from daskmeans.workflow import Reading
@@ -87,6 +88,8 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     runtime.logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{runtime.n_threads(client)} threads · dashboard {dashboard(client)}")
+        if not (cluster.scheduler or cluster.scheduler_file or keeps_kernels()):
+            console.print("[dim]kernels are compiled when they are first used, which takes half a minute in all")
         shown = progress.display_on(console)
         with once(), shown as display, progress.shown_on(display), _warnings_as_messages(), reached(client):
             yield client

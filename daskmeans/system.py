@@ -76,6 +76,12 @@ def _memory() -> dict[str, Any]:
     }
 
 
+def keeps_kernels() -> bool:
+    """Whether kernels that were compiled on this machine are there, so that processes need not compile them."""
+    place = hash_integers.stats.cache_path  # type: ignore[attr-defined]
+    return place is not None and any(Path(place).glob("*.nbi"))
+
+
 def _kernel_cache() -> dict[str, Any]:
     """Where compiled kernels are kept from one process to the next."""
     place = hash_integers.stats.cache_path  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from daskmeans.duplicates.decide import decide
 from daskmeans.duplicates.plan import n_pairs, try_exact
 from daskmeans.duplicates.search import dedup
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
+from daskmeans.kernels.jit import warm_seconds
 from daskmeans.kernels.nearest import nearest
 from daskmeans.kernels.products import normalize_rows
 from daskmeans.kmeans import model
@@ -192,12 +193,12 @@ def _exact(few: Path, many: Path, client: Client | None) -> Exact:
     """Exact searches in the clusters of few rows and of many."""
     buckets = {path: open_buckets(open_path(str(path / "clusters"))) for path in (few, many)}
     with _unseen():
-        # Workers load what is compiled in the first.
-        seconds = [_exact_seconds(path, client) for path in (few, few, many)]
+        # Workers load what is compiled in the first, all that have a part in the last.
+        took = [_exact_seconds(path, client) for path in (many, few, many)]
         pair = try_exact([buckets[many]], THRESHOLD, client).pair
     comparing = n_pairs([buckets[many]]) * pair / runtime.n_threads(client)
-    rest = max(0.0, seconds[2] - seconds[1] - comparing)
-    return Exact(seconds[1], rest / buckets[many].rows, pair)
+    rest = max(0.0, took[2] - took[1] - comparing)
+    return Exact(took[1], rest / buckets[many].rows, pair)
 
 
 def _exact_seconds(path: Path, client: Client | None) -> float:
@@ -256,16 +257,12 @@ def _rates(X: np.ndarray) -> tuple[float, float]:
     """Seconds for a row and a centroid, and for a pair of rows of a cluster, with one thread."""
     normalize_rows(X := X.copy())
     few, many = X[: len(X) // 64], X[: len(X) // 4]
-    compare = _seconds(partial(nearest, X, many)) - _seconds(partial(nearest, X, few))
+    head, tile = X[:FEW_ROWS], config.get_bytes("tile-bytes")
+    compare = warm_seconds(partial(nearest, centroids=many), head, X)
+    compare -= warm_seconds(partial(nearest, centroids=few), head, X)
     with runtime.one_thread_each():
-        pair = _seconds(partial(decide, X, np.float32(THRESHOLD), "survivors", config.get_bytes("tile-bytes")))
+        pair = warm_seconds(lambda rows: decide(rows, np.float32(THRESHOLD), "survivors", tile), head, X)
     return max(0.0, compare) / (len(X) * max(1, len(many) - len(few))), pair / len(X) ** 2
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def _write(table: pa.Table, path: Path, client: Client | None) -> None:

@@ -70,6 +70,53 @@ def test_a_kernel_is_compiled_again_when_one_that_it_calls_has_changed(tmp_path)
     assert norm() == "[10.]\n"
 
 
+CLOCK = """
+import sys, time
+from numba.core import event
+
+class Compiled(event.Listener):
+    count = 0
+    def on_start(self, event): Compiled.count += 1
+    def on_end(self, event): Compiled.count += 1
+
+event.register("numba:compile", Compiled())
+time.perf_counter = lambda: Compiled.count  # a clock that goes on only while kernels are compiled
+from upath import UPath
+from daskmeans.duplicates import plan
+from daskmeans.kernels.sketch import directions
+from daskmeans.vectors.buckets import open_buckets
+
+buckets = open_buckets(UPath(sys.argv[1]))
+(band, *_), _ = plan._bands([buckets], None)
+sample = plan._sample([buckets])
+print(plan._pace(plan._readers([buckets])[0], band, directions(sample, 0.9), 0.9, sample))
+print(Compiled.count > 0)
+"""
+
+
+def test_nothing_is_compiled_while_a_forecast_takes_the_time(tmp_path, embeddings):
+    daskmeans.run(embeddings, tmp_path / "out", daskmeans.KMeans(4), 0.9)
+    done = subprocess.run(
+        [sys.executable, "-c", CLOCK, str(tmp_path / "out" / "clusters")],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["(0.0, 0.0)", "True"], done.stderr
+
+
+def test_whether_kernels_are_kept_is_known(tmp_path):
+    script = (
+        "from daskmeans.kernels.hashing import hash_integers as f; from daskmeans.system import keeps_kernels as kept;"
+        "import numpy as np; print(kept()); f(np.zeros(1, np.uint64), 0); print(kept())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_a_kernel_cache_that_cannot_be_written(tmp_path):
     package = shutil.copytree(
         Path(daskmeans.__file__).parent, tmp_path / "daskmeans", ignore=lambda *_: ["__pycache__"]

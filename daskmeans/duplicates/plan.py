@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, islice, zip_longest
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from daskmeans.duplicates.bands import (
 from daskmeans.duplicates.probes import survey
 from daskmeans.duplicates.recall import Gauge
 from daskmeans.duplicates.settings import Settings
+from daskmeans.kernels.jit import warm_seconds
 from daskmeans.kernels.sketch import directions, sketch
 from daskmeans.vectors.buckets import Buckets, lean_of
 
@@ -159,15 +159,12 @@ def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Cl
 def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.ndarray) -> tuple[float, float]:
     """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
     half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
-    one, other = comparable(sample[:half], P), comparable(sample[half:], P)
-    seconds = []
-    for few in (comparable(sample[: min(half, 8)], P), one):  # the first loads what is compiled
-        start = time.perf_counter()
-        list(all_pairs(few, other, np.float32(floor)))
-        seconds.append(time.perf_counter() - start)
-    start = time.perf_counter()
-    load(reader, band, P)
-    return seconds[1] / max(1, half * (len(sample) - half)), (time.perf_counter() - start) / band.rows
+    few, one, other = (comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:]))
+    comparing = warm_seconds(lambda rows: list(all_pairs(rows, other, np.float32(floor))), few, one)
+    cluster, start, _ = band.place[0]
+    head = replace(band, rows=1, place=[(cluster, start, start + 1)])
+    loading = warm_seconds(lambda rows: load(reader, rows, P), head, band)
+    return comparing / max(1, half * (len(sample) - half)), loading / band.rows
 
 
 def _bands(

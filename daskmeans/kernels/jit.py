@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         file = compiled._cache._cache_file
         file._source_stamp = file._source_stamp, _SOURCES
     return compiled  # type: ignore[no-any-return]
+
+
+def warm_seconds(function: Callable[[Any], object], few: Any, much: Any) -> float:
+    """Seconds that ``function(much)`` takes once ``function(few)`` has compiled, or loaded, all kernels it calls."""
+    function(few)
+    start = time.perf_counter()
+    function(much)
+    return time.perf_counter() - start
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
