@@ -14,6 +14,7 @@ from daskmeans.kernels import demand
 from daskmeans.kernels.device import REMEDY
 from daskmeans.kernels.groups import n_near
 from daskmeans.kernels.search import n_bounds
+from daskmeans.kernels.sketch import DIRECTIONS, sample_rows
 
 # A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
 COPIES = 4
@@ -302,7 +303,22 @@ def search_bytes(
     tasks = runtime.threads_each(client) * (2 + COPIES) * band_bytes(band_rows, dimension, probes)
     held = band_bytes(min(room, rows), dimension, probes)
     means = 4 * n_clusters * dimension
-    return tasks + held + means + (runtime.BASE + runtime.COMPILING if client is not None else 0)
+    searching = tasks + held + means
+    if client is None:  # which finds the directions, before it compares
+        return max(searching, directions_bytes(rows, dimension))
+    return searching + runtime.BASE + runtime.COMPILING
+
+
+def directions_bytes(rows: int, dimension: int) -> int:
+    """Bytes in which the directions of sketches are found: the sample of `rows` rows, and its axes, in a few copies.
+
+    Examples
+    --------
+    >>> directions_bytes(1_000_000, 384), directions_bytes(1_000_000, 12_288)
+    (36962304, 343891968)
+    """
+    sample = min(rows, sample_rows(dimension))
+    return dimension * (10 * sample + 28 * min(sample, DIRECTIONS[-1]))
 
 
 def apply_bytes(decisions: int, group: int) -> int:

@@ -22,7 +22,7 @@ from daskmeans.duplicates.plan import Task, tasks_between
 from daskmeans.duplicates.settings import LEAST_FLOOR, rounded, share
 from daskmeans.errors import UsageError
 from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sketch import directions
+from daskmeans.kernels.sketch import directions, sample_rows
 from daskmeans.reading import DEFAULTS, Reading
 from daskmeans.vectors.files import directories, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
@@ -37,8 +37,8 @@ COLUMNS = ("id", "twin_id", "score", "exact", "twins")
 INPUTS = ("test", "train")
 # Where the rows of each lie, by columns of what is found.
 PLACES = ("row", "twin")
-# Partitions and rows of each on which directions are found.
-SAMPLE_PARTITIONS, SAMPLE_ROWS = 4, 2048
+# Partitions on rows of which directions are found.
+SAMPLE_PARTITIONS = 4
 
 
 def leak(
@@ -224,7 +224,8 @@ def _read(reader: Reader, partition: Partition) -> tuple[np.ndarray, pa.Array]:
 
 def _sample(reader: Any, band: Band) -> np.ndarray:
     X = reader(band.place)[0]
-    return X[np.linspace(0, len(X) - 1, min(len(X), SAMPLE_ROWS)).astype(int)] if len(X) else X
+    wanted = min(len(X), sample_rows(X.shape[1]) // SAMPLE_PARTITIONS)
+    return X[np.linspace(0, len(X) - 1, wanted).astype(int)] if len(X) else X
 
 
 def _compare(shelf: Shelf, work: Task, threshold: np.float32) -> tuple[pa.Table, dict[int, int]]:

@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+import warnings
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import click
 import pytest
 
 import daskmeans
+import oldest
 
 PACKAGE = Path(daskmeans.__path__[0])
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -72,3 +75,35 @@ def imported(module: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+def test_deprecations_are_errors_where_our_code_makes_the_call(kind: type[Warning]) -> None:
+    """Warnings are attributed to the module that made the deprecated call; of two other packages, to one of them."""
+    for module in ("daskmeans.vectors.files", "daskmeans", __name__, "helpers"):
+        with pytest.raises(kind):
+            warnings.warn_explicit("old", kind, "file.py", 1, module=module)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.warn_explicit("old", kind, "file.py", 1, module="dask.dataframe.io.parquet.arrow")
+    assert [each.category for each in told] == [kind]
+    with pytest.raises(UserWarning):
+        warnings.warn_explicit("odd", UserWarning, "file.py", 1, module="dask.dataframe.io.parquet.arrow")
+
+
+def test_oldest_versions_are_the_lower_bounds() -> None:
+    project = {
+        "name": "ours",
+        "dependencies": ["one>=1.2", "two[extra,more]>=3"],
+        "optional-dependencies": {"test": ["ours[data]", "three>=0.1"], "data": ["four-x>=5.0.1"]},
+    }
+    pins = oldest.pins(project, [*project["dependencies"], "ours[test]"])
+    assert list(pins) == ["one==1.2", "two==3", "four-x==5.0.1", "three==0.1"]
+    with pytest.raises(SystemExit, match="one"):
+        list(oldest.pins(project, ["one>=1,<2"]))
+    with pytest.raises(SystemExit, match="one"):
+        list(oldest.pins(project, ["one"]))
+
+
+def test_every_requirement_has_an_oldest_version() -> None:
+    project = tomllib.loads(oldest.PROJECT.read_text())["project"]
+    assert len(list(oldest.pins(project, [*project["dependencies"], "daskmeans[test]"]))) > 20

@@ -1,15 +1,18 @@
 """Pairs found by sketches, against the scores of all pairs."""
 
+import tracemalloc
+
 import dask
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskmeans import forecast
 from daskmeans.kernels import sketch as module
 from daskmeans.kernels.pairs import pair_score
 from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sketch import directions, features, find_pairs, sketch
+from daskmeans.kernels.sketch import directions, features, find_pairs, sample_rows, sketch
 from daskmeans.kernels.tile import BYTES, byte_instructions, multiplies_bytes
 
 KERNELS = [pytest.param("auto", marks=pytest.mark.skipif(not multiplies_bytes(), reason="no byte products")), "float32"]
@@ -124,3 +127,56 @@ def test_directions_are_worth_their_while():
     assert np.linalg.norm(few.astype(np.float64), 2) <= 1
     assert all_of_them.shape == (300, 0)
     assert directions(X[:, :20], 0.95).shape == (20, 0)
+
+
+def wide_rows(n, d, rank, noise):
+    """Unit rows of `d` dimensions around a few directions, the first of which are the longest."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, rank)) / np.sqrt(1 + np.arange(rank)) @ rng.standard_normal((rank, d))
+    X = (X + noise * rng.standard_normal((n, d))).astype(np.float32)
+    normalize_rows(X)
+    return X
+
+
+@pytest.mark.parametrize(("n", "d"), [(8192, 300), (8192, 1024), (1365, 12_288), (300, 12_288)])
+def test_directions_take_the_memory_that_was_foreseen(n, d):
+    X = wide_rows(n, d, 20, 0.1)
+    assert n <= sample_rows(d)
+    tracemalloc.start()
+    try:
+        directions(X, 0.9)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    foreseen = forecast.directions_bytes(n, d)
+    assert 0.3 * foreseen <= taken <= foreseen
+
+
+def test_directions_of_wide_rows_are_their_principal_axes():
+    X = wide_rows(700, 1500, 60, 0.3)
+    P = directions(X, 0.9)
+    p = P.shape[1]
+    assert p >= 32
+    assert np.linalg.norm(P.astype(np.float64), 2) <= 1
+    held = np.square(X.astype(np.float64) @ P).sum()
+    best = np.square(np.linalg.svd(X.astype(np.float64), compute_uv=False)[:p]).sum()
+    assert 0.99 * best <= held <= best
+
+
+def test_directions_of_few_wide_rows_are_tried_on_others():
+    """Those of a sample without directions in common hold most of its rows, and hardly any of the others."""
+    X = np.random.default_rng(0).standard_normal((700, 4000)).astype(np.float32)
+    normalize_rows(X)
+    assert directions(X, 0.9).shape == (4000, 0)
+
+
+@pytest.mark.parametrize("rows", [np.zeros((0, 2000)), np.zeros((90, 2000)), np.ones((1, 2000)), np.ones((90, 2000))])
+def test_directions_of_any_wide_rows(rows):
+    X = rows.astype(np.float32)
+    normalize_rows(X)
+    P = directions(X, 0.9)
+    assert np.isfinite(P).all()
+    assert np.linalg.norm(P.astype(np.float64), 2) <= 1 if P.size else True
+    found = sketch(X, P)
+    pairs = found_pairs(found, found, np.float32(0.9), slice(0, len(X)), slice(0, len(X)), True)
+    assert len(pairs) == (len(X) * (len(X) - 1) // 2 if X.any() else 0)

@@ -17,14 +17,13 @@ from daskmeans.assignment import refuse_reserved
 from daskmeans.duplicates.bands import Band, load
 from daskmeans.duplicates.decide import to_table
 from daskmeans.duplicates.edges import Edges, check_pairs, pairs_of
-from daskmeans.duplicates.plan import SAMPLE_ROWS
 from daskmeans.duplicates.rank import check_columns, columns_of, rank
 from daskmeans.duplicates.resolve import resolve
 from daskmeans.duplicates.settings import dedup_settings
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.nearest import nearest
 from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sketch import directions
+from daskmeans.kernels.sketch import NARROW, directions, sample_rows
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.inputs import vector_column
 from daskmeans.vectors.buckets import CENTROID, L2
@@ -33,7 +32,7 @@ from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import is_cudf, on_device, on_host
 
 ADDED = ("keep", "kept_id", "kept_score", "max_id", "cosine_sim_score", "reason", CENTROID)
-# With fewer rows a dimension, finding directions takes longer than doing without.
+# With fewer rows a dimension, or a dimension that is narrow, finding directions takes longer than doing without.
 DIRECTED = 16
 
 # The models that operators in this process have met, by their digests.
@@ -292,8 +291,8 @@ def _all_pairs(X: np.ndarray, ids: pa.Array, floor: np.float32) -> Edges:
     """All pairs of the rows of `X`, those of a cluster beside one another, whose score is at least `floor`."""
     n, d = X.shape
     P = np.empty((d, 0), np.float32)
-    if n > DIRECTED * d:
-        P = directions(X[np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(int)], float(floor))
+    if n > DIRECTED * min(d, NARROW):
+        P = directions(X[np.linspace(0, n - 1, min(n, sample_rows(d))).astype(int)], float(floor))
     rows = load(lambda _: (X, ids), Band(0, 0, n, None), P)
     parts, count = [Edges.none()], 0
     for edges in pairs_of(rows, rows, floor):

@@ -30,11 +30,11 @@ from daskmeans.duplicates.probes import survey
 from daskmeans.duplicates.recall import Gauge
 from daskmeans.duplicates.settings import Settings
 from daskmeans.kernels.jit import warm_seconds
-from daskmeans.kernels.sketch import directions, sketch
+from daskmeans.kernels.sketch import directions, sample_rows, sketch
 from daskmeans.vectors.buckets import Buckets, lean_of
 
-# Rows of the sample on which directions are found, and how many of them a cluster gives at most.
-SAMPLE_ROWS, SAMPLE_OF_CLUSTER = 8192, 64
+# Rows of the sample on which directions are found that a cluster gives at most.
+SAMPLE_OF_CLUSTER = 64
 # Tasks that the whole work makes, and pairs of a task: enough of them to balance, each worth its cost.
 TASKS, LEAST_PAIRS, MOST_PAIRS = 256, 10**8, 4 * 10**9
 
@@ -187,7 +187,7 @@ def _readers(sources: Sequence[Buckets]) -> list[Reader]:
 
 
 def _sample(sources: Sequence[Buckets]) -> np.ndarray:
-    wanted = SAMPLE_ROWS // len(sources)
+    wanted = sample_rows(sources[0].dimension) // len(sources)
     return np.concatenate([sample_vectors(each, wanted, SAMPLE_OF_CLUSTER) for each in sources])
 
 

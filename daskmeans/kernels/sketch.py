@@ -24,6 +24,10 @@ from daskmeans.kernels.tile import COLUMNS, ROWS, multiplies_bytes, score_tile
 RESTS = 4
 # Numbers of directions that are tried, and the rows of a sample on which they are.
 DIRECTIONS, TRIAL_ROWS = (32, 64, 128, 256, 512), 1024
+# Rows of a sample, and their coordinates, at most: directions take a second or two, however wide the rows are.
+SAMPLE_ROWS, SAMPLE_COORDINATES = 8192, 1 << 24
+# Up to this dimension all axes of a sample are found, which takes the cube of it; of wider rows the first ones only.
+NARROW = 1024
 # What multiplying two rows costs for each of their coordinates, in coordinates of two sketches: as bytes, as float32.
 EXACT_COST = (240.0, 60.0)
 # Rows that are compared with one group of columns after the other, and pairs that are collected at a time.
@@ -59,13 +63,25 @@ class Pairs(NamedTuple):
     """bool, shape (m,): the rows are the same bit for bit."""
 
 
+def sample_rows(dimension: int) -> int:
+    """How many rows tell good directions; of wide rows, fewer, since these are not to take longer.
+
+    Examples
+    --------
+    >>> sample_rows(384), sample_rows(12_288)
+    (8192, 1365)
+    """
+    return max(1, min(SAMPLE_ROWS, SAMPLE_COORDINATES // dimension))
+
+
 def directions(sample: np.ndarray, floor: float) -> np.ndarray:
     """Directions that make it cheap to find the pairs of rows whose product is at least `floor`.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, d)
-        Some of the rows, those of a cluster beside one another. Any others give the same pairs, in more time.
+        Some of the rows, about :func:`sample_rows`, those of a cluster beside one another. Any others give the same
+        pairs, in more time.
     floor : float
 
     Returns
@@ -74,12 +90,14 @@ def directions(sample: np.ndarray, floor: float) -> np.ndarray:
         Of norm 1 at most. With ``p = 0``: no directions are worth their while, sketches are the rows.
     """
     d = sample.shape[1]
-    wide = sample.astype(np.float64)
-    axes = np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
-    tried = sample[np.linspace(0, len(sample) - 1, min(len(sample), TRIAL_ROWS)).astype(int)]
+    # Few wide rows lie along their own axes as no others do, so those that are tried have no part in these.
+    most = len(sample) if d <= NARROW else len(sample) // 4
+    places = np.linspace(0, len(sample) - 1, min(most, TRIAL_ROWS)).astype(int)
+    tried = sample[places]
+    axes = _axes(sample) if d <= NARROW else _first_axes(np.delete(sample, places, axis=0))
     cheapest, best = float(d), np.empty((d, 0), np.float32)
     for p in DIRECTIONS:
-        if p + RESTS >= d:
+        if p + RESTS >= d or p > axes.shape[1]:
             break
         P = _shortened(axes[:, :p])
         F, loose = features(tried, P)
@@ -91,6 +109,23 @@ def directions(sample: np.ndarray, floor: float) -> np.ndarray:
         if cost < cheapest:
             cheapest, best = cost, P
     return best
+
+
+def _axes(X: np.ndarray) -> np.ndarray:
+    """The principal axes of the rows of `X`, the longest first; float64, shape (d, d)."""
+    wide = X.astype(np.float64)
+    return np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
+
+
+def _first_axes(X: np.ndarray) -> np.ndarray:
+    """The first of :func:`_axes`, nearly, as many as may become directions: those in what `X` makes of random ones."""
+    count = min(len(X), DIRECTIONS[-1])
+    some = np.random.default_rng(0).standard_normal((X.shape[1], count), np.float32)
+    Y = (X.T @ (X @ some)).astype(np.float64)
+    squares, turned = np.linalg.eigh(Y.T @ Y)
+    there = squares > 2.0**-40 * squares.max(initial=0.0)
+    Q = (Y @ (turned[:, there] / np.sqrt(squares[there]))).astype(np.float32)  # as of a QR, in products alone
+    return (Q @ _axes(X @ Q).astype(np.float32)).astype(np.float64)
 
 
 def _shortened(axes: np.ndarray) -> np.ndarray:
