@@ -23,7 +23,14 @@ from daskmeans import flags, progress, runtime, stores
 from daskmeans.cluster import ClusterSettings, dashboard
 from daskmeans.cluster import cluster as start_cluster
 from daskmeans.configuration import from_yaml
-from daskmeans.errors import ClusterError, ClusterSizeWarning, ConvergenceWarning, DaskmeansError, UsageError
+from daskmeans.errors import (
+    ClusterError,
+    ClusterSizeWarning,
+    ConvergenceWarning,
+    DaskmeansError,
+    PrecisionWarning,
+    UsageError,
+)
 from daskmeans.flags import Output
 from daskmeans.interrupts import INTERRUPTED, STATUS, leave, once
 from daskmeans.kmeans.estimator import KMeans
@@ -102,7 +109,7 @@ def _warnings_as_messages() -> Iterator[None]:
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-            if issubclass(category, ConvergenceWarning | ClusterSizeWarning):
+            if issubclass(category, ConvergenceWarning | ClusterSizeWarning | PrecisionWarning):
                 runtime.logger.warning("%s", message)
             else:
                 others(message, category, *where)
