@@ -4,8 +4,10 @@ import gzip
 import json
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +22,7 @@ from daskmeans.vectors.files import open_path, refuse_overlap
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.source import Source, open_source, read_embeddings
+from helpers import write_embeddings
 
 LISTS = {"list": pa.list_, "large_list": pa.large_list, "fixed": lambda t: pa.list_(t, 3)}
 JSON_SUFFIXES = [".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst"]
@@ -682,3 +685,11 @@ def test_a_file_that_changes_under_the_reader(tmp_path) -> None:
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(NotFoundError, match="no such file"):
         replace(source).frame().compute(scheduler="threads")
+
+
+def test_settings_of_dask_stay_while_several_threads_read(tmp_path):
+    write_embeddings(tmp_path / "rows.parquet", np.eye(3, dtype=np.float32))
+    before = dask.config.get("dataframe.convert-string", None)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read_embeddings(tmp_path / "rows.parquet"), range(64)))
+    assert dask.config.get("dataframe.convert-string", None) == before

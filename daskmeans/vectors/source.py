@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import dask
@@ -29,6 +30,8 @@ from daskmeans.vectors.slices import Partition, pack, spread
 TEXT_BYTES = 4096
 # Files whose facts are asked for at once.
 LOOKERS = 16
+# A setting of Dask's is one of the process: two threads that changed it at once would leave it changed.
+_SETTING = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +100,7 @@ class Source:
             read, meta = DeviceReader(read), frames.empty_cudf(empty)
         else:
             meta = empty.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
-        with dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow's already
+        with _SETTING, dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow's already
             return dd.from_map(read, list(self.partitions), meta=meta, label="read-embeddings", enforce_metadata=False)
 
     def vectors_only(self) -> Source:
