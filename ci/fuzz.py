@@ -579,6 +579,10 @@ def check_decisions(dedup: Path, X: np.ndarray) -> None:
     place = {row["id"]: int(row["id"][4:]) for row in found}
     by_id = {row["id"]: row for row in found}
     for row in found:
+        if row["kept_id"] is not None:
+            score = U[place[row["id"]]] @ U[place[row["kept_id"]]]
+            if abs(score - row["kept_score"]) > 1e-3 or (row["reason"] == "exact" and score < 1 - 1e-3):
+                raise Fault(f"{row['id']} stands beside {row['kept_id']} with {row['kept_score']}, not {score}")
         other = row["kept_id"] if settings["rule"] == "survivors" else row["max_id"]
         if not row["keep"]:
             score = U[place[row["id"]]] @ U[place[other]]
