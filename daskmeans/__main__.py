@@ -7,7 +7,8 @@ from daskmeans.interrupts import leave
 
 def main() -> None:
     """Run the command line of this process."""
-    signal.signal(signal.SIGINT, leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells do for what runs in the background
+        signal.signal(signal.SIGINT, leave)
     from daskmeans.cli import kmeans
 
     try:

@@ -314,7 +314,7 @@ def dedup(
         page = {"review": str(write_review(result, review, client=client))} if review else {}
     where = {"decisions": out} | ({"appended_to": str(result.against[0])} if append else {})
     _show(where | page | result.summary, output)
-    _hint(out, ["INPUT"], result.summary["rejected"], bool(storage_options), cluster, output)
+    _hint(out, ["INPUT"], result.summary.get("rejected", 0), bool(storage_options), cluster, output)
 
 
 @kmeans.command()
@@ -390,7 +390,7 @@ def run(
         )  # fmt: skip
     _show({"out": out} | result.summary, output)
     decisions = out.rstrip("/") + "/dedup"
-    _hint(decisions, inputs, result.summary["rejected"], bool(reading.storage_options), cluster, output)
+    _hint(decisions, inputs, result.summary.get("rejected", 0), bool(reading.storage_options), cluster, output)
 
 
 @kmeans.command()

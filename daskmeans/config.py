@@ -15,7 +15,8 @@ dask.config.update_defaults(_defaults)
 
 def get(key: str) -> Any:
     """Value of ``daskmeans.<key>``; ``DASK_DASKMEANS__<KEY>`` in the environment overrides the file."""
-    return dask.config.get(f"daskmeans.{key}")
+    # A `dask.config.set` that was open while this was imported takes all defaults with it when it ends.
+    return dask.config.get(f"daskmeans.{key}", _defaults["daskmeans"][key])
 
 
 def get_bytes(key: str) -> int:

@@ -29,8 +29,13 @@ def once(grace: float = GRACE) -> Iterator[None]:
     """Let the first Ctrl-C raise KeyboardInterrupt in the ``with`` block, and those after it do nothing.
 
     If the block has not ended `grace` seconds later, because the exception was swallowed or what follows from it takes
-    long, the process ends; that of the console script also if anything after the block takes long.
+    long, the process ends; that of the console script also if anything after the block takes long. Where Ctrl-C is
+    ignored, as shells do for what runs in the background, it stays so.
     """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        yield
+        return
     end = threading.Timer(grace, leave)
     end.daemon = True
 
@@ -39,7 +44,7 @@ def once(grace: float = GRACE) -> Iterator[None]:
         end.start()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:

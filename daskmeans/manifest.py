@@ -191,7 +191,8 @@ def step(
         Name of the directory below `out` from which this step can go on. An unfinished step with the same settings
         and inputs finds there what it has left, also when it failed; a finished one has none.
     keep : sequence of str
-        Names of steps of their own that lie below `out` and are kept; finished ones also when this step fails.
+        Names of directories below `out` that are kept; if they are steps of their own, when this step fails, only
+        finished ones.
     need : int, default 0
         Bytes that the output will take, about.
     client : distributed.Client, optional
@@ -268,7 +269,7 @@ def _give_up(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequenc
     if resume and (out / resume).exists():
         runtime.logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
         return
-    done = {name for name in keep if (peek(out / name) or {"finished": False})["finished"]}
+    done = {name for name in keep if (out / name).exists() and (peek(out / name) or {"finished": True})["finished"]}
     if done:
         _clear(out, {NAME, *done})
         return

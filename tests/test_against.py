@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, manifest, open_buckets, open_decisions, run
+from daskmeans import KMeans, apply, dedup, manifest, open_buckets, open_decisions, run, workflow
 from daskmeans.cli import main
 from daskmeans.duplicates.against import known_decisions, open_against
 from daskmeans.duplicates.bands import Band, load
@@ -213,3 +213,48 @@ def test_decisions_that_are_gone_by_are_not_written_over(work):
         with pytest.raises(OutputError, match="dedup: the output"):
             dedup(work / "new", THRESHOLD, against=against, out=work / "work/dedup", overwrite=True)
     assert decisions_of(work / "work/dedup") == before
+
+
+def test_decisions_that_moved_or_are_being_made(work, caplog):
+    dedup(work / "new", THRESHOLD, out=work / "d")
+    (work / "d").rename(work / "moved")
+    assert open_against(work / "new").decisions == ()
+    assert f"were in {work}/d and are gone, so the rows that they dropped count" in caplog.text
+    assert open_against(work / "moved").decisions == (UPath(work / "moved"),)
+    made = manifest.read(UPath(work / "work/dedup"), "dedup")
+    manifest.write(UPath(work / "work/dedup"), made | {"finished": False})
+    with pytest.raises(OutputError, match="work/dedup: these decisions on the clusters are unfinished"):
+        dedup(work / "new", THRESHOLD, against=work / "work/clusters", out=work / "e")
+
+
+def test_decisions_that_others_went_by_and_that_are_gone(work, caplog):
+    dedup(work / "new", THRESHOLD, against=work / "work/dedup", out=work / "e")
+    manifest.remove(UPath(work / "work/dedup"))
+    apply(work / "e", work / "new.parquet", work / "kept")
+    assert "whether all twins stay is not known" in caplog.text
+
+
+def test_clusters_that_are_assigned_once_more_know_their_decisions(work, monkeypatch):
+    """Also if that fails in between."""
+    dedup(work / "new", THRESHOLD, out=work / "d")
+    given = work / "new.parquet", work / "work/model", work / "new"
+    with monkeypatch.context() as broken:
+        broken.setattr(workflow, "regroup", None)
+        with pytest.raises(TypeError):
+            assign_files(*given, overwrite=True)
+    assign_files(*given)
+    assert open_against(work / "new").decisions == (UPath(work / "d"),)
+    assign_files(*given, overwrite=True)
+    assert open_against(work / "new").decisions == (UPath(work / "d"),)
+
+
+def test_storage_that_is_only_read(work, monkeypatch, caplog):
+    def refuse(*_):
+        raise NotImplementedError
+
+    write = manifest.write_json
+    monkeypatch.setattr(
+        manifest, "write_json", lambda path, value: (refuse if NOTES in str(path) else write)(path, value)
+    )
+    dedup(work / "new", THRESHOLD, out=work / "d")
+    assert "cannot be noted here (this kind of storage is only read)" in caplog.text

@@ -21,6 +21,14 @@ SCRIPT = "from daskmeans.__main__ import main; main()"
 SIGNALS = {"once": (os.killpg, 1), "to the command alone": (os.kill, 1), "five times": (os.killpg, 5)}
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Whoever runs the tests may ignore Ctrl-C, which processes inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def started(*words: object, script: str = SCRIPT) -> subprocess.Popen:
     """A command in a process group of its own, as a terminal starts it."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -125,3 +133,13 @@ def test_workers_do_not_hear_interrupts(again):
             client.restart()
         assert set(client.run(hears_interrupts).values()) == {False}
     assert hears_interrupts()
+
+
+def test_a_command_in_the_background_ignores_interrupts(embeddings, tmp_path):
+    """As shells have it: what they start there, without job control, inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = started("fit", embeddings, "--n-clusters", 3, "--model", tmp_path / "model", "--n-workers", 1)
+    importing(process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    process.communicate()

@@ -107,3 +107,26 @@ def test_oldest_versions_are_the_lower_bounds() -> None:
 def test_every_requirement_has_an_oldest_version() -> None:
     project = tomllib.loads(oldest.PROJECT.read_text())["project"]
     assert len(list(oldest.pins(project, [*project["dependencies"], "daskmeans[test]"]))) > 20
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_defaults_outlive_a_setting_that_was_open_as_they_were_read():
+    code = """
+import dask, numpy as np, daskmeans
+with dask.config.set({"daskmeans.tile-bytes": "1MiB"}):
+    daskmeans.KMeans(2).fit(np.eye(3))
+print(daskmeans.KMeans(2).fit(np.eye(3)).n_clusters)
+"""
+    assert run_python(code) == "2\n"
+
+
+def test_what_is_public_is_there_and_modules_are_found():
+    code = """
+import daskmeans
+print([name for name in daskmeans.__all__ if not hasattr(daskmeans, name)])
+print(daskmeans.workflow.fit.__name__, daskmeans.errors.DataError.__name__, hasattr(daskmeans, "nothing"))
+"""
+    assert run_python(code) == "[]\nfit DataError False\n"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, provenance
+from daskmeans import KMeans, apply, dedup, provenance, run
 from daskmeans.embedding.step import embed
 from daskmeans.errors import UsageError
 from daskmeans.leak import leak
@@ -132,3 +132,14 @@ def test_few_are_no_matter(tmp_path, caplog) -> None:
     fit(given, tmp_path / "model", KMeans(3), SKIP)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert pq.read_metadata(tmp_path / "model" / "_rejects" / "rejects.parquet").num_rows == 19
+
+
+def test_a_file_of_data_is_no_list_because_of_its_name(tmp_path):
+    """Also when we have written it: what was applied keeps its names and columns."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "rejects"):
+        columns = {"id": [f"{name}{i}" for i in range(5)], "v": [[1.0, float(i)] for i in range(5)]}
+        pq.write_table(pa.table(columns | {"reason": ["x"] * 5}), tmp_path / "in" / f"{name}.parquet")
+    result = run(tmp_path / "in", tmp_path / "work", KMeans(2), threshold=1.0)
+    apply(result.path, tmp_path / "in", tmp_path / "out")
+    assert [file.name for file in find_files(tmp_path / "out")] == ["a.parquet", "rejects.parquet"]

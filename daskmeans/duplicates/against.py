@@ -20,15 +20,15 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import manifest, runtime
-from daskmeans.duplicates.decisions import NOTES
+from daskmeans.duplicates.decisions import BESIDE, NOTES
 from daskmeans.duplicates.result import decision_files
-from daskmeans.errors import DataError, NotFoundError
+from daskmeans.errors import DataError, NotFoundError, OutputError
 from daskmeans.provenance import CHECKED
 from daskmeans.vectors.buckets import Buckets, Part, as_of, lean_of, open_buckets
 from daskmeans.vectors.files import Input, open_path, reading
 
-# Where a run has its decisions, beside its clusters.
-BESIDE = "dedup"
+# How decisions are that were made on clusters.
+FINISHED, UNFINISHED, GONE = "finished", "unfinished", "gone"
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,16 @@ def open_against(path: Input, storage_options: Mapping[str, Any] | None = None) 
     Raises
     ------
     NotFoundError, OutputError
-        It is neither, or is unfinished; or the clusters that decisions were made on are no longer there.
+        It is neither, or is unfinished; or decisions on the clusters are; or the clusters of decisions are no longer
+        there.
     """
     folder = open_path(path, storage_options)
     found = manifest.peek(folder)
     if found is None or found["step"] != "dedup":
         buckets = open_buckets(folder)
-        return Against(buckets, known_decisions(buckets))
+        on = _decisions_on(buckets, storage_options)
+        _check_known(buckets, on)
+        return Against(buckets, tuple(path for path, state in on.items() if state == FINISHED))
     made = manifest.read(folder, "dedup")["inputs"]
     buckets = open_buckets(open_path(made["clusters"], {**folder.storage_options, **(storage_options or {})}))
     if as_of(buckets, made["made"]) is None:
@@ -104,20 +107,60 @@ def open_against(path: Input, storage_options: Mapping[str, Any] | None = None) 
     return Against(buckets, (folder,), alone=True)
 
 
-def known_decisions(buckets: Buckets) -> tuple[UPath, ...]:
+def known_decisions(buckets: Buckets, storage_options: Mapping[str, Any] | None = None) -> tuple[UPath, ...]:
     """Directories of the finished decisions on `buckets`, or on what they were before rows were appended."""
-    notes = buckets.path / NOTES
-    noted = [json.loads(note.read_text())["decisions"] for note in notes.glob("*.json")] if notes.exists() else []
-    options = buckets.path.storage_options
-    paths = [open_path(path, options) for path in {*noted, str(buckets.path.parent / BESIDE)}]
-    return tuple(sorted((path for path in paths if _is_on(path, buckets)), key=str))
+    return tuple(path for path, state in _decisions_on(buckets, storage_options).items() if state == FINISHED)
 
 
-def _is_on(path: UPath, buckets: Buckets) -> bool:
-    """Whether `path` holds finished decisions on `buckets`."""
-    found = manifest.peek(path)
-    ours = found is not None and found["finished"] and found["step"] == "dedup"
-    return ours and as_of(buckets, found["inputs"]["made"]) is not None  # type: ignore[index]
+def _decisions_on(buckets: Buckets, storage_options: Mapping[str, Any] | None) -> dict[UPath, str]:
+    """How decisions on `buckets` are, by directory: finished, unfinished, or gone from where they were noted."""
+    options = {**buckets.path.storage_options, **(storage_options or {})}
+    notes = sorted((buckets.path / NOTES).glob("*.json"), key=str) if (buckets.path / NOTES).exists() else []
+    noted = []
+    for note in notes:
+        with reading(note):
+            noted.append(json.loads(note.read_text())["decisions"])
+    beside = buckets.path.parent / BESIDE
+    states = {
+        path: _state(path, buckets) for path in sorted({*(open_path(p, options) for p in noted), beside}, key=str)
+    }
+    if states[beside] == GONE:
+        del states[beside]
+    return {path: state for path, state in states.items() if state}
+
+
+def _state(path: UPath, buckets: Buckets) -> str:
+    """How the decisions in `path` are; empty if they are on other clusters than `buckets`."""
+    with reading(path):
+        found = manifest.peek(path)
+    if found is None:
+        return GONE
+    if found["step"] != "dedup" or as_of(buckets, found["inputs"].get("made", "")) is None:
+        return ""
+    return FINISHED if found["finished"] else UNFINISHED
+
+
+def _check_known(buckets: Buckets, on: Mapping[UPath, str]) -> None:
+    """Refuse to go by decisions that are being made, and tell of what cannot be known."""
+    for path, state in on.items():
+        if state == UNFINISHED:
+            raise OutputError(
+                "these decisions on the clusters are unfinished",
+                where=str(path),
+                expected="finished decisions, which tell what stays",
+                remedy="run the command that makes them again, remove them, or name others for --against",
+            )
+        if state == GONE:
+            runtime.logger.warning(
+                "%s: decisions on these clusters were in %s and are gone, so the rows that they dropped count; if they "
+                "were moved, name their directory for --against",
+                buckets.path,
+                path,
+            )
+    if not on:
+        runtime.logger.info(
+            "%s: all %s rows count, as no decisions on them are known", buckets.path, f"{buckets.rows:,}"
+        )
 
 
 def dropped_ids(decisions: Sequence[UPath], client: Client | None) -> pa.ChunkedArray | None:
@@ -139,7 +182,7 @@ def _staying(buckets: Buckets, part: Part, dropped: pa.ChunkedArray) -> np.ndarr
     return pc.invert(pc.is_in(ids.cast(dropped.type), dropped)).to_numpy()
 
 
-def refuse_fallen(path: UPath, client: Client | None) -> None:
+def refuse_fallen(path: UPath, client: Client | None, storage_options: Mapping[str, Any] | None = None) -> None:
     """Refuse the decisions in `path` if a row went for one of other clusters that has gone from there since.
 
     It may be dropped by decisions that were made later, or the clusters are made anew. Clusters that are no longer
@@ -149,9 +192,11 @@ def refuse_fallen(path: UPath, client: Client | None) -> None:
     ------
     DataError
     """
+    options = {**path.storage_options, **(storage_options or {})}
     for told in manifest.read(path, "dedup")["inputs"].get("against", ()):
-        clusters = open_path(told["clusters"], path.storage_options)
-        found = manifest.peek(clusters)
+        clusters = open_path(told["clusters"], options)
+        with reading(clusters):
+            found = manifest.peek(clusters)
         if found is None or not found["finished"] or found["step"] != "assign":
             continue
         buckets = open_buckets(clusters)
@@ -162,20 +207,37 @@ def refuse_fallen(path: UPath, client: Client | None) -> None:
                 expected=f"the clusters that the decisions in {path} went by",
                 remedy="append again what was appended, or run the same `daskmeans dedup` with --overwrite",
             )
-        by = [open_path(one["decisions"], path.storage_options) for one in told.get("decided", ())]
-        by = [one for one in by if _is_on(one, buckets)] if told.get("alone") else list(known_decisions(buckets))
-        dropped = dropped_ids(by, client)
-        if dropped is None:
-            continue
-        fallen = runtime.compute([delayed(_fallen, pure=False)(file, dropped) for file in decision_files(path)])
-        if count := sum(fallen):
-            raise DataError(
-                f"{count:,} rows went for rows of {clusters} that are dropped there by now",
-                where=str(path),
-                expected=f"the rows that stay by {', '.join(map(str, by))}",
-                remedy="run the same `daskmeans dedup` again with --overwrite; if its rows are appended already, "
-                "assign all rows together into new clusters, and deduplicate those",
-            )
+        _refuse_dropped(path, buckets, _now(path, buckets, told, options), client)
+
+
+def _now(path: UPath, buckets: Buckets, told: dict[str, Any], options: Mapping[str, Any]) -> list[UPath]:
+    """By which decisions rows of `buckets` stay now, in the eyes of `path`, of which a manifest has `told`."""
+    then = [open_path(one["decisions"], options) for one in told.get("decided", ())]
+    now = [one for one in then if _state(one, buckets) == FINISHED]
+    if len(now) < len(then):
+        gone = next(one for one in then if one not in now)
+        runtime.logger.warning(
+            "%s: it went by the decisions in %s, which are not there now: whether all twins stay is not known",
+            path,
+            gone,
+        )
+    return now if told.get("alone") else list(known_decisions(buckets, options))
+
+
+def _refuse_dropped(path: UPath, buckets: Buckets, by: Sequence[UPath], client: Client | None) -> None:
+    """Refuse the decisions in `path` if they name a row of `buckets` as staying that is dropped `by` others."""
+    dropped = dropped_ids(by, client)
+    if dropped is None:
+        return
+    fallen = runtime.compute([delayed(_fallen, pure=False)(file, dropped) for file in decision_files(path)])
+    if count := sum(fallen):
+        raise DataError(
+            f"{count:,} rows went for rows of {buckets.path} that are dropped there by now",
+            where=str(path),
+            expected=f"the rows that stay by {', '.join(map(str, by))}",
+            remedy="run the same `daskmeans dedup` again with --overwrite; if its rows are appended already, "
+            "run or assign all rows together, old and new, with another --out",
+        )
 
 
 def _fallen(file: UPath, dropped: pa.ChunkedArray) -> int:

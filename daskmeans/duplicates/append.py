@@ -6,7 +6,7 @@ is replaced last. Until then they are nobody's, and the next append removes them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate, pairwise
 from typing import Any
@@ -90,7 +90,14 @@ def _stored(type_: pa.DataType) -> pa.DataType:
     return pa.string() if any(is_kind(type_) for is_kind in kinds) else type_
 
 
-def is_appended(old: Buckets, new: Buckets, settings: Settings, decisions: UPath, client: Client | None) -> bool:
+def is_appended(
+    old: Buckets,
+    new: Buckets,
+    settings: Settings,
+    decisions: UPath,
+    client: Client | None,
+    storage_options: Mapping[str, Any] | None,
+) -> bool:
     """Whether `old` holds the kept rows of `new` already, by the decisions with these settings in `decisions`.
 
     Raises
@@ -106,7 +113,7 @@ def is_appended(old: Buckets, new: Buckets, settings: Settings, decisions: UPath
             continue
         found = manifest.peek(decisions)
         if found and found["finished"] and manifest.identity(found) == batch["decided"] and _same(settings, found):
-            refuse_fallen(decisions, client)
+            refuse_fallen(decisions, client, storage_options)
             runtime.logger.info("%s rows are appended already: %s", f"{batch['rows']:,}", old.path)
             return True
         raise UsageError(

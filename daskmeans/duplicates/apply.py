@@ -47,9 +47,9 @@ def apply(
 ) -> dict[str, Any]:
     """Write the kept rows of the original files to `out`.
 
-    Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. Row groups larger than 32
-    MiB become several. File names, directories
-    and the order of rows stay as they are; the originals are not touched.
+    Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. Row groups larger than
+    32 MiB become several. File names, directories and the order of rows stay as they are; the originals are not
+    touched.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def apply(
     roots = directories(inputs, storage_options)
     refuse_overlap(target, [*roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
-    refuse_fallen(folder, client)
+    refuse_fallen(folder, client, storage_options)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
     described = {"decisions": str(folder), "files": [str(file) for file in files]}
     need = sum(facts(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
@@ -139,8 +139,10 @@ def _id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
     """The column of ids by which the decisions in `folder` were made, which must be the `given` one if there is any."""
     known = decided.get("id_field")
     if known is None:  # decisions of before that was noted, whose clusters may be there
-        clusters = manifest.peek(open_path(decided["inputs"]["clusters"], folder.storage_options)) or {}
-        known = clusters.get("id_field", given or "id")
+        made = decided["inputs"]
+        clusters = manifest.peek(open_path(made["clusters"], folder.storage_options)) or {}
+        same = clusters.get("finished") and manifest.identity(clusters | {"appended": []}) == made.get("made")
+        known = clusters["id_field"] if same else given or "id"
     if given not in (None, known):
         raise UsageError(
             f"the decisions were made by another column than {given!r}",

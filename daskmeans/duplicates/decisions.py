@@ -17,7 +17,7 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, provenance, runtime
+from daskmeans import manifest, provenance, runtime, stores
 from daskmeans.duplicates import recall
 from daskmeans.duplicates.edges import Edges, read_edges, read_gauge, stored_floor
 from daskmeans.duplicates.rank import needed, rank
@@ -29,6 +29,8 @@ from daskmeans.vectors.files import reached
 SUMMARY = "summary.json"
 # Directory of the clusters in which the decisions on them are noted; other readers of Parquet pass it over.
 NOTES = "_decisions"
+# Where a run has its decisions, beside its clusters: these need no note.
+BESIDE = "dedup"
 
 
 def decide_stored(
@@ -104,7 +106,7 @@ def conclude(
     manifest.write_json(step.path / SUMMARY, summary)
     step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
     step.facts |= manifest.checksums(step.path, SUMMARY) | {"id_field": buckets.id_field}
-    if noted:
+    if noted and step.path != buckets.path.parent / BESIDE:
         _note(buckets, step.path)
 
 
@@ -114,12 +116,14 @@ def _note(buckets: Buckets, decisions: UPath) -> None:
     try:
         note.parent.mkdir(exist_ok=True)
         manifest.write_json(note, {"decisions": str(decisions)})
-    except OSError as error:
+    except Exception as error:
+        if not (isinstance(error, NotImplementedError) or stores.has_failed(error)):  # such as http, which is only read
+            raise
         runtime.logger.warning(
             "%s: the decisions in %s cannot be noted here (%s), so name them and not the clusters for --against",
             buckets.path,
             decisions,
-            error.strerror or error,
+            str(error) or "this kind of storage is only read",
         )
 
 

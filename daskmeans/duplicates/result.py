@@ -87,8 +87,7 @@ class DedupResult:
 
     def __init__(self, path: UPath, clusters: UPath) -> None:
         self.path, self._clusters = path, clusters
-        found = json.loads(manifest.read_checked(path, SUMMARY, manifest.read(path, "dedup")))
-        self.summary: dict[str, Any] = {"rejected": 0} | found  # which decisions of before do not tell
+        self.summary: dict[str, Any] = json.loads(manifest.read_checked(path, SUMMARY, manifest.read(path, "dedup")))
 
     @property
     def recall(self) -> dict[str, Any]:
@@ -261,7 +260,7 @@ class DedupResult:
         >>> _ = UPath(f"{folder}/in/rows.jsonl").write_text(lines)
         >>> result = dkm.run(f"{folder}/in", f"{folder}/out", dkm.KMeans(n_clusters=2), threshold=0.9, overwrite=True)
         >>> result.curve([0.9, 0.99]).to_numpy().tolist()
-        [[0.9, 2.0, 1.0, 1.0], [0.99, 3.0, 1.0, 0.0]]
+        [[0.9, 2.0, 0.0, 2.0], [0.99, 3.0, 1.0, 0.0]]
         """
         floor = self.summary.get("pairs", {}).get("floor", 1.0)
         steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds

@@ -143,7 +143,7 @@ def dedup(
     target = temporary() if out is None else open_path(out, storage_options)
     decisions = [path for each in held_against for path in each.decisions]
     refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
-    if append and is_appended(others[0], buckets, settings, target, client):
+    if append and is_appended(others[0], buckets, settings, target, client, storage_options):
         return DedupResult(target, buckets.path)
     inputs = dedup_inputs(buckets, [each.described() for each in held_against])
     if not (append and is_decided(settings, inputs, target)):
@@ -218,10 +218,11 @@ def _refuse_extended(buckets: Buckets) -> None:
     if appended := buckets.manifest.get("appended"):
         rows = sum(batch["rows"] for batch in appended)
         raise UsageError(
-            f"{rows:,} rows of other clusters were appended to these, and more went for rows that are here",
+            f"{rows:,} rows of other clusters were appended to these, and some of theirs were dropped because a row "
+            "here stays: deciding anew could leave them without it",
             where=str(buckets.path),
             expected="clusters to which nothing was appended",
-            remedy="to decide otherwise, assign all rows together into new clusters, and deduplicate those",
+            remedy="to decide otherwise, run or assign all rows together, old and new, with another --out",
         )
 
 

@@ -63,8 +63,8 @@ def rounding_of(X: Any, column: str | None = None) -> Rounding | None:
 def _some_rows(X: Any, column: str | None) -> np.ndarray | None:
     if isinstance(X, pd.DataFrame) and not is_frame_of_numbers(X, column):
         X = X[vector_column(X, column)]
-    type_ = getattr(X, "dtype", None)
-    if not len(X) or _is_held(type_):
+    on_device = hasattr(X, "__cuda_array_interface__") or hasattr(X, "to_arrow")
+    if on_device or not len(X) or _is_held(getattr(X, "dtype", None)):
         return None
     rows = np.unique(np.linspace(0, len(X) - 1, min(len(X), ROWS)).astype(int))
     if isinstance(X, pd.DataFrame):
@@ -72,8 +72,6 @@ def _some_rows(X: Any, column: str | None) -> np.ndarray | None:
     if isinstance(X, pd.Series):
         lists = pa.chunked_array([pa.array(X.iloc[rows])]).combine_chunks()
         return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)  # type: ignore[no-any-return]
-    if hasattr(X, "__cuda_array_interface__") or hasattr(X, "to_arrow"):
-        return None
     return np.asarray([X[i] for i in rows] if isinstance(X, (list, tuple)) else np.asarray(X)[rows])
 
 

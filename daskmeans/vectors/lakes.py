@@ -39,11 +39,10 @@ def refuse_parts(folders: Iterable[UPath]) -> None:
 
 
 def _around(folder: UPath) -> Iterator[UPath]:
-    """`folder` and those above it that may be the directory of a table: partitions lie in ``column=value``."""
-    yield folder
+    """What may be the directory of a table that has files in `folder`: partitions lie in ``column=value``."""
     while "=" in folder.name:
         folder = folder.parent
-        yield folder
+    yield folder
     yield folder.parent
 
 

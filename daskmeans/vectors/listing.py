@@ -75,22 +75,38 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
     return found
 
 
-def added(inputs: Sequence[UPath], known: Sequence[UPath]) -> list[UPath]:
-    """Files of `inputs`, as :func:`open_path` gives them, that are not among `known`."""
+def warn_of_added(inputs: Sequence[UPath], known: Sequence[UPath]) -> None:
+    """Say aloud which files of `inputs`, as :func:`open_path` gives them, are not among `known`, which were read."""
     before = {file.path for file in known}
-    return [file for path in inputs for file in _expand(path).files if file.path not in before]
+    new = [file for path in inputs for file in _listed(path) if file.path not in before and _is_known(file)]
+    if new:
+        runtime.logger.warning(
+            "%s: %s files were added while the input was being read, and are not in what was made: %s",
+            new[0].parent,
+            f"{len(new):,}",
+            _some(new),
+        )
 
 
 def _expand(path: UPath) -> Found:
+    files = _listed(path)
+    if files == [path]:
+        format_of(path)
+        return Found(files, [])
+    with reading(path):
+        refuse_parts(dict.fromkeys(file.parent for file in files))
+        return _told_apart(files, path)
+
+
+def _listed(path: UPath) -> list[UPath]:
+    """All files that `path` stands for, whatever they are."""
     with reading(path):
         if path.is_file():
-            format_of(path)
-            return Found([path], [])
+            return [path]
         if path.is_dir():
-            refuse_parts([path])
-            return _told_apart(_in_directory(path, _below(path)), path)
+            return _in_directory(path, _below(path))
         if _has_magic(path.path):
-            return _told_apart(_in_glob(path), path)
+            return _in_glob(path)
     raise NotFoundError("no such path", where=str(path), expected="a file, a directory or a glob")
 
 
@@ -152,7 +168,6 @@ def _in_glob(pattern: UPath) -> list[UPath]:
             files[match.path] = match
         elif asked or not _is_hidden(match.name):  # `**` matches a directory and also the files in it
             files |= {file.path: file for file in _in_directory(match, fs)}
-    refuse_parts({file.parent.path: file.parent for file in files.values()}.values())
     return [files[path] for path in sorted(files)]
 
 
@@ -182,6 +197,8 @@ def _refuse_parquet(others: list[UPath], where: UPath) -> None:
 
 
 def _is_parquet(file: UPath) -> bool:
+    if is_local(file) and not os.path.isfile(file.path):  # such as a pipe, of which there would be no end
+        return False
     start = b""
     with stores.tolerated(), file.open("rb") as stream:  # such as a link to nowhere
         start = stream.read(4)
@@ -217,7 +234,8 @@ def _is_old_list(file: UPath) -> bool:
     if file.name != OLD_REJECTS:
         return False
     with reading(file):
-        return is_signed(schema := pq.read_schema(file.path, filesystem=file.fs)) and "reason" in schema.names
+        schema = pq.read_schema(file.path, filesystem=file.fs)
+        return is_signed(schema) and {*schema.names} - {"input"} == {"id", "file", "row", "reason"}
 
 
 def _is_no_data(file: UPath) -> bool:

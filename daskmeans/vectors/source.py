@@ -21,7 +21,7 @@ from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
 from daskmeans.vectors.files import Input, common_parent, facts, format_of, listed, open_path
-from daskmeans.vectors.listing import added, find_files
+from daskmeans.vectors.listing import find_files, warn_of_added
 from daskmeans.vectors.looks import find_dimension, first_looks, look_at, look_of, told_schema
 from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.slices import Partition, pack, spread
@@ -139,7 +139,7 @@ class Source:
         Raises
         ------
         DataError, NotFoundError
-            One has been written, added or removed since.
+            One has been written or removed since. Files that were added are told of in a warning.
         """
         for path, before, now in zip(self.given, self.stamps, _stamps(self.given), strict=True):
             if before != now:
@@ -148,15 +148,7 @@ class Source:
                     where=str(path),
                     remedy="leave the input alone while it is read, and run the command again",
                 )
-        if new := added(self.inputs, self.given):
-            raise DataError(
-                f"{len(new):,} files were added while the input was being read"
-                if len(new) > 1
-                else "the file was added while the input was being read",
-                where=str(new[0]),
-                expected="a directory or a glob whose files stay the same, as rows of others would be missed",
-                remedy="run the command again, or name the files to be read, by a glob that matches no later ones",
-            )
+        warn_of_added(self.inputs, self.given)
 
 
 def open_source(
