@@ -160,7 +160,9 @@ def test_the_manifest_tells_what_was_appended(tmp_path, stores):
             with pytest.raises(NotFoundError, match=r"old: rows were appended .*\n.*\n  remedy: .* before --append"):
                 use(threshold)
     assert was.groups(5)
-    with pytest.raises(UsageError, match=r"old: \d+ rows of other clusters were appended .*\n.*\n.*into new clusters"):
+    with pytest.raises(
+        UsageError, match=r"old: \d+ rows of other clusters were appended .*\n.*\n.*together, old and new"
+    ):
         dedup(old, 0.9, search="exact", out=tmp_path / "was", overwrite=True)
     assert open_decisions(tmp_path / "d1").groups(5) == result.groups(5)
     assert len(result.groups(5)) == 5

@@ -31,19 +31,28 @@ def refuse_tables(root: UPath, names: Sequence[str]) -> None:
 
 
 def refuse_parts(folders: Iterable[UPath]) -> None:
-    """Raise UsageError if the files of one of `folders` belong to a table, whose directory may lie above."""
-    for place in dict.fromkeys(place for folder in folders for place in _around(folder)):
-        for kind, (folder, ending) in LOGS.items():
-            if _is_log(place / folder, ending):
+    """Raise UsageError if the files of one of `folders` belong to a table, whose directory may lie above.
+
+    Partitions lie in ``column=value``. There may be thousands of them, each of which would cost requests, so that of
+    partitions the first alone is looked at: where it is a table of its own, the others will be, too.
+    """
+    given = list(folders)
+    places = dict.fromkeys(_partitions(given[0])) if given else {}
+    for folder in given:
+        while "=" in folder.name:
+            folder = folder.parent
+        places |= dict.fromkeys((folder, folder.parent))
+    for place in places:
+        for kind, (log, ending) in LOGS.items():
+            if _is_log(place / log, ending):
                 raise _refused(kind, place)
 
 
-def _around(folder: UPath) -> Iterator[UPath]:
-    """What may be the directory of a table that has files in `folder`: partitions lie in ``column=value``."""
+def _partitions(folder: UPath) -> Iterator[UPath]:
+    """`folder` and those above it that are partitions."""
     while "=" in folder.name:
+        yield folder
         folder = folder.parent
-    yield folder
-    yield folder.parent
 
 
 def _is_log(folder: UPath, ending: str) -> bool:
