@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -17,11 +18,23 @@ GRACE = 5.0
 
 
 def leave(*_: object) -> NoReturn:
-    """End this process, as a handler of a signal may; workers that it has started notice that it is gone, and end."""
+    """End this process, as a handler of a signal may, and those that it has started."""
+    _end_children()
     cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
     with contextlib.suppress(OSError):
         os.write(2, f"{cursor}\nerror {INTERRUPTED}\n".encode())
     os._exit(STATUS)
+
+
+def _end_children() -> None:
+    """They would notice by themselves, but one that is just starting says so with a traceback."""
+    if "psutil" not in sys.modules:  # dask's: before it is imported there are no children
+        return
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
 
 
 @contextlib.contextmanager
