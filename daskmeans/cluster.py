@@ -22,6 +22,8 @@ from daskmeans.dashboard import PAGE, add_page
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 from daskmeans.interrupts import deaf_loop
 
+# What workers import as they start, so that no step waits for it: the package imports nothing before it is asked for.
+PRELOAD = ["daskmeans.workflow"]
 # What Dask's processes do on the side takes a tenth of a core, of two, which tasks need; so seldom, a third of that.
 QUIET = {
     "distributed.worker.profile.interval": "100ms",
@@ -207,6 +209,7 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
             dashboard_address=settings.dashboard_address,
             local_directory=settings.local_directory,
             silence_logs=logging.CRITICAL,
+            preload=PRELOAD,
         )
 
 
