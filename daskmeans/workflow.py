@@ -279,14 +279,15 @@ def _decided(buckets: Buckets, path: UPath) -> Buckets:
     """`buckets` as they were when the decisions in `path` were made on them, if rows were only appended since."""
     found = manifest.peek(path)
     before = as_of(buckets, found["inputs"].get("made", "")) if found else None
-    if before is None or before.rows == buckets.rows:
+    if before is None:
         return buckets
-    runtime.logger.info(
-        "%s: %s rows were appended since the decisions were made, and stay as they are",
-        buckets.path,
-        f"{buckets.rows - before.rows:,}",
-    )
-    return before
+    if before.rows < buckets.rows:
+        runtime.logger.info(
+            "%s: %s rows were appended since the decisions were made, and stay as they are",
+            buckets.path,
+            f"{buckets.rows - before.rows:,}",
+        )
+    return before  # also after a batch of which no row was kept: the clusters have another identity since
 
 
 def _finished(path: UPath) -> dict[str, Any]:

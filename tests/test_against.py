@@ -258,3 +258,15 @@ def test_storage_that_is_only_read(work, monkeypatch, caplog):
     )
     dedup(work / "new", THRESHOLD, out=work / "d")
     assert "cannot be noted here (this kind of storage is only read)" in caplog.text
+
+
+def test_a_run_goes_on_after_an_append_of_nothing(work):
+    """Of a batch of copies no row is kept, but the clusters know that it was there."""
+    kept = kept_of(work / "work/dedup")
+    places = [i for i in range(OLD) if IDS[i] in kept][:30]
+    write_embeddings(work / "copies.parquet", X[places], [f"copy-{i}" for i in places])
+    assign_files(work / "copies.parquet", work / "work/model", work / "copies")
+    added = dedup(work / "copies", THRESHOLD, against=work / "work/clusters", out=work / "e", append=True)
+    assert added.summary["kept"] == 0
+    again = run(work / "old.parquet", work / "work", KMeans(4), threshold=THRESHOLD)
+    assert again.summary["kept"] == len(kept)
