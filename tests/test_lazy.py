@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 
@@ -48,7 +49,7 @@ def series(client):
 
 
 def frame_of_a_future(client):
-    return dd.from_delayed([client.submit(rows_frame)])
+    return dd.from_delayed([client.submit(copy.copy, rows_frame())])  # workers cannot import this file
 
 
 ARRAYS = [array, computed_from_an_array, array_of_a_future, array_of_scattered_rows]
