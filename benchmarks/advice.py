@@ -22,9 +22,9 @@ from dask.utils import format_bytes
 from synthetic import embeddings
 
 import daskmeans as dkm
-from daskmeans import workflow
-from daskmeans.advice import advise
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.planner.advise import advise
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.steps.run import run
 from daskmeans.vectors.matrix import to_column
 
 STEPS = {"fit": "model", "assign": "clusters", "dedup": "dedup"}
@@ -49,7 +49,7 @@ def inputs(args: argparse.Namespace, folder: Path) -> Iterator[tuple[int, Path]]
 def measured(path: Path, out: Path, n_clusters: int) -> dict[str, dict[str, float]]:
     """Seconds and peak bytes of a worker, by step."""
     with cluster(ClusterSettings(dashboard_address=":0")) as client:
-        workflow.run(path, out, dkm.KMeans(n_clusters), 0.9, search="clusters", client=client)
+        run(path, out, dkm.KMeans(n_clusters), 0.9, search="clusters", client=client)
     made = {step: json.loads((out / name / "manifest.json").read_text()) for step, name in STEPS.items()}
     return {step: {"seconds": m["seconds"], "worker_bytes": m["peak_bytes"]["worker"]} for step, m in made.items()}
 

@@ -16,9 +16,10 @@ import dask
 import numpy as np
 from common import new_record, parser, read_rows, spread, table, write
 
-from daskmeans import KMeans, manifest
+from daskmeans import KMeans
 from daskmeans.errors import ConvergenceWarning
-from daskmeans.kernels.tile import capability
+from daskmeans.kernels.microkernel import capability
+from daskmeans.storage import manifest
 
 
 def fitted(X: np.ndarray, k: int) -> KMeans:

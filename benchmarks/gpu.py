@@ -26,10 +26,10 @@ from common import TOLERANCE
 from synthetic import embeddings
 
 import daskmeans as dkm
-from daskmeans import gpus
-from daskmeans.kernels import dense
-from daskmeans.kernels.device import Device
-from daskmeans.kmeans import passes
+from daskmeans.kernels.gpu import dense
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kmeans.engine import passes
+from daskmeans.runtime import gpus
 
 # Different rows that are made; the others are near to these.
 MADE = 100_000

@@ -21,8 +21,9 @@ from common import new_record, seconds, spread, table, write
 from dask.utils import format_bytes, parse_bytes
 
 import daskmeans as dkm
-from daskmeans import forecast, workflow
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.kmeans.memory import forecast_fit
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.steps.fit import fit as fit_files
 from daskmeans.vectors.matrix import to_column
 
 DIMENSION, ROWS_PER_FILE = 384, 50_000
@@ -46,9 +47,9 @@ def fit(at: Path, rows: int, limit: int, args: argparse.Namespace) -> dict:
     """Facts of one fit on workers of this memory limit."""
     settings = ClusterSettings(n_workers=args.n_workers, memory_limit=str(limit), dashboard_address=":0")
     with cluster(settings) as client:
-        foreseen = forecast.fit(rows, DIMENSION, args.n_clusters, client)
+        foreseen = forecast_fit(rows, DIMENSION, args.n_clusters, client)
         model = dkm.KMeans(args.n_clusters, max_iter=args.max_iter)
-        workflow.fit(at / "in", at / "model", model, overwrite=True, client=client)
+        fit_files(at / "in", at / "model", model, overwrite=True, client=client)
     made = json.loads((at / "model" / "manifest.json").read_text())
     return {
         "limit of a worker": limit,

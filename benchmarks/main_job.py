@@ -18,9 +18,9 @@ from dask.system import CPU_COUNT
 from sklearn.cluster import KMeans as Reference
 
 import daskmeans as dkm
-from daskmeans import workflow
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.steps.run import run
 from daskmeans.vectors.matrix import to_matrix
 
 
@@ -29,7 +29,7 @@ def job(path: str, n_clusters: int, threshold: float) -> dict:
     with tempfile.TemporaryDirectory() as folder, cluster(ClusterSettings(dashboard_address=":0")) as client:
         start = time.perf_counter()
         out = Path(folder) / "out"
-        result = workflow.run(path, out, dkm.KMeans(n_clusters), threshold, client=client)
+        result = run(path, out, dkm.KMeans(n_clusters), threshold, client=client)
         seconds = time.perf_counter() - start
         manifests = [json.loads((out / name / "manifest.json").read_text()) for name in ("model", "clusters", "dedup")]
         steps = {m["step"]: {"seconds": m["seconds"], "peak_bytes": m["peak_bytes"]} for m in manifests}

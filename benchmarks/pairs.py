@@ -155,8 +155,8 @@ def main() -> None:
     arguments.add_argument("--slower-runs", type=int, default=1, help="of brute force and semhash (default: 1)")
     arguments.add_argument("--peers", nargs="*", default=["faiss", "torch", "semhash"], choices=list(SEARCHES))
     args = arguments.parse_args()
-    from daskmeans.duplicates.bands import vectors
-    from daskmeans.vectors.buckets import open_buckets
+    from daskmeans.buckets.buckets import open_buckets
+    from daskmeans.pairs.row_blocks import vectors
     from daskmeans.vectors.files import open_path
 
     buckets = open_buckets(open_path(args.clusters))

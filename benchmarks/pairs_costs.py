@@ -22,12 +22,12 @@ from common import new_record, parser, seconds, spread, table, write
 from synthetic import embeddings
 
 import daskmeans as dkm
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates.bands import vectors
-from daskmeans.duplicates.plan import try_exact
-from daskmeans.kernels.codes import encode
-from daskmeans.kernels.sketch import _least, features, sketch
-from daskmeans.vectors.buckets import Buckets, open_buckets
+from daskmeans.buckets.buckets import Buckets, open_buckets
+from daskmeans.kernels.all_pairs import _least, features, sketch
+from daskmeans.kernels.quantize import encode
+from daskmeans.pairs.plan import try_exact
+from daskmeans.pairs.row_blocks import vectors
+from daskmeans.runtime.cluster import ClusterSettings, cluster
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.matrix import to_column
 

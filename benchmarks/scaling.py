@@ -23,8 +23,8 @@ from common import new_record, parser, seconds, spread, table, write
 from synthetic import embeddings
 
 import daskmeans as dkm
-from daskmeans import workflow
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.steps.fit import fit as fit_files
 from daskmeans.vectors.matrix import to_column
 
 ROWS_PER_FILE = 50_000
@@ -65,7 +65,7 @@ def fit(folder: Path, n_clusters: int, max_iter: int, workers: int, partitions: 
         if partitions:
             km.fit(X, client=client)
         else:
-            workflow.fit(folder / "files", folder / "model", km, overwrite=True, client=client)
+            fit_files(folder / "files", folder / "model", km, overwrite=True, client=client)
         whole = time.perf_counter() - began
     updates = sum(update["seconds"] for update in km.iterations_)
     made = {"seconds": whole, "updates": updates, "rest": whole - updates, "number of updates": len(km.iterations_)}

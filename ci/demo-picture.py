@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.demo import demo
+from daskmeans.report.demo import demo
+from daskmeans.runtime.cluster import ClusterSettings, cluster
 
 if __name__ == "__main__":
     console = Console(record=True, width=96, force_terminal=True, color_system="truecolor", highlight=False)

@@ -66,7 +66,7 @@ def command(step: str, rows: Path, whole: Path, out: Path) -> list[str]:
         "apply": ["apply", whole / "dedup", rows, "--out", out],
         "run": ["run", rows, "--n-clusters", 200, "--threshold", 0.9, "--out", out],
     }
-    return [sys.executable, "-c", "from daskmeans.cli import main; main()", *map(str, words[step])]
+    return [sys.executable, "-c", "from daskmeans.cli.main import main; main()", *map(str, words[step])]
 
 
 class Wire:

@@ -36,7 +36,8 @@ import yaml
 from click.testing import CliRunner
 from upath import UPath
 
-from daskmeans import cli
+from daskmeans.cli import main as cli_main
+from daskmeans.cli.main import main as command
 from daskmeans.errors import DaskmeansError
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.source import open_source
@@ -510,7 +511,10 @@ def at_home() -> Iterator[None]:
     def nowhere(settings: object) -> Iterator[None]:
         yield None
 
-    with mock.patch.object(cli, "start_cluster", nowhere), mock.patch.object(cli, "dashboard", lambda client: "none"):
+    with (
+        mock.patch.object(cli_main, "start_cluster", nowhere),
+        mock.patch.object(cli_main, "dashboard", lambda client: "none"),
+    ):
         yield
 
 
@@ -519,7 +523,7 @@ def call(case: Case, words: list[str]) -> bool:
     case.note("daskmeans", *words)
     with at_home(), contextlib.chdir(case.path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = CliRunner().invoke(cli.main, words)
+        found = CliRunner().invoke(command, words)
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise Fault(f"{type(found.exception).__name__}: {found.exception}") from found.exception
     if found.exit_code not in (0, 1, 2) or "Traceback" in found.output:
@@ -620,7 +624,7 @@ def commands(case: Case) -> str:
         "leak": ["rows.parquet", "rows.parquet", "--out", "out"],
         "embed": ["rows.parquet", "--out", "out"],
     }[verb]
-    options = [p for p in cli.main.commands[verb].params if p.name not in FIXED and p.param_type_name == "option"]
+    options = [p for p in command.commands[verb].params if p.name not in FIXED and p.param_type_name == "option"]
     for _ in range(int(case.rng.integers(1, 4))):
         option = case.pick(options)
         how = case.pick(["add", "add", "add", "replace", "drop", "unknown"])
@@ -656,7 +660,7 @@ def configurations(case: Case) -> str:
     X = vectors(case.rng)
     write_rows(case.path / "rows.parquet", X)
     given: dict = {"input": "rows.parquet", "n_clusters": 3, "threshold": 0.9}
-    names = [p.name for p in cli.main.commands["run"].params if p.name not in FIXED | {"inputs"}]
+    names = [p.name for p in command.commands["run"].params if p.name not in FIXED | {"inputs"}]
     for _ in range(int(case.rng.integers(1, 4))):
         key = case.pick([*names, *given, "n-clusters", "thresold", 3, None, "metadata_field"])
         if case.chance(0.1):

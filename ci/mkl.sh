@@ -26,7 +26,7 @@ from helpers import blobs, different, write_embeddings
 
 SCRIPT = """
 import sys, numpy as np, threadpoolctl
-from daskmeans.cli import main
+from daskmeans.cli.main import main
 rng = np.random.default_rng(0)
 X, Y = (rng.normal(size=shape).astype(np.float32) for shape in ((50, 300), (300, 50)))
 print(*sorted({found["internal_api"] for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"}))

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import daskmeans as dkm
-from daskmeans import workflow
 from daskmeans.errors import DaskmeansError
+from daskmeans.steps.fit import fit
 
 WORKERS = 2
 GROWTH = 0.05
@@ -64,7 +64,7 @@ def job(folder: Path, rng: np.random.Generator) -> str:
     what = str(rng.choice(["run exact", "run clusters", "run probes", "fit", "estimator", "apply", "step"]))
     try:
         if what == "fit":
-            workflow.fit(rows, out, km)
+            fit(rows, out, km)
         elif what == "estimator":
             frame = dkm.read_embeddings(rows)
             dkm.assign(frame, km.fit(frame)).compute()

@@ -9,19 +9,19 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from daskmeans.assignment import assign
-    from daskmeans.duplicates.apply import apply
+    from daskmeans.buckets.buckets import open_buckets
+    from daskmeans.buckets.external_sort import write_buckets
     from daskmeans.duplicates.deduplicator import SemanticDeduplicator
     from daskmeans.duplicates.result import DedupResult, open_decisions
-    from daskmeans.duplicates.search import dedup
-    from daskmeans.embedding.step import embed
     from daskmeans.errors import DaskmeansError
+    from daskmeans.kmeans.assign import assign
     from daskmeans.kmeans.estimator import KMeans
-    from daskmeans.reading import Reading
-    from daskmeans.vectors.buckets import open_buckets
-    from daskmeans.vectors.regroup import write_buckets
+    from daskmeans.steps.apply import apply
+    from daskmeans.steps.dedup import dedup
+    from daskmeans.steps.embed import embed
+    from daskmeans.steps.run import run
+    from daskmeans.vectors.options import Reading
     from daskmeans.vectors.source import read_embeddings
-    from daskmeans.workflow import run
 
 __version__ = version("daskmeans")
 
@@ -43,19 +43,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "assignment": ("assign",),
-    "duplicates.apply": ("apply",),
+    "buckets.buckets": ("open_buckets",),
+    "buckets.external_sort": ("write_buckets",),
     "duplicates.deduplicator": ("SemanticDeduplicator",),
-    "duplicates.result": ("DedupResult", "open_decisions"),
-    "duplicates.search": ("dedup",),
-    "embedding.step": ("embed",),
+    "duplicates.result": (
+        "DedupResult",
+        "open_decisions",
+    ),
     "errors": ("DaskmeansError",),
+    "kmeans.assign": ("assign",),
     "kmeans.estimator": ("KMeans",),
-    "reading": ("Reading",),
-    "vectors.buckets": ("open_buckets",),
-    "vectors.regroup": ("write_buckets",),
+    "steps.apply": ("apply",),
+    "steps.dedup": ("dedup",),
+    "steps.embed": ("embed",),
+    "steps.run": ("run",),
+    "vectors.options": ("Reading",),
     "vectors.source": ("read_embeddings",),
-    "workflow": ("run",),
 }
 
 

@@ -2,14 +2,14 @@
 
 import signal
 
-from daskmeans.interrupts import leave
+from daskmeans.cli.interrupts import leave
 
 
 def main() -> None:
     """Run the command line of this process."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells do for what runs in the background
         signal.signal(signal.SIGINT, leave)
-    from daskmeans.cli import kmeans
+    from daskmeans.cli.main import kmeans
 
     try:
         kmeans(prog_name="daskmeans")

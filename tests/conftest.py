@@ -18,9 +18,9 @@ import hypothesis
 import pytest
 from distributed.deploy.spec import SpecCluster
 
-from daskmeans import gpus
-from daskmeans.cluster import QUIET
-from daskmeans.kernels.device import Cuda, Device
+from daskmeans.kernels.gpu.device import Cuda, Device
+from daskmeans.runtime import gpus
+from daskmeans.runtime.cluster import QUIET
 from helpers import blobs, write_embeddings
 
 # The same cases in every run; the first call of a kernel compiles it, so time per case means nothing.

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_info
 
+from daskmeans.buckets.external_sort import write_buckets
 from daskmeans.errors import DaskmeansError, DataError
 from daskmeans.vectors.matrix import to_column
-from daskmeans.vectors.regroup import write_buckets
 
 
 def different(found: dict[str, object], expected: dict[str, object]) -> set[str]:

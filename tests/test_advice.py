@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from daskmeans import runtime
-from daskmeans.advice import Model, _proposed, advise
-from daskmeans.cli import main
+from daskmeans.cli.main import main
 from daskmeans.errors import DataError, UsageError
-from daskmeans.trial import Costs, Exact, Trial
+from daskmeans.planner.advise import Model, _proposed, advise
+from daskmeans.planner.trial import Costs, Exact, Trial
+from daskmeans.runtime.client import n_threads
 from helpers import blobs, write_embeddings
 
 UPDATES = 10
@@ -31,7 +31,7 @@ def trial(rows: int, n_clusters: int, fixed: float, comparing: float) -> Trial:
 
 
 def costs(pair: float = 1e-8, compare: float = 1e-9, read: float = 0.0) -> Costs:
-    comparing = {k: UPDATES * 10_000 * k * compare / runtime.n_threads() for k in (10, 40, 160)}
+    comparing = {k: UPDATES * 10_000 * k * compare / n_threads() for k in (10, 40, 160)}
     trials = tuple(trial(10_000, k, 1.0, seconds) for k, seconds in comparing.items())
     return Costs(read, compare, pair, 0.0, trial(250, 2, 0.1, 0.0), trials, 0.0, Exact(0.1, 1e-6, 1e-9))
 
@@ -57,7 +57,7 @@ def test_fits_with_fewer_clusters_than_any_trial_take_as_long_as_the_one_with_fe
 
 
 def test_an_exact_search_takes_time_with_the_square_of_the_rows():
-    threads = runtime.n_threads()
+    threads = n_threads()
     assert model(100_000).exact_seconds == pytest.approx(0.1 + 0.1 + 1e-9 * 5e9 / threads, rel=1e-3)
     assert model(2_000_000).exact_by_default
     assert not model(2_000_100).exact_by_default
@@ -88,7 +88,7 @@ def test_dearer_pairs_ask_for_more_clusters():
 
 def test_clusters_that_memory_cannot_hold_are_not_proposed(thread_client, monkeypatch):
     roomy = _proposed(model(3_000_000, pair=1e-12))[0]
-    monkeypatch.setattr("daskmeans.runtime.memory_per_task", lambda client: 64 << 20)
+    monkeypatch.setattr("daskmeans.runtime.resources.memory_per_task", lambda client: 64 << 20)
     tight = _proposed(model(3_000_000, pair=1e-12))[0]
     assert tight.n_clusters > roomy.n_clusters
     assert tight.worker_bytes["dedup"] < roomy.worker_bytes["dedup"]

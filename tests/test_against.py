@@ -10,14 +10,16 @@ import pytest
 from click.testing import CliRunner
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, manifest, open_buckets, open_decisions, run, workflow
-from daskmeans.cli import main
+from daskmeans import KMeans, apply, dedup, open_buckets, open_decisions, run
+from daskmeans.cli.main import main
 from daskmeans.duplicates.against import known_decisions, open_against
-from daskmeans.duplicates.bands import Band, load
 from daskmeans.duplicates.decisions import NOTES
-from daskmeans.duplicates.edges import pairs_of
 from daskmeans.errors import DataError, NotFoundError, OutputError
-from daskmeans.workflow import assign_files
+from daskmeans.pairs.join import pairs_of
+from daskmeans.pairs.row_blocks import Band, load
+from daskmeans.steps import run as steps_run
+from daskmeans.steps.assign import assign_files
+from daskmeans.storage import manifest
 from helpers import decisions_of, write_embeddings
 
 THRESHOLD, NEAR, DIMENSION = 0.9, 1e-6, 8
@@ -239,7 +241,7 @@ def test_clusters_that_are_assigned_once_more_know_their_decisions(work, monkeyp
     dedup(work / "new", THRESHOLD, out=work / "d")
     given = work / "new.parquet", work / "work/model", work / "new"
     with monkeypatch.context() as broken:
-        broken.setattr(workflow, "regroup", None)
+        broken.setattr(steps_run, "regroup", None)
         with pytest.raises(TypeError):
             assign_files(*given, overwrite=True)
     assign_files(*given)

@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskmeans import errors
-from daskmeans.kernels.nearest import nearest
-from daskmeans.kernels.shortlist import closest, nearest_of, ranks
-from daskmeans.kmeans import ann
-from daskmeans.kmeans.ann import Index, build, sample, tuned
+from daskmeans.kernels.distances import nearest
+from daskmeans.kernels.topk import closest, nearest_of, ranks
+from daskmeans.kmeans import centroid_index
+from daskmeans.kmeans.centroid_index import Index, build, sample, tuned
 from helpers import blobs
 
-needs_faiss = pytest.mark.skipif(ann.find_spec("faiss") is None, reason='no faiss: pip install "daskmeans[ann]"')
+needs_faiss = pytest.mark.skipif(
+    centroid_index.find_spec("faiss") is None, reason='no faiss: pip install "daskmeans[ann]"'
+)
 
 
 def distances(X: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -124,7 +126,7 @@ def test_a_label_depends_on_the_row_alone(monkeypatch):
     order = np.random.default_rng(0).permutation(len(X))
     pieces = np.split(order, [1, 2, 30, 31, 2500])
     assert np.concatenate([sent.nearest(X[rows], centroids) for rows in pieces]).tolist() == labels[order].tolist()
-    monkeypatch.setattr(ann, "TILE", 7)
+    monkeypatch.setattr(centroid_index, "TILE", 7)
     assert index.nearest(X[:100], centroids).tolist() == labels[:100].tolist()
 
 
@@ -132,7 +134,7 @@ def test_a_label_depends_on_the_row_alone(monkeypatch):
 def test_rows_that_meet_empty_lists_are_compared_with_all_centroids():
     X, centroids = spread(50, 8), spread(40, 8, seed=1)
     lists = np.concatenate([centroids[:1] + 1000, centroids[:1]])
-    index = Index(lists, ann._pack(centroids, lists), 1, 4)
+    index = Index(lists, centroid_index._pack(centroids, lists), 1, 4)
     far = np.float32(X + 1000)
     assert index.nearest(far, centroids).tolist() == distances(far, centroids).argmin(1).tolist()
 
@@ -156,7 +158,7 @@ def test_a_recall_that_cannot_be_aimed_at(recall):
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(ann, "find_spec", lambda name: None)
+    monkeypatch.setattr(centroid_index, "find_spec", lambda name: None)
     with pytest.raises(errors.MissingExtraError, match=r'pip install "daskmeans\[ann\]"'):
         tune(spread(50), spread(20))
 

@@ -17,17 +17,19 @@ import pytest
 from click.testing import CliRunner
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, lock, manifest, open_buckets, open_decisions, write_buckets
+from daskmeans import KMeans, apply, dedup, open_buckets, open_decisions, write_buckets
 from daskmeans import assign as assign_rows
-from daskmeans.cli import main
-from daskmeans.duplicates import append, bands, edges, plan
+from daskmeans.buckets import pieces
+from daskmeans.cli.main import main
 from daskmeans.errors import NotFoundError, OutputError, UsageError
-from daskmeans.info import describe
-from daskmeans.reading import Reading
-from daskmeans.vectors import pieces
+from daskmeans.pairs import join, plan, row_blocks
+from daskmeans.planner.describe import describe
+from daskmeans.steps import append
+from daskmeans.steps.assign import assign_files
+from daskmeans.storage import lock, manifest
 from daskmeans.vectors.listing import find_files
+from daskmeans.vectors.options import Reading
 from daskmeans.vectors.source import read_embeddings
-from daskmeans.workflow import assign_files
 from helpers import decisions_of, make_rows, write_embeddings
 
 THRESHOLD = 0.995
@@ -93,7 +95,7 @@ def by_id(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("layout", ["bucketed", "hive"])
 def test_extended_clusters_are_those_of_all_rows(tmp_path, model, monkeypatch, layout):
-    monkeypatch.setattr(bands, "LEAST_ROWS", 17)
+    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
     monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
     monkeypatch.setattr(pieces, "OPEN", 1)
     other = {"bucketed": "hive", "hive": "bucketed"}[layout]
@@ -217,10 +219,10 @@ def test_finished_decisions_are_not_made_again(tmp_path, stores, monkeypatch):
         broken.setattr(append, "write_files", interrupt)
         with pytest.raises(KeyboardInterrupt):
             extend(first, old, plain.path)
-        broken.setattr(edges, "compare", None)
+        broken.setattr(join, "compare", None)
         with pytest.raises(OutputError, match="exists already"):
             extend(first, old, plain.path, keep="easy")
-    monkeypatch.setattr(edges, "compare", None)
+    monkeypatch.setattr(join, "compare", None)
     extend(first, old, plain.path)
     assert contents(plain.path) == before
     assert open_buckets(old).rows == len(OLD) + plain.summary["kept"]

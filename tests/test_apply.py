@@ -14,14 +14,16 @@ import pytest
 from click.testing import CliRunner
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, manifest, open_decisions, run, workflow
-from daskmeans.cli import main
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans import KMeans, apply, dedup, open_decisions, run
+from daskmeans.buckets.external_sort import write_buckets
+from daskmeans.cli.main import main
 from daskmeans.duplicates.lookup import Lookup, make_lookup
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.steps.run import Reading
+from daskmeans.storage import manifest
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_column
-from daskmeans.vectors.regroup import write_buckets
 
 N = 60
 
@@ -178,7 +180,7 @@ def test_numpy_files_are_numbered_through(tmp_path, vectors, dtype):
 def test_numpy_files_whose_ids_have_a_name(tmp_path, vectors):
     """The decisions know the name, which is part of what tells the input from another."""
     np.save(tmp_path / "a.npy", vectors)
-    run(tmp_path / "a.npy", tmp_path / "all", KMeans(2), threshold=0.9, reading=workflow.Reading(id_field="row"))
+    run(tmp_path / "a.npy", tmp_path / "all", KMeans(2), threshold=0.9, reading=Reading(id_field="row"))
     assert apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "out")["rows"] == N
     np.save(tmp_path / "b.npy", vectors)
     with pytest.raises(DataError, match="remedy: name the input as it was named there"):
@@ -456,7 +458,7 @@ def test_rows_that_repeat_an_id_are_left_out_as_they_were_when_deciding(tmp_path
         table = pa.table({"id": ids, "embedding": vectors, "n": [10 * number + i for i in range(3)]})
         (tmp_path / "in").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
-    reading = workflow.Reading(on_bad_row="skip")
+    reading = Reading(on_bad_row="skip")
     run(tmp_path / "in", tmp_path / "out", KMeans(1), threshold=1.0, reading=reading)
     counts = apply(tmp_path / "out" / "dedup", tmp_path / "in", tmp_path / "kept", on_bad_row="skip")
     assert counts == {"rows": 6, "kept": 4, "removed": 0, "rejected": 2, "files": 2}
@@ -494,7 +496,7 @@ def test_rows_go_by_the_column_that_decided(tmp_path, vectors):
 def test_decisions_of_before_their_column_was_noted(tmp_path, vectors):
     table = pa.table({"id": range(1000, 1000 + N), "key": range(N), "embedding": list(vectors)})
     pq.write_table(table, tmp_path / "v.parquet")
-    run(tmp_path / "v.parquet", tmp_path / "w", KMeans(2), threshold=0.9, reading=workflow.Reading(id_field="key"))
+    run(tmp_path / "v.parquet", tmp_path / "w", KMeans(2), threshold=0.9, reading=Reading(id_field="key"))
     path = UPath(tmp_path / "w" / "dedup")
     made = manifest.read(path, "dedup")
     manifest.write(path, {name: value for name, value in made.items() if name != "id_field"})

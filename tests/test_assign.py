@@ -15,16 +15,19 @@ import pytest
 from click.testing import CliRunner
 
 import daskmeans as dkm
-from daskmeans import errors, workflow
-from daskmeans.cli import main
-from daskmeans.info import describe
-from daskmeans.kmeans import ann
-from daskmeans.reading import Reading
+from daskmeans import errors
+from daskmeans.cli.main import main
+from daskmeans.kmeans import centroid_index
+from daskmeans.planner.describe import describe
+from daskmeans.steps.assign import assign_files
 from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.options import Reading
 from helpers import write_embeddings
 
 K, D = 400, 24
-needs_faiss = pytest.mark.skipif(ann.find_spec("faiss") is None, reason='no faiss: pip install "daskmeans[ann]"')
+needs_faiss = pytest.mark.skipif(
+    centroid_index.find_spec("faiss") is None, reason='no faiss: pip install "daskmeans[ann]"'
+)
 
 
 def spread(n: int, seed: int = 0) -> np.ndarray:
@@ -86,7 +89,7 @@ def test_what_was_measured_is_saved_with_the_model(tmp_path, km):
 
 
 def test_nobody_gets_an_index_who_did_not_ask(tmp_path, km, monkeypatch):
-    monkeypatch.setattr(ann, "tuned", None)
+    monkeypatch.setattr(centroid_index, "tuned", None)
     X = spread(500)
     assert km.predict(X).tolist() == exact(X, km).tolist()
     assert not hasattr(km, "ann_")
@@ -155,7 +158,7 @@ def test_the_manifest_and_the_screen_tell_the_recall(tmp_path, km, two_workers):
     assert holds(facts, np.array([labels[f"row-{i:05d}"] for i in range(3000)]), spread(3000), km)
     assert describe(tmp_path / "out")["ann"] == facts
     with dask.config.set({"daskmeans.partition-bytes": "40kB"}):
-        workflow.assign_files(rows, model, tmp_path / "again", assign="ann", assign_recall=0.9)
+        assign_files(rows, model, tmp_path / "again", assign="ann", assign_recall=0.9)
     assert labels_in(tmp_path / "again") == labels
     shown = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "shown")])
     assert ["ann", "recall", f"{facts['recall']:.6g}"] in [line.split() for line in shown.stdout.splitlines()]
@@ -168,7 +171,7 @@ def test_rows_that_are_rejected_are_listed_once(tmp_path, km):
     rows = write_embeddings(tmp_path / "in" / "rows.parquet", X)
     km.save(tmp_path / "model")
     reading = Reading(on_bad_row="skip")
-    made = workflow.assign_files(rows, tmp_path / "model", tmp_path / "out", reading, assign="ann")
+    made = assign_files(rows, tmp_path / "model", tmp_path / "out", reading, assign="ann")
     assert (made.rows, made.manifest["rejected"]) == (899, 1)
 
 
@@ -188,7 +191,7 @@ def test_a_run_tells_the_recall_and_another_way_to_assign_is_another_step(tmp_pa
 
 
 def test_without_faiss_nothing_is_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(ann, "find_spec", lambda name: None)
+    monkeypatch.setattr(centroid_index, "find_spec", lambda name: None)
     rows = write_embeddings(tmp_path / "in" / "rows.parquet", spread(600))
     with pytest.raises(errors.MissingExtraError, match=r'pip install "daskmeans\[ann\]"'):
         dkm.run(rows, tmp_path / "out", dkm.KMeans(60), threshold=0.9, assign="ann")

@@ -24,7 +24,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from daskmeans import KMeans
-from daskmeans.cli import main
+from daskmeans.cli.main import main
 from helpers import blobs, write_embeddings
 
 X = blobs(n=60, d=8, copies=5)

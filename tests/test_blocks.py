@@ -14,11 +14,12 @@ import pytest
 from dask._task_spec import GraphNode
 from dask.highlevelgraph import HighLevelGraph
 
-from daskmeans import runtime
 from daskmeans.errors import DataError
-from daskmeans.kmeans import loading
-from daskmeans.kmeans.block import Block, Quota
-from daskmeans.kmeans.loading import load
+from daskmeans.kmeans.rows import loading
+from daskmeans.kmeans.rows.block import Block, Quota
+from daskmeans.kmeans.rows.loading import load
+from daskmeans.runtime import executor, resources
+from daskmeans.runtime.client import n_threads
 from helpers import blobs, count_visits, rows_of
 
 
@@ -34,7 +35,7 @@ def place(request):
 @pytest.fixture(params=["memory", "disk"])
 def shelf(request, monkeypatch):
     if request.param == "disk":
-        monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
+        monkeypatch.setattr(resources, "memory_to_keep", lambda client: 0)
     return request.param
 
 
@@ -190,8 +191,8 @@ def sent(monkeypatch):
         counts.append(sum(isinstance(node, GraphNode) for node in graph.values()))
         return held(tasks, label, client)
 
-    held = runtime.hold
-    monkeypatch.setattr(runtime, "hold", hold)
+    held = executor.hold
+    monkeypatch.setattr(executor, "hold", hold)
     return counts
 
 
@@ -200,7 +201,7 @@ def sent(monkeypatch):
     [("stored", 20), ("computed", 20), ("delayed", 20), ("held", 20), ("narrow", 20), ("shared", 254)],
 )
 def test_small_chunks_are_read_by_the_task_that_needs_them(kind, tasks, place, sent, monkeypatch):
-    monkeypatch.setattr(loading, "BLOCKS_EACH", 20 // runtime.n_threads(place))
+    monkeypatch.setattr(loading, "BLOCKS_EACH", 20 // n_threads(place))
     stored = da.from_array(blobs(n=1000), chunks=(10, -1), name=False)
     makers = {
         "stored": lambda: stored,

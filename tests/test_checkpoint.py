@@ -19,12 +19,16 @@ from hypothesis import strategies as st
 from upath import UPath
 
 import daskmeans as dkm
-from daskmeans import manifest, workflow
 from daskmeans.errors import OutputError, UsageError
-from daskmeans.kernels import groups
-from daskmeans.kmeans import checkpoint, native
-from daskmeans.kmeans.checkpoint import Checkpoints
-from daskmeans.kmeans.native import Fit
+from daskmeans.kernels import center_groups
+from daskmeans.kmeans.engine import checkpoints as engine_checkpoints
+from daskmeans.kmeans.engine import lloyd
+from daskmeans.kmeans.engine.checkpoints import Checkpoints
+from daskmeans.kmeans.engine.state import Fit
+from daskmeans.steps import run as steps_run
+from daskmeans.steps.fit import fit as fit_files
+from daskmeans.steps.run import Reading
+from daskmeans.storage import manifest
 from helpers import blobs, write_embeddings
 
 X = blobs(n=300, d=8, k=6)
@@ -39,7 +43,7 @@ def place(request, tmp_path) -> UPath:
 def every_update(request):
     """Keep every update, whatever the clock says."""
     with dask.config.set({"daskmeans.checkpoint-seconds": 0}), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "SHARE", 0)
+        patch.setattr(engine_checkpoints, "SHARE", 0)
         yield
 
 
@@ -110,7 +114,7 @@ def test_the_first_and_the_last_update_and_whatever_is_due_are_kept(place, monke
 
 def test_slow_storage_is_written_to_less_often(place, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(checkpoint, "SHARE", 20)
+    monkeypatch.setattr(engine_checkpoints, "SHARE", 20)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     write = Checkpoints._write
 
@@ -291,14 +295,14 @@ def saved(monkeypatch) -> list[tuple[int, int]]:
 
 
 def test_a_fit_goes_on_to_the_same_bits_and_does_nothing_twice(place, rows, tmp_path, saved, caplog):
-    workflow.fit(rows, tmp_path / "whole", km(n_init=3))
+    fit_files(rows, tmp_path / "whole", km(n_init=3))
     once, saved[:] = list(saved), []
     for updates in (1, 2, len(once) // 2, len(once) // 4):
-        interrupt(updates, workflow.fit, rows, place, km(n_init=3))
+        interrupt(updates, fit_files, rows, place, km(n_init=3))
         with pytest.raises(OutputError, match="unfinished"):
             manifest.read(place, "fit")
     with caplog.at_level("INFO", "daskmeans"):
-        workflow.fit(rows, place, km(n_init=3))
+        fit_files(rows, place, km(n_init=3))
     assert whole(place) == whole(UPath(tmp_path / "whole"))
     assert "run 3 goes on from a checkpoint: update" in caplog.text
     assert saved == once
@@ -307,26 +311,26 @@ def test_a_fit_goes_on_to_the_same_bits_and_does_nothing_twice(place, rows, tmp_
 
 
 def test_a_fit_that_was_killed_for_its_memory_goes_on_with_less(rows, tmp_path, caplog):
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km())
+    interrupt(3, fit_files, rows, tmp_path / "model", km())
     with caplog.at_level("INFO", "daskmeans"):
-        model = workflow.fit(rows, tmp_path / "model", km(max_samples_per_batch=16))
+        model = fit_files(rows, tmp_path / "model", km(max_samples_per_batch=16))
     assert "goes on from a checkpoint: update 3 of at most 30" in caplog.text
-    assert (model.cluster_centers_ == workflow.fit(rows, tmp_path / "whole", km()).cluster_centers_).all()
+    assert (model.cluster_centers_ == fit_files(rows, tmp_path / "whole", km()).cluster_centers_).all()
 
 
 def test_an_error_keeps_what_is_done_and_a_fit_that_has_nothing_leaves_nothing(rows, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dkm.KMeans, "write", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            workflow.fit(rows, tmp_path / "model", km())
+            fit_files(rows, tmp_path / "model", km())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dkm.KMeans, "fit", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            workflow.fit(rows, tmp_path / "nothing", km())
+            fit_files(rows, tmp_path / "nothing", km())
     assert not (tmp_path / "nothing").exists()
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["checkpoints", "manifest.json"]
-    workflow.fit(rows, tmp_path / "model", km())
-    workflow.fit(rows, tmp_path / "whole", km())
+    fit_files(rows, tmp_path / "model", km())
+    fit_files(rows, tmp_path / "whole", km())
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
 
 
@@ -339,15 +343,15 @@ def test_an_error_keeps_what_is_done_and_a_fit_that_has_nothing_leaves_nothing(r
     ],
 )
 def test_other_settings_are_named_and_never_mixed(rows, tmp_path, change, words):
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km())
+    interrupt(3, fit_files, rows, tmp_path / "model", km())
     before = sorted(p.read_bytes() for p in (tmp_path / "model").rglob("*") if p.is_file())
     with pytest.raises(OutputError) as caught:
-        workflow.fit(rows, tmp_path / "model", km(**change))
+        fit_files(rows, tmp_path / "model", km(**change))
     for word in [*words, "unfinished", "--overwrite"]:
         assert word in str(caught.value)
     assert sorted(p.read_bytes() for p in (tmp_path / "model").rglob("*") if p.is_file()) == before
-    workflow.fit(rows, tmp_path / "model", km(**change), overwrite=True)
-    workflow.fit(rows, tmp_path / "whole", km(**change))
+    fit_files(rows, tmp_path / "model", km(**change), overwrite=True)
+    fit_files(rows, tmp_path / "whole", km(**change))
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
 
 
@@ -355,63 +359,63 @@ def test_a_changed_input_is_named_by_its_files(tmp_path):
     files = tmp_path / "in"
     for name in ("a", "b", "c"):
         write_embeddings(files / f"{name}.parquet", X, ids=[f"{name}{i}" for i in range(len(X))])
-    interrupt(3, workflow.fit, files, tmp_path / "model", km())
+    interrupt(3, fit_files, files, tmp_path / "model", km())
     (files / "a.parquet").rename(files / "d.parquet")
     write_embeddings(files / "b.parquet", X[:200])
     with pytest.raises(OutputError) as caught:
-        workflow.fit(files, tmp_path / "model", km())
+        fit_files(files, tmp_path / "model", km())
     for word in ("the file a.parquet is gone", "the file b.parquet was ", "the file d.parquet is new", "--overwrite"):
         assert word in str(caught.value)
     assert "c.parquet" not in str(caught.value)
     assert "fingerprint" not in str(caught.value)
-    workflow.fit(files, tmp_path / "model", km(), overwrite=True)
-    workflow.fit(files, tmp_path / "whole", km())
+    fit_files(files, tmp_path / "model", km(), overwrite=True)
+    fit_files(files, tmp_path / "whole", km())
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
 
 
 def test_another_version_of_daskmeans_is_another_fit(rows, tmp_path, monkeypatch):
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km())
+    interrupt(3, fit_files, rows, tmp_path / "model", km())
     monkeypatch.setattr(manifest, "version", lambda name: "99.0")
     with pytest.raises(OutputError, match=r"daskmeans was \S+, now 99\.0"):
-        workflow.fit(rows, tmp_path / "model", km())
+        fit_files(rows, tmp_path / "model", km())
 
 
 def test_the_command_that_overwrites_goes_on_too(rows, tmp_path, caplog):
-    workflow.fit(rows, tmp_path / "model", km(max_iter=2))
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km(), overwrite=True)
+    fit_files(rows, tmp_path / "model", km(max_iter=2))
+    interrupt(3, fit_files, rows, tmp_path / "model", km(), overwrite=True)
     with caplog.at_level("INFO", "daskmeans"):
-        workflow.fit(rows, tmp_path / "model", km(), overwrite=True)
+        fit_files(rows, tmp_path / "model", km(), overwrite=True)
     assert "goes on from a checkpoint: update 3 of at most 30" in caplog.text
-    workflow.fit(rows, tmp_path / "whole", km())
+    fit_files(rows, tmp_path / "whole", km())
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
 
 
 def test_a_kill_while_another_fit_is_replaced_mixes_nothing(rows, tmp_path, monkeypatch, caplog):
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km(random_state=1))
+    interrupt(3, fit_files, rows, tmp_path / "model", km(random_state=1))
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "remove", lambda path: sys.exit("killed"))
         with pytest.raises(SystemExit):
-            workflow.fit(rows, tmp_path / "model", km(), overwrite=True)
-    workflow.fit(rows, tmp_path / "model", km(), overwrite=True)
+            fit_files(rows, tmp_path / "model", km(), overwrite=True)
+    fit_files(rows, tmp_path / "model", km(), overwrite=True)
     assert "of another fit" in caplog.text
-    workflow.fit(rows, tmp_path / "whole", km())
+    fit_files(rows, tmp_path / "whole", km())
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
 
 
 def test_a_seed_from_the_system_is_drawn_once(rows, tmp_path):
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km(random_state=None))
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km(random_state=None))
-    model = workflow.fit(rows, tmp_path / "model", km(random_state=None))
-    workflow.fit(rows, tmp_path / "whole", km(random_state=model.seed_))
+    interrupt(3, fit_files, rows, tmp_path / "model", km(random_state=None))
+    interrupt(3, fit_files, rows, tmp_path / "model", km(random_state=None))
+    model = fit_files(rows, tmp_path / "model", km(random_state=None))
+    fit_files(rows, tmp_path / "whole", km(random_state=model.seed_))
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
-    again = workflow.fit(rows, tmp_path / "model", km(random_state=None), overwrite=True)
+    again = fit_files(rows, tmp_path / "model", km(random_state=None), overwrite=True)
     assert again.seed_ != model.seed_
 
 
 def test_run_goes_on_within_its_fit(place, rows, tmp_path, monkeypatch, caplog):
     interrupt(3, dkm.run, rows, place, km(random_state=None), threshold=0.9)
     with pytest.raises(OutputError, match="max_iter was 30, now 31"), monkeypatch.context() as patch:
-        patch.setattr(workflow, "check_ids", lambda *_: pytest.fail("refused too late"))
+        patch.setattr(steps_run, "check_ids", lambda *_: pytest.fail("refused too late"))
         dkm.run(rows, place, km(random_state=None, max_iter=31), threshold=0.9)
     with caplog.at_level("INFO", "daskmeans"):
         result = dkm.run(rows, place, km(random_state=None), threshold=0.9)
@@ -427,9 +431,9 @@ def test_rows_that_were_skipped_are_listed_once(tmp_path):
     spoilt = X.copy()
     spoilt[[3, 170]] = np.nan
     rows = write_embeddings(tmp_path / "rows.parquet", spoilt)
-    skipping = workflow.Reading(on_bad_row="skip")
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km(), skipping)
-    workflow.fit(rows, tmp_path / "model", km(), skipping)
+    skipping = Reading(on_bad_row="skip")
+    interrupt(3, fit_files, rows, tmp_path / "model", km(), skipping)
+    fit_files(rows, tmp_path / "model", km(), skipping)
     assert pq.read_table(tmp_path / "model" / "_rejects/rejects.parquet")["row"].to_pylist() == [3, 170]
     assert manifest.read(UPath(tmp_path / "model"), "fit")["rejected"] == 2
 
@@ -439,7 +443,7 @@ def test_rows_that_were_skipped_are_listed_once(tmp_path):
 
 def command(*words: object) -> subprocess.Popen:
     """The command line in a process of its own, which saves as often as it may."""
-    script = "from daskmeans.cli import main; main()"
+    script = "from daskmeans.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, words)],
         env=os.environ | {"DASK_DASKMEANS__CHECKPOINT_SECONDS": "0"},
@@ -472,7 +476,7 @@ def test_kill_9_at_several_updates_costs_no_bit(tmp_path, two_workers):
     outcome = command(*words, tmp_path / "model").communicate()
     assert "goes on from a checkpoint: update" in outcome[1]
     assert "of at most 60" in outcome[1]
-    workflow.fit(rows, tmp_path / "whole", km(n_clusters=150, max_iter=60, n_init=2))
+    fit_files(rows, tmp_path / "whole", km(n_clusters=150, max_iter=60, n_init=2))
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
 
 
@@ -499,15 +503,15 @@ def interrupted_everywhere(X, **settings) -> None:
 
 
 def test_a_fit_that_grows_through_samples_goes_on_in_each(monkeypatch):
-    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
+    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
     rows = blobs(n=4000, d=8, k=9)
     assert km(init="auto", n_clusters=4).fit(rows).iterations_[-1]["phases"] > 2
     interrupted_everywhere(rows, init="auto", n_clusters=4, tol=1e-4)
 
 
 def test_a_fit_that_begins_with_near_groups_goes_on_in_each_update(monkeypatch):
-    monkeypatch.setattr(groups, "NEAR", 1)
-    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
+    monkeypatch.setattr(center_groups, "NEAR", 1)
+    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
     rows = blobs(n=12_000, d=8, k=40)
     assert km(init="auto", n_clusters=120, max_iter=4).fit(rows).iterations_[-1]["phases"] == 2
     interrupted_everywhere(rows, init="auto", n_clusters=120, tol=1e-4, max_iter=4)
@@ -517,44 +521,44 @@ def test_a_fit_that_begins_with_near_groups_goes_on_in_each_update(monkeypatch):
 
 
 def test_a_warm_start_on_changed_and_on_more_rows(tmp_path, rows):
-    workflow.fit(rows, tmp_path / "model", km())
+    fit_files(rows, tmp_path / "model", km())
     start = np.load(tmp_path / "model" / "centroids.npy")
     changed = X + np.random.default_rng(1).normal(scale=0.05, size=X.shape).astype(np.float32)
     for name, now in (("changed", changed), ("more", np.concatenate([X, changed])), ("fewer", X[:100])):
         other = write_embeddings(tmp_path / f"{name}.parquet", now)
-        warm = workflow.fit(other, tmp_path / name, km(init=str(tmp_path / "model")))
+        warm = fit_files(other, tmp_path / name, km(init=str(tmp_path / "model")))
         # From the same centroids in memory, and never worse than where it began.
         assert (warm.cluster_centers_ == km(init=start).fit(now).cluster_centers_).all()
         assert warm.inertia_ <= km(init=start, max_iter=0).fit(now).inertia_
 
 
 def test_a_warm_start_that_was_interrupted_goes_on(tmp_path, rows):
-    workflow.fit(rows, tmp_path / "first", km(max_iter=1))
-    interrupt(2, workflow.fit, rows, tmp_path / "model", km(init=str(tmp_path / "first")))
-    workflow.fit(rows, tmp_path / "model", km(init=str(tmp_path / "first")))
-    workflow.fit(rows, tmp_path / "whole", km(init=str(tmp_path / "first")))
+    fit_files(rows, tmp_path / "first", km(max_iter=1))
+    interrupt(2, fit_files, rows, tmp_path / "model", km(init=str(tmp_path / "first")))
+    fit_files(rows, tmp_path / "model", km(init=str(tmp_path / "first")))
+    fit_files(rows, tmp_path / "whole", km(init=str(tmp_path / "first")))
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
 
 
 def test_the_centroids_of_a_checkpoint_start_another_fit(tmp_path, rows):
-    interrupt(3, workflow.fit, rows, tmp_path / "model", km())
+    interrupt(3, fit_files, rows, tmp_path / "model", km())
     newest = max((tmp_path / "model" / "checkpoints").glob("*.npy"))
-    warm = workflow.fit(rows, tmp_path / "warm", km(init=str(newest), max_iter=0))
-    three = workflow.fit(rows, tmp_path / "three", km(max_iter=3))
+    warm = fit_files(rows, tmp_path / "warm", km(init=str(newest), max_iter=0))
+    three = fit_files(rows, tmp_path / "three", km(max_iter=3))
     assert (warm.cluster_centers_ == three.cluster_centers_).all()
 
 
 def test_a_start_that_does_not_fit_is_refused_before_rows_are_read(tmp_path, rows, monkeypatch):
-    workflow.fit(rows, tmp_path / "model", km())
+    fit_files(rows, tmp_path / "model", km())
     wide = write_embeddings(tmp_path / "wide.parquet", blobs(n=100, d=12))
     monkeypatch.setattr(dkm.KMeans, "fit", lambda *_, **__: pytest.fail("too late"))
-    monkeypatch.setattr(workflow, "check_ids", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(steps_run, "check_ids", lambda *_: pytest.fail("too late"))
     with pytest.raises(UsageError, match=r"initial centroids have 8 dimensions\n.*12, as the vectors in .*wide"):
-        workflow.fit(wide, tmp_path / "out", km(init=str(tmp_path / "model")))
+        fit_files(wide, tmp_path / "out", km(init=str(tmp_path / "model")))
     with pytest.raises(UsageError, match=r"initial centroids have 8 dimensions\n.*12, as the vectors in .*wide"):
         dkm.run(wide, tmp_path / "out", km(init=str(tmp_path / "model")), threshold=0.9)
     with pytest.raises(UsageError, match=r"shape \(20, 8\)\n.*\(21, number of features\)"):
-        workflow.fit(rows, tmp_path / "out", km(n_clusters=21, init=str(tmp_path / "model")))
+        fit_files(rows, tmp_path / "out", km(n_clusters=21, init=str(tmp_path / "model")))
     assert not (tmp_path / "out").exists()
 
 
@@ -563,7 +567,7 @@ def test_a_model_is_not_replaced_by_the_fit_that_starts_from_it(tmp_path, rows):
     model = tmp_path / "work" / "model"
     for init in (model, model / "centroids.npy"):
         with pytest.raises(OutputError, match="apart from"):
-            workflow.fit(rows, model, km(init=str(init)), overwrite=True)
+            fit_files(rows, model, km(init=str(init)), overwrite=True)
         with pytest.raises(OutputError, match="apart from"):
             dkm.run(rows, tmp_path / "work", km(init=str(init)), threshold=0.9, overwrite=True)
     assert json.loads((model / "manifest.json").read_text())["finished"]

@@ -8,13 +8,14 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from daskmeans import cli
+from daskmeans.cli import main as cli_main
+from daskmeans.cli.main import main
 
 
 @pytest.mark.parametrize("second", ["metadata_field: b", "metadata-field: b", "metadata-fields: b"])
 def test_both_names_of_a_key_are_one_key(tmp_path, second: str) -> None:
     (tmp_path / "job.yaml").write_text(f"input: a.npy\nn_clusters: 3\nmetadata_fields: a\n{second}\n")
-    done = CliRunner().invoke(cli.main, ["run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out")])
     assert done.exit_code == 2
     assert "the key 'metadata_fields' is there twice" in done.output
 
@@ -32,10 +33,10 @@ class Result:
     ],
 )  # fmt: skip
 def test_a_proposed_command_survives_a_shell(monkeypatch, words: list[str], proposed: list[str]) -> None:
-    monkeypatch.setattr(cli, "_session", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr("daskmeans.workflow.run", lambda *_, **__: Result)
-    monkeypatch.setattr("daskmeans.duplicates.search.dedup", lambda *_, **__: Result)
-    done = CliRunner().invoke(cli.main, words)
+    monkeypatch.setattr(cli_main, "_session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("daskmeans.steps.run.run", lambda *_, **__: Result)
+    monkeypatch.setattr("daskmeans.steps.dedup.dedup", lambda *_, **__: Result)
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     command = done.output.rpartition("the kept rows: ")[2]
     assert shlex.split(command) == ["daskmeans", "apply", *proposed, "--out", "KEPT"]

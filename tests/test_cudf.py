@@ -21,16 +21,17 @@ from upath import UPath
 
 import daskmeans as dkm
 import fake_cudf
-from daskmeans import KMeans, SemanticDeduplicator, assign, gpus, write_buckets
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans import KMeans, SemanticDeduplicator, assign, write_buckets
 from daskmeans.errors import DataError, MissingExtraError, UsageError
-from daskmeans.kernels.device import Device
-from daskmeans.kmeans import block, inputs
-from daskmeans.reading import Reading
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kmeans.rows import block, inputs
+from daskmeans.runtime import gpus
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.steps.fit import fit
 from daskmeans.vectors import frames, parquet
-from daskmeans.vectors.slices import ELEMENTS, Survey, Unit, spread
+from daskmeans.vectors.options import Reading
+from daskmeans.vectors.partitioning import ELEMENTS, Survey, Unit, spread
 from daskmeans.vectors.source import read_embeddings
-from daskmeans.workflow import fit
 from helpers import blobs, write_embeddings
 from test_cuml import install, two  # noqa: F401
 

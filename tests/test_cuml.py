@@ -18,13 +18,16 @@ from distributed import futures_of
 from sklearn.cluster import KMeans as Reference
 
 import daskmeans as dkm
-from daskmeans import KMeans, cluster, forecast
-from daskmeans import gpus as installed
-from daskmeans.cluster import ClusterSettings
+from daskmeans import KMeans
 from daskmeans.errors import ClusterError, MemoryForecastError, MissingExtraError, RunError, UsageError
-from daskmeans.kmeans import cuml as engine
-from daskmeans.kmeans.loading import load
-from daskmeans.workflow import fit
+from daskmeans.kmeans.engine import cuml as engine
+from daskmeans.kmeans.memory import check_devices, device_bytes
+from daskmeans.kmeans.rows.loading import load
+from daskmeans.runtime import cluster
+from daskmeans.runtime import gpus as installed
+from daskmeans.runtime.cluster import ClusterSettings
+from daskmeans.runtime.memory import DEVICE
+from daskmeans.steps.fit import fit
 from helpers import blobs
 
 GIB = 1 << 30
@@ -296,19 +299,19 @@ def test_centroids_that_do_not_fit_onto_a_device_are_refused_with_the_numbers(in
 
 def test_fewer_rows_are_compared_at_once_where_distances_would_fill_the_device():
     rows, memory = {"a": 1000, "b": 10}, {"a": 32 * GIB, "b": 16 * GIB, "idle": 1}
-    assert forecast.check_devices(rows, 64, 1000, 32768, 2.0, memory) == (32768, 0)
-    batch, _ = forecast.check_devices(rows, 64, 100_000, 32768, 2.0, memory)
+    assert check_devices(rows, 64, 1000, 32768, 2.0, memory) == (32768, 0)
+    batch, _ = check_devices(rows, 64, 100_000, 32768, 2.0, memory)
     assert 4 * batch * 100_000 * 2 <= 2 * GIB < 4 * (batch + 1) * 100_000 * 2
 
 
 def test_a_buffer_leaves_room_for_what_else_lies_there():
     memory = {"a": 8 * GIB, "b": 2 * GIB}
     rows = {"a": 10_000_000, "b": 1_000_000}
-    batch, buffer = forecast.check_devices(rows, 768, 1000, 32768, 2.0, memory)
-    taken = forecast.device_bytes(2 * buffer, 768, 1000, batch, 2.0) + 4 * rows["b"]
-    assert 0.9 * forecast.DEVICE * 2 * GIB < taken <= forecast.DEVICE * 2 * GIB
+    batch, buffer = check_devices(rows, 768, 1000, 32768, 2.0, memory)
+    taken = device_bytes(2 * buffer, 768, 1000, batch, 2.0) + 4 * rows["b"]
+    assert 0.9 * DEVICE * 2 * GIB < taken <= DEVICE * 2 * GIB
     with pytest.raises(ClusterError, match="b: a worker was lost"):
-        forecast.check_devices(rows, 768, 1000, 32768, 2.0, {"a": GIB})
+        check_devices(rows, 768, 1000, 32768, 2.0, {"a": GIB})
 
 
 def test_missing_packages_are_an_extra(monkeypatch):

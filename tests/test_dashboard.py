@@ -14,10 +14,10 @@ import distributed
 import pytest
 
 import daskmeans as dkm
-from daskmeans import dashboard
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.cluster import dashboard as announced
-from daskmeans.dashboard import TOPIC, VALUES, add_page, latest_fit, legend, lines, points, words
+from daskmeans.runtime import dashboard
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import dashboard as announced
+from daskmeans.runtime.dashboard import TOPIC, VALUES, add_page, latest_fit, legend, lines, points, words
 from helpers import blobs
 
 
@@ -165,7 +165,7 @@ def told(caplog, client) -> str:
 
 
 def test_a_scheduler_without_daskmeans_has_no_page(fresh_client, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "daskmeans.dashboard", None)
+    monkeypatch.setitem(sys.modules, "daskmeans.runtime.dashboard", None)
     assert "ModuleNotFoundError" in told(caplog, fresh_client)
 
 

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daskmeans.duplicates.decide import decide, to_table
-from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.norms import normalize_rows
 
 
 def brute_force(X, threshold, rule):

@@ -13,11 +13,16 @@ import pytest
 from upath import UPath
 
 import daskmeans
-from daskmeans import manifest, open_decisions, runtime
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates import inside, recall
+from daskmeans import open_decisions
+from daskmeans.duplicates import within
 from daskmeans.duplicates.lookup import read_lookup
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
+from daskmeans.pairs import recall
+from daskmeans.runtime import client as runtime_client
+from daskmeans.runtime import resources
+from daskmeans.runtime.client import n_threads
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.storage import manifest
 from helpers import decisions_of, make_rows, write_clusters
 
 THRESHOLD = 0.95
@@ -121,16 +126,16 @@ def test_the_work_on_a_large_cluster_is_shared_out(tmp_path, layout, rule, threa
         tmp_path / "clusters", (X, np.where(np.arange(400) % 3, 0, labels), *others), layout=layout
     )
     dedup(clusters, 0.9, rule=rule, out=tmp_path / "one")
-    monkeypatch.setattr(inside, "LEAST_ROWS", 50)
+    monkeypatch.setattr(within, "LEAST_ROWS", 50)
     runs, slices = [], []
-    nearest_in_run, mark_twins = inside.nearest_in_run, recall.mark_twins
-    monkeypatch.setattr(inside, "nearest_in_run", lambda *args: [runs.append(args[1:3]), nearest_in_run(*args)][1])
+    nearest_in_run, mark_twins = within.nearest_in_run, recall.mark_twins
+    monkeypatch.setattr(within, "nearest_in_run", lambda *args: [runs.append(args[1:3]), nearest_in_run(*args)][1])
     monkeypatch.setattr(recall, "mark_twins", lambda *args: [slices.append(args[2:4]), mark_twins(*args)][1])
     # In this process, as many at a time as there is memory for.
-    monkeypatch.setattr(runtime, "THREADS", 3)
+    monkeypatch.setattr(runtime_client, "THREADS", 3)
     for memory, expected in ((1 << 40, 6), (0, 0)):
         runs.clear()
-        monkeypatch.setattr(runtime, "memory_to_keep", lambda client=None, memory=memory: memory)
+        monkeypatch.setattr(resources, "memory_to_keep", lambda client=None, memory=memory: memory)
         dedup(clusters, 0.9, rule=rule, out=tmp_path / f"{memory}")
         assert len(runs) == expected
         assert decisions_of(tmp_path / f"{memory}") == decisions_of(tmp_path / "one")
@@ -138,7 +143,7 @@ def test_the_work_on_a_large_cluster_is_shared_out(tmp_path, layout, rule, threa
     runs.clear()
     slices.clear()
     dedup(clusters, 0.9, rule=rule, out=tmp_path / "many", client=client)
-    many = {(i, 2 * runtime.n_threads(client)) for i in range(2 * runtime.n_threads(client))}
+    many = {(i, 2 * n_threads(client)) for i in range(2 * n_threads(client))}
     assert set(runs) == many  # all but all work is that of this cluster
     assert len({first for centroid, first in slices if centroid == 0}) > 1
     assert decisions_of(tmp_path / "many") == decisions_of(tmp_path / "one")
@@ -332,7 +337,7 @@ def test_outputs_in_the_way(tmp_path, clusters):
 
 
 def test_a_cluster_that_does_not_fit_is_named_before_anything_is_written(tmp_path, clusters, monkeypatch):
-    monkeypatch.setattr(runtime, "memory_per_task", lambda client: 1000)
+    monkeypatch.setattr(resources, "memory_per_task", lambda client: 1000)
     with pytest.raises(
         MemoryForecastError,
         match=r"cluster \d+ with \d+ rows needs .*B, and a task has .*\n.*--n-clusters.*--memory-limit",

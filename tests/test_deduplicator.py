@@ -11,8 +11,9 @@ import pytest
 
 from daskmeans import KMeans, SemanticDeduplicator, assign, dedup, write_buckets
 from daskmeans.duplicates import deduplicator as module
-from daskmeans.duplicates import edges
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, UsageError
+from daskmeans.pairs import store
+from daskmeans.pairs.join import runtime
 from daskmeans.vectors.matrix import to_column
 from helpers import make_rows
 
@@ -245,6 +246,6 @@ def test_without_a_model(tmp_path):
 
 
 def test_more_pairs_than_fit(model, monkeypatch):
-    monkeypatch.setattr(edges, "PAIR_BYTES", edges.runtime.memory_to_keep(None))
+    monkeypatch.setattr(store, "PAIR_BYTES", runtime.memory_to_keep(None))
     with pytest.raises(MemoryForecastError, match="smaller partitions"):
         SemanticDeduplicator(model, THRESHOLD)(frame_of())

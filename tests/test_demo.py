@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from daskmeans import docstrings
-from daskmeans.demo import DemoResult, demo
 from daskmeans.errors import OutputError
+from daskmeans.report import docstrings
+from daskmeans.report.demo import DemoResult, demo
 
 ANIMALS = ("cat", "dog", "cow", "owl", "bat", "ant", "bee", "eel", "elk", "fox")
 VERBS = ("feeds", "washes", "counts", "paints", "sells", "draws")

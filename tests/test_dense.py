@@ -16,15 +16,16 @@ import pyarrow as pa
 import pytest
 
 import daskmeans as dkm
-from daskmeans import gpus
 from daskmeans.errors import ClusterError, UsageError
-from daskmeans.kernels import codes, dense
-from daskmeans.kernels import nearest as processor
-from daskmeans.kernels.lanes import dot64, squared_distance64
-from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sketch import find_pairs, sketch
-from daskmeans.kernels.update import move_rows
-from daskmeans.kmeans import passes
+from daskmeans.kernels import distances as processor
+from daskmeans.kernels import quantize
+from daskmeans.kernels.all_pairs import find_pairs, sketch
+from daskmeans.kernels.gpu import dense
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.kernels.simd import dot64, squared_distance64
+from daskmeans.kernels.sums import move_rows
+from daskmeans.kmeans.engine import passes
+from daskmeans.runtime import gpus
 from helpers import KINDS, adversarial, blobs, decisions_of, make_rows, write_clusters
 
 SHAPES = [(70, 40, 120), (64, 16, 48), (33, 3, 2), (1, 1, 1), (50, 37, 5)]
@@ -78,7 +79,7 @@ def test_sums_of_float64_are_added_in_the_order_of_the_processor(device):
     assert products.tolist() == [dot64(x, y) for x, y in zip(X, Y, strict=True)]
     center = rng.normal(size=53)
     about = dense.squares_about(device, there[0], device.xp.asarray(center))
-    np.testing.assert_array_equal(device.host(about), codes.squares_about(X, center))
+    np.testing.assert_array_equal(device.host(about), quantize.squares_about(X, center))
 
 
 def test_sums_are_the_processors(device, monkeypatch):
@@ -151,7 +152,7 @@ def fitted(X, where, **params):
 def test_a_fit_has_the_bits_of_the_processors(device, room, monkeypatch):
     """With rows that stay on the device, and with rows that are sent again in every pass."""
     monkeypatch.setattr(passes, "KEEP", room)
-    monkeypatch.setattr("daskmeans.kmeans.native.LEAST_SAMPLE", 1000)
+    monkeypatch.setattr("daskmeans.kmeans.engine.lloyd.LEAST_SAMPLE", 1000)
     X = blobs(12_000, d=8, k=20)
     here, there = (fitted(X, where, n_clusters=30, random_state=1) for where in ("cpu", "gpu"))
     np.testing.assert_array_equal(here.cluster_centers_, there.cluster_centers_)

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 
 import daskmeans as dkm
-from daskmeans.reading import Reading
+from daskmeans.vectors.options import Reading
 from faults import content
 from helpers import blobs, different, write_embeddings
 
-SCRIPT = "from daskmeans.cli import main; main()"
+SCRIPT = "from daskmeans.cli.main import main; main()"
 # Cores that OpenBLAS has kernels for, which add in different orders, and what a processor must have for them: on one
 # that lacks it, they would end the process.
 CORES = {"Prescott": "pni", "Haswell": "avx2", "SkylakeX": "avx512f"}

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from daskmeans.errors import DataError, UsageError
-from daskmeans.info import describe
+from daskmeans.planner.describe import describe
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.source import open_source
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from daskmeans import docstrings
 from daskmeans.errors import DataError
+from daskmeans.report import docstrings
 
 LONG = "A docstring that is long enough to be worth comparing."
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import embed, manifest
-from daskmeans.embedding import step
-from daskmeans.embedding import wordllama as ours
-from daskmeans.embedding.encoder import get_encoder
+from daskmeans import embed
+from daskmeans.encoders import wordllama as ours
+from daskmeans.encoders.encoder import get_encoder
 from daskmeans.errors import DataError, MissingExtraError, OutputError, UsageError
+from daskmeans.steps import embed as steps_embed
+from daskmeans.storage import manifest
 from daskmeans.vectors.matrix import to_matrix
 
 TEXTS = ["A cat sat on the mat.", "a dog", "žluťoučký kůň", "numbers 1 2 3 " * 200, "A cat sits on the mat."]
@@ -46,7 +47,7 @@ class Length:
 
 @pytest.fixture
 def length_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "get_encoder", lambda name: Length())
+    monkeypatch.setattr(steps_embed, "get_encoder", lambda name: Length())
 
 
 def test_vectors_are_those_of_the_library() -> None:
@@ -72,7 +73,7 @@ def hook(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
         raise AssertionError(event)
 sys.addaudithook(hook)
-from daskmeans.embedding.encoder import get_encoder
+from daskmeans.encoders.encoder import get_encoder
 assert get_encoder().encode(["a cat"]).any()
 assert not logging.getLogger().handlers and logging.getLogger().level == logging.WARNING
 """
@@ -103,7 +104,7 @@ def test_rows_keep_their_order_text_and_metadata(tmp_path: Path, dtype: str) -> 
 
 
 def test_jsonl_in_many_partitions_on_workers(tmp_path: Path, client: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "PARTITION_BYTES", 7 * 4096)
+    monkeypatch.setattr(steps_embed, "PARTITION_BYTES", 7 * 4096)
     lines = [json.dumps({"doc": i, "body": f"text number {i}"}) for i in range(50)]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     summary = embed(tmp_path / "texts.jsonl", tmp_path / "out", text_field="body", id_field="doc")

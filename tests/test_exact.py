@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from daskmeans import dedup, manifest, open_decisions, runtime
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates import bands, decisions, edges, plan
-from daskmeans.duplicates.resolve import resolve
+from daskmeans import dedup, open_decisions
+from daskmeans.buckets.buckets import open_buckets
+from daskmeans.duplicates import decisions
+from daskmeans.duplicates.greedy import resolve
 from daskmeans.errors import MemoryForecastError, NotFoundError, OutputError, UsageError
-from daskmeans.vectors.buckets import open_buckets
+from daskmeans.pairs import join, plan, row_blocks
+from daskmeans.pairs import store as pairs_store
+from daskmeans.runtime import resources
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.storage import manifest
 from helpers import decisions_of, make_rows, write_clusters
 
 THRESHOLD = 0.95
@@ -22,7 +26,7 @@ THRESHOLD = 0.95
 @pytest.fixture(autouse=True)
 def small_bands(monkeypatch):
     """Many bands of few rows, which cut through clusters, and many tasks."""
-    monkeypatch.setattr(bands, "LEAST_ROWS", 17)
+    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
     monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
 
 
@@ -119,7 +123,7 @@ def test_stored_pairs_are_all_pairs(tmp_path, clusters):
 
 def test_bands_cover_all_rows_once(clusters):
     buckets = open_buckets(UPath(clusters))
-    made = bands.bands_of(buckets, 17)
+    made = row_blocks.bands_of(buckets, 17)
     assert [band.first for band in made] == list(range(0, 300, 17))
     assert sum(band.rows for band in made) == 300
     taken = [(piece[0].centroid, row) for band in made for piece in band.place for row in range(piece[1], piece[2])]
@@ -150,7 +154,7 @@ def test_another_threshold_takes_no_search(tmp_path, clusters, monkeypatch):
     result = dedup(clusters, 0.9, floor=0.8, out=tmp_path / "out", search="exact")
     fresh = {t: dedup(clusters, t, floor=0.8, search="exact").decisions.compute() for t in (0.8, 0.97)}
     default = dedup(clusters, 0.97, search="exact").decisions.compute()
-    monkeypatch.setattr(edges, "compare", None)
+    monkeypatch.setattr(join, "compare", None)
     for threshold, expected in fresh.items():
         again = result.at(threshold)
         assert again.summary["threshold"] == threshold
@@ -303,14 +307,14 @@ def test_an_id_in_two_of_the_clusters_held_against(tmp_path, clusters):
 
 
 def test_more_pairs_than_fit_are_kept_for_a_higher_threshold(tmp_path, clusters, monkeypatch):
-    memory = runtime.memory_to_keep
-    monkeypatch.setattr(edges, "PAIR_BYTES", memory(None) // 10)
+    memory = resources.memory_to_keep
+    monkeypatch.setattr(pairs_store, "PAIR_BYTES", memory(None) // 10)
     with pytest.raises(MemoryForecastError, match=r"--threshold: deciding on .* pairs"):
         dedup(clusters, 0.8, out=tmp_path / "out", search="exact")
     with pytest.raises(OutputError, match="unfinished"):
         open_decisions(tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(edges, "compare", None)
+    monkeypatch.setattr(join, "compare", None)
     found = dedup(clusters, 0.95, floor=0.8, out=tmp_path / "out", search="exact")
     monkeypatch.undo()
     assert found.decisions.compute().equals(dedup(clusters, 0.95, floor=0.8, search="exact").decisions.compute())

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskmeans import dedup
-from daskmeans.duplicates import bands, plan
-from daskmeans.kernels.sketch import directions
+from daskmeans.kernels.all_pairs import directions
+from daskmeans.pairs import plan, row_blocks
 from helpers import decisions_of, write_clusters
 
 # How far a score may be from the one that is computed here. Within it of the threshold either decision is right.
@@ -138,7 +138,7 @@ def check_decisions(decisions, rows, scores, same, threshold, rule, off):
 
 def check(path, rows, threshold, rule, *, cuts=(), dtype="float32", band=4096, client=None, off=NEAR):
     """Search and compare with all products."""
-    with mock.patch.object(bands, "LEAST_ROWS", band), mock.patch.object(plan, "LEAST_PAIRS", 4 * band**2):
+    with mock.patch.object(row_blocks, "LEAST_ROWS", band), mock.patch.object(plan, "LEAST_PAIRS", 4 * band**2):
         clusters = write_clusters(path / "clusters", rows, dtype=dtype, partitions=cuts)
         dedup(clusters, threshold, search="exact", rule=rule, out=path / "out", client=client)
     scores, same = all_scores(rows[0])

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from daskmeans import dedup
-from daskmeans.duplicates.rank import rank
+from daskmeans.duplicates.ranking import rank
 from helpers import decisions_of, make_rows, write_clusters
 
 THRESHOLD, NEAR = 0.95, 1e-6

@@ -16,13 +16,14 @@ import distributed
 import numpy as np
 import pytest
 
-from daskmeans import KMeans, dedup, run, runtime
-from daskmeans.duplicates import bands, plan
+from daskmeans import KMeans, dedup, run
 from daskmeans.errors import ConvergenceWarning
-from daskmeans.kernels import groups
-from daskmeans.kmeans import native
-from daskmeans.kmeans.loading import load
-from daskmeans.reading import Reading
+from daskmeans.kernels import center_groups
+from daskmeans.kmeans.engine import lloyd
+from daskmeans.kmeans.rows.loading import load
+from daskmeans.pairs import plan, row_blocks
+from daskmeans.runtime import resources
+from daskmeans.vectors.options import Reading
 from faults import Wire, content, outside
 from helpers import (
     Trap,
@@ -85,7 +86,7 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
     X = blobs(n=900)
     alone = load(X, None, True, 1.0, 0, None)
     if shelf == "disk":
-        monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
+        monkeypatch.setattr(resources, "memory_to_keep", lambda client: 0)
     mortal.register_plugin(Trap(phase, tmp_path / "killed"))
     blocks = load(X if given == "matrix" else da.from_array(X, chunks=(90, -1)), None, True, 1.0, 0, mortal)
     subset = blocks.subset(300, 1)
@@ -110,8 +111,8 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
     indirect=["mortal"],
 )
 def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path, monkeypatch):
-    monkeypatch.setattr(groups, "NEAR", 1)
-    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
+    monkeypatch.setattr(center_groups, "NEAR", 1)
+    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
     X = blobs(n=12_000, d=24, k=120)
     settings = {"n_clusters": 120, "random_state": 3, "max_iter": 6, "tol": 0}
     with pytest.warns(ConvergenceWarning):
@@ -137,7 +138,7 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
     indirect=["mortal"],
 )
 def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path, monkeypatch):
-    monkeypatch.setattr(bands, "LEAST_ROWS", 17)
+    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
     monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
     clusters = write_clusters(tmp_path / "clusters", make_rows())
     dedup(clusters, 0.9, out=tmp_path / "alone", search="exact")
@@ -175,7 +176,7 @@ def rows(tmp_path_factory) -> Path:
 def job(rows: Path, out: Path, client: distributed.Client | None = None) -> dict[str, object]:
     """All that the whole job makes, in more tasks than so few rows need."""
     with dask.config.set({"daskmeans.partition-bytes": 6000}), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bands, "LEAST_ROWS", 100)
+        patch.setattr(row_blocks, "LEAST_ROWS", 100)
         patch.setattr(plan, "LEAST_PAIRS", 10_000)
         run(rows, out, KMeans(30), 0.9, Reading(metadata_fields=("text",)), client=client)
     return content(out)

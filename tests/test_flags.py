@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 import daskmeans as dkm
-from daskmeans import workflow
-from daskmeans.cli import main
-from daskmeans.reading import Reading
+from daskmeans.cli.main import main
+from daskmeans.steps.assign import assign_files
+from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
 RUN = "run in.parquet --out out --n-clusters 3 --threshold 0.9"
@@ -79,7 +79,7 @@ def test_one_name_is_a_list_of_one(tmp_path) -> None:
     result = dkm.run(given, tmp_path / "out", dkm.KMeans(2), 0.9, Reading(metadata_fields="stars"), keep="stars:desc")
     assert dkm.open_buckets(tmp_path / "out" / "clusters").metadata_fields == ("stars",)
     assert result.summary["rows"] == 100
-    workflow.assign_files(given, tmp_path / "out" / "model", tmp_path / "again", Reading(metadata_fields="text"))
+    assign_files(given, tmp_path / "out" / "model", tmp_path / "again", Reading(metadata_fields="text"))
     assert dkm.open_buckets(tmp_path / "again").metadata_fields == ("text",)
     dkm.embed(given, tmp_path / "embedded", metadata_fields="stars")
     assert list(pd.read_parquet(glob.glob(f"{tmp_path}/embedded/*.parquet"))) == ["id", "embedding", "text", "stars"]

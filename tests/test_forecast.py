@@ -13,16 +13,20 @@ import pytest
 from upath import UPath
 
 import daskmeans as dkm
-from daskmeans import forecast, runtime, workflow
-from daskmeans.duplicates.plan import try_exact
+from daskmeans.buckets.buckets import open_buckets
 from daskmeans.errors import MemoryForecastError
-from daskmeans.kernels.codes import as_bytes
-from daskmeans.kmeans import native
-from daskmeans.kmeans.loading import load
-from daskmeans.vectors.buckets import open_buckets
+from daskmeans.kernels.quantize import as_bytes
+from daskmeans.kmeans.engine.lloyd import fit_blocks
+from daskmeans.kmeans.engine.state import Forgetful
+from daskmeans.kmeans.memory import check_fit, forecast_fit
+from daskmeans.kmeans.memory import note_bytes as note_bytes_of_memory
+from daskmeans.kmeans.rows.loading import load
+from daskmeans.pairs.plan import try_exact
+from daskmeans.runtime import resources
+from daskmeans.steps.fit import fit as fit_files
 from helpers import blobs, note_bytes, write_clusters, write_embeddings
 
-DISK = runtime.Disk("here", "/scratch", "ext4", free=1 << 40)
+DISK = resources.Disk("here", "/scratch", "ext4", free=1 << 40)
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def disk(monkeypatch):
     """A function that puts another disk in the place of this machine's."""
 
     def use(**facts):
-        monkeypatch.setattr(runtime, "disks", lambda client: [replace(DISK, **facts)])
+        monkeypatch.setattr(resources, "disks", lambda client: [replace(DISK, **facts)])
 
     use()
     return use
@@ -38,7 +42,7 @@ def disk(monkeypatch):
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    monkeypatch.setattr(runtime, "memory_to_keep", lambda client: 0)
+    monkeypatch.setattr(resources, "memory_to_keep", lambda client: 0)
 
 
 @pytest.mark.parametrize("n_clusters", [20, 2300, 4800])
@@ -47,19 +51,19 @@ def test_the_notes_beside_the_rows_are_those_that_a_fit_makes(n_clusters):
     blocks = load(X, None, False, 1.0, 0, None, n_clusters)
     found = []
 
-    class Looking(native.Forgetful):
+    class Looking(Forgetful):
         def save(self, run, fit):
             found.append(sum(blocks.map(note_bytes, name="test")))
 
-    native.fit_blocks(blocks, lambda: X[:n_clusters], max_iter=1, tol=0, seed=0, grow=True, checkpoints=Looking())
-    foreseen = forecast.note_bytes(5000, 8, n_clusters)
+    fit_blocks(blocks, lambda: X[:n_clusters], max_iter=1, tol=0, seed=0, grow=True, checkpoints=Looking())
+    foreseen = note_bytes_of_memory(5000, 8, n_clusters)
     if not as_bytes(8):  # a machine without byte instructions makes no codes of the rows
         foreseen -= X.size
     assert 0.9 * foreseen <= max(found) <= foreseen
 
 
 def test_what_fits_into_memory_needs_no_disk(disk):
-    found = forecast.fit(1000, 64, 10, None)
+    found = forecast_fit(1000, 64, 10, None)
     assert (found.cached, found.disks) == (0, ())
     assert found.blocks >= 1000 * 64 * 5
     assert found.worker >= found.blocks
@@ -67,9 +71,9 @@ def test_what_fits_into_memory_needs_no_disk(disk):
 
 def test_what_does_not_fit_is_cached_and_told(disk, little_memory, caplog):
     with caplog.at_level(logging.INFO, "daskmeans"):
-        found = forecast.check_fit(1_000_000, 256, 1000, 0.5, None)
-    assert found.cached == found.blocks == forecast.fit(500_000, 256, 1000, None).blocks
-    assert found.worker < forecast.fit(500_000, 256, 1000, None).blocks
+        found = check_fit(1_000_000, 256, 1000, 0.5, None)
+    assert found.cached == found.blocks == forecast_fit(500_000, 256, 1000, None).blocks
+    assert found.worker < forecast_fit(500_000, 256, 1000, None).blocks
     for words in ("/scratch", "ext4", "1.00 TiB", dask.utils.format_bytes(found.cached), "until it ends"):
         assert words in caplog.text
 
@@ -81,17 +85,17 @@ def test_a_fit_that_no_disk_can_hold_is_refused_before_it_starts(tmp_path, disk,
     path = write_embeddings(tmp_path / "rows.parquet", np.ones((1000, 300), np.float32))
     disk(**facts)
     with pytest.raises(MemoryForecastError, match=rf"/scratch on here(.|\n)*{words}(.|\n)*--local-directory"):
-        workflow.fit(path, tmp_path / "out", dkm.KMeans(3))
+        fit_files(path, tmp_path / "out", dkm.KMeans(3))
     assert not (tmp_path / "out").exists()
 
 
 def test_disks_are_those_of_the_workers(client):
-    (found,) = runtime.disks(client)
+    (found,) = resources.disks(client)
     assert found.processes == 2
     assert found.free > 0
     assert found.kind
     assert "worker" in found.path
-    (own,) = runtime.disks()
+    (own,) = resources.disks()
     assert own.processes == 1
 
 
@@ -109,8 +113,8 @@ def test_a_fit_larger_than_memory_takes_no_more_than_forecast_and_gives_the_same
             ) as cluster,
             distributed.Client(cluster) as client,
         ):
-            found[limit] = forecast.fit(*X.shape, 20, client)
-            model = workflow.fit(path, tmp_path / limit, dkm.KMeans(20, max_iter=2), client=client)
+            found[limit] = forecast_fit(*X.shape, 20, client)
+            model = fit_files(path, tmp_path / limit, dkm.KMeans(20, max_iter=2), client=client)
         models[limit] = model.cluster_centers_.tobytes(), model.inertia_
         peak = json.loads((tmp_path / limit / "manifest.json").read_text())["peak_bytes"]["worker"]
         print(limit, peak >> 20, found[limit].worker >> 20, found[limit].cached >> 20)

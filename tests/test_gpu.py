@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import daskmeans as dkm
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, cluster
 
 
 @pytest.mark.gpu

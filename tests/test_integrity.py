@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 import daskmeans as dkm
-from daskmeans import manifest, provenance, workflow
-from daskmeans.duplicates import append, decisions, inside, rewrite
+from daskmeans.duplicates import decisions, rewrite, within
 from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
-from daskmeans.leak import leak
-from daskmeans.manifest import FORMAT
-from daskmeans.reading import Reading
-from daskmeans.review import write_review
+from daskmeans.report.review import write_review
+from daskmeans.steps import append
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.fit import fit
+from daskmeans.steps.leak import leak
+from daskmeans.storage import manifest, signature
+from daskmeans.storage.manifest import FORMAT
+from daskmeans.vectors.options import Reading
 from daskmeans.vectors.source import open_source
 from helpers import blobs, write_embeddings
 
@@ -93,12 +96,12 @@ def test_an_input_that_changes_during_a_step_is_noticed(tmp_path, step, change, 
         return 0
 
     calls = {
-        "fit": ("daskmeans.fitting.KMeans.fit", lambda: workflow.fit(embeddings, tmp_path / "out", dkm.KMeans(3))),
+        "fit": ("daskmeans.steps.fit.KMeans.fit", lambda: fit(embeddings, tmp_path / "out", dkm.KMeans(3))),
         "assign": (
-            "daskmeans.workflow.gather_rejects",
-            lambda: workflow.assign_files(embeddings, tmp_path / "model", tmp_path / "out"),
+            "daskmeans.steps.run.gather_rejects",
+            lambda: assign_files(embeddings, tmp_path / "model", tmp_path / "out"),
         ),
-        "leak": ("daskmeans.leak.gather_rejects", lambda: leak(embeddings, embeddings, tmp_path / "out", 0.9)),
+        "leak": ("daskmeans.steps.leak.gather_rejects", lambda: leak(embeddings, embeddings, tmp_path / "out", 0.9)),
     }
     name, call = calls[step]
     real = dkm.KMeans.fit
@@ -126,14 +129,14 @@ def clusters(tmp_path: Path, name: str = "clusters", first: int = 0) -> Path:
     if not (tmp_path / "model").exists():
         dkm.KMeans(3).fit(X).save(tmp_path / "model")
     rows = write_embeddings(tmp_path / f"{name}.parquet", X, ids=list(range(first, first + len(X))))
-    workflow.assign_files(rows, tmp_path / "model", tmp_path / name)
+    assign_files(rows, tmp_path / "model", tmp_path / name)
     return tmp_path / name
 
 
 def test_dedup_counts_its_decisions(tmp_path, monkeypatch):
     made = clusters(tmp_path)
-    real, write = inside.decide_part, decisions._write
-    monkeypatch.setattr(inside, "decide_part", lambda *args: ([1, 0, 0], real(*args)[1]))
+    real, write = within.decide_part, decisions._write
+    monkeypatch.setattr(within, "decide_part", lambda *args: ([1, 0, 0], real(*args)[1]))
     monkeypatch.setattr(decisions, "_write", lambda *args: [write(*args)[0], 0, 0])
     for search in ("clusters", "exact"):
         with pytest.raises(RunError, match=r"dedup: 200 rows went in, but [\d,]+ were kept and 0 were removed"):
@@ -162,6 +165,6 @@ def test_append_counts_what_it_writes(tmp_path, monkeypatch):
 
 
 def test_the_metadata_of_others_stays():
-    schema = provenance.signed(pa.schema({"id": pa.int64()}, metadata={"pandas": "{}"}), "apply")
+    schema = signature.signed(pa.schema({"id": pa.int64()}, metadata={"pandas": "{}"}), "apply")
     assert schema.metadata[b"pandas"] == b"{}"
     assert schema.metadata[b"daskmeans.step"] == b"apply"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import daskmeans as dkm
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, cluster
 from faults import content
 from helpers import different, hears_interrupts
 
@@ -102,7 +102,7 @@ def test_a_run_that_is_interrupted_at_any_moment_ends_and_goes_on(tmp_path, embe
 def test_an_interrupt_that_is_swallowed_ends_the_process_a_little_later():
     script = """
 import contextlib, os, signal, time
-from daskmeans.interrupts import once
+from daskmeans.cli.interrupts import once
 with once(grace=0.2):
     with contextlib.suppress(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
@@ -117,7 +117,7 @@ def test_an_interrupt_is_as_before_once_a_command_has_ended(embeddings):
     script = f"""
 import os, signal
 from click.testing import CliRunner
-from daskmeans.cli import main
+from daskmeans.cli.main import main
 assert CliRunner().invoke(main, ["leak", {str(embeddings)!r}, "/no", "--out", "/no/where"]).exit_code == 2
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """

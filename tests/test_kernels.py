@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from daskmeans.kernels.distances import all_distances, cosine_distances, nearest, squared_distances
 from daskmeans.kernels.hashing import hash_column, hash_integers, hash_rows, uniform
-from daskmeans.kernels.lanes import dot64, largest64, squared_distance64
-from daskmeans.kernels.nearest import all_distances, cosine_distances, nearest, squared_distances
-from daskmeans.kernels.products import normalize_rows, rounding_bound, squared_norms64, unusual_rows
-from daskmeans.kernels.update import add_rows, as_number, exact_sum, scale_for
+from daskmeans.kernels.norms import normalize_rows, rounding_bound, squared_norms64, unusual_rows
+from daskmeans.kernels.simd import dot64, largest64, squared_distance64
+from daskmeans.kernels.sums import add_rows, as_number, exact_sum, scale_for
 
 numbers = st.floats(-100, 100, width=32)
 

@@ -23,13 +23,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from upath import UPath
 
-from daskmeans import KMeans, manifest, workflow
+from daskmeans import KMeans
 from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
-from daskmeans.kernels import groups
-from daskmeans.kmeans import native
-from daskmeans.kmeans.loading import load
-from daskmeans.kmeans.native import Fit
-from daskmeans.kmeans.seeding import plus_plus
+from daskmeans.kernels import center_groups
+from daskmeans.kmeans.engine import lloyd
+from daskmeans.kmeans.engine.lloyd import fit_blocks
+from daskmeans.kmeans.engine.seeding import plus_plus
+from daskmeans.kmeans.engine.state import Fit, Forgetful
+from daskmeans.kmeans.rows.loading import load
+from daskmeans.steps.fit import fit as fit_files
+from daskmeans.storage import manifest
 from daskmeans.vectors.matrix import to_column
 from helpers import KINDS, adversarial, blobs, write_embeddings
 
@@ -69,10 +72,10 @@ def test_a_cluster_that_is_refilled_stays_among_the_rows(monkeypatch):
     """Long steps must not carry a centroid on that has jumped to a row from far away."""
     X = blobs(n=600, d=2, k=6)
     start = np.vstack([X[:5], [[500, -500]]]).astype(np.float32)
-    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
-    after_the_sample = native.Forgetful()
+    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
+    after_the_sample = Forgetful()
     after_the_sample.last = lambda run: Fit(start, start, start, phase=1, phases=2)
-    ours, _ = native.fit_blocks(
+    ours, _ = fit_blocks(
         load(X, None, False, 1.0, 0, None), list, max_iter=50, tol=0, seed=0, grow=True, checkpoints=after_the_sample
     )
     theirs = Reference(6, init=start.astype(float), tol=0, n_init=1).fit(X.astype(float))
@@ -106,7 +109,7 @@ def test_quality_is_that_of_scikit_learn():
 
 @pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
 def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client, monkeypatch):
-    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
+    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
     X = blobs(n=1300, d=24, k=12)
     settings = {"n_clusters": 12, "init": init, "max_iter": 8, "random_state": 5, "n_init": 2}
     alone = KMeans(**settings).fit(X)
@@ -124,7 +127,7 @@ def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client, 
 
 
 def test_updates_on_near_groups_give_equal_bits_and_exact_labels(client, thread_client, monkeypatch):
-    monkeypatch.setattr(groups, "NEAR", 1)
+    monkeypatch.setattr(center_groups, "NEAR", 1)
     X = blobs(n=1500, d=24, k=40)
     alone = KMeans(150, random_state=5, max_iter=8).fit(X)
     compared = [update["compared"] for update in alone.iterations_]
@@ -304,7 +307,7 @@ def test_flags_are_true_or_false(tmp_path, embeddings):
     with pytest.raises(UsageError, match="overwrite='no'"):
         km.save(tmp_path / "model", overwrite="no")
     with pytest.raises(UsageError, match="overwrite='no'"):
-        workflow.fit(embeddings, tmp_path / "model", km, overwrite="no")
+        fit_files(embeddings, tmp_path / "model", km, overwrite="no")
 
 
 def test_parameters_may_be_numbers_of_numpy(tmp_path, embeddings):
@@ -312,10 +315,10 @@ def test_parameters_may_be_numbers_of_numpy(tmp_path, embeddings):
     for name, value in here.items():
         theirs[name] = np.array([value])[0]
     KMeans(**theirs).fit(blobs()).save(tmp_path / "saved")
-    workflow.fit(embeddings, tmp_path / "fitted", KMeans(**theirs))
+    fit_files(embeddings, tmp_path / "fitted", KMeans(**theirs))
     for name in ("saved", "fitted"):
         assert KMeans.load(tmp_path / name).get_params() == KMeans(**here).get_params()
-    workflow.fit(embeddings, tmp_path / "again", KMeans(**here))
+    fit_files(embeddings, tmp_path / "again", KMeans(**here))
     settings = [manifest.read(UPath(tmp_path / name), "fit")["settings"] for name in ("fitted", "again")]
     assert settings[0] == settings[1]
 
@@ -373,7 +376,7 @@ class Kept:
 
 @pytest.mark.parametrize("init", ["auto", "random"])
 def test_a_fit_goes_on_from_any_update_to_the_same_bits(init, monkeypatch):
-    monkeypatch.setattr(native, "LEAST_SAMPLE", 0)
+    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
     X = blobs(n=4000, d=12, k=30)
     settings = {"n_clusters": 25, "init": init, "random_state": 3}
     kept = Kept()

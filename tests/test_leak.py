@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from daskmeans.cli import main
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates import plan
+from daskmeans.cli.main import main
 from daskmeans.errors import DataError, OutputError, UsageError
-from daskmeans.leak import leak
-from daskmeans.reading import Reading
+from daskmeans.pairs import plan
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.steps.leak import leak
+from daskmeans.vectors.options import Reading
 from helpers import make_rows, write_embeddings
 
 THRESHOLD = 0.95

@@ -21,9 +21,10 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from daskmeans import KMeans, apply, dedup, manifest, open_buckets, run
+from daskmeans import KMeans, apply, dedup, open_buckets, run
 from daskmeans.errors import DaskmeansError, DataError
-from daskmeans.workflow import assign_files
+from daskmeans.steps.assign import assign_files
+from daskmeans.storage import manifest
 from helpers import call_until_killed, decisions_of, write_embeddings
 
 DIMENSION, ROWS = 6, 18
@@ -296,7 +297,7 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
 def context() -> Iterator[Any]:
     """Processes that begin with all modules loaded, for a call each."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["helpers", "daskmeans.workflow", "daskmeans.duplicates.search"])
+    made.set_forkserver_preload(["helpers", "daskmeans.steps.run", "daskmeans.steps.dedup"])
     made.Process(target=print).start()
     yield made
 

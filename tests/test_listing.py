@@ -11,13 +11,14 @@ import pytest
 from upath import UPath
 
 from daskmeans import KMeans
-from daskmeans.embedding.step import embed
 from daskmeans.errors import NotFoundError, UsageError
-from daskmeans.leak import leak
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.embed import embed
+from daskmeans.steps.fit import fit
+from daskmeans.steps.leak import leak
 from daskmeans.vectors import lakes
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.source import Source, open_source
-from daskmeans.workflow import assign_files, fit
 from helpers import blobs, write_embeddings
 
 X = blobs(n=100, d=4)

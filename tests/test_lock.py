@@ -12,8 +12,9 @@ import time
 import pytest
 from upath import UPath
 
-from daskmeans import lock, manifest
 from daskmeans.errors import OutputError
+from daskmeans.storage import lock, manifest
+from daskmeans.storage.step import open_step
 
 PROGRAM = """
 import sys, time
@@ -32,7 +33,7 @@ def out(tmp_path):
 
 
 def make(out, text="whole"):
-    with manifest.step(out, "fit", {}, {}) as step:
+    with open_step(out, "fit", {}, {}) as step:
         (step.path / "file.txt").write_text(text)
 
 
@@ -95,7 +96,7 @@ def test_a_lock_that_says_nothing_is_of_a_killed_run(out, text):
 
 
 def test_a_run_that_was_taken_for_dead_neither_finishes_nor_removes(out):
-    with pytest.raises(OutputError, match="another run has taken"), manifest.step(out, "fit", {}, {}) as step:
+    with pytest.raises(OutputError, match="another run has taken"), open_step(out, "fit", {}, {}) as step:
         leave(out)
         (step.path / "file.txt").write_text("of the other run")
     assert names(out) == ["file.txt", lock.NAME, manifest.NAME]
@@ -103,7 +104,7 @@ def test_a_run_that_was_taken_for_dead_neither_finishes_nor_removes(out):
 
 
 def test_a_run_that_fails_after_that_removes_nothing_either(out):
-    with pytest.raises(ZeroDivisionError), manifest.step(out, "fit", {}, {}):
+    with pytest.raises(ZeroDivisionError), open_step(out, "fit", {}, {}):
         leave(out)
         (out / "file.txt").write_text("of the other run")
         raise ZeroDivisionError

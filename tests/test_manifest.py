@@ -13,12 +13,13 @@ import time
 import pytest
 from upath import UPath
 
-from daskmeans import lock, manifest
 from daskmeans.errors import NotFoundError, OutputError
+from daskmeans.storage import lock, manifest
+from daskmeans.storage.step import open_step
 
 
 def make(path: UPath, name: str = "fit", **kwargs) -> None:
-    with manifest.step(path, name, {"k": 3}, {"rows": 7}, **kwargs) as step:
+    with open_step(path, name, {"k": 3}, {"rows": 7}, **kwargs) as step:
         (step.path / "result.txt").write_text("whole")
         step.facts["note"] = "done"
 
@@ -40,7 +41,7 @@ def test_a_finished_step_tells_what_it_was_made_from(out):
 
 def test_a_failed_step_leaves_nothing(out):
     out = out / "a" / "b"
-    with pytest.raises(ZeroDivisionError), manifest.step(out, "fit", {}, {}) as step:
+    with pytest.raises(ZeroDivisionError), open_step(out, "fit", {}, {}) as step:
         (step.path / "half.txt").write_text("half")
         1 / 0  # noqa: B018
     assert not out.parent.parent.exists()
@@ -75,7 +76,7 @@ def test_all_is_on_the_disk_before_the_manifest_says_that_it_is_whole(tmp_path, 
 
     real = os.fsync
     monkeypatch.setattr(os, "fsync", fsync)
-    with manifest.step(out, "fit", {}, {}) as step:
+    with open_step(out, "fit", {}, {}) as step:
         (step.path / "deep" / "er").mkdir(parents=True)
         (step.path / "deep" / "er" / "file.txt").write_text("text")
         flushed.clear()
@@ -150,7 +151,7 @@ def begin(out: UPath, settings: dict, inputs: dict, *, fail: bool = True, **kwar
     """Make step `fit` in `out`, which goes on from ``parts``; returns the parts that it found there."""
     with (
         contextlib.suppress(ZeroDivisionError),
-        manifest.step(out, "fit", settings, inputs, resume="parts", **kwargs) as step,
+        open_step(out, "fit", settings, inputs, resume="parts", **kwargs) as step,
     ):
         parts = step.path / "parts"
         found = sorted(path.name for path in parts.iterdir()) if parts.exists() else []

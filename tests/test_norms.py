@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 
 import daskmeans as dkm
-from daskmeans import forecast, gpus
 from daskmeans.errors import ClusterError, MemoryForecastError, RunError
-from daskmeans.kernels import demand, dense, nearest, norms, products
-from daskmeans.kernels.device import Cuda, Device
-from daskmeans.kernels.update import largest_coordinate
-from daskmeans.kmeans import passes
+from daskmeans.kernels import distances
+from daskmeans.kernels import norms as kernels_norms
+from daskmeans.kernels.gpu import dense, norms
+from daskmeans.kernels.gpu.device import Cuda, Device
+from daskmeans.kernels.gpu.memory import nearest_bytes, pairs_bytes
+from daskmeans.kernels.sums import largest_coordinate
+from daskmeans.kmeans.engine import passes
+from daskmeans.kmeans.memory import check_compare
+from daskmeans.runtime import gpus
 from helpers import KINDS, adversarial, blobs
 
 
@@ -23,17 +27,17 @@ from helpers import KINDS, adversarial, blobs
 def test_norms_and_what_follows_from_them_are_the_processors(device, kind, monkeypatch):
     X, C = adversarial(kind, 60, 37, 9, seed=1)
     monkeypatch.setattr(dense, "COORDINATES", 37 * 16)
-    there, squares = device.xp.asarray(X), products.squared_norms64(X)
+    there, squares = device.xp.asarray(X), kernels_norms.squared_norms64(X)
     found = norms.squared_norms(device, there)
     np.testing.assert_array_equal(device.host(found), squares)
     assert norms.largest_coordinate(device, there) == largest_coordinate(X) == np.abs(X).max()
     expected = np.empty_like(X)
-    products.unit_rows(X, expected)
+    kernels_norms.unit_rows(X, expected)
     np.testing.assert_array_equal(device.host(norms.unit_rows(device, there, found)), expected)
     labels = np.random.default_rng(0).integers(0, 9, 60).astype(np.int32)
     cosines = norms.cosine_distances(device, there, device.xp.asarray(C), device.xp.asarray(labels))
-    np.testing.assert_array_equal(device.host(cosines), nearest.cosine_distances(X, C, labels))
-    infinite, large, zero, _ = products.unusual_rows(X)
+    np.testing.assert_array_equal(device.host(cosines), distances.cosine_distances(X, C, labels))
+    infinite, large, zero, _ = kernels_norms.unusual_rows(X)
     assert norms.usual(device, found, True) == (max(infinite, zero) < 0)
     if not norms.usual(device, found, False):
         assert (squares > norms.LARGE).any()
@@ -70,7 +74,7 @@ def test_comparing_takes_no_more_than_was_forecast(shape, monkeypatch):
     monkeypatch.setattr(dense, "COORDINATES", 1 << 15)
     X, device = blobs(n, d=d, k=30), Device()
     centroids = X[:k] + np.float32(0.01)
-    need = demand.nearest_bytes(n, k, d)
+    need = nearest_bytes(n, k, d)
     assert peak(lambda: dense.nearest(device, X, centroids)) < need + 12 * n  # labels and squares come to memory
     assert need < 40 * peak(lambda: dense.nearest(device, X, centroids))
 
@@ -88,14 +92,14 @@ def test_comparing_bands_takes_no_more_than_was_forecast(shape, monkeypatch):
         return sum(len(found.scores) for found in dense.find_pairs(device, rows, rows, np.float32(0.9), same=True))
 
     found = compare()
-    assert peak(compare) < demand.pairs_bytes(n, d) + 25 * found
+    assert peak(compare) < pairs_bytes(n, d) + 25 * found
 
 
 def test_a_device_that_is_too_small_is_told_of_with_the_remedy():
     with pytest.raises(MemoryForecastError, match=r"GiB of a device(.|\n)*PARTITION_BYTES(.|\n)*DEVICE=cpu"):
-        forecast.check_compare(1_000_000, 4096, 768, 1 << 30)
-    forecast.check_compare(1_000_000, 4096, 768, 16 << 30)
-    forecast.check_compare(1000, 4096, 768, 2 << 30)  # smaller partitions, as it says
+        check_compare(1_000_000, 4096, 768, 1 << 30)
+    check_compare(1_000_000, 4096, 768, 16 << 30)
+    check_compare(1000, 4096, 768, 2 << 30)  # smaller partitions, as it says
 
 
 def test_a_fit_and_an_assignment_are_refused_before_they_begin(device, monkeypatch):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskmeans.kernels.pairs import Nearest, find_copies, first_copies, nearest_earlier, pair_score, settle
-from daskmeans.kernels.products import normalize_rows
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.kernels.within_cluster import Nearest, find_copies, first_copies, nearest_earlier, pair_score, settle
 
 
 def unit_rows(seed: int, n: int, d: int, spread: float) -> np.ndarray:

@@ -13,12 +13,17 @@ import pytest
 from upath import UPath
 
 import daskmeans as dkm
-from daskmeans import forecast, runtime, workflow
-from daskmeans.duplicates.apply import _rewrite_all
-from daskmeans.duplicates.bands import band_rows
 from daskmeans.duplicates.lookup import make_lookup
+from daskmeans.duplicates.memory import apply_bytes
 from daskmeans.duplicates.rewrite import GROUP_BYTES
 from daskmeans.errors import MemoryForecastError
+from daskmeans.kmeans.memory import assign_bytes, forecast_fit
+from daskmeans.pairs.memory import check_bands, dedup_bytes, search_bytes
+from daskmeans.pairs.row_blocks import band_rows
+from daskmeans.runtime import executor, resources
+from daskmeans.steps.apply import _rewrite_all
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.fit import fit
 from helpers import blobs, resident, write_clusters, write_embeddings
 
 # Of a forecast, what a task takes at least.
@@ -48,9 +53,9 @@ def worker(tmp_path_factory) -> Iterator[distributed.Client]:
 def measured(client: distributed.Client, taken: dict[str, int], label: str) -> Iterator[None]:
     """Note what the worker takes in the ``with`` block, at most, beside what it has before."""
     (before,) = client.run(resident).values()
-    runtime.reset_peaks(client)
+    resources.reset_peaks(client)
     yield
-    taken[label] = max(taken.get(label, 0), runtime.peaks(client)["worker"] - before)
+    taken[label] = max(taken.get(label, 0), resources.peaks(client)["worker"] - before)
     print(label, taken[label] / MIB)
 
 
@@ -58,13 +63,13 @@ def measured(client: distributed.Client, taken: dict[str, int], label: str) -> I
 def taken(worker, monkeypatch) -> dict[str, int]:
     """What each kind of task has taken."""
     found: dict[str, int] = {}
-    compute = runtime.compute
+    compute = executor.compute
 
     def measuring(tasks, label="", client=None, pace=None):
         with measured(worker, found, label):
             return compute(tasks, label, client, pace)
 
-    monkeypatch.setattr(runtime, "compute", measuring)
+    monkeypatch.setattr(executor, "compute", measuring)
     return found
 
 
@@ -85,9 +90,9 @@ def clusters_of(X: np.ndarray, labels: np.ndarray, at, layout: str = "bucketed")
 def test_a_fit(worker, tmp_path):
     X, taken = rows(1 << 17, 256), {}
     path = write_embeddings(tmp_path / "rows.parquet", X, row_group_size=1 << 14)
-    foreseen = forecast.fit(*X.shape, 50, worker).worker - runtime.BASE - runtime.COMPILING
+    foreseen = forecast_fit(*X.shape, 50, worker).worker - resources.BASE - resources.COMPILING
     with measured(worker, taken, "fit"):
-        workflow.fit(path, tmp_path / "out", dkm.KMeans(50, max_iter=2), client=worker)
+        fit(path, tmp_path / "out", dkm.KMeans(50, max_iter=2), client=worker)
     assert LEAST * foreseen <= taken["fit"] <= foreseen
 
 
@@ -95,8 +100,8 @@ def test_assigning_rows_and_writing_buckets(worker, taken, tmp_path):
     X = rows(1 << 17, 256)
     path = write_embeddings(tmp_path / "rows.parquet", X, row_group_size=1 << 14)
     dkm.KMeans(50, max_iter=1).fit(X[:2000]).save(tmp_path / "model")
-    workflow.assign_files(path, tmp_path / "model", tmp_path / "out", client=worker)
-    foreseen = forecast.assign_bytes(256, 50, 64 * MIB)
+    assign_files(path, tmp_path / "model", tmp_path / "out", client=worker)
+    foreseen = assign_bytes(256, 50, 64 * MIB)
     assert LEAST * foreseen <= taken["assign"] <= foreseen
     assert LEAST * foreseen <= taken["write buckets"] <= foreseen  # of half a partition, and no centroids
 
@@ -106,7 +111,7 @@ def test_comparing_rows_inside_clusters(layout, worker, taken, tmp_path):
     X = rows(18_000, 1024)
     clusters = clusters_of(X, np.arange(len(X)) >= 8_000, tmp_path, layout)  # the large one comes second
     dkm.dedup(clusters, 0.9, search="clusters", client=worker)
-    foreseen = forecast.dedup_bytes(10_000, 1024)
+    foreseen = dedup_bytes(10_000, 1024)
     assert LEAST * foreseen <= taken["dedup"] <= foreseen
     assert taken["recall"] <= foreseen
 
@@ -118,8 +123,8 @@ def test_comparing_rows_across_clusters(probes, worker, taken, tmp_path):
     search = {"search": "clusters", "probes": probes} if probes else {"search": "exact"}
     dkm.dedup(clusters, 0.99, client=worker, **search)
     band = band_rows(len(X), 512, 32 * MIB)
-    room = forecast.check_bands(band, 512, "", worker, probes)
-    foreseen = forecast.search_bytes(band, len(X), room, 512, worker, probes, 500) - runtime.BASE - runtime.COMPILING
+    room = check_bands(band, 512, "", worker, probes)
+    foreseen = search_bytes(band, len(X), room, 512, worker, probes, 500) - resources.BASE - resources.COMPILING
     assert LEAST * foreseen <= taken["compare"] <= foreseen
     for label in ("survey", "visit", "rank", "decide"):
         assert taken.get(label, 0) <= foreseen
@@ -136,13 +141,13 @@ def test_applying_decisions(n, worker, tmp_path):
     with measured(worker, taken, "apply"):
         done = _rewrite_all([UPath(path)], [target], "id", lookup, False, None, worker)
     assert (done[0].kept, done[0].removed) == (n // 2, n // 2)
-    foreseen = forecast.apply_bytes(lookup.nbytes, group)
+    foreseen = apply_bytes(lookup.nbytes, group)
     assert LEAST * foreseen <= taken["apply"] <= foreseen
 
 
 def test_row_groups_that_no_task_can_rewrite_are_refused(embeddings, tmp_path, client, monkeypatch):
     dkm.run(embeddings, tmp_path / "out", dkm.KMeans(3), 0.9, client=client)
-    monkeypatch.setattr(runtime, "memory_per_task", lambda client: 60_000)
+    monkeypatch.setattr(resources, "memory_per_task", lambda client: 60_000)
     with pytest.raises(MemoryForecastError, match=r"rows\.parquet, row group \d of \d(.|\n)*smaller row groups"):
         dkm.apply(tmp_path / "out" / "dedup", embeddings, tmp_path / "kept", client=client)
     assert not (tmp_path / "kept" / "rows.parquet").exists()
@@ -150,7 +155,7 @@ def test_row_groups_that_no_task_can_rewrite_are_refused(embeddings, tmp_path, c
 
 def test_decisions_that_no_worker_holds_are_refused(embeddings, tmp_path, client, monkeypatch):
     dkm.run(embeddings, tmp_path / "out", dkm.KMeans(3), 0.9, client=client)
-    monkeypatch.setattr(runtime, "memory_per_task", lambda client: 20_000)
+    monkeypatch.setattr(resources, "memory_per_task", lambda client: 20_000)
     with pytest.raises(
         MemoryForecastError, match=r"decisions on all rows take .* which has 19\.53 kiB(.|\n)*--memory-limit"
     ):

@@ -5,10 +5,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from daskmeans import dedup, open_decisions, runtime
-from daskmeans.cluster import ClusterSettings, cluster
-from daskmeans.duplicates import bands, plan
+from daskmeans import dedup, open_decisions
 from daskmeans.errors import UsageError
+from daskmeans.pairs import plan, row_blocks
+from daskmeans.runtime import resources
+from daskmeans.runtime.cluster import ClusterSettings, cluster
 from helpers import decisions_of, write_clusters
 
 THRESHOLD = 0.9
@@ -17,7 +18,7 @@ THRESHOLD = 0.9
 @pytest.fixture(autouse=True)
 def small_bands(monkeypatch):
     """Many bands of few rows, which cut through clusters, and many tasks."""
-    monkeypatch.setattr(bands, "LEAST_ROWS", 17)
+    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
     monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
 
 
@@ -158,7 +159,7 @@ def test_the_search_is_chosen_and_told(tmp_path, caplog, rows, arguments, search
 def test_a_forecast_that_memory_forbids_stops_nothing(tmp_path, caplog, monkeypatch):
     clusters = write_clusters(tmp_path / "clusters", near_rows())
     monkeypatch.setattr(plan.forecast, "band_bytes", lambda *_: 10**12)
-    monkeypatch.setattr(runtime, "memory_per_task", lambda client: 1 << 30)
+    monkeypatch.setattr(resources, "memory_per_task", lambda client: 1 << 30)
     with dask.config.set({"daskmeans.exact-pairs": 10}), caplog.at_level("INFO", "daskmeans"):
         assert dedup(clusters, THRESHOLD).summary["search"] == "clusters"
     assert any("would take workers with more memory" in line for line in caplog.messages)

@@ -8,8 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from daskmeans import progress
-from daskmeans.progress import PlainProgress, RichProgress, display_on, note
+from daskmeans.cli.displays import PlainProgress, RichProgress, display_on
+from daskmeans.runtime import progress
+from daskmeans.runtime.progress import note
 
 
 def update(phase: int, iteration: int, inertia: float, rows: int = 12_800_000) -> dict:

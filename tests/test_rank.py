@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskmeans.duplicates.rank import check_columns, parse_keep, rank
+from daskmeans.duplicates.ranking import check_columns, parse_keep, rank
 from daskmeans.errors import UsageError
 from daskmeans.kernels.hashing import hash_column
 

@@ -3,11 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskmeans.duplicates.recall import Sample, join_samples, mark_twins, summarize, take_sample
-from daskmeans.kernels.hashing import hash_integers
-from daskmeans.kernels.pairs import pair_score
-from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sampling import sample_limit, wilson
+from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.kernels.within_cluster import pair_score
+from daskmeans.pairs.recall import Sample, join_samples, mark_twins, summarize, take_sample
 
 
 def test_the_interval_covers_the_true_share():

@@ -12,14 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import KMeans, apply, dedup, provenance, run
-from daskmeans.embedding.step import embed
+from daskmeans import KMeans, apply, dedup, run
 from daskmeans.errors import UsageError
-from daskmeans.leak import leak
-from daskmeans.reading import Reading
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.embed import embed
+from daskmeans.steps.fit import fit
+from daskmeans.steps.leak import leak
+from daskmeans.storage import signature
 from daskmeans.vectors.listing import find_files
+from daskmeans.vectors.options import Reading
 from daskmeans.vectors.source import open_source
-from daskmeans.workflow import assign_files, fit
 from helpers import blobs, write_embeddings
 
 SKIP = Reading(on_bad_row="skip")
@@ -77,7 +79,7 @@ def test_every_step_lists_them_in_one_place(spoilt) -> None:
 def test_lists_among_the_rows_of_an_older_output_are_no_data(tmp_path) -> None:
     data = write_embeddings(tmp_path / "part-0.parquet", blobs(100, 4))
     table = pa.table({"id": ["x"], "file": ["f"], "row": [3], "reason": ["the text is null"]})
-    provenance.write_table(table, UPath(tmp_path / "rejects.parquet"), "embed")
+    signature.write_table(table, UPath(tmp_path / "rejects.parquet"), "embed")
     for given in ("", "/*.parquet", "/*"):
         assert find_files(f"{tmp_path}{given}") == [UPath(data)]
 

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from daskmeans import open_decisions, workflow
+from daskmeans import open_decisions
 from daskmeans.errors import NotFoundError
-from daskmeans.examples import Row, compare, find_examples, place_of
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.report import facts_of, write_report
+from daskmeans.report.examples import Row, compare, find_examples, place_of
+from daskmeans.report.html import facts_of, write_report
+from daskmeans.steps.run import Reading
+from daskmeans.steps.run import run as run_files
 from helpers import blobs, write_embeddings
 
 VOID = {"meta"}
@@ -61,8 +63,8 @@ def make_run(folder: Path, **deciding: object) -> UPath:
     texts = [text_of(i) for i in range(len(X))]
     packages = [f"package {i % 3} <b>" for i in range(len(X))]
     source = write_embeddings(folder / "rows.parquet", X, text=texts, package=packages)
-    reading = workflow.Reading(metadata_fields=("text", "package"))
-    workflow.run(source, folder / "run", KMeans(n_clusters=6), 0.99, reading, **deciding)
+    reading = Reading(metadata_fields=("text", "package"))
+    run_files(source, folder / "run", KMeans(n_clusters=6), 0.99, reading, **deciding)
     return UPath(folder / "run")
 
 
@@ -130,7 +132,7 @@ def test_examples_are_what_the_decisions_say(run: UPath, tmp_path: Path) -> None
 
 def test_without_texts_scores_decide(tmp_path: Path) -> None:
     source = write_embeddings(tmp_path / "rows.parquet", blobs(), ids=list(range(600)))
-    workflow.run(source, tmp_path / "run", KMeans(n_clusters=6), 0.99, workflow.Reading())
+    run_files(source, tmp_path / "run", KMeans(n_clusters=6), 0.99, Reading())
     found = find_examples(UPath(tmp_path / "run"))
     assert found and [e.score for e in found] == sorted(e.score for e in found)
     assert all(e.kept.text == "" and e.kept.metadata == {} for e in found)
@@ -139,7 +141,7 @@ def test_without_texts_scores_decide(tmp_path: Path) -> None:
 
 def test_without_duplicates_and_iterations(tmp_path: Path) -> None:
     source = write_embeddings(tmp_path / "rows.parquet", np.eye(8, dtype=np.float32))
-    workflow.run(source, tmp_path / "run", KMeans(n_clusters=2, max_iter=0, init="random"), 0.9, workflow.Reading())
+    run_files(source, tmp_path / "run", KMeans(n_clusters=2, max_iter=0, init="random"), 0.9, Reading())
     assert find_examples(UPath(tmp_path / "run")) == []
     outline(write_report(tmp_path / "run", tmp_path / "report.html").read_text(encoding="utf-8"))
 

@@ -7,10 +7,10 @@ import pytest
 from upath import UPath
 
 from daskmeans import dedup
+from daskmeans.buckets.external_sort import write_buckets
 from daskmeans.errors import UsageError
-from daskmeans.review import write_review
+from daskmeans.report.review import write_review
 from daskmeans.vectors.matrix import to_column
-from daskmeans.vectors.regroup import write_buckets
 from helpers import make_rows, write_clusters
 from test_report import outline
 

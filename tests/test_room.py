@@ -14,10 +14,12 @@ from click.testing import CliRunner
 from upath import UPath
 
 import daskmeans as dkm
-from daskmeans import manifest, room, workflow
-from daskmeans.cli import main
+from daskmeans.cli.main import main
 from daskmeans.errors import DiskError
-from daskmeans.reading import Reading
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.fit import fit
+from daskmeans.storage import diskspace, manifest
+from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
 Usage = namedtuple("Usage", "total used free")
@@ -50,9 +52,9 @@ def step(name: str, whole: Path, out: Path) -> None:
     """A step on the rows beside `whole` and what is in it, which writes below `out`."""
     rows, reading = whole.parent / "rows.parquet", Reading(metadata_fields=("text",), on_bad_row="skip")
     if name == "fit":
-        workflow.fit(rows, out / "model", dkm.KMeans(40), reading)
+        fit(rows, out / "model", dkm.KMeans(40), reading)
     elif name == "assign":
-        workflow.assign_files(rows, whole / "model", out / "clusters", reading)
+        assign_files(rows, whole / "model", out / "clusters", reading)
     elif name in ("exact", "clusters"):
         dkm.dedup(whole / "clusters", 0.9, out=out / "dedup", search=name)
     elif name == "apply":
@@ -115,9 +117,9 @@ def test_room_is_what_is_free_and_what_will_be_replaced(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_bytes(bytes(500))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2000, 1000, 1000))
-    room.check(UPath(tmp_path / "out"), 1500)
-    room.check(UPath(tmp_path / "new" / "deep"), 1000)
-    room.check(UPath("memory://room"), 10**18)  # who knows
+    diskspace.check(UPath(tmp_path / "out"), 1500)
+    diskspace.check(UPath(tmp_path / "new" / "deep"), 1000)
+    diskspace.check(UPath("memory://room"), 10**18)  # who knows
     for out, need in (("out", 1501), ("new/deep", 1001)):
         with pytest.raises(DiskError, match="its disk has"):
-            room.check(UPath(tmp_path / out), need)
+            diskspace.check(UPath(tmp_path / out), need)

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from daskmeans import config, errors, progress, runtime
+from daskmeans import config, errors
+from daskmeans.cli.displays import RichProgress
+from daskmeans.runtime import client as runtime_client
+from daskmeans.runtime import executor, progress, resources
+from daskmeans.runtime.client import current_client, each_worker, log_event
 from helpers import DeadlyOnce, blas_threads, die, die_once, miss_a_file, square, take_memory
 
 
@@ -45,36 +49,36 @@ def place(request):
 def test_results_come_in_order_and_progress_counts_them(place):
     recorder = Recorder()
     with progress.shown_on(recorder):
-        assert runtime.compute(tasks(range(20)), "squares", place) == [x * x for x in range(20)]
+        assert executor.compute(tasks(range(20)), "squares", place) == [x * x for x in range(20)]
     assert recorder.lines == [["squares", 20, 20, True]]
 
 
 def test_an_error_arrives_as_it_was_raised(place):
     with pytest.raises(errors.DataError, match="number -3: negative"):
-        runtime.compute(tasks([1, -3, 2]), "squares", place)
+        executor.compute(tasks([1, -3, 2]), "squares", place)
 
 
 def test_shared_values_arrive_whole(place):
     for value in (np.arange(5), (1, "two"), [1, 2], {"a": 1}):
-        shared = runtime.share(value, place)
-        (found,) = runtime.compute([dask.delayed(lambda v: repr(v), pure=False)(shared)], client=place)
+        shared = executor.share(value, place)
+        (found,) = executor.compute([dask.delayed(lambda v: repr(v), pure=False)(shared)], client=place)
         assert found == repr(value)
 
 
 def test_held_results_stand_for_themselves_in_tasks(place):
-    held = runtime.hold(tasks([2, 3]), client=place)
+    held = executor.hold(tasks([2, 3]), client=place)
     total = dask.delayed(sum, pure=False)(held)
-    assert runtime.compute([total], client=place) == [13]
+    assert executor.compute([total], client=place) == [13]
 
 
 def test_blas_has_one_thread_while_tasks_take_the_cores():
     before = blas_threads()
-    assert runtime.compute([dask.delayed(blas_threads, pure=False)()]) == [1]
+    assert executor.compute([dask.delayed(blas_threads, pure=False)()]) == [1]
     assert blas_threads() == before
 
 
 def test_blas_has_its_threads_again_once_the_last_of_several_callers_is_done():
-    before, ways = blas_threads(), [lambda f: runtime.call([f, int]), lambda f: runtime.compute([dask.delayed(f)()])]
+    before, ways = blas_threads(), [lambda f: executor.call([f, int]), lambda f: executor.compute([dask.delayed(f)()])]
 
     def caller(way, arrived, leave):
         def work():
@@ -98,19 +102,19 @@ def test_blas_has_its_threads_again_once_the_last_of_several_callers_is_done():
 
 
 def test_inside_a_task_there_is_no_client(client):
-    assert runtime.current_client() is client
-    (found,) = runtime.compute([dask.delayed(lambda: runtime.current_client() is None, pure=False)()])
+    assert current_client() is client
+    (found,) = executor.compute([dask.delayed(lambda: current_client() is None, pure=False)()])
     assert found
 
 
 def test_peak_memory_is_measured_anew():
-    runtime.reset_peaks()
-    before = runtime.peaks()["client"]
+    resources.reset_peaks()
+    before = resources.peaks()["client"]
     block = np.ones(40_000_000)
-    assert runtime.peaks()["client"] > before + 300e6
+    assert resources.peaks()["client"] > before + 300e6
     del block
-    runtime.reset_peaks()
-    assert runtime.peaks()["client"] < before + 100e6
+    resources.reset_peaks()
+    assert resources.peaks()["client"] < before + 100e6
 
 
 def test_limits_of_workers_are_known_while_the_client_asks_for_less(client, monkeypatch):
@@ -118,8 +122,8 @@ def test_limits_of_workers_are_known_while_the_client_asks_for_less(client, monk
     periodic = client._update_scheduler_info  # what the client does every two seconds: it asks for no worker
     monkeypatch.setattr(client, "_update_scheduler_info", lambda n_workers=0: periodic(0))
     assert len(limits) == 2
-    assert runtime.memory_per_task(client) == int(0.8 * min(limits)) - runtime.BASE
-    assert runtime.memory_to_keep(client) == int(0.6 * min(limits)) - runtime.BASE - runtime.COMPILING
+    assert resources.memory_per_task(client) == int(0.8 * min(limits)) - resources.BASE
+    assert resources.memory_to_keep(client) == int(0.6 * min(limits)) - resources.BASE - resources.COMPILING
 
 
 def test_what_is_asked_of_each_worker_outlives_one_that_dies(tmp_path):
@@ -127,24 +131,24 @@ def test_what_is_asked_of_each_worker_outlives_one_that_dies(tmp_path):
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
-        found = runtime.each_worker(partial(die_once, tmp_path / "marker"), client)
+        found = each_worker(partial(die_once, tmp_path / "marker"), client)
     assert list(found.values()) == ["alive"]
 
 
 def test_an_error_in_a_worker_is_not_a_worker_lost(client):
     with pytest.raises(FileNotFoundError):
-        runtime.each_worker(miss_a_file, client)
+        each_worker(miss_a_file, client)
 
 
 def test_events_reach_the_scheduler(client):
-    runtime.log_event("daskmeans-test", {"n": 1})
+    log_event("daskmeans-test", {"n": 1})
     assert client.get_events("daskmeans-test")[0][1] == {"n": 1}
 
 
 def test_rich_progress_draws_bars():
     text = io.StringIO()
-    with progress.RichProgress(Console(file=text, width=100)) as display, progress.shown_on(display):
-        runtime.compute(tasks(range(3)), "three squares")
+    with RichProgress(Console(file=text, width=100)) as display, progress.shown_on(display):
+        executor.compute(tasks(range(3)), "three squares")
         with progress.line("as long as it takes") as line:
             line.advance("inertia 7")
     assert "three squares" in text.getvalue()
@@ -179,11 +183,11 @@ def test_a_step_does_not_wait_for_ever_for_workers(wait, state, words, thread_cl
         pytest.raises(errors.ClusterError, match=rf"({words}|takes data)(.|\n)*for 0\.5 s(.|\n)*run the command again"),
     ):
         if wait == "compute":
-            runtime.compute(tasks(range(3)), "squares", client)
+            executor.compute(tasks(range(3)), "squares", client)
         elif wait == "feed":
-            runtime.feed(square, [(x,) for x in range(9)], "square", "squares", client)
+            executor.feed(square, [(x,) for x in range(9)], "square", "squares", client)
         else:
-            runtime.answers(client.map(square, range(3)), None, client)
+            executor.answers(client.map(square, range(3)), None, client)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["with what was sent to it", "alone"])
@@ -196,15 +200,15 @@ def test_workers_that_are_lost_are_called_that(shared, end, words):
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        argument = runtime.share(np.zeros(3), client) if shared else 0
+        argument = executor.share(np.zeros(3), client) if shared else 0
         with pytest.raises(
             errors.ClusterError, match=rf"{words}.* while running a task of 'sums'(.|\n)*--memory-limit"
         ):
-            runtime.compute([dask.delayed(end, pure=False)(argument)], "sums", client)
+            executor.compute([dask.delayed(end, pure=False)(argument)], "sums", client)
 
 
 def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):
-    monkeypatch.setattr(runtime, "THREADS", 2)
+    monkeypatch.setattr(runtime_client, "THREADS", 2)
     began, written = threading.Event(), []
 
     def fail():
@@ -217,7 +221,7 @@ def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):
         written.append("a file")
 
     with pytest.raises(errors.DataError):
-        runtime.compute([dask.delayed(fail, pure=False)(), dask.delayed(write, pure=False)()])
+        executor.compute([dask.delayed(fail, pure=False)(), dask.delayed(write, pure=False)()])
     assert written == ["a file"]
 
 
@@ -227,9 +231,9 @@ def test_sending_to_all_outlives_a_worker_that_dies_of_it(tmp_path):
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
-        shared = runtime.share(DeadlyOnce(tmp_path), client)
+        shared = executor.share(DeadlyOnce(tmp_path), client)
         assert (
-            runtime.compute([dask.delayed(str, pure=False)(shared) for _ in range(4)], client=client)
+            executor.compute([dask.delayed(str, pure=False)(shared) for _ in range(4)], client=client)
             == ["received"] * 4
         )
     assert len(list(tmp_path.iterdir())) > 2  # the second has died of it, and it was sent again
@@ -239,7 +243,7 @@ def test_a_scheduler_that_is_lost_is_told_of_by_whom_it_sends_nothing(thread_cli
     client = thread_client(1)
     client.close()
     with pytest.raises(errors.ClusterError, match=r"the scheduler(.|\n)*was lost(.|\n)*again"):
-        runtime.share([1], client)
+        executor.share([1], client)
 
 
 @pytest.mark.parametrize("wait", ["gather", "settle"])
@@ -248,4 +252,4 @@ def test_what_is_left_of_tasks_of_a_lost_scheduler_does_not_hide_it(wait, thread
     futures = [client.submit(time.sleep, 2)]
     threading.Timer(0.3, client.close).start()
     with pytest.raises(errors.ClusterError, match=r"the scheduler(.|\n)*was lost"):
-        runtime.gather(futures, "", client) if wait == "gather" else runtime.settle(futures, "", client)
+        executor.gather(futures, "", client) if wait == "gather" else executor.settle(futures, "", client)

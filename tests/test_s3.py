@@ -22,13 +22,18 @@ from click.testing import CliRunner
 from upath import UPath
 
 import daskmeans as dkm
-from daskmeans import advice, lock, manifest, runtime, workflow
-from daskmeans.cli import main
+from daskmeans.cli.main import main
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
-from daskmeans.info import describe
-from daskmeans.kmeans.checkpoint import Checkpoints
-from daskmeans.reading import Reading
+from daskmeans.kmeans.engine.checkpoints import Checkpoints
+from daskmeans.planner import advise
+from daskmeans.planner.describe import describe
+from daskmeans.runtime import client as runtime_client
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.fit import fit as fit_files
+from daskmeans.storage import lock, manifest
+from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import open_path
+from daskmeans.vectors.options import Reading
 from helpers import blobs
 from objectstore import SECRET, ObjectStore, Request, no_fault
 
@@ -50,7 +55,7 @@ VOLATILE = {
 PROGRAM = """
 import json, sys
 import daskmeans as dkm
-from daskmeans.reading import Reading
+from daskmeans.vectors.options import Reading
 reading = Reading(metadata_fields=("text",), storage_options=json.loads(sys.argv[3]))
 dkm.run(sys.argv[1], sys.argv[2], dkm.KMeans(3, max_iter=4), 0.9, reading)
 """
@@ -62,7 +67,7 @@ Fault = Callable[[Request], str | None]
 def one_thread() -> Iterator[None]:
     """As many partitions and buckets, and so requests, on every machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "THREADS", 1)
+        patch.setattr(runtime_client, "THREADS", 1)
         yield
 
 
@@ -183,7 +188,7 @@ def test_the_whole_job_makes_what_it_makes_on_a_disk(store, whole, tmp_path):
     with pytest.raises(OutputError, match=r"finished here, with other settings.*n_clusters was 3, now 5"):
         dkm.run(given, out, dkm.KMeans(5), 0.9, reading)
     with pytest.raises(OutputError, match="exists already"):
-        workflow.fit(given, out / "model", dkm.KMeans(5), reading)
+        fit_files(given, out / "model", dkm.KMeans(5), reading)
     # To overwrite it is to replace all of it.
     (out / "model" / "leftover.bin").write_bytes(b"left by a run that was killed")
     dkm.run(given, out, dkm.KMeans(5, max_iter=1), 0.8, reading, layout="hive", overwrite=True)
@@ -226,21 +231,21 @@ def test_refusals_touch_nothing(store):
     before = content(store.at(""))
     km = dkm.KMeans(3, max_iter=1)
     with pytest.raises(OutputError, match="lies inside the input"):
-        workflow.fit(given, "s3://bucket/in/model", km, reading)
+        fit_files(given, "s3://bucket/in/model", km, reading)
     with pytest.raises(OutputError, match="did not write"):
-        workflow.fit(given, "s3://bucket/theirs", km, reading)
+        fit_files(given, "s3://bucket/theirs", km, reading)
     with pytest.raises(OutputError, match="is a file"):
-        workflow.fit(given, "s3://bucket/theirs/notes.txt", km, reading)
+        fit_files(given, "s3://bucket/theirs/notes.txt", km, reading)
     with pytest.raises(OutputError, match="no such bucket"):
-        workflow.fit(given, "s3://bucketeer/model", km, reading)
+        fit_files(given, "s3://bucketeer/model", km, reading)
     for missing in ("s3://bucket/im", "s3://bucketeer/in", "s3://bucket/in/*.npy", "s3://bucket/in/part-2.parquet"):
         with pytest.raises(NotFoundError):
-            workflow.fit(missing, "s3://bucket/model", km, reading)
-    with pytest.raises(ZeroDivisionError), manifest.step(store.at("their"), "fit", {}, {}):
+            fit_files(missing, "s3://bucket/model", km, reading)
+    with pytest.raises(ZeroDivisionError), open_step(store.at("their"), "fit", {}, {}):
         1 / 0  # noqa: B018  what is removed then has a name with which theirs begins
     assert content(store.at("")) == before
     assert not store.at("").fs.exists("bucketeer")
-    workflow.fit("s3://bucket/in/", "s3://bucket/model/", km, reading)
+    fit_files("s3://bucket/in/", "s3://bucket/model/", km, reading)
     assert manifest.read(store.at("model"), "fit")["rows"] == len(X)
 
 
@@ -251,7 +256,7 @@ def test_new_rows_are_held_against_clusters_and_appended(store, whole):
     with store.at("more.parquet").open("wb") as file:
         pq.write_table(pa.table(columns, schema), file)
     reading = Reading(metadata_fields=("text",), storage_options=store.options)
-    new = workflow.assign_files(store.at("more.parquet"), model, store.at("new"), reading).path
+    new = assign_files(store.at("more.parquet"), model, store.at("new"), reading).path
     result = dkm.dedup(new, 0.9, out=store.at("decided"), against=old, append=True, storage_options=store.options)
     assert result.kept.compute()["id"].tolist() == ["new-1"]
     told = describe(old)
@@ -329,7 +334,7 @@ def interrupted_fit(given: UPath, out: UPath, reading: Reading) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Checkpoints, "save", saved)
-        workflow.fit(given, out, dkm.KMeans(3, max_iter=4), reading)
+        fit_files(given, out, dkm.KMeans(3, max_iter=4), reading)
 
 
 def test_an_interrupted_fit_goes_on_and_a_store_that_does_not_answer_is_no_reason_to_begin_anew(store, whole, caplog):
@@ -339,11 +344,11 @@ def test_an_interrupted_fit_goes_on_and_a_store_that_does_not_answer_is_no_reaso
     assert any(name.startswith("checkpoints/") for name in left)
     store.fault = on("GET", "out/model/manifest.json", "refused")
     with pytest.raises(PermissionError):
-        workflow.fit(given, out, dkm.KMeans(3, max_iter=4), reading)
+        fit_files(given, out, dkm.KMeans(3, max_iter=4), reading)
     store.fault = no_fault
     assert set(content(out)) == left
     with caplog.at_level("INFO", "daskmeans"):
-        workflow.fit(given, out, dkm.KMeans(3, max_iter=4), reading)
+        fit_files(given, out, dkm.KMeans(3, max_iter=4), reading)
     assert "goes on from a checkpoint" in caplog.text
     assert content(out)["centroids.npy"] == content(whole / "out")["model/centroids.npy"]
     assert not (out / "checkpoints").exists()
@@ -484,7 +489,7 @@ def test_steps_on_workers_make_the_same_and_tell_nobody_secrets(store, whole, cl
 
 
 def test_the_command_that_is_advised_names_no_secrets():
-    words = advice._command("s3://bucket/in", Reading(storage_options={"secret": SECRET}), 7)
+    words = advise._command("s3://bucket/in", Reading(storage_options={"secret": SECRET}), 7)
     assert words.endswith('--n-clusters 7 --threshold 0.9 --storage-options "$STORAGE_OPTIONS"')
 
 

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskmeans import KMeans
-from daskmeans.kernels.codes import COLUMNS, encode, screen
-from daskmeans.kernels.groups import group_middles, near_groups, neighbours
+from daskmeans.kernels.bounds import Bounds, Drift, groups_per_bound, n_bounds, still
+from daskmeans.kernels.center_groups import group_middles, near_groups, neighbours
+from daskmeans.kernels.distances import nearest
 from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.lanes import squared_distance64
-from daskmeans.kernels.nearest import nearest
-from daskmeans.kernels.search import ALL_GROUPS, Bounds, Travel, groups_per_bound, n_bounds, search, still
-from daskmeans.kernels.tile import capability, features, multiplies_bytes, score_tile
+from daskmeans.kernels.microkernel import capability, features, multiplies_bytes, score_tile
+from daskmeans.kernels.quantize import COLUMNS, encode, screen
+from daskmeans.kernels.simd import squared_distance64
+from daskmeans.kernels.yinyang import ALL_GROUPS, search
 from helpers import KINDS, adversarial, blobs
 
 SCREENS = ["auto", "float32"]
@@ -127,7 +128,7 @@ def test_bounds_never_change_a_label(kernels, kind, seed, k, steps, together):
         for size, only_near in steps:
             some_groups &= only_near
             search(
-                frozen(X), codes, screen(C, center, order), bounds, Travel(frozen(each), frozen(widest)), together,
+                frozen(X), codes, screen(C, center, order), bounds, Drift(frozen(each), frozen(widest)), together,
                 near if some_groups else ALL_GROUPS, np.empty(0),
             )  # fmt: skip
             for i in range(200):

@@ -20,13 +20,13 @@ from upath import UPath
 
 import daskmeans as dkm
 import hashes
-from daskmeans import manifest
-from daskmeans.cli import main
-from daskmeans.cluster import ClusterSettings, cluster
+from daskmeans.buckets.buckets import open_buckets
+from daskmeans.cli.main import main
 from daskmeans.errors import DataError
-from daskmeans.reading import Reading
-from daskmeans.vectors.buckets import open_buckets
+from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.storage import manifest
 from daskmeans.vectors.files import inside
+from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
 PACKAGE = Path(dkm.__path__[0])

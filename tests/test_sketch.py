@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskmeans import forecast
-from daskmeans.kernels import sketch as module
-from daskmeans.kernels.pairs import pair_score
-from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sketch import directions, features, find_pairs, sample_rows, sketch
-from daskmeans.kernels.tile import BYTES, byte_instructions, multiplies_bytes
+from daskmeans.kernels import all_pairs as module
+from daskmeans.kernels.all_pairs import directions, features, find_pairs, sample_rows, sketch
+from daskmeans.kernels.microkernel import BYTES, byte_instructions, multiplies_bytes
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.kernels.within_cluster import pair_score
+from daskmeans.pairs.memory import directions_bytes
 
 KERNELS = [pytest.param("auto", marks=pytest.mark.skipif(not multiplies_bytes(), reason="no byte products")), "float32"]
 
@@ -148,7 +148,7 @@ def test_directions_take_the_memory_that_was_foreseen(n, d):
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    foreseen = forecast.directions_bytes(n, d)
+    foreseen = directions_bytes(n, d)
     assert 0.3 * foreseen <= taken <= foreseen
 
 

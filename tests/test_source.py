@@ -16,8 +16,8 @@ import pytest
 from distributed import Client, LocalCluster
 from upath import UPath
 
-from daskmeans import manifest
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
+from daskmeans.storage import manifest
 from daskmeans.vectors.files import open_path, refuse_overlap
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_matrix

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from daskmeans import KMeans, assign
 from daskmeans.errors import ClusterSizeWarning, UsageError
-from daskmeans.kernels.nearest import nearest
-from daskmeans.kmeans.loading import load
-from daskmeans.kmeans.split import split
+from daskmeans.kernels.distances import nearest
+from daskmeans.kmeans.engine.split import split
+from daskmeans.kmeans.rows.loading import load
 from daskmeans.vectors.matrix import to_column
 from helpers import blobs
 

@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskmeans import forecast, runtime
 from daskmeans.errors import RunError
-from daskmeans.kmeans.block import Block, Quota
-from daskmeans.kmeans.storage import PAGE, Cache
+from daskmeans.kmeans.memory import note_bytes
+from daskmeans.kmeans.rows.block import Block, Quota
+from daskmeans.kmeans.rows.spill import PAGE, Cache
+from daskmeans.runtime import resources
 
 DISK = {"memory": 0}
 
@@ -81,7 +82,7 @@ def test_a_killed_process_leaves_nothing_behind(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         import numpy as np
-        from daskmeans.kmeans.block import Block, Quota
+        from daskmeans.kmeans.rows.block import Block, Quota
         blocks = [Block(np.ones((1 << 16, 64), np.float32), Quota("fit", memory=0)) for _ in range(4)]
         print("ready", flush=True)
         time.sleep(60)
@@ -153,7 +154,7 @@ def test_open_arrays_take_memory_only_while_they_are_open(tmp_path):
 
 def test_memory_is_used_up_to_the_quota_then_the_disk():
     rows = np.ones((1000, 250), np.float32)
-    quota = Quota("mixed", memory=3 * (rows.nbytes + forecast.note_bytes(1000, 250, 1)))
+    quota = Quota("mixed", memory=3 * (rows.nbytes + note_bytes(1000, 250, 1)))
     blocks = [Block(rows.copy(), quota) for _ in range(5)]
     assert [block.on_disk for block in blocks] == [False, False, False, True, True]
     assert sys.getsizeof(blocks[0]) > rows.nbytes > 1000 > sys.getsizeof(blocks[-1])
@@ -165,4 +166,4 @@ def test_memory_is_used_up_to_the_quota_then_the_disk():
 
 def test_files_lie_where_dask_is_told(tmp_path):
     with dask.config.set({"temporary-directory": str(tmp_path)}):
-        assert runtime.local_directory() == str(tmp_path)
+        assert resources.local_directory() == str(tmp_path)

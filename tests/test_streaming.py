@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from daskmeans.kernels.device import Cuda
+from daskmeans.kernels.gpu.device import Cuda
 
 
 class Stream:

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 import daskmeans
-from daskmeans import gpus, system
-from daskmeans.cli import main
+from daskmeans.cli.main import main
+from daskmeans.planner import system
+from daskmeans.runtime import gpus
 
 
 def shown(*words: str) -> dict:
@@ -37,7 +38,9 @@ def test_the_machine_in_json_and_in_words():
 
 
 def test_threads_that_the_environment_allows():
-    script = "import json; from daskmeans.system import describe_system as f; print(json.dumps(f()['processor']))"
+    script = (
+        "import json; from daskmeans.planner.system import describe_system as f; print(json.dumps(f()['processor']))"
+    )
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120, check=True
@@ -55,9 +58,7 @@ def test_kernels_that_the_configuration_asks_for(monkeypatch):
 
 def test_a_kernel_is_compiled_again_when_one_that_it_calls_has_changed(tmp_path):
     shutil.copytree(Path(daskmeans.__file__).parent, tmp_path / "daskmeans", ignore=lambda *_: ["__pycache__"])
-    script = (
-        "import numpy as np; from daskmeans.kernels.products import squared_norms64 as f; print(f(np.float32([[3]])))"
-    )
+    script = "import numpy as np; from daskmeans.kernels.norms import squared_norms64 as f; print(f(np.float32([[3]])))"
 
     def norm() -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
@@ -83,8 +84,8 @@ event.register("numba:compile", Compiled())
 time.perf_counter = lambda: Compiled.count  # a clock that goes on only while kernels are compiled
 from upath import UPath
 from daskmeans.duplicates import plan
-from daskmeans.kernels.sketch import directions
-from daskmeans.vectors.buckets import open_buckets
+from daskmeans.kernels.all_pairs import directions
+from daskmeans.buckets.buckets import open_buckets
 
 buckets = open_buckets(UPath(sys.argv[1]))
 (band, *_), _ = plan._bands([buckets], None)
@@ -109,7 +110,7 @@ def test_nothing_is_compiled_while_a_forecast_takes_the_time(tmp_path, embedding
 
 def test_whether_kernels_are_kept_is_known(tmp_path):
     script = (
-        "from daskmeans.kernels.hashing import hash_integers as f; from daskmeans.system import keeps_kernels as kept;"
+        "from daskmeans.kernels.hashing import hash_integers as f; from daskmeans.planner.system import keeps_kernels as kept;"
         "import numpy as np; print(kept()); f(np.zeros(1, np.uint64), 0); print(kept())"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
@@ -122,7 +123,9 @@ def test_a_kernel_cache_that_cannot_be_written(tmp_path):
         Path(daskmeans.__file__).parent, tmp_path / "daskmeans", ignore=lambda *_: ["__pycache__"]
     )
     (package / "kernels" / "__pycache__").touch()  # a file where numba would make a directory
-    script = "import json; from daskmeans.system import describe_system as f; print(json.dumps(f()['kernel_cache']))"
+    script = (
+        "import json; from daskmeans.planner.system import describe_system as f; print(json.dumps(f()['kernel_cache']))"
+    )
     nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), "/dev/null")
     done = subprocess.run(
         [sys.executable, "-B", "-c", script],

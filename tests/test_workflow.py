@@ -13,10 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 import daskmeans as dkm
-from daskmeans import workflow
-from daskmeans.cli import main
+from daskmeans.cli.main import main
 from daskmeans.errors import DataError, MemoryForecastError, OutputError, RunError, UsageError
-from daskmeans.info import describe
+from daskmeans.planner.describe import describe
+from daskmeans.steps import run
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.fit import fit
+from daskmeans.steps.run import Reading
 from helpers import blobs, write_embeddings
 
 
@@ -129,7 +132,7 @@ def test_fit_and_run_skip_the_same_rows(tmp_path):
     X = blobs(n=300, d=8)
     rows = write_embeddings(tmp_path / "rows.parquet", X, ids=["a"] * 100 + [f"row {i}" for i in range(200)])
     reading = dkm.Reading(on_bad_row="skip")
-    workflow.fit(rows, tmp_path / "one" / "model", dkm.KMeans(5), reading)
+    fit(rows, tmp_path / "one" / "model", dkm.KMeans(5), reading)
     result = dkm.run(rows, tmp_path / "other", dkm.KMeans(5), 0.9, reading)
     assert result.summary["rejected"] == 99
     one, other = (dkm.KMeans.load(tmp_path / name / "model").cluster_centers_ for name in ("one", "other"))
@@ -217,7 +220,7 @@ def test_columns_that_assigning_adds_are_refused_before_the_fit(tmp_path):
     path = write_embeddings(tmp_path / "in.parquet", X, centroid=list(range(60)))
     for words in ({"id_field": "centroid"}, {"metadata_fields": ("centroid",)}):
         with pytest.raises(UsageError, match="'centroid' already"):
-            dkm.run(path, tmp_path / "out", dkm.KMeans(3), threshold=0.9, reading=workflow.Reading(**words))
+            dkm.run(path, tmp_path / "out", dkm.KMeans(3), threshold=0.9, reading=Reading(**words))
     assert not (tmp_path / "out").exists()
 
 
@@ -232,10 +235,10 @@ def test_numbers_that_float16_cannot_hold_are_refused(tmp_path):
 
 def test_overwriting_keeps_the_old_output_while_the_input_is_refused(tmp_path, embeddings):
     dkm.KMeans(3).fit(blobs()).save(tmp_path / "model")
-    workflow.assign_files(embeddings, tmp_path / "model", tmp_path / "out")
+    assign_files(embeddings, tmp_path / "model", tmp_path / "out")
     write_embeddings(embeddings, blobs(), ids=["same"] * 600)
     with pytest.raises(DataError, match="more than once"):
-        workflow.assign_files(embeddings, tmp_path / "model", tmp_path / "out", overwrite=True)
+        assign_files(embeddings, tmp_path / "model", tmp_path / "out", overwrite=True)
     assert dkm.open_buckets(tmp_path / "out").rows == 600
 
 
@@ -257,16 +260,16 @@ def test_an_encoded_seed_is_recorded_when_none_was_given(tmp_path, embeddings):
 
 def test_rows_that_vanish_between_steps_are_noticed(tmp_path, embeddings, monkeypatch):
     dkm.KMeans(3).fit(blobs()).save(tmp_path / "model")
-    monkeypatch.setattr(workflow, "gather_rejects", lambda path, step, rows: 1)
+    monkeypatch.setattr(run, "gather_rejects", lambda path, step, rows: 1)
     with pytest.raises(RunError, match="600 rows went in, but 600 were written and 1 were rejected"):
-        workflow.assign_files(embeddings, tmp_path / "model", tmp_path / "out")
+        assign_files(embeddings, tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_workers_too_small_for_anything_are_refused_not_waited_for(tmp_path, embeddings, monkeypatch):
-    monkeypatch.setattr("daskmeans.runtime.memory_per_task", lambda client: 10 << 20)
+    monkeypatch.setattr("daskmeans.runtime.resources.memory_per_task", lambda client: 10 << 20)
     with pytest.raises(MemoryForecastError, match=r"--memory-limit(.|\n)*such as 1GiB"):
-        workflow.fit(embeddings, tmp_path / "out", dkm.KMeans(3))
+        fit(embeddings, tmp_path / "out", dkm.KMeans(3))
 
 
 def test_object_stores_are_written_like_directories(embeddings):
@@ -284,7 +287,7 @@ def test_a_fit_changes_no_parameter(way, tmp_path, embeddings):
 
     def work():
         if way == "fit":
-            assert workflow.fit(embeddings, out, km, overwrite=True) is km
+            assert fit(embeddings, out, km, overwrite=True) is km
         else:
             dkm.run(embeddings, out, km, threshold=0.9)
 

@@ -19,12 +19,14 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, runtime
+from daskmeans.buckets.buckets import Buckets, Part, as_of, lean_of, open_buckets
 from daskmeans.duplicates.decisions import BESIDE, NOTES
 from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError, NotFoundError, OutputError
-from daskmeans.provenance import CHECKED
-from daskmeans.vectors.buckets import Buckets, Part, as_of, lean_of, open_buckets
+from daskmeans.runtime import executor
+from daskmeans.runtime.client import logger
+from daskmeans.storage import manifest
+from daskmeans.storage.signature import CHECKED
 from daskmeans.vectors.files import Input, open_path, reading
 
 # How decisions are that were made on clusters.
@@ -60,9 +62,9 @@ class Against:
         dropped = dropped_ids(self.decisions, client)
         if dropped is None:
             return None
-        shared, lean = runtime.share(dropped, client), lean_of(self.buckets)
+        shared, lean = executor.share(dropped, client), lean_of(self.buckets)
         tasks = [delayed(_staying, pure=False)(lean, part, shared) for part in self.buckets.parts]
-        staying = np.concatenate(runtime.compute(tasks, "read decisions", client))
+        staying = np.concatenate(executor.compute(tasks, "read decisions", client))
         self._tell_of_disagreement(len(staying) - int(staying.sum()))
         return staying
 
@@ -71,7 +73,7 @@ class Against:
         counts = [(path, manifest.read(path, "dedup")) for path in self.decisions]
         if all(found["rows"] - found["kept"] == dropped for _, found in counts):
             return
-        runtime.logger.warning(
+        logger.warning(
             "%s: the decisions on these clusters differ (%s), and rows count that all of them keep; to go by one "
             "alone, name its directory instead of the clusters",
             self.buckets.path,
@@ -151,22 +153,20 @@ def _check_known(buckets: Buckets, on: Mapping[UPath, str]) -> None:
                 remedy="run the command that makes them again, remove them, or name others for --against",
             )
         if state == GONE:
-            runtime.logger.warning(
+            logger.warning(
                 "%s: decisions on these clusters were in %s and are gone, so the rows that they dropped count; if they "
                 "were moved, name their directory for --against",
                 buckets.path,
                 path,
             )
     if not on:
-        runtime.logger.info(
-            "%s: all %s rows count, as no decisions on them are known", buckets.path, f"{buckets.rows:,}"
-        )
+        logger.info("%s: all %s rows count, as no decisions on them are known", buckets.path, f"{buckets.rows:,}")
 
 
 def dropped_ids(decisions: Sequence[UPath], client: Client | None) -> pa.ChunkedArray | None:
     """Ids of the rows that one of `decisions` at least drops; None if there are none."""
     files = [file for path in decisions for file in decision_files(path)]
-    tables = runtime.compute([delayed(_dropped, pure=False)(file) for file in files], client=client)
+    tables = executor.compute([delayed(_dropped, pure=False)(file) for file in files], client=client)
     chunks = [chunk for column in tables for chunk in column.chunks if len(chunk)]
     return pa.chunked_array(chunks) if chunks else None
 
@@ -216,7 +216,7 @@ def _now(path: UPath, buckets: Buckets, told: dict[str, Any], options: Mapping[s
     now = [one for one in then if _state(one, buckets) == FINISHED]
     if len(now) < len(then):
         gone = next(one for one in then if one not in now)
-        runtime.logger.warning(
+        logger.warning(
             "%s: it went by the decisions in %s, which are not there now: whether all twins stay is not known",
             path,
             gone,
@@ -229,7 +229,7 @@ def _refuse_dropped(path: UPath, buckets: Buckets, by: Sequence[UPath], client: 
     dropped = dropped_ids(by, client)
     if dropped is None:
         return
-    fallen = runtime.compute([delayed(_fallen, pure=False)(file, dropped) for file in decision_files(path)])
+    fallen = executor.compute([delayed(_fallen, pure=False)(file, dropped) for file in decision_files(path)])
     if count := sum(fallen):
         raise DataError(
             f"{count:,} rows went for rows of {buckets.path} that are dropped there by now",

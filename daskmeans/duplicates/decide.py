@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from daskmeans.duplicates.resolve import Resolved
-from daskmeans.kernels.pairs import Nearest, find_copies, nearest_earlier, settle
+from daskmeans.duplicates.greedy import Resolved
+from daskmeans.kernels.within_cluster import Nearest, find_copies, nearest_earlier, settle
 
 
 class Decided(NamedTuple):

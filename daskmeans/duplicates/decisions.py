@@ -17,13 +17,16 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, provenance, runtime, stores
-from daskmeans.duplicates import recall
-from daskmeans.duplicates.edges import Edges, read_edges, read_gauge, stored_floor
-from daskmeans.duplicates.rank import needed, rank
-from daskmeans.duplicates.resolve import Resolved, resolve
+from daskmeans.buckets.buckets import Buckets, Part, lean_of
+from daskmeans.duplicates.greedy import Resolved, resolve
+from daskmeans.duplicates.ranking import needed, rank
 from daskmeans.duplicates.settings import Settings
-from daskmeans.vectors.buckets import Buckets, Part, lean_of
+from daskmeans.pairs import recall
+from daskmeans.pairs.store import Edges, read_edges, read_gauge, stored_floor
+from daskmeans.runtime import executor, resources
+from daskmeans.runtime.client import logger, task_key
+from daskmeans.storage import manifest, objectstore, signature
+from daskmeans.storage.step import Step
 from daskmeans.vectors.files import reached
 
 SUMMARY = "summary.json"
@@ -91,13 +94,13 @@ def summarize(
         "recall": found,
         "rejected": buckets.manifest.get("rejected", 0),
         "seconds": round(time.perf_counter() - start, 3),
-        "peak_bytes": runtime.peaks(client),
+        "peak_bytes": resources.peaks(client),
     }
     return summary, outputs
 
 
 def conclude(
-    step: manifest.Step, buckets: Buckets, summary: dict[str, Any], outputs: list[dict[str, Any]], *, noted: bool
+    step: Step, buckets: Buckets, summary: dict[str, Any], outputs: list[dict[str, Any]], *, noted: bool
 ) -> None:
     """Write ``summary.json``, and note for the manifest what it needs of it; the clusters learn of decisions to stay.
 
@@ -117,9 +120,11 @@ def _note(buckets: Buckets, decisions: UPath) -> None:
         note.parent.mkdir(exist_ok=True)
         manifest.write_json(note, {"decisions": str(decisions)})
     except Exception as error:
-        if not (isinstance(error, NotImplementedError) or stores.has_failed(error)):  # such as http, which is only read
+        if not (
+            isinstance(error, NotImplementedError) or objectstore.has_failed(error)
+        ):  # such as http, which is only read
             raise
-        runtime.logger.warning(
+        logger.warning(
             "%s: the decisions in %s cannot be noted here (%s), so name them and not the clusters for --against",
             buckets.path,
             decisions,
@@ -232,9 +237,9 @@ def write_decisions(
     tasks, done = [], 0
     for part, mine, file in zip(buckets.parts, _by_part(buckets, ranked.places), files, strict=True):
         changes = _changes(found, ranked.ids, ranked.ranks[done : done + len(mine)], mine)
-        tasks.append(write(lean, part, changes, file, dask_key_name=runtime.key("dedup-write")))
+        tasks.append(write(lean, part, changes, file, dask_key_name=task_key("dedup-write")))
         done += len(mine)
-    return files, runtime.compute(tasks, "decide", client)
+    return files, executor.compute(tasks, "decide", client)
 
 
 def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
@@ -254,10 +259,10 @@ def _read(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client
     read, lean = delayed(_read_part, pure=False), lean_of(buckets)
     parts = list(zip(buckets.parts, _by_part(buckets, rows), strict=True))
     tasks = [
-        read(lean, part, columns, mine, dask_key_name=runtime.key("dedup-rank"))
+        read(lean, part, columns, mine, dask_key_name=task_key("dedup-rank"))
         for part, mine in [each for each in parts if len(each[1])] or parts[:1]  # one at least tells the types
     ]
-    return pa.concat_tables(runtime.compute(tasks, "rank", client))
+    return pa.concat_tables(executor.compute(tasks, "rank", client))
 
 
 def _read_part(buckets: Buckets, part: Part, columns: list[str], places: np.ndarray) -> pa.Table:
@@ -305,5 +310,5 @@ def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[
         }
     )
     with reached(file.parent.parent):
-        provenance.write_table(table, file, "dedup")
+        signature.write_table(table, file, "dedup")
     return np.bincount(reason, minlength=3).tolist()  # type: ignore[no-any-return]

@@ -13,20 +13,21 @@ import pandas as pd
 import pyarrow as pa
 from dask.dataframe.dispatch import meta_nonempty
 
-from daskmeans.assignment import refuse_reserved
-from daskmeans.duplicates.bands import Band, load
+from daskmeans.buckets.buckets import CENTROID, L2
 from daskmeans.duplicates.decide import to_table
-from daskmeans.duplicates.edges import Edges, check_pairs, pairs_of
-from daskmeans.duplicates.rank import check_columns, columns_of, rank
-from daskmeans.duplicates.resolve import resolve
+from daskmeans.duplicates.greedy import resolve
+from daskmeans.duplicates.ranking import check_columns, columns_of, rank
 from daskmeans.duplicates.settings import dedup_settings
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.nearest import nearest
-from daskmeans.kernels.products import normalize_rows
-from daskmeans.kernels.sketch import NARROW, directions, sample_rows
+from daskmeans.kernels.all_pairs import NARROW, directions, sample_rows
+from daskmeans.kernels.distances import nearest
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.kmeans.assign import refuse_reserved
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.kmeans.inputs import vector_column
-from daskmeans.vectors.buckets import CENTROID, L2
+from daskmeans.kmeans.rows.inputs import vector_column
+from daskmeans.pairs.join import pairs_of
+from daskmeans.pairs.row_blocks import Band, load
+from daskmeans.pairs.store import Edges, check_pairs
 from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import is_cudf, on_device, on_host

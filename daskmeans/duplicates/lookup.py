@@ -13,7 +13,7 @@ from upath import UPath
 from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
-from daskmeans.provenance import CHECKED
+from daskmeans.storage.signature import CHECKED
 from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import reading
 

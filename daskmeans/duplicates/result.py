@@ -6,8 +6,8 @@ import html
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
@@ -19,55 +19,28 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans import manifest, runtime
-from daskmeans.duplicates.decisions import (
-    SUMMARY,
-    conclude,
-    decide_stored,
-    rank_rows,
-    removed_from,
-    temporary,
+from daskmeans.buckets.buckets import Buckets, as_of, find_ids, open_buckets
+from daskmeans.duplicates.decisions import SUMMARY, conclude, decide_stored, rank_rows, removed_from, temporary
+from daskmeans.duplicates.groups import (
+    Found,
+    Group,
+    _with_kept_score,
+    describe_rows,
+    find_rows,
+    first_groups,
+    group_rows,
+    look_up,
+    members_of,
+    read_decisions,
 )
-from daskmeans.duplicates.edges import PAIRS, read_edges
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
-from daskmeans.kernels.pairs import pair_score
-from daskmeans.kernels.products import normalize_rows
-from daskmeans.provenance import CHECKED
-from daskmeans.vectors.buckets import Buckets, Cluster, as_of, find_ids, open_buckets
+from daskmeans.pairs.store import PAIRS, read_edges
+from daskmeans.runtime import executor
+from daskmeans.runtime.client import current_client
+from daskmeans.storage import manifest
+from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import Input, inside, open_path, reading, refuse_overlap
-from daskmeans.vectors.matrix import to_matrix
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """A row that was dropped, next to the one that stays in its place."""
-
-    id: Any
-    score: float
-    """Similarity to the row that stays."""
-    reason: str
-    """``exact`` or ``semantic``."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Group:
-    """A row that stays, and the rows that it stands for, the least similar first."""
-
-    id: Any
-    centroid: int
-    metadata: dict[str, Any]
-    duplicates: tuple[Duplicate, ...]
-
-
-class Found(NamedTuple):
-    """A row as it lies in the clusters."""
-
-    vector: np.ndarray
-    """float32, shape (d,), of unit length."""
-    centroid: int
-    metadata: dict[str, Any]
 
 
 class DedupResult:
@@ -139,14 +112,14 @@ class DedupResult:
         """
         files = decision_files(self.path)
         # Rows of a group may lie in several files; one of the first groups is one of the first in some file.
-        first = runtime.compute([delayed(_first_groups, pure=False)(file, limit) for file in files])
-        heads = _groups(pa.concat_tables(first)).slice(0, limit)["kept_id"].combine_chunks()
-        rows = pa.concat_tables(runtime.compute([delayed(_of_groups, pure=False)(file, heads) for file in files]))
+        first = executor.compute([delayed(first_groups, pure=False)(file, limit) for file in files])
+        heads = group_rows(pa.concat_tables(first)).slice(0, limit)["kept_id"].combine_chunks()
+        rows = pa.concat_tables(executor.compute([delayed(members_of, pure=False)(file, heads) for file in files]))
         known = self.look_up(pa.concat_arrays([heads, *rows["id"].chunks]))
         members: dict[Any, list[dict[str, Any]]] = {}
         for row in rows.to_pylist():
             members.setdefault(row["kept_id"], []).append(row)
-        return [_describe(head, members[head], known) for head in heads.to_pylist()]
+        return [describe_rows(head, members[head], known) for head in heads.to_pylist()]
 
     def look_up(self, ids: pa.Array) -> dict[Any, Found]:
         """Rows by their ids: among those that were decided, then among those that they were held against.
@@ -159,12 +132,12 @@ class DedupResult:
             A row is not there.
         """
         buckets, *against = self._sources()
-        find = delayed(_find_rows, pure=False)
-        homes = runtime.compute([find(file, ids) for file in decision_files(self.path)])
-        known = _look_up(buckets, pa.concat_tables(homes))
+        find = delayed(find_rows, pure=False)
+        homes = executor.compute([find(file, ids) for file in decision_files(self.path)])
+        known = look_up(buckets, pa.concat_tables(homes))
         for other in against:
             left = pa.array([id_ for id_ in ids.to_pylist() if id_ not in known], ids.type)
-            known |= _look_up(other, find_ids(other, left))
+            known |= look_up(other, find_ids(other, left))
         if missing := [id_ for id_ in ids.to_pylist() if id_ not in known]:
             raise DataError(
                 f"row {missing[0]!r} of the decisions is in none of the clusters that they were made from",
@@ -221,11 +194,11 @@ class DedupResult:
         """
         start = time.perf_counter()
         settings, made = self._settings(rounded(share("threshold", threshold)))
-        (buckets, *against), client = self._sources(extended=False), runtime.current_client(client)
+        (buckets, *against), client = self._sources(extended=False), current_client(client)
         target = temporary() if out is None else open_path(out, self.path.storage_options)
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
         inputs = made["inputs"]
-        with manifest.step(target, "dedup", asdict(settings), inputs, client=client) as step:
+        with open_step(target, "dedup", asdict(settings), inputs, client=client) as step:
             found = decide_stored(buckets, against, settings, inputs, self._pairs(), target, start, client)
             conclude(step, buckets, *found, noted=out is not None)
         return DedupResult(target, self._clusters)
@@ -266,7 +239,7 @@ class DedupResult:
         steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds
         asked = [rounded(share("thresholds", threshold)) for threshold in steps]
         settings, made = self._settings(min(asked, default=1.0))
-        (buckets, *against), client = self._sources(extended=False), runtime.current_client(client)
+        (buckets, *against), client = self._sources(extended=False), current_client(client)
         edges = read_edges(self._pairs(), made["inputs"], settings)
         ranked = rank_rows(buckets, against, edges, settings, client)
         exact, semantic = np.array(removed_from(ranked, edges, settings.rule, asked)).reshape(-1, 2).T
@@ -370,86 +343,3 @@ def _read_frame(file: UPath, keep: bool | None) -> pd.DataFrame:
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=pd.ArrowDtype)
-
-
-def read_decisions(file: UPath, columns: Sequence[str] | None = None) -> pa.Table:
-    """The decisions in `file`, or some `columns` of them."""
-    with reading(file):
-        table = _with_kept_score(pq.read_table(file.path, filesystem=file.fs, **CHECKED))
-    return table if columns is None else table.select(list(columns))
-
-
-def _with_kept_score(table: pa.Table) -> pa.Table:
-    """Decisions of before ``kept_score`` was stored, with it where ``max_id`` is the row that stays."""
-    if "kept_score" in table.column_names:
-        return table
-    same = pc.equal(table["kept_id"], table["max_id"])
-    score = pc.if_else(same, table["cosine_sim_score"], pa.scalar(None, pa.float32()))
-    return table.add_column(table.column_names.index("kept_id") + 1, "kept_score", score)
-
-
-def _first_groups(file: UPath, limit: int) -> pa.Table:
-    """The `limit` most instructive groups of `file`, by its rows alone."""
-    table = read_decisions(file)
-    rows = table.filter(table["kept_id"].is_valid())
-    semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["kept_score"], pa.scalar(None, pa.float32()))
-    return _groups(pa.table({"kept_id": rows["kept_id"], "score": semantic})).slice(0, limit)
-
-
-def _groups(scored: pa.Table) -> pa.Table:
-    """Each kept_id of `scored` with its smallest score: the smallest first, those of copies only, without one, last."""
-    in_order = scored.take(pc.sort_indices(scored, [("score", "ascending"), ("kept_id", "ascending")]))
-    ids = in_order["kept_id"].combine_chunks()
-    return in_order.take(pc.index_in(pc.unique(ids), ids))
-
-
-def _of_groups(file: UPath, heads: pa.Array) -> pa.Table:
-    """The dropped rows of `file` that `heads` stand for."""
-    table = read_decisions(file)
-    return table.filter(pc.is_in(table["kept_id"], heads))
-
-
-def _find_rows(file: UPath, ids: pa.Array) -> pa.Table:
-    """Id and cluster of the rows of `file` that are among `ids`."""
-    with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["id", "centroid"])
-    return table.filter(pc.is_in(table["id"], ids))
-
-
-def _look_up(buckets: Buckets, rows: pa.Table) -> dict[Any, Found]:
-    """The rows of `buckets` with the ids and clusters of `rows`, by their id."""
-    found: dict[Any, Found] = {}
-    clusters = {cluster.centroid: cluster for cluster in buckets.clusters()}
-    for centroid, ids in rows.to_pandas().groupby("centroid")["id"].agg(list).items():
-        table = _take(buckets, clusters.get(centroid), pa.array(ids, rows["id"].type))
-        X = np.array(to_matrix(table[buckets.embedding_field]))
-        normalize_rows(X)
-        metadata = table.select(list(buckets.metadata_fields)).to_pylist()
-        found |= {id_: Found(x, int(centroid), facts) for id_, x, facts in zip(ids, X, metadata, strict=True)}
-    return found
-
-
-def _take(buckets: Buckets, cluster: Cluster | None, ids: pa.Array) -> pa.Table:
-    """The rows of `cluster` that have these ids."""
-    columns = [buckets.id_field, buckets.embedding_field, *buckets.metadata_fields]
-    table = buckets.read(cluster, columns) if cluster else pa.table({name: pa.nulls(0) for name in columns})
-    places = pc.index_in(ids, table[buckets.id_field].cast(ids.type))
-    if places.null_count:
-        raise DataError(
-            f"rows of the decisions are not in cluster {cluster.centroid if cluster else '?'}",
-            where=str(buckets.path),
-            expected="the clusters that the decisions were made from",
-            remedy="run `daskmeans dedup` again",
-        )
-    return table.take(places)
-
-
-def _describe(head: Any, rows: list[dict[str, Any]], known: dict[Any, Found]) -> Group:
-    """The group of `head`, for which `rows` were dropped; scores are those with `head`."""
-    duplicates = [
-        Duplicate(row["id"], float(pair_score(known[head].vector, mine.vector)), row["reason"], mine.metadata)
-        for row in rows
-        for mine in [known[row["id"]]]
-    ]
-    in_order = tuple(sorted(duplicates, key=lambda d: d.score))
-    return Group(head, known[head].centroid, known[head].metadata, in_order)

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 from dask.utils import format_bytes
 from upath import UPath
 
-from daskmeans import forecast, provenance
 from daskmeans.duplicates.lookup import Lookup, check_type
+from daskmeans.duplicates.memory import check_rewrite
 from daskmeans.errors import DataError
-from daskmeans.provenance import CHECKED
+from daskmeans.storage import signature
+from daskmeans.storage.signature import CHECKED
 from daskmeans.vectors import jsonl, npy
 from daskmeans.vectors.files import format_of, reading
 from daskmeans.vectors.parquet import BUFFER_BYTES, cast, without_views
@@ -171,7 +172,7 @@ def _rewrite_parquet(file: UPath, target: UPath, judge: Judge, room: int | None)
         if metadata.num_rows:  # a file without rows may have any schema: reading leaves it out
             judge.check_schema(schema)
         plain = without_views(schema)
-        with provenance.writer(target, schema, "apply", compression=_codecs(metadata)) as writer:
+        with signature.writer(target, schema, "apply", compression=_codecs(metadata)) as writer:
             for number, group in enumerate(groups):
                 step = min(STEP_ROWS, max(1, STEP_BYTES * group.num_rows // max(1, group.total_byte_size)))
                 for table in _tables(source, number, step, file):
@@ -188,7 +189,7 @@ def _check_groups(groups: list[pq.RowGroupMetaData], room: int | None, file: UPa
     """Bytes of the largest row group, of which so many as are rewritten at a time must fit into memory."""
     largest, number = max(((group.total_byte_size, i) for i, group in enumerate(groups)), default=(0, 0))
     where = f"{file}, row group {number} of {format_bytes(largest)}"
-    forecast.check_rewrite(min(largest, GROUP_BYTES), room, where)
+    check_rewrite(min(largest, GROUP_BYTES), room, where)
     return largest
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from daskmeans import config
-from daskmeans.duplicates.rank import parse_keep
+from daskmeans.duplicates.ranking import parse_keep
 from daskmeans.errors import UsageError
 
 RULES = ("survivors", "semdedup")

@@ -10,9 +10,9 @@ from typing import Any
 import numba
 import numpy as np
 
-# Kernels have those that they call compiled into them, from any of these files.
+# Kernels have those that they call compiled into them, from any of these files and those of folders.
 _SOURCES = tuple((file.name, (facts := file.stat()).st_mtime_ns, facts.st_size)
-                 for file in sorted(Path(__file__).parent.glob("*.py")))  # fmt: skip
+                 for file in sorted(Path(__file__).parent.rglob("*.py")))  # fmt: skip
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,66 +1,95 @@
-"""Rows on a device before and after they are compared: norms, unit length, cosine distances; the processor's bits.
-
-As in :mod:`daskmeans.kernels.dense`, all is written for arrays of a :class:`~daskmeans.kernels.device.Device`, and sums
-of float64 are added in the order of :mod:`daskmeans.kernels.lanes`.
-"""
+"""Norms of rows, and how far a float32 product may be from the true one."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from daskmeans.kernels import dense
-from daskmeans.kernels.device import Device
-
-# Squares of larger numbers would not fit into float32, as in `products.unusual_rows`.
-LARGE = 1e30
+from daskmeans.kernels.jit import kernel
+from daskmeans.kernels.simd import dot64
 
 
-def squared_norms(device: Device, X: Any) -> Any:
-    """As ``products.squared_norms64``; float64, shape (n,)."""
-    out = device.xp.empty(len(X), np.float64)
-    for part in dense.parts(len(X), dense.COORDINATES // max(1, X.shape[1])):
-        wide = X[part].astype(np.float64)
-        out[part] = dense.in_order(device.xp, wide * wide)
+@kernel
+def squared_norms64(X):  # type: ignore[no-untyped-def]
+    """Squared norm of each row of a float32 matrix, float64."""
+    out = np.empty(X.shape[0], np.float64)
+    for i in range(X.shape[0]):
+        out[i] = dot64(X[i], X[i])
     return out
 
 
-def usual(device: Device, squares: Any, normalize: bool) -> bool:
-    """Whether rows of these squared norms can be placed: none is infinite, too large or, to be normalised, zero.
+@kernel
+def _is_unit(square):  # type: ignore[no-untyped-def]
+    """Whether a row of this squared norm has unit length, as nearly as rows that were normalised in float32 have."""
+    return abs(square - 1.0) <= 2.0**-21
 
-    False is no verdict: it is for ``products.unusual_rows`` to tell.
+
+@kernel
+def _norm(row):  # type: ignore[no-untyped-def]
+    """What makes a row one of unit length; 1 for one that is, give or take 2⁻²², and for zeros."""
+    square = dot64(row, row)
+    return 1.0 if square == 0.0 or _is_unit(square) else np.sqrt(square)
+
+
+@kernel
+def unit_rows(X, out):  # type: ignore[no-untyped-def]
+    """Write the rows of a float32 matrix, scaled to unit length, into `out`.
+
+    A row of zeros stays as it is, and so does one that is of unit length already, give or take 2⁻²²: normalised again,
+    it has the same bits.
     """
-    xp = device.xp
-    return bool(xp.isfinite(squares).all()) and not bool((squares == 0.0 if normalize else squares > LARGE).any())
+    for i in range(X.shape[0]):
+        norm = _norm(X[i])
+        for j in range(X.shape[1]):
+            out[i, j] = np.float32(np.float64(X[i, j]) / norm)
 
 
-def unit_rows(device: Device, X: Any, squares: Any) -> Any:
-    """As ``products.unit_rows``, of rows whose squared norms are known; `X` itself if none changes."""
-    xp = device.xp
-    same = (xp.abs(squares - 1.0) <= 2.0**-21) | (squares == 0.0)
-    if bool(same.all()):
-        return X
-    norms = xp.where(same, 1.0, xp.sqrt(squares))
-    out = xp.empty_like(X)
-    for part in dense.parts(len(X), dense.COORDINATES // X.shape[1]):
-        out[part] = X[part].astype(np.float64) / norms[part, None]
-    return out
+@kernel
+def normalize_rows(X):  # type: ignore[no-untyped-def]
+    """:func:`unit_rows` in place; rows that stay as they are are not written."""
+    for i in range(X.shape[0]):
+        norm = _norm(X[i])
+        if norm != 1.0:
+            for j in range(X.shape[1]):
+                X[i, j] = np.float32(np.float64(X[i, j]) / norm)
 
 
-def cosine_distances(device: Device, X: Any, centroids: Any, labels: Any) -> Any:
-    """As ``nearest.cosine_distances``; float64, shape (n,)."""
-    xp = device.xp
-    out = xp.empty(len(X), np.float64)
-    norms = xp.sqrt(squared_norms(device, centroids))
-    for part in dense.parts(len(X), dense.COORDINATES // X.shape[1]):
-        rows, mine = X[part].astype(np.float64), labels[part]
-        scale = xp.sqrt(dense.in_order(xp, rows * rows)) * norms[mine]
-        products = dense.in_order(xp, rows * centroids[mine])
-        out[part] = xp.where(scale > 0.0, 1.0 - products / xp.where(scale > 0.0, scale, 1.0), 1.0)
-    return out
+@kernel
+def unusual_rows(X):  # type: ignore[no-untyped-def]
+    """What is to be known of rows before they are used.
+
+    Returns
+    -------
+    infinite, large, zero : int
+        The first row that holds NaN or infinity, the first with a number above 1e15, the first of zeros; -1 for none.
+    unit : bool
+        Whether all rows are of unit length, as :func:`unit_rows` understands it.
+    """
+    infinite, large, zero, unit = -1, -1, -1, True
+    for i in range(X.shape[0]):
+        square = dot64(X[i], X[i])
+        unit &= _is_unit(square)
+        if zero < 0 and square == 0.0:
+            zero = i
+        if large < 0 and not square <= 1e30:
+            if infinite < 0 and not np.isfinite(square):
+                infinite = i
+            elif np.abs(X[i]).max() > 1e15:
+                large = i
+    return infinite, large, zero, unit
 
 
-def largest_coordinate(device: Device, X: Any) -> float:
-    """As ``update.largest_coordinate``."""
-    return float(device.xp.abs(X).max()) if len(X) else 0.0
+def rounding_bound(n_features: int) -> float:
+    """Factor g such that a float32 dot product, summed in any order, is within g·‖x‖·‖y‖ of the true one.
+
+    Notes
+    -----
+    γ_n = n·u / (1 − n·u) with u = 2⁻²⁴; Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., section
+    3.1. Two units more cover what a caller does with the product afterwards (one subtraction, one rounding).
+
+    Examples
+    --------
+    >>> 2.2e-5 < rounding_bound(384) < 2.4e-5
+    True
+    """
+    nu = (n_features + 2) * 2.0**-24
+    return nu / (1.0 - nu)

@@ -18,21 +18,29 @@ import numpy as np
 from distributed import Client
 from upath import UPath
 
-from daskmeans import config, forecast, gpus, manifest, runtime
-from daskmeans.dashboard import add_page
+from daskmeans import config
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
-from daskmeans.kernels.device import Device
-from daskmeans.kernels.nearest import all_distances, nearest_labels
-from daskmeans.kmeans import ann, cuml, model
-from daskmeans.kmeans.blocks import Blocks
-from daskmeans.kmeans.inputs import check_column, is_lazy, partitions, prepare, prepare_on
-from daskmeans.kmeans.loading import load
+from daskmeans.kernels.distances import all_distances, nearest_labels
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kmeans import centroid_index, model
+from daskmeans.kmeans.engine import cuml
+from daskmeans.kmeans.engine.lloyd import fit_blocks, measured
+from daskmeans.kmeans.engine.seeding import resolve_init, seed_centroids
+from daskmeans.kmeans.engine.split import split
+from daskmeans.kmeans.engine.state import Checkpoints, Fit
+from daskmeans.kmeans.memory import check_compare
 from daskmeans.kmeans.names import check_names, feature_names
-from daskmeans.kmeans.native import Checkpoints, Fit, fit_blocks, measured
+from daskmeans.kmeans.params import seed_from
 from daskmeans.kmeans.rounding import warn_of_rounding
-from daskmeans.kmeans.seeding import resolve_init, seed_centroids
-from daskmeans.kmeans.split import split
+from daskmeans.kmeans.rows.blocks import Blocks
+from daskmeans.kmeans.rows.inputs import check_column, is_lazy, partitions, prepare, prepare_on
+from daskmeans.kmeans.rows.loading import load
 from daskmeans.kmeans.values import check_flag, is_flag, is_whole, number, plain
+from daskmeans.runtime import executor, gpus
+from daskmeans.runtime.client import current_client, logger
+from daskmeans.runtime.dashboard import add_page
+from daskmeans.storage import manifest
+from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.frames import is_cudf
 
@@ -231,7 +239,7 @@ class KMeans:
         check_column(X, column)
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
-        client = runtime.current_client(client)
+        client = current_client(client)
         if client is not None:
             add_page(client)
         if self._by_cuml():
@@ -250,8 +258,8 @@ class KMeans:
             )
         warn_of_rounding(blocks.roundings)
         if memory := gpus.smallest(places):
-            forecast.check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
-        with contextlib.nullcontext() if client else runtime.one_thread_each():  # once, not for each of many calls
+            check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
+        with contextlib.nullcontext() if client else executor.one_thread_each():  # once, not for each of many calls
             runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
@@ -332,7 +340,7 @@ class KMeans:
         """Fit, then the distances of the rows of `X` to the centroids."""
         return self.fit(X, column=column, client=client).transform(X, column=column)
 
-    def predict(self, X: Any, *, column: str | None = None, assign: str | ann.Index = "exact") -> Any:
+    def predict(self, X: Any, *, column: str | None = None, assign: str | centroid_index.Index = "exact") -> Any:
         """Label of the nearest centroid of each row of `X`; ties go to the lower label.
 
         Parameters
@@ -360,17 +368,17 @@ class KMeans:
         return self._on_rows(_labels, X, column, np.empty(0, np.int32), index)
 
     def index_for(
-        self, X: Any, assign: str | ann.Index, *, column: str | None = None, client: Client | None = None
-    ) -> ann.Index | None:
+        self, X: Any, assign: str | centroid_index.Index, *, column: str | None = None, client: Client | None = None
+    ) -> centroid_index.Index | None:
         """The index that `assign` stands for, built for the rows of `X` if it is "ann"; None if it is "exact"."""
-        ann.check(assign)
+        centroid_index.check(assign)
         if assign == "ann":
             return self.build_index(X, column=column, client=client)
-        return assign if isinstance(assign, ann.Index) else None
+        return assign if isinstance(assign, centroid_index.Index) else None
 
     def build_index(
-        self, X: Any, *, column: str | None = None, recall: float = ann.TARGET, client: Client | None = None
-    ) -> ann.Index:
+        self, X: Any, *, column: str | None = None, recall: float = centroid_index.TARGET, client: Client | None = None
+    ) -> centroid_index.Index:
         """An index over the centroids, for labels of rows like those of `X` when there are very many clusters.
 
         It is tuned on a sample of the rows, until the share of labels that are exact should be `recall`; on another
@@ -396,12 +404,12 @@ class KMeans:
         """
         self._check_fits(X, column)
         centroids = self.cluster_centers_
-        if len(centroids) < ann.MANY:
-            runtime.logger.warning(
+        if len(centroids) < centroid_index.MANY:
+            logger.warning(
                 "%s clusters are few for an index: below %s, exact labels are faster", f"{len(centroids):,}",
-                f"{ann.MANY:,}",
+                f"{centroid_index.MANY:,}",
             )  # fmt: skip
-        index = ann.tuned(
+        index = centroid_index.tuned(
             X,
             column,
             centroids,
@@ -451,7 +459,7 @@ class KMeans:
     def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
         if not is_lazy(X):
             return np.concatenate(
-                runtime.call([partial(function, part, self, *more) for part in partitions(X, column)])
+                executor.call([partial(function, part, self, *more) for part in partitions(X, column)])
             )
         apply = dask.delayed(function, pure=False)
         km, *args = (dask.delayed(arg, pure=False) for arg in (self.placer(), *more))  # sent once, not with every task
@@ -497,7 +505,7 @@ class KMeans:
         path, settings = open_path(url, storage_options), {"normalize": bool(self.normalize)}
         # What it was fitted on is not known here, and steps that use it must not take it for another.
         inputs = {"centroids": hashlib.sha256(self.cluster_centers_.tobytes()).hexdigest()}
-        with manifest.step(path, "fit", settings, inputs, overwrite=overwrite) as step:
+        with open_step(path, "fit", settings, inputs, overwrite=overwrite) as step:
             step.facts |= self.write(step.path, fingerprint=None)
 
     def write(self, path: UPath, fingerprint: str | None) -> dict[str, Any]:
@@ -547,27 +555,13 @@ class KMeans:
         return loaded
 
 
-def seed_from(random_state: Any) -> int:
-    """The seed that `random_state` stands for; drawn where it is None or a generator."""
-    if random_state is None:
-        return int(np.random.default_rng().integers(2**31))
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**31))
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31 - 1))
-    # What is added to it must leave it an int64.
-    if is_whole(random_state, 0) and random_state < 2**62:
-        return int(random_state)
-    raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^62), a generator or None")
-
-
-def _labels(X: Any, km: KMeans, index: ann.Index | None) -> np.ndarray:
+def _labels(X: Any, km: KMeans, index: centroid_index.Index | None) -> np.ndarray:
     if index is not None:
         return index.nearest(km.rows(X), km.cluster_centers_)
     device, centroids = gpus.device(), km.cluster_centers_
     if device is None:
         return nearest_labels(km.rows(X), centroids)
-    forecast.check_compare(len(X), len(centroids), centroids.shape[1], device.memory())
+    check_compare(len(X), len(centroids), centroids.shape[1], device.memory())
     with device.turn():
         return nearest_labels(km.rows(X, device=device), centroids, device)
 

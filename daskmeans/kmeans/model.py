@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from daskmeans import manifest
 from daskmeans.errors import DataError, NotFoundError
+from daskmeans.storage import manifest
 from daskmeans.vectors import npy
 
 CENTROIDS = "centroids.npy"

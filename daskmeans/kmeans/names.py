@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskmeans.errors import UsageError
-from daskmeans.kmeans.inputs import is_frame_of_numbers
+from daskmeans.kmeans.rows.inputs import is_frame_of_numbers
 
 # Names that a message lists, at most.
 LISTED = 5

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from daskmeans.errors import PrecisionWarning
-from daskmeans.kmeans.inputs import is_frame_of_numbers, vector_column
+from daskmeans.kmeans.rows.inputs import is_frame_of_numbers, vector_column
 from daskmeans.vectors.matrix import is_list
 
 # Rows and columns of a partition that are looked at, at most.

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from daskmeans.kernels.device import explained
-from daskmeans.provenance import is_signed
+from daskmeans.kernels.gpu.device import explained
+from daskmeans.storage.signature import is_signed
 from daskmeans.vectors.files import is_local
 from daskmeans.vectors.frames import cudf_schema, matrix_on, schema_of, to_cudf
+from daskmeans.vectors.partitioning import Partition, Slice
 from daskmeans.vectors.reader import Reader
-from daskmeans.vectors.slices import Partition, Slice
 
 
 @dataclass(frozen=True)

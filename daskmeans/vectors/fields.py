@@ -12,7 +12,7 @@ from upath import UPath
 
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors.matrix import is_list, untyped, vector_columns
-from daskmeans.vectors.slices import Survey
+from daskmeans.vectors.partitioning import Survey
 
 TypeOf = Callable[[pa.DataType, str], pa.DataType]
 

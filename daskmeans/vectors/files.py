@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 from upath import UPath
 
-from daskmeans import stores
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
+from daskmeans.storage import objectstore
 
 FORMATS = {
     ".parquet": "parquet",
@@ -77,7 +77,7 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
         opened = UPath(path)
         if is_local(opened):
             return opened.expanduser().absolute()
-        opened = stores.watched(UPath(opened, **(storage_options or {})))
+        opened = objectstore.watched(UPath(opened, **(storage_options or {})))
         opened.fs  # noqa: B018  the import of the backend happens here
         return opened
     except ImportError:

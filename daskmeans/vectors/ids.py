@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from dask import delayed
 from distributed import Client
 
-from daskmeans import runtime
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
+from daskmeans.runtime import executor
 from daskmeans.vectors.matrix import is_null
+from daskmeans.vectors.partitioning import Partition
 from daskmeans.vectors.reader import Reader
-from daskmeans.vectors.slices import Partition
 from daskmeans.vectors.source import Source
 from daskmeans.vectors.validate import SKIP
 
@@ -124,7 +124,7 @@ def _suspects(source: Source, client: Client | None) -> np.ndarray:
         start += partition.rows
     compare = delayed(_equal_hashes, pure=False)
     tasks = [compare([part[i] for part in hashed], dask_key_name=f"id-compare-{run}-{i}") for i in range(ranges)]
-    return np.sort(np.concatenate(runtime.compute(tasks, label="check ids", client=client)))
+    return np.sort(np.concatenate(executor.compute(tasks, label="check ids", client=client)))
 
 
 def _hashes(reader: Reader, partition: Partition, start: int, ranges: int) -> list[np.ndarray]:
@@ -160,7 +160,7 @@ def _ids_of(source: Source, numbers: np.ndarray, starts: np.ndarray, client: Cli
         for partition, low, high, start in zip(source.partitions, bounds[:-1], bounds[1:], starts[:-1], strict=True)
         if low < high
     ]
-    columns = runtime.compute(tasks, client=client) if tasks else []
+    columns = executor.compute(tasks, client=client) if tasks else []
     type_ = source.reader.schema.types[0]
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type_)
 

@@ -15,7 +15,7 @@ from upath import UPath
 from daskmeans.errors import DataError
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.matrix import is_list
-from daskmeans.vectors.slices import Slice, Survey, Unit
+from daskmeans.vectors.partitioning import Slice, Survey, Unit
 
 BLOCK_BYTES = 8 * 2**20
 HEAD_BYTES = 2**20

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from upath import UPath
 
-from daskmeans import stores
 from daskmeans.errors import UsageError
+from daskmeans.storage import objectstore
 
 # Of each kind the directory of the log below that of the table, and how some of its files end.
 LOGS = {
@@ -57,7 +57,7 @@ def _partitions(folder: UPath) -> Iterator[UPath]:
 
 def _is_log(folder: UPath, ending: str) -> bool:
     names: list[str] = []
-    with stores.tolerated():  # what lies around an input need not be allowed to be seen
+    with objectstore.tolerated():  # what lies around an input need not be allowed to be seen
         names += [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return any(name.endswith(ending) for name in names)
 

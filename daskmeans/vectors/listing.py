@@ -13,9 +13,10 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 
-from daskmeans import lock, manifest, runtime, stores
 from daskmeans.errors import NotFoundError, UsageError
-from daskmeans.provenance import is_signed
+from daskmeans.runtime.client import logger
+from daskmeans.storage import lock, manifest, objectstore
+from daskmeans.storage.signature import is_signed
 from daskmeans.vectors.files import SUFFIXES, Input, format_of, inside, is_local, listed, open_path, reading, real
 from daskmeans.vectors.lakes import refuse_parts, refuse_tables
 
@@ -80,7 +81,7 @@ def warn_of_added(inputs: Sequence[UPath], known: Sequence[UPath]) -> None:
     before = {file.path for file in known}
     new = [file for path in inputs for file in _listed(path) if file.path not in before and _is_known(file)]
     if new:
-        runtime.logger.warning(
+        logger.warning(
             "%s: %s files were added while the input was being read, and are not in what was made: %s",
             new[0].parent,
             f"{len(new):,}",
@@ -200,13 +201,13 @@ def _is_parquet(file: UPath) -> bool:
     if is_local(file) and not os.path.isfile(file.path):  # such as a pipe, of which there would be no end
         return False
     start = b""
-    with stores.tolerated(), file.open("rb") as stream:  # such as a link to nowhere
+    with objectstore.tolerated(), file.open("rb") as stream:  # such as a link to nowhere
         start = stream.read(4)
     return start == b"PAR1"
 
 
 def _warn(where: UPath, found: Found) -> None:
-    runtime.logger.warning(
+    logger.warning(
         "%s: %s of %s files are left out, as their names tell no format: %s. Let names of files with rows end in %s; "
         "to leave out others without this warning, name those to read by a glob such as 'vectors/*.parquet'",
         where,

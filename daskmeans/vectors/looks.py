@@ -15,8 +15,8 @@ from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import jsonl, npy, parquet
 from daskmeans.vectors.files import format_of
 from daskmeans.vectors.matrix import lengths, untyped
+from daskmeans.vectors.partitioning import Slice, Survey, pieces
 from daskmeans.vectors.reader import TABLES
-from daskmeans.vectors.slices import Slice, Survey, pieces
 
 # Files or units of them that the sample for the dimension is taken from, and its rows: the first ones of each unit,
 # as others cannot be had without them.

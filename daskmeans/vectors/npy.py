@@ -15,7 +15,7 @@ from upath import UPath
 from daskmeans.errors import DataError
 from daskmeans.vectors.files import facts, is_local, reading
 from daskmeans.vectors.matrix import fixed
-from daskmeans.vectors.slices import Slice, Survey, Unit
+from daskmeans.vectors.partitioning import Slice, Survey, Unit
 
 VECTORS = "embedding"
 # Brackets of a kind in a header, at most.

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans.provenance import CHECKED
+from daskmeans.storage.signature import CHECKED
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.frames import is_wanted
 from daskmeans.vectors.matrix import is_list
-from daskmeans.vectors.slices import Slice, Survey, Unit
+from daskmeans.vectors.partitioning import Slice, Survey, Unit
 
 BATCH_BYTES = 4 * 2**20
 BUFFER_BYTES = 2**20

@@ -11,12 +11,12 @@ import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
-from daskmeans import provenance, stores
 from daskmeans.errors import DataError
+from daskmeans.storage import objectstore, signature
 from daskmeans.vectors import jsonl, npy, parquet, validate
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.matrix import is_list, untyped
-from daskmeans.vectors.slices import Partition
+from daskmeans.vectors.partitioning import Partition
 
 TABLES = {"parquet": parquet.tables, "jsonl": jsonl.tables, "npy": npy.tables}
 
@@ -142,7 +142,7 @@ def _within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
 def _write(table: pa.Table, path: UPath) -> None:
     """Write `table` to `path` in one stroke, so that a task that runs twice, also at once, leaves the same."""
     sink = pa.BufferOutputStream()
-    provenance.write_table(table, sink, "read")
+    signature.write_table(table, sink, "read")
     with reading(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        stores.replace(path, sink.getvalue().to_pybytes(), uuid4().hex)
+        objectstore.replace(path, sink.getvalue().to_pybytes(), uuid4().hex)

@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans import manifest, provenance, runtime
-from daskmeans.provenance import CHECKED
+from daskmeans.runtime.client import logger
+from daskmeans.storage import manifest, signature
+from daskmeans.storage.signature import CHECKED
 
 # Below an output, where neither a glob of its data nor what else reads directories of Parquet looks: they have other
 # columns.
@@ -40,11 +41,11 @@ def write_rejects(table: pa.Table, path: UPath, step: str, rows: int) -> None:
     """Write the list of rejected rows of `path`, an output of `step` on `rows` rows; say so if they are many."""
     target = path / LIST
     target.parent.mkdir(parents=True, exist_ok=True)
-    provenance.write_table(table, target, step)
+    signature.write_table(table, target, step)
     if len(table) >= MANY * rows:
         found = pc.value_counts(table["reason"]).to_pylist()
         reason = max(found, key=lambda each: each["counts"])
-        runtime.logger.warning(
+        logger.warning(
             "%s of %s rows (%.3g %%) were left out, most of them (%s) for this: %s. All are listed in %s",
             f"{len(table):,}",
             f"{rows:,}",

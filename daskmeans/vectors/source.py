@@ -16,15 +16,16 @@ import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
-from daskmeans import config, runtime
+from daskmeans import config
 from daskmeans.errors import DataError, UsageError
+from daskmeans.runtime.client import current_client, n_processes
 from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
 from daskmeans.vectors.files import Input, common_parent, facts, format_of, listed, open_path
 from daskmeans.vectors.listing import find_files, warn_of_added
 from daskmeans.vectors.looks import find_dimension, first_looks, look_at, look_of, told_schema
+from daskmeans.vectors.partitioning import Partition, pack, spread
 from daskmeans.vectors.reader import Reader
-from daskmeans.vectors.slices import Partition, pack, spread
 
 # A text counts as much as a vector of 1024 dimensions: about what an encoder will make of it.
 TEXT_BYTES = 4096
@@ -299,7 +300,7 @@ def read_embeddings(
         storage_options=storage_options,
         on_bad_row=on_bad_row,
         allow_zero=allow_zero,
-        workers=runtime.n_processes(runtime.current_client()),
+        workers=n_processes(current_client()),
     )
     return source.frame()
 

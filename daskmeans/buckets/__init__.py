@@ -1,0 +1,1 @@
+"""Rows by cluster, on disk."""

@@ -1,0 +1,341 @@
+"""Regrouping rows by cluster, without a shuffle and without ever holding more than a partition or a bucket.
+
+Each partition is sorted by cluster and written as a run. As runs are sorted, the rows of a range of clusters are one
+slice of each of them; a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the
+distance to its centroid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from distributed import Client
+from upath import UPath
+
+from daskmeans import config
+from daskmeans.buckets.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
+from daskmeans.buckets.writer import write_files
+from daskmeans.errors import DataError, UsageError
+from daskmeans.runtime import executor
+from daskmeans.runtime.client import current_client, n_threads
+from daskmeans.runtime.memory import partition_bytes
+from daskmeans.storage import manifest
+from daskmeans.storage.step import open_step
+from daskmeans.vectors.files import is_local, open_path
+from daskmeans.vectors.frames import schema_of, table_of, with_fixed
+from daskmeans.vectors.matrix import vector_columns
+
+RUNS = "runs"
+LAYOUTS = ("bucketed", "hive")
+_RUN_BATCH = 1024
+_AHEAD = 2**20
+
+
+def write_buckets(
+    frame: dd.DataFrame,
+    url: str | UPath,
+    *,
+    layout: str = "bucketed",
+    id_field: str = "id",
+    embedding_field: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> Buckets:
+    """Write assigned rows grouped by cluster.
+
+    Parameters
+    ----------
+    frame : dask dataframe
+        As :func:`daskmeans.assign` returns it, of pandas or of cuDF; the files are the same.
+    url : str or UPath
+        A directory to be made, on any file system that fsspec knows.
+    layout : {"bucketed", "hive"}, default "bucketed"
+        ``bucket-*.parquet`` with many clusters a file and one row group (or more) a cluster, or
+        ``centroid=<i>/part-0.parquet``.
+    id_field : str, default "id"
+    embedding_field : str, optional
+        Which column of vectors was assigned. Default: the only one.
+    storage_options : dict, optional
+    overwrite : bool, default False
+        Replace what an earlier call has written there.
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    Buckets
+
+    Raises
+    ------
+    OutputError
+        `url` holds something already.
+    UsageError
+        `frame` lacks the columns that ``assign`` adds, or has several columns of vectors.
+    DataError
+        A column has values of types in its partitions that no one type holds.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-buckets/in/rows.jsonl").write_text(lines)
+    >>> rows = dkm.read_embeddings("memory://doctest-buckets/in")
+    >>> assigned = dkm.assign(rows, dkm.KMeans(n_clusters=2).fit(rows))
+    >>> buckets = dkm.write_buckets(assigned, "memory://doctest-buckets/clusters", overwrite=True)
+    >>> sorted(buckets.read(cluster)["id"].to_pylist() for cluster in buckets.clusters())
+    [['a', 'b'], ['c']]
+    """
+    path = open_path(url, storage_options)
+    # Where rows are from is not known here, and steps that build on them must not take them for others.
+    inputs = {"rows_from": uuid4().hex}
+    with open_step(path, "assign", {"layout": layout}, inputs, overwrite=overwrite, client=client) as step:
+        step.facts |= regroup(
+            frame, path, layout=layout, id_field=id_field, embedding_field=embedding_field, client=client
+        )
+    return open_buckets(path)
+
+
+def regroup(
+    frame: dd.DataFrame,
+    path: UPath,
+    *,
+    layout: str,
+    id_field: str,
+    embedding_field: str | None = None,
+    client: Client | None = None,
+) -> dict[str, Any]:
+    """Write the files of :func:`write_buckets` into `path`; returns the facts that its manifest must hold."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"unknown layout {layout!r}", where="layout", expected=" or ".join(LAYOUTS))
+    vectors = _check(frame, id_field, embedding_field)
+    runs = path / RUNS
+    runs.mkdir(parents=True, exist_ok=True)
+    write = dask.delayed(_write_run, pure=False)
+    tasks = [
+        write(part, runs / f"run-{i:05d}", id_field, vectors, dask_key_name=f"assign-{uuid4().hex}")
+        for i, part in enumerate(frame.to_delayed())
+    ]
+    found = executor.compute(tasks, "assign", client)
+    sizes, dimension, schema = _total(found), _dimension(found, vectors), _schema(found, id_field)
+    per_bucket = _bucket_rows(sum(sizes.values()), dimension, client)
+    names = [runs / f"run-{i:05d}" for i, written in enumerate(found) if len(written.labels)]
+    merge = dask.delayed(_write_bucket, pure=False)
+    tasks = [
+        merge(path, layout, b, names, first, last, per_bucket, schema, id_field, vectors,
+              dask_key_name=f"bucket-write-{uuid4().hex}")
+        for b, (first, last) in enumerate(_ranges(sizes, per_bucket))
+    ]  # fmt: skip
+    files = [file for made in executor.compute(tasks, "write buckets", client) for file in made]
+    manifest.remove(runs)
+    return {
+        "layout": layout,
+        "id_field": id_field,
+        "embedding_field": vectors,
+        "metadata_fields": [c for c in frame.columns if c not in (id_field, vectors, CENTROID, L2, COSINE)],
+        "dimension": dimension,
+        "rows": sum(sizes.values()),
+        "n_clusters": len(sizes),
+        "outputs": files,
+    }
+
+
+def _check(frame: dd.DataFrame, id_field: str, embedding_field: str | None) -> str:
+    """Name of the column of vectors; raises if a column that is needed is not there."""
+    missing = [name for name in (id_field, CENTROID, L2, COSINE) if name not in frame.columns]
+    found = vector_columns(schema_of(frame._meta))
+    vectors = found if embedding_field is None else [embedding_field]
+    if missing or len(vectors) != 1:
+        raise UsageError(
+            f"the dataframe has the columns {', '.join(map(str, frame.columns))}",
+            expected=f"{id_field}, one column of vectors, {CENTROID}, {L2}, {COSINE}",
+            remedy="pass what daskmeans.assign returns, id_field= if the ids have another name, and embedding_field= "
+            "if there are several columns of vectors",
+        )
+    return vectors[0]
+
+
+def _bucket_rows(rows: int, dimension: int, client: Client | None) -> int:
+    """Rows that are merged at once: half of what a partition may have, and so few that each thread has some buckets."""
+    client = current_client(client)
+    size = min(config.get_bytes("bucket-bytes"), partition_bytes(client) // 2)
+    return max(1, min(size // (4 * max(1, dimension)), -(-rows // (4 * n_threads(client)))))
+
+
+def _sorted(table: pa.Table, id_field: str) -> pa.Table:
+    # The id makes the order total, so that it cannot depend on how rows were partitioned.
+    keys = [(CENTROID, "ascending"), (L2, "ascending"), (id_field, "ascending")]
+    return table.take(pc.sort_indices(table, keys))
+
+
+class Written(NamedTuple):
+    """What a partition was found to hold as it was written."""
+
+    labels: np.ndarray
+    """int32: its clusters, ascending."""
+    counts: np.ndarray
+    """int64: the rows of each."""
+    schema: pa.Schema
+    blank: list[str]
+    """Columns without a value, of which pandas may have had another type than of those with some."""
+
+
+def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> Written:
+    """Write `part` sorted by cluster, with an index of the clusters' ends."""
+    table = _sorted(with_fixed(table_of(part).replace_schema_metadata(None), vectors), id_field)
+    with run.with_suffix(".arrow").open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=_RUN_BATCH)
+    labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
+    run.with_suffix(".index").write_bytes(np.stack([labels, np.cumsum(counts)]).astype(np.int64).tobytes())
+    blank = [name for name in table.column_names if table[name].null_count == len(table)]
+    return Written(labels, counts, table.schema, blank)
+
+
+def _schema(found: list[Written], id_field: str) -> pa.Schema:
+    """Types that hold the rows of all partitions; where a column is blank it tells nothing."""
+    some = [written for written in found if len(written.labels)] or found[:1]
+    told = [
+        pa.schema([field.with_type(pa.null()) if field.name in written.blank else field for field in written.schema])
+        for written in some
+    ]
+    try:
+        common = pa.unify_schemas(told, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise _mixed(error) from None
+    if pa.types.is_floating(common.field(id_field).type):
+        raise _mixed(f"{id_field!r} has numbers with and without a fraction")
+    return pa.schema([some[0].schema.field(f.name) if pa.types.is_null(f.type) else f for f in common])
+
+
+def _mixed(found: object) -> DataError:
+    return DataError(
+        f"partitions have values of other types ({found})",
+        expected="one type in each column of the dataframe",
+        remedy="cast the column, as in frame.astype",
+    )
+
+
+def _dimension(found: list[Written], vectors: str) -> int:
+    """Dimension of the vectors; those of partitions without rows are of none where their type does not tell it."""
+    sizes = [written.schema.field(vectors).type.list_size for written in found]
+    dimensions = sorted({size for size, written in zip(sizes, found, strict=True) if len(written.labels)})
+    if len(dimensions) > 1:
+        raise DataError(
+            f"the vectors have {dimensions[0]} dimensions in one partition and {dimensions[1]} in another",
+            where=f"column {vectors!r}",
+            expected="vectors of one dimension, as daskmeans.assign returns them",
+        )
+    return dimensions[0] if dimensions else max(sizes)
+
+
+def _total(found: list[Written]) -> dict[int, int]:
+    """Rows of each cluster that has any, by centroid, ascending."""
+    labels = np.concatenate([written.labels for written in found])
+    counts = np.concatenate([written.counts for written in found])
+    known, where = np.unique(labels, return_inverse=True)
+    totals = np.zeros(len(known), np.int64)
+    np.add.at(totals, where, counts)
+    return dict(zip(known.tolist(), totals.tolist(), strict=True))
+
+
+def _ranges(sizes: dict[int, int], target: int) -> list[tuple[int, int]]:
+    """Ranges of centroids, first and last, of about `target` rows each; one larger than that stands alone."""
+    ranges: list[tuple[int, int]] = []
+    held = target
+    for centroid, rows in sizes.items():
+        if held + rows > target:
+            ranges.append((centroid, centroid))
+            held = 0
+        ranges[-1] = (ranges[-1][0], centroid)
+        held += rows
+    return ranges
+
+
+class Run:
+    """The rows of a range of clusters in a written run: those from `start` to `stop`."""
+
+    def __init__(self, path: UPath, first: int, last: int) -> None:
+        labels, ends = np.frombuffer(path.with_suffix(".index").read_bytes(), np.int64).reshape(2, -1)
+        starts = np.concatenate([[0], ends])
+        self.start = int(starts[np.searchsorted(labels, first)])
+        self.stop = int(starts[np.searchsorted(labels, last, side="right")])
+        self._path = path.with_suffix(".arrow")
+
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows from `start` to `stop` of the run, copied.
+
+        A slice would keep whole batches, and mapped pages count as the worker's memory until the file is closed.
+        """
+        batches = range(start // _RUN_BATCH, -(-stop // _RUN_BATCH))
+        with self._open() as source:
+            schema = pa.ipc.open_file(source).schema
+            wanted = None if columns is None else [schema.get_field_index(name) for name in columns]
+            file = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+            table = pa.Table.from_batches([file.get_batch(i) for i in batches], file.schema)
+            first = start - batches.start * _RUN_BATCH
+            return table.take(pa.array(np.arange(first, first + stop - start)))
+
+    def _open(self) -> Any:
+        # A client of a store reads ahead, a block each time: 50 MB of it would be most of the run, for every slice.
+        return pa.memory_map(self._path.path) if is_local(self._path) else self._path.open("rb", block_size=_AHEAD)
+
+    def distances(self) -> np.ndarray:
+        """Distances of its rows, where the range is one cluster: ascending."""
+        return self.read(self.start, self.stop, [L2])[L2].to_numpy()
+
+
+def _merged(
+    names: list[UPath], first: int, last: int, per_bucket: int, schema: pa.Schema, id_field: str
+) -> Iterator[pa.Table]:
+    """Rows of the clusters from `first` to `last`, sorted, in tables of about `per_bucket` rows with this `schema`."""
+    runs = [Run(name, first, last) for name in names]
+
+    def joined(tables: list[pa.Table]) -> pa.Table:
+        try:
+            return _sorted(pa.concat_tables([table.cast(schema) for table in tables]), id_field)
+        except pa.ArrowInvalid as error:  # an integer that is none of float64
+            raise _mixed(error) from None
+
+    if first < last or sum(run.stop - run.start for run in runs) <= per_bucket:
+        yield joined([run.read(run.start, run.stop) for run in runs])
+        return
+    distances = [run.distances() for run in runs]
+    cuts = np.unique(np.sort(np.concatenate(distances))[per_bucket::per_bucket])
+    marks = [
+        [run.start, *(run.start + np.searchsorted(d, cuts)), run.stop] for run, d in zip(runs, distances, strict=True)
+    ]
+    for w in range(len(cuts) + 1):
+        pieces = [run.read(int(m[w]), int(m[w + 1])) for run, m in zip(runs, marks, strict=True) if m[w] < m[w + 1]]
+        if pieces:
+            yield joined(pieces)
+
+
+def _per_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    """Slices of `tables` that hold one cluster each, with its centroid."""
+    for table in tables:
+        labels, starts = np.unique(table[CENTROID].to_numpy(), return_index=True)
+        for label, start, stop in zip(labels.tolist(), starts, [*starts[1:], len(table)], strict=True):
+            yield label, table.slice(start, stop - start)
+
+
+def _write_bucket(
+    path: UPath,
+    layout: str,
+    number: int,
+    names: list[UPath],
+    first: int,
+    last: int,
+    per_bucket: int,
+    schema: pa.Schema,
+    id_field: str,
+    vectors: str,
+) -> list[dict[str, Any]]:
+    tables = _per_cluster(_merged(names, first, last, per_bucket, schema, id_field))
+    return write_files(path, tables, layout, vectors, number)

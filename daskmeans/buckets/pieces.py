@@ -1,0 +1,95 @@
+"""Rows of a cluster that lie in one file, and reading them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from daskmeans.errors import DataError
+from daskmeans.storage import manifest
+from daskmeans.storage.signature import CHECKED
+from daskmeans.vectors.files import inside
+
+# Files that stay open while clusters are read one after the other.
+OPEN = 16
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one cluster in one file, sorted by (``l2_dist_to_cent``, id)."""
+
+    centroid: int
+    rows: int
+    file: str
+    row_groups: tuple[int, ...]
+
+
+class Files:
+    """The Parquet files below the directory `path`; those that were read last stay open."""
+
+    def __init__(self, path: UPath) -> None:
+        self._open = lru_cache(OPEN)(partial(_open, path))
+
+    def schema(self, name: str) -> pa.Schema:
+        """Columns of the file `name`."""
+        return self._open(name)[2]
+
+    def read(self, slices: Sequence[tuple[Piece, int, int]], columns: Sequence[str]) -> pa.Table:
+        """Those of `columns` that are stored, of some rows of pieces of one file, in the order given.
+
+        Each piece comes with the first of the rows and the one after the last. No row group is read that has none of
+        them.
+        """
+        file, stored, schema = self._open(slices[0][0].file)
+        there = range(stored.metadata.num_row_groups)
+        groups: list[int] = []
+        taken: list[np.ndarray] = []
+        before = 0
+        for piece, start, stop in slices:
+            sizes = [stored.metadata.row_group(g).num_rows if g in there else 0 for g in piece.row_groups]
+            _check_rows(sum(sizes), piece, file)
+            ends = np.cumsum(sizes)
+            first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+            groups += piece.row_groups[first : last + 1]
+            begin = before + start - int(ends[first]) + sizes[first]
+            taken.append(np.arange(begin, begin + stop - start))
+            before += sum(sizes[first : last + 1])
+        with _explained(file):
+            table = stored.read_row_groups(groups, [name for name in columns if name in schema.names])
+        rows = np.concatenate(taken)
+        return table if len(rows) == len(table) else table.take(pa.array(rows))
+
+
+def _open(path: UPath, name: str) -> tuple[UPath, pq.ParquetFile, pa.Schema]:
+    file = inside(path, name)
+    with _explained(file):
+        stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True, **CHECKED)
+        return file, stored, stored.schema_arrow  # made anew whenever it is asked for
+
+
+@contextlib.contextmanager
+def _explained(file: UPath) -> Iterator[None]:
+    """Turn what Arrow raises about `file` into an error that says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"the file cannot be read ({error})", where=str(file), remedy="run `daskmeans assign` again"
+        ) from None
+
+
+def _check_rows(rows: int, piece: Piece, file: UPath) -> None:
+    if rows != piece.rows:
+        raise DataError(
+            f"cluster {piece.centroid} has {rows} rows",
+            where=str(file),
+            expected=f"{piece.rows}, as {manifest.NAME} says",
+            remedy="run `daskmeans assign` again",
+        )

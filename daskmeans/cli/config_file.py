@@ -1,0 +1,107 @@
+"""Settings of ``daskmeans run`` in a YAML file."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+from typing import Any
+
+import click
+import yaml
+from upath import UPath
+
+from daskmeans.cli.options import Json
+from daskmeans.errors import NotFoundError, UsageError
+from daskmeans.vectors.files import open_path
+
+SETTINGS = "lines such as `n_clusters: 1000`"
+# Values that a command line can hold as a word.
+WORDS = str | int | float | datetime.date
+
+
+def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """If the only input is a YAML file, let it fill the flags that the command line leaves open; returns its inputs.
+
+    Raises
+    ------
+    NotFoundError, UsageError
+        There is no such file, or it holds something else than flags of the command with values that they take.
+    """
+    if len(inputs) != 1 or not inputs[0].endswith((".yaml", ".yml")):
+        return inputs
+    file = open_path(inputs[0])
+    options = {p.name: p for p in ctx.command.params if isinstance(p, click.Option)}
+    values: dict[str, Any] = {}
+    for key, value in _settings(file).items():
+        name = _setting(key)
+        if name not in {*options, "input"}:
+            known = sorted({*options, "input"} - {None}, key=str)
+            near = difflib.get_close_matches(name, map(str, known), 1)
+            raise UsageError(
+                f"unknown key {key!r}",
+                where=str(file),
+                expected=f"one of {', '.join(map(str, known))}",
+                remedy=f"did you mean {near[0]!r}?" if near else "",
+            )
+        if value is not None:  # a key without a value
+            values[name] = _given(value, options.get(name), f"{file}, key {key!r}", ctx)
+    if not values.get("input"):
+        raise UsageError("the key 'input' is missing", where=str(file), expected="`input:` a path or a list of paths")
+    found: list[str] = values.pop("input")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return tuple(found)
+
+
+def _settings(file: UPath) -> dict[Any, Any]:
+    if not file.is_file():
+        raise NotFoundError("no such file", where=str(file), expected="a YAML file of settings")
+    try:
+        text = file.read_text(encoding="utf-8")
+        found, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:  # without the lines, which may hold secrets
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"not valid YAML ({error.problem})", where=f"{file}{line}", expected=SETTINGS) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as the 30th of February
+        raise UsageError(f"not valid YAML ({error})", where=str(file), expected=SETTINGS) from None
+    if not isinstance(found, dict):
+        raise UsageError("the file holds no settings", where=str(file), expected=SETTINGS)
+    keys = [_setting(key.value) for key, _ in (node.value if found else ())]  # also those that come twice
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UsageError(f"the key {twice[0]!r} is there twice", where=str(file), expected="each setting once")
+    return found
+
+
+def _setting(key: Any) -> str:
+    """What the command calls the flag that `key` names."""
+    name = str(key).replace("-", "_")
+    return "metadata_fields" if name == "metadata_field" else name
+
+
+def _given(value: Any, option: click.Option | None, where: str, ctx: click.Context) -> Any:
+    """`value` as the command line would hold it: words, which `option` then reads; the input is no option."""
+    if option is not None and option.is_flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"{_shown(value)} is no answer", where=where, expected="true or false")
+        return value
+    if option is not None and isinstance(option.type, Json) and isinstance(value, dict):
+        return value
+    several = option is None or option.multiple
+    words = [_word(each, where) for each in (value if several and isinstance(value, list) else [value])]
+    try:
+        for word in words:
+            if option is not None:
+                option.type.convert(word, option, ctx)
+    except click.BadParameter as error:
+        raise UsageError(error.message, where=where) from None
+    return words if several else words[0]
+
+
+def _word(value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, WORDS):
+        raise UsageError(f"{_shown(value)} is no value for it", where=where, expected="a number or a text")
+    return str(value)
+
+
+def _shown(value: Any) -> str:
+    """`value` in a message: not what a list or a mapping holds, which may be secrets, or endless."""
+    return repr(value) if isinstance(value, WORDS) else f"a {type(value).__name__}"

@@ -1,0 +1,377 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+from distributed import Client
+from distributed.comm import CommClosedError
+from rich.console import Console
+
+from daskmeans.buckets.buckets import index_facts
+from daskmeans.cli import options
+from daskmeans.cli.config_file import from_yaml
+from daskmeans.cli.displays import display_on
+from daskmeans.cli.interrupts import INTERRUPTED, STATUS, leave, once
+from daskmeans.cli.options import Output
+from daskmeans.cli.output import escape_markup, hint_apply, show_advice, show_facts
+from daskmeans.errors import (
+    ClusterError,
+    ClusterSizeWarning,
+    ConvergenceWarning,
+    DaskmeansError,
+    PrecisionWarning,
+    UsageError,
+)
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.planner.system import keeps_kernels
+from daskmeans.runtime import progress
+from daskmeans.runtime.client import logger, n_threads
+from daskmeans.runtime.cluster import ClusterSettings, dashboard
+from daskmeans.runtime.cluster import cluster as start_cluster
+from daskmeans.runtime.liveness import lost_scheduler, reached
+from daskmeans.steps.run import Reading
+from daskmeans.storage import objectstore
+
+
+class Commands(click.Group):
+    """Commands whose errors are messages: exit status 2 for wrong use, 1 for work that failed."""
+
+    command_class = options.Verb
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DaskmeansError as error:
+            _complain(error)
+            ctx.exit(error.exit_status)
+        except CommClosedError:
+            _complain(lost_scheduler())
+            ctx.exit(ClusterError.exit_status)
+        except (KeyboardInterrupt, click.exceptions.Abort):
+            if signal.getsignal(signal.SIGINT) is leave:  # which has the last word, as more of them may come
+                leave()
+            _complain(INTERRUPTED)
+            ctx.exit(STATUS)
+        except Exception as error:
+            if not objectstore.has_failed(error):
+                raise
+            # A full disk, a missing permission, a lost connection, options that no client takes.
+            _complain(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+            ctx.exit(1)
+
+
+def _complain(error: object) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape_markup(error)}")
+
+
+@click.group(name="kmeans", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="daskmeans")
+def kmeans() -> None:
+    """Cluster embeddings and find their near-duplicates, with Dask."""
+
+
+main = kmeans
+
+
+@contextlib.contextmanager
+def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
+    """A cluster with a display: progress and logs on stderr, nothing on stdout."""
+    console = Console(stderr=True, quiet=output.quiet)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
+    for name in ("client", "batched"):  # they have tracebacks for a scheduler that is lost
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
+    logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
+    with start_cluster(cluster) as client:
+        console.print(f"[dim]{n_threads(client)} threads · dashboard {dashboard(client)}")
+        if not (cluster.scheduler or cluster.scheduler_file or keeps_kernels()):
+            console.print("[dim]kernels are compiled when they are first used, which takes half a minute in all")
+        shown = display_on(console)
+        with once(), shown as display, progress.shown_on(display), _warnings_as_messages(), reached(client):
+            yield client
+
+
+@contextlib.contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Tell warnings of this package without the line of code that they come from."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, ConvergenceWarning | ClusterSizeWarning | PrecisionWarning):
+                logger.warning("%s", message)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+# --- verbs ---
+
+
+@kmeans.command()
+@click.option("--out", default="daskmeans-demo", show_default=True, help="Directory to make.")
+@click.option("--n-clusters", type=click.IntRange(1), help="Default: one for 500 docstrings.")
+@click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of duplicates.")
+@options.overwrite
+@options.cluster
+@options.output
+def demo(
+    out: str, n_clusters: int | None, threshold: float, overwrite: bool, cluster: ClusterSettings, output: Output
+) -> None:
+    """Find the near-duplicates among the docstrings of the Python packages installed here."""
+    from daskmeans.report.demo import demo
+
+    with _session(cluster, output) as client:
+        result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite, client=client)
+    if output.json:
+        click.echo(json.dumps(result.facts | {"report": str(result.report)}, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(result)
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, help="Directory of embeddings to make.")
+@click.option("--text-field", default="text", show_default=True, help="Column of texts.")
+@click.option("--encoder", default="wordllama", show_default=True)
+@click.option("--embedding-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@options.overwrite
+@options.reading("embedding_field")
+@options.cluster
+@options.output
+def embed(
+    inputs: tuple[str, ...], out: str, text_field: str, encoder: str, embedding_dtype: str, overwrite: bool,
+    reading: Reading, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Turn a column of texts into embeddings."""
+    from daskmeans.steps.embed import embed
+
+    with _session(cluster, output) as client:
+        facts = embed(
+            inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
+            encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
+            storage_options=reading.storage_options, overwrite=overwrite, client=client,
+        )  # fmt: skip
+    show_facts(facts, output)
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", "out", required=True, help="Directory of the model to make.")
+@options.overwrite
+@options.kmeans
+@options.reading("metadata_fields")
+@options.cluster
+@options.output
+def fit(
+    inputs: tuple[str, ...], out: str, overwrite: bool, model: KMeans, reading: Reading, cluster: ClusterSettings,
+    output: Output,
+) -> None:  # fmt: skip
+    """Find the centroids of embeddings."""
+    from daskmeans.steps.fit import fit as fit_files
+
+    with _session(cluster, output) as client:
+        fit_files(inputs, out, model, reading, overwrite=overwrite, client=client)
+    facts = {
+        "model": out,
+        "n_clusters": model.n_clusters,
+        "n_features": model.n_features_in_,
+        "inertia": model.inertia_,
+        "n_iter": model.n_iter_,
+        "converged": model.converged_,
+    }
+    show_facts(facts, output)
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", required=True, help="Directory of a fitted model.")
+@click.option("--out", required=True, help="Directory of clusters to make.")
+@options.storing
+@options.overwrite
+@options.reading()
+@options.cluster
+@options.output
+def assign(
+    inputs: tuple[str, ...], model: str, out: str, layout: str, embedding_dtype: str, assign: str, assign_recall: float,
+    overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Give every row its cluster and distances, grouped by cluster."""
+    from daskmeans.steps.assign import assign_files
+
+    with _session(cluster, output) as client:
+        buckets = assign_files(
+            inputs, model, out, reading,
+            layout=layout, embedding_dtype=embedding_dtype, assign=assign, assign_recall=assign_recall,
+            overwrite=overwrite, client=client,
+        )  # fmt: skip
+    show_facts({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
+           "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}
+          | index_facts(buckets.manifest), output)  # fmt: skip
+
+
+@kmeans.command()
+@click.argument("clusters")
+@click.option("--out", required=True, help="Directory of decisions to make.")
+@options.deciding
+@click.option("--review", type=click.IntRange(1), help="Write so many pairs around the threshold into OUT/review.html.")
+@click.option("--against", multiple=True, metavar="CLUSTERS",
+              help="Clusters whose kept rows stay, and rows like them go; or decisions on them.")  # fmt: skip
+@click.option("--append", is_flag=True, help="Then add the rows that are kept to the clusters --against.")
+@click.option("--random-state", type=click.INT, default=42, show_default=True)
+@click.option("--storage-options", type=options.Json(), help="Options of the file system, as JSON.")
+@options.overwrite
+@options.cluster
+@options.output
+def dedup(
+    clusters: str, out: str, threshold: float | None, eps: float | None, keep: tuple[str, ...], rule: str, search: str,
+    probes: int, floor: float | None, review: int | None, against: tuple[str, ...], append: bool, random_state: int,
+    storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Decide which rows of clusters are duplicates."""
+    from daskmeans.report.review import write_review
+    from daskmeans.steps.dedup import dedup
+
+    with _session(cluster, output) as client:
+        result = dedup(
+            clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, probes=probes, floor=floor,
+            against=against, append=append, random_state=random_state, storage_options=storage_options,
+            overwrite=overwrite, client=client,
+        )  # fmt: skip
+        page = {"review": str(write_review(result, review, client=client))} if review else {}
+    where = {"decisions": out} | ({"appended_to": str(result.against[0])} if append else {})
+    show_facts(where | page | result.summary, output)
+    hint_apply(out, ["INPUT"], result.summary.get("rejected", 0), bool(storage_options), cluster, output)
+
+
+@kmeans.command()
+@click.argument("train")
+@click.argument("test")
+@click.option("--out", required=True, help="Directory to make.")
+@click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of twins.")
+@options.overwrite
+@options.reading()
+@options.cluster
+@options.output
+def leak(
+    train: str, test: str, out: str, threshold: float, overwrite: bool, reading: Reading, cluster: ClusterSettings,
+    output: Output,
+) -> None:  # fmt: skip
+    """List the rows of TEST that have a twin in TRAIN."""
+    from daskmeans.steps.leak import leak
+
+    with _session(cluster, output) as client:
+        facts = leak(train, test, out, threshold, reading, overwrite=overwrite, client=client)
+    show_facts({"leaks": out} | facts, output)
+
+
+@kmeans.command()
+@click.argument("decisions")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, help="Directory of kept rows to make.")
+@click.option("--id-field", help="Column of ids [the one that the decisions were made by].")
+@click.option("--storage-options", type=options.Json(), help="Options of the file system, as JSON.")
+@click.option("--on-bad-row", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+              help="About rows without a decision.")  # fmt: skip
+@options.overwrite
+@options.cluster
+@options.output
+def apply(
+    decisions: str, inputs: tuple[str, ...], out: str, id_field: str | None, storage_options: dict[str, Any] | None,
+    on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Write the kept rows of the original files, in their format."""
+    from daskmeans.steps.apply import apply
+
+    with _session(cluster, output) as client:
+        facts = apply(
+            decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
+            overwrite=overwrite, client=client,
+        )  # fmt: skip
+    show_facts(facts, output)
+
+
+@kmeans.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
+@click.option("--out", required=True, help="Directory for model, clusters and dedup.")
+@options.kmeans
+@options.deciding
+@options.storing
+@options.overwrite
+@options.reading()
+@options.cluster
+@options.output
+def run(
+    inputs: tuple[str, ...], out: str, model: KMeans, threshold: float | None, eps: float | None, keep: tuple[str, ...],
+    rule: str, search: str, probes: int, floor: float | None, layout: str, embedding_dtype: str, assign: str,
+    assign_recall: float, overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
+    from daskmeans.steps.run import run as run_files
+
+    with _session(cluster, output) as client:
+        result = run_files(
+            inputs, out, model, threshold, reading, eps=eps, layout=layout, embedding_dtype=embedding_dtype,
+            assign=assign, assign_recall=assign_recall, keep=keep, rule=rule, search=search, probes=probes,
+            floor=floor, overwrite=overwrite, client=client,
+        )  # fmt: skip
+    show_facts({"out": out} | result.summary, output)
+    decisions = out.rstrip("/") + "/dedup"
+    hint_apply(decisions, inputs, result.summary.get("rejected", 0), bool(reading.storage_options), cluster, output)
+
+
+@kmeans.command()
+@click.argument("path", required=False)
+@click.option("--system", is_flag=True, help="Say what this machine offers, and what of it is used.")
+@click.option("--advise", is_flag=True, help="Propose a number of clusters, and forecast what the steps will take.")
+@click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this one too.")
+@click.option("--id-field", default="id", show_default=True)
+@click.option("--embedding-field", help="Column of vectors; default: the only list of floats.")
+@click.option("--storage-options", type=options.Json(), help="Options of the file system, as JSON.")
+@options.cluster
+@options.output
+def info(
+    path: str | None, system: bool, advise: bool, n_clusters: tuple[int, ...], id_field: str,
+    embedding_field: str | None, storage_options: dict[str, Any] | None, cluster: ClusterSettings, output: Output,
+) -> None:  # fmt: skip
+    """Say what a file or directory is: ours, or embeddings; what this machine offers; or what steps will take."""
+    from daskmeans.planner.advise import advise as find_advice
+    from daskmeans.planner.describe import describe
+    from daskmeans.planner.system import describe_system
+
+    if (path is None) != system or (advise and system):
+        raise UsageError("there is nothing to look at, or too much", expected="a PATH, PATH --advise, or --system")
+    _refuse_idle([] if advise else ["n_clusters", *asdict(cluster)], "only forecasts take it", "add --advise")
+    columns = ["id_field", "embedding_field"]
+    _refuse_idle([*columns, "storage_options"] if system else [], "no file is looked at", "leave it out")
+    reading: dict[str, Any] = {
+        "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options
+    }  # fmt: skip
+    if path is None:
+        show_facts(describe_system(), output)
+    elif advise:
+        with _session(cluster, output) as client:
+            facts = find_advice(path, **reading, n_clusters=n_clusters, client=client)
+        show_advice(facts, output)
+    else:
+        facts = describe(path, **reading)
+        is_output = "complete" in facts
+        _refuse_idle(columns if is_output else [], "this is an output, which knows its columns", "leave it out")
+        show_facts(facts, output)
+
+
+def _refuse_idle(names: list[str], found: str, remedy: str) -> None:
+    """Refuse flags with these `names`, which would do nothing."""
+    if idle := [name for name in options.given(click.get_current_context()) if name in names]:
+        raise UsageError(found, where=options.flag(idle[0]), remedy=remedy)

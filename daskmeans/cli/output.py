@@ -1,0 +1,80 @@
+"""What commands print: figures as JSON or a table, advice, and which command comes next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+from dask.utils import format_bytes
+from rich.console import Console
+from rich.table import Table
+
+from daskmeans.cli.options import Output
+from daskmeans.runtime.cluster import ClusterSettings
+
+
+def escape_markup(value: object) -> str:
+    return str(value).replace("[", r"\[")
+
+
+def show_facts(facts: dict[str, Any], output: Output) -> None:
+    """Print what a command found: as JSON, or as a table."""
+    if output.json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+    elif not output.quiet:
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in _flat(facts):
+            table.add_row(f"[dim]{name}", escape_markup(value))
+        Console(soft_wrap=True, highlight=False).print(table)
+
+
+def show_advice(facts: dict[str, Any], output: Output) -> None:
+    """Print advice: as JSON, or as a table of forecasts with the reasons and the command below."""
+    if output.json or output.quiet:
+        show_facts(facts, output)
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("clusters", "rows each", "largest", "fit", "assign", "dedup inside", "worker memory"):
+        table.add_column(name, justify="right")
+    for each in facts["forecasts"]:
+        seconds = [f"{value:,.3g} s" for value in each["seconds"].values()]
+        rows = [f"{each[name]:,}" for name in ("n_clusters", "rows_per_cluster", "largest_cluster")]
+        style = "bold" if each["n_clusters"] == facts["n_clusters"] else ""
+        table.add_row(*rows, *seconds, format_bytes(max(each["worker_bytes"].values())), style=style)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    for reason in facts["reasons"]:
+        console.print(f"· {escape_markup(reason)}")
+    console.print(f"\n{escape_markup(facts['command'])}")
+
+
+def hint_apply(
+    decisions: str, inputs: Sequence[str], rejected: int, with_options: bool, cluster: ClusterSettings, output: Output
+) -> None:
+    """Say on stderr which command writes the rows that are kept; of storage options, which may be secrets, no value."""
+    if output.json or output.quiet:
+        return
+    command = shlex.join(["daskmeans", "apply", decisions, *inputs]) + " --out KEPT"
+    if rejected:  # rows on which there is no decision
+        command += " --on-bad-row skip"
+    if with_options:
+        command += " --storage-options '{...}'"
+    for flag, value in (("--scheduler", cluster.scheduler), ("--scheduler-file", cluster.scheduler_file)):
+        if value:
+            command += f" {flag} {shlex.quote(value)}"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]the kept rows: {escape_markup(command)}")
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values as people read them, a line each; a value that has its group's name stands for the group."""
+    for key, value in facts.items():
+        name = prefix.strip() if f"{key} " == prefix else f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{name} ")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            yield name, str(value)
+        else:
+            yield name, format_bytes(int(value)) if "bytes" in name else f"{value:,.6g}" if value % 1 else f"{value:,}"

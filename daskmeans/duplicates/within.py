@@ -1,0 +1,197 @@
+"""The search inside clusters: rows are compared with those of their own cluster only, and decided there and then."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from dask import delayed
+from dask.delayed import Delayed
+from dask.utils import format_bytes
+from distributed import Client
+from upath import UPath
+
+from daskmeans import config
+from daskmeans.buckets.buckets import Buckets, Cluster, Part, lean_of
+from daskmeans.duplicates.decide import decide, nearest_in_run, to_table
+from daskmeans.duplicates.decisions import summarize
+from daskmeans.duplicates.ranking import needed, rank
+from daskmeans.duplicates.settings import Settings
+from daskmeans.errors import MemoryForecastError
+from daskmeans.kernels.hashing import hash_column, sample_limit
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.kernels.within_cluster import Nearest
+from daskmeans.pairs import recall
+from daskmeans.pairs.memory import dedup_bytes
+from daskmeans.runtime import executor, resources
+from daskmeans.runtime.client import n_threads, task_key
+from daskmeans.storage import signature
+from daskmeans.vectors.files import reached
+from daskmeans.vectors.matrix import to_matrix
+
+# A cluster, the first of some of its rows, and the one after the last.
+Slice = tuple[Cluster, int, int]
+
+# Rows of a cluster that are worth more than one task.
+LEAST_ROWS = 10_000
+
+
+def check_memory(buckets: Buckets, client: Client | None) -> None:
+    """Refuse work whose largest cluster does not fit into a task's memory."""
+    have = resources.memory_per_task(client)
+    largest = max(buckets.clusters(), key=lambda cluster: cluster.rows)
+    need = dedup_bytes(largest.rows, buckets.dimension)
+    if have is not None and need > have:
+        raise MemoryForecastError(
+            f"cluster {largest.centroid} with {largest.rows:,} rows needs {format_bytes(need)}, "
+            f"and a task has {format_bytes(have)}",
+            where=str(buckets.path),
+            remedy="fit with more --n-clusters, or give workers a higher --memory-limit or fewer --threads-per-worker",
+        )
+
+
+def search_inside(
+    buckets: Buckets, settings: Settings, out: UPath, start: float, client: Client | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Decide on all rows; the summary, and the files of decisions with their rows.
+
+    `start` is when the work began, as a performance counter tells it.
+    """
+    run = uuid.uuid4().hex
+    folder = out / "decisions"
+    folder.mkdir()
+    wanted = config.get("recall-sample")
+    limit = sample_limit(buckets.rows, wanted)
+    tile_bytes = config.get_bytes("tile-bytes")
+    files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
+    task, lean = delayed(decide_part, pure=False), lean_of(buckets)
+    ahead = _ahead(buckets, settings, tile_bytes, client)
+    tasks = [
+        task(
+            lean, part, settings, limit, file, tile_bytes,
+            {c.centroid: ahead[c.centroid] for c in part.clusters if c.centroid in ahead},
+            dask_key_name=f"dedup-{run}-{i}",
+        )
+        for i, (part, file) in enumerate(zip(buckets.parts, files, strict=True))
+    ]  # fmt: skip
+    done = executor.compute(tasks, label="dedup", client=client)
+    sample = recall.join_samples([sample for _, sample in done], wanted)
+    found = _measure(buckets, sample, settings, tile_bytes, run, client)
+    return summarize(buckets, settings, files, [counts for counts, _ in done], found, start, client)
+
+
+def _ahead(buckets: Buckets, settings: Settings, tile_bytes: int, client: Client | None) -> dict[int, list[Delayed]]:
+    """Tasks that compare the rows of large clusters, by centroid: one thread would be at them when all others are done.
+
+    Each task reads its cluster again, which is soon done beside what it compares. In this process there are no more of
+    them than fit into its memory; what a worker can hold, :func:`check_memory` has seen.
+    """
+    threads, total = n_threads(client), sum(cluster.rows**2 for cluster in buckets.clusters())
+    task, lean = delayed(nearest_in, pure=False), lean_of(buckets)
+    found = {}
+    for cluster in buckets.clusters() if threads > 1 else ():
+        runs = -(-2 * threads * cluster.rows**2 // total)
+        if client is None:
+            runs = min(runs, resources.memory_to_keep() // dedup_bytes(cluster.rows, buckets.dimension))
+        if runs > 1 and cluster.rows >= LEAST_ROWS:
+            found[cluster.centroid] = [
+                task(lean, cluster, settings, i, runs, tile_bytes, dask_key_name=task_key("dedup-nearest"))
+                for i in range(runs)
+            ]
+    return found
+
+
+def nearest_in(buckets: Buckets, cluster: Cluster, settings: Settings, run: int, runs: int, tile_bytes: int) -> Nearest:
+    """What :func:`nearest_in_run` finds for the rows of `cluster`."""
+    ((_, table, X),) = read_clusters(buckets, [(cluster, 0, cluster.rows)], needed(settings.keep, buckets.id_field))
+    order = rank(table, settings.keep, buckets.id_field, settings.random_state)
+    return nearest_in_run(X[order], run, runs, tile_bytes)
+
+
+def decide_part(
+    buckets: Buckets,
+    part: Part,
+    settings: Settings,
+    limit: int,
+    file: UPath,
+    tile_bytes: int,
+    ahead: dict[int, list[Nearest]],
+) -> tuple[list[int], recall.Sample]:
+    """Write the decisions on the rows of `part` to `file`, in the order in which the rows lie in the clusters.
+
+    `ahead` has what rows of large clusters were found to be nearest to, by centroid.
+
+    Returns the numbers of rows kept, of exact copies and of semantic duplicates, and what the recall sample takes from
+    here.
+    """
+    whole = [(cluster, 0, cluster.rows) for cluster in part.clusters]
+    tables, samples = [], []
+    for (cluster, _, _), table, X in read_clusters(buckets, whole, needed(settings.keep, buckets.id_field)):
+        ids = table[buckets.id_field].combine_chunks()
+        samples.append(recall.take_sample(hash_column(ids, settings.random_state), cluster.centroid, X, limit))
+        order = rank(table, settings.keep, buckets.id_field, settings.random_state)
+        X = X[order]
+        decided = decide(X, np.float32(settings.threshold), settings.rule, tile_bytes, ahead.get(cluster.centroid, ()))
+        tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
+        del X  # before the next one is read
+    table = pa.concat_tables(tables)
+    with reached(file.parent.parent):
+        signature.write_table(table, file, "dedup")
+    exact, semantic = (pc.sum(pc.equal(table["reason"], r)).as_py() or 0 for r in ("exact", "semantic"))
+    return [len(table) - exact - semantic, exact, semantic], recall.join_samples(samples, len(table))
+
+
+def read_clusters(
+    buckets: Buckets, slices: Sequence[Slice], columns: list[str]
+) -> Iterator[tuple[Slice, pa.Table, np.ndarray]]:
+    """Some rows of clusters: `columns` of them, and their unit vectors (float32, shape (rows, d), a copy)."""
+
+    def unit(of: Slice, table: pa.Table) -> tuple[Slice, pa.Table, np.ndarray]:
+        X = np.array(to_matrix(table[buckets.embedding_field], f"{buckets.path}, cluster {of[0].centroid}"))
+        normalize_rows(X)
+        return of, table.select(columns), X
+
+    # Nothing of a cluster is held here while the next one is read.
+    yield from map(unit, slices, buckets.read_each_slice(slices, [*columns, buckets.embedding_field]))
+
+
+def _measure(
+    buckets: Buckets, sample: recall.Sample, settings: Settings, tile_bytes: int, run: str, client: Client | None
+) -> dict[str, Any]:
+    """Recall of the search inside clusters; the clusters are read once more."""
+    shared, lean, threshold = executor.share(sample, client), lean_of(buckets), np.float32(settings.threshold)
+    task = delayed(find_sample_twins, pure=False)
+    most = max(LEAST_ROWS, buckets.rows // (2 * n_threads(client)))
+    tasks = [
+        task(lean, slices, shared, threshold, tile_bytes, dask_key_name=f"dedup-recall-{run}-{i}")
+        for i, slices in enumerate(_slices(buckets, most) if len(sample.rows) else ())
+    ]
+    seen = np.zeros((2, len(sample.rows)), bool)
+    for flags in executor.compute(tasks, label="recall", client=client):
+        seen |= flags
+    return recall.summarize(seen)
+
+
+def _slices(buckets: Buckets, most: int) -> Iterator[list[Slice]]:
+    """All rows: those of a part together, of large clusters `most` rows at a time."""
+    for part in buckets.parts:
+        small = [(cluster, 0, cluster.rows) for cluster in part.clusters if cluster.rows <= most]
+        if small:
+            yield small
+        for cluster in part.clusters:
+            if cluster.rows > most:
+                yield from ([(cluster, i, min(i + most, cluster.rows))] for i in range(0, cluster.rows, most))
+
+
+def find_sample_twins(
+    buckets: Buckets, slices: Sequence[Slice], sample: recall.Sample, threshold: np.float32, tile_bytes: int
+) -> np.ndarray:
+    """Which sampled rows have a twin in `slices`; see `recall.mark_twins`."""
+    seen = np.zeros((2, len(sample.rows)), bool)
+    for (cluster, start, _), _, X in read_clusters(buckets, slices, []):
+        recall.mark_twins(sample, X, cluster.centroid, start, threshold, tile_bytes, seen)
+    return seen

@@ -1,0 +1,152 @@
+"""Bounds on the scores of groups of centroids, by how far centroids have moved."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.microkernel import n_groups
+from daskmeans.kernels.simd import squared_distance64
+
+# Bounds of a row at most: beyond, several groups of centroids share one.
+MOST_BOUNDS = 96
+
+
+class Bounds(NamedTuple):
+    """What is known of each row before a search; written by it.
+
+    Distances are stored less (`upper`) or plus (`lower`) the way that centroids had moved until then, so that a row
+    that is skipped is not written.
+    """
+
+    labels: np.ndarray
+    """int32, shape (n,): the nearest centroid of the last search; -1 for none."""
+    upper: np.ndarray
+    """float32, shape (n,): at most so far is the centroid of the label."""
+    lower: np.ndarray
+    """float32, shape (n, bounds): at least so far are the other centroids of the groups that share a bound."""
+
+
+class Drift(NamedTuple):
+    """How far centroids have moved, in all, since the first search that wrote the bounds."""
+
+    each: np.ndarray
+    """float64, shape (k,)"""
+    groups: np.ndarray
+    """float64, shape (bounds,): the sum over updates of the largest step in the group."""
+
+
+def n_bounds(n_clusters: int) -> int:
+    """Bounds of a row for `n_clusters` centroids.
+
+    Examples
+    --------
+    >>> n_bounds(1000), n_bounds(100_000)
+    (21, 95)
+    """
+    return math.ceil(n_groups(n_clusters) / groups_per_bound(n_clusters))
+
+
+def groups_per_bound(n_clusters: int) -> int:
+    """Groups of centroids that share a bound."""
+    return math.ceil(n_groups(n_clusters) / MOST_BOUNDS)
+
+
+def still(n_clusters: int, bounds: int) -> Drift:
+    """Centroids that have not moved."""
+    return Drift(frozen(np.zeros(n_clusters)), frozen(np.zeros(bounds)))
+
+
+@kernel
+def slack(codes, i, d, longest, rounding):  # type: ignore[no-untyped-def]
+    """How far a score of row `i` may be from the true one: r, a, b that make r + a * longest + b * error in a group."""
+    norm, lost = np.sqrt(codes.squares[i]), codes.errors[i]
+    rest = rounding * longest * longest
+    rest += (d + 8) * 2.0**-50 * (norm + longest) ** 2  # the comparison in float64
+    rest += (d + 2) * 2.0**-126  # what products and norms too small for float32 may lose
+    return rest, lost + rounding * norm, norm + lost
+
+
+@kernel
+def slack_of(row, screen, g):  # type: ignore[no-untyped-def]
+    """How far a score of the row in the group may be from the true one."""
+    return row.rest + row.by_length * screen.longest[g] + row.by_error * screen.error[g]
+
+
+@kernel
+def open_groups(lower, travel, reach):  # type: ignore[no-untyped-def]
+    """Whether any bound fails."""
+    failed = lower.shape[0] == 0
+    for b in range(lower.shape[0]):
+        failed |= lower[b] - travel[b] < reach
+    return failed
+
+
+@kernel
+def above(value):  # type: ignore[no-untyped-def]
+    """A float32 that is no less."""
+    return np.float32(value + abs(value) * 2.0**-22 + 2.0**-126)
+
+
+@kernel
+def below(value):  # type: ignore[no-untyped-def]
+    """A float32 that is no more."""
+    return np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
+
+
+@kernel
+def bound_row(X, codes, screen, bounds, travel, together, begin, end, top, rows):  # type: ignore[no-untyped-def]
+    """Note the labels, and the bounds that follow from the scores."""
+    labels, upper, lower = bounds
+    for i in range(begin, end):
+        row, tops = rows[i - begin], top[i - begin]
+        if row.label < 0:
+            continue
+        before, labels[i] = labels[i], row.label
+        if lower.shape[1] == 0:
+            continue
+        group = screen.groups[row.label]
+        if row.score == tops[group]:  # not where it is infinite: the group was not compared
+            tops[group] = row.second
+        if before >= 0 and before != row.label:
+            _leave(X, screen, i, before, screen.groups[before] // together, together, tops, travel, lower)
+        _lower(codes.squares[i], row, screen, tops, together, travel.groups, lower[i])
+        if before != row.label or row.square >= 0.0:
+            square = (
+                row.square if row.square >= 0.0 else codes.squares[i] - 2.0 * (row.score - slack_of(row, screen, group))
+            )
+            upper[i] = above(above(np.sqrt(max(square, 0.0))) - travel.each[row.label])
+
+
+@kernel
+def _leave(X, screen, i, before, bound, together, tops, travel, lower):  # type: ignore[no-untyped-def]
+    """The centroid that was the row's own is now one of the others of its group."""
+    known = True
+    for g in range(bound * together, min((bound + 1) * together, tops.shape[0])):
+        known &= tops[g] != np.inf
+    if not known:
+        distance = np.sqrt(squared_distance64(X[i], screen.centroids[before]))
+        lower[i, bound] = min(lower[i, bound], below(distance + travel.groups[bound]))
+
+
+@kernel
+def _lower(square, row, screen, tops, together, travel, lower):  # type: ignore[no-untyped-def]
+    """Bounds of the groups that were compared."""
+    if together == 1:  # a loop for vector registers
+        for b in range(lower.shape[0]):
+            lower[b] = _lowered(square, tops[b] + slack_of(row, screen, b), travel[b], lower[b])
+        return
+    for b in range(lower.shape[0]):
+        score = -np.inf
+        for g in range(b * together, min((b + 1) * together, tops.shape[0])):
+            score = max(score, tops[g] + slack_of(row, screen, g))
+        lower[b] = _lowered(square, score, travel[b], lower[b])
+
+
+@kernel
+def _lowered(square, score, travel, lower):  # type: ignore[no-untyped-def]
+    distance = np.sqrt(min(max(square - 2.0 * score, 0.0), 1e37))
+    return lower if score == np.inf else below(distance + travel)

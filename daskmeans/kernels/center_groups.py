@@ -1,0 +1,188 @@
+"""Groups of centroids that are neighbours, and the groups that are nearest to a row.
+
+All of it is the same to the last bit on every machine: which groups a row is compared with may decide its label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.microkernel import COLUMNS, ROWS, n_groups, score_tile
+from daskmeans.kernels.norms import squared_norms64
+from daskmeans.kernels.quantize import floats
+from daskmeans.kernels.simd import dot64, squared_distance64
+
+# Groups that a row is compared with, where there are at least three times as many.
+NEAR = 16
+# How often a cut between two halves is improved, and how often centroids may change to a group that is nearer.
+CUTS, CHANGES = 8, 2
+# Groups that a centroid may change to.
+CHOICES = 8
+
+
+def n_near(n_clusters: int) -> int:
+    """Groups that a row is compared with as long as exact labels are not needed; 0: all.
+
+    Examples
+    --------
+    >>> n_near(1000), n_near(4096)
+    (0, 16)
+    """
+    return NEAR if n_groups(n_clusters) >= 3 * NEAR else 0
+
+
+def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
+    """An order of the centroids in which each run of `size` holds centroids that are near one another.
+
+    Parameters
+    ----------
+    centroids : ndarray of float32, shape (k, d)
+    size : int
+
+    Returns
+    -------
+    ndarray of int64, shape (k,)
+
+    Notes
+    -----
+    Balanced 2-means, again and again: centroids are cut where they lie along the line between the means of two halves,
+    which makes two new halves. Then each changes to the nearest group that has room, those with the clearest choice
+    first.
+
+    Examples
+    --------
+    >>> neighbours(np.float32([[0], [9], [1], [8]]), 2).tolist() in ([0, 2, 1, 3], [1, 3, 0, 2])
+    True
+    """
+    todo, done = [np.arange(len(centroids))], []
+    while todo:
+        mine = todo.pop()
+        if len(mine) <= size:
+            done.append(mine)
+            continue
+        half = max(1, round(len(mine) / (2 * size))) * size
+        along = mine[_cut(frozen(centroids[mine]), half)]
+        todo += [along[half:], along[:half]]
+    order = np.concatenate(done)
+    for _ in range(CHANGES if len(order) > size else 0):
+        order = _changed(centroids, order, size)
+    return order
+
+
+def _cut(C: np.ndarray, half: int) -> np.ndarray:
+    """The order of the rows of `C` along the line between the means of its first `half` and of the others."""
+    one = C[_squares(C, _mean(C, np.arange(len(C)))).argmax()]
+    along = C[_squares(C, one).argmax()] - one
+    order = np.argsort(_products(C, along), kind="stable")
+    for _ in range(CUTS):
+        along = _mean(C, order[half:]) - _mean(C, order[:half])
+        before, order = order, np.argsort(_products(C, along), kind="stable")
+        if np.array_equal(before, order):
+            break
+    return order
+
+
+def _changed(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+    """An order in which centroids are in the nearest group that has room; the groups keep their sizes."""
+    middles = group_middles(centroids, order, size)
+    near, scores = near_groups(centroids, middles, min(CHOICES, len(middles)))
+    room = np.bincount(np.arange(len(order)) // size)
+    groups = np.full(len(order), -1)
+    for i in np.argsort(scores[:, 1] - scores[:, 0], kind="stable"):
+        for g in near[i]:
+            if room[g]:
+                groups[i] = g
+                room[g] -= 1
+                break
+    groups[groups < 0] = np.repeat(np.arange(len(room)), room)
+    return np.argsort(groups, kind="stable")
+
+
+def group_middles(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+    """Means of each run of `size` centroids in this order; float32, shape (groups, d)."""
+    return np.stack([_mean(frozen(centroids), order[i : i + size]) for i in range(0, len(order), size)])
+
+
+@kernel
+def _mean(C, rows):  # type: ignore[no-untyped-def]
+    total = np.zeros(C.shape[1])
+    for i in rows:
+        for j in range(C.shape[1]):
+            total[j] += C[i, j]
+    return (total / len(rows)).astype(np.float32)
+
+
+@kernel
+def _products(C, y):  # type: ignore[no-untyped-def]
+    return np.array([dot64(C[i], y) for i in range(C.shape[0])])
+
+
+@kernel
+def _squares(C, y):  # type: ignore[no-untyped-def]
+    return np.array([squared_distance64(C[i], y) for i in range(C.shape[0])])
+
+
+def near_groups(X: np.ndarray, middles: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The groups whose middles are nearest to each row.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d), C-contiguous
+    middles : ndarray of float32, shape (groups, d), groups >= count
+    count : int
+
+    Returns
+    -------
+    near : ndarray of int32, shape (n, count)
+        The nearest first.
+    scores : ndarray of float32, shape (n, count)
+        The larger, the nearer.
+
+    Examples
+    --------
+    >>> near_groups(np.float32([[0, 0], [9, 9]]), np.float32([[1, 1], [5, 5], [8, 8]]), 2)[0].tolist()
+    [[0, 1], [2, 1]]
+    """
+    near, scores = np.zeros((len(X), count), np.int32), np.full((len(X), count), -np.inf, np.float32)
+    _rank(frozen(X), _columns(frozen(middles)), near, scores)
+    return near, scores
+
+
+def _columns(middles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`middles` as :func:`floats` makes columns, less their own middle, so that far from the origin digits are left."""
+    center = _mean(middles, np.arange(len(middles)))
+    apart = middles - center
+    packed, scales, halves = floats(apart)
+    halves.ravel()[: len(middles)] = 0.5 * squared_norms64(frozen(apart)) + _products(frozen(apart), center)
+    return packed, scales, halves
+
+
+@kernel
+def _rank(X, columns, near, best):  # type: ignore[no-untyped-def]
+    n, count = near.shape
+    packed, scales, halves = columns
+    row_scales, row_biases = np.ones(n, np.float32), np.zeros(n, np.int32)
+    picks = np.zeros(ROWS, np.int32)
+    scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
+    for start in range(0, n, ROWS):
+        for r in range(ROWS):
+            picks[r] = min(start + r, n - 1)
+        for g in range(packed.shape[0]):
+            score_tile(X, row_scales, row_biases, picks, 0, packed, g, scales, halves, scores, tops)
+            for r in range(min(ROWS, n - start)):
+                if tops[r, 0] > best[start + r, count - 1]:
+                    _insert(scores[r], g * COLUMNS, near[start + r], best[start + r])
+
+
+@kernel
+def _insert(scores, first, near, best):  # type: ignore[no-untyped-def]
+    """Put what is better than the last into the ranking; of equals, the one that was there first stays ahead."""
+    for c in range(scores.shape[0]):
+        place = near.shape[0] - 1
+        if not scores[c] > best[place]:
+            continue
+        while place > 0 and scores[c] > best[place - 1]:
+            near[place], best[place] = near[place - 1], best[place - 1]
+            place -= 1
+        near[place], best[place] = first + c, scores[c]

@@ -1,0 +1,112 @@
+"""Nearest centroid of each row, and distances to centroids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from daskmeans.kernels.bounds import Bounds, still
+from daskmeans.kernels.gpu import dense
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.norms import squared_norms64
+from daskmeans.kernels.quantize import as_bytes, encode, layout, screen, squares_about
+from daskmeans.kernels.simd import dot64, squared_distance64
+from daskmeans.kernels.yinyang import ALL_GROUPS, search
+
+# Rows that are encoded at once, and their coordinates: as bytes they stay in the second-level cache.
+BATCH_ROWS, BATCH_COORDINATES = 2048, 3 << 18
+
+
+def nearest(X: np.ndarray, centroids: np.ndarray, device: Device | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Label of the nearest centroid of each row, and the squared distance to it; ties go to the lower label.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d), C-contiguous
+    centroids : ndarray of float32, shape (k, d), C-contiguous
+    device : Device, optional
+        Where they are compared, with the same result; default: here, by kernels for processors.
+
+    Returns
+    -------
+    labels : ndarray of int32, shape (n,)
+    squares : ndarray of float64, shape (n,)
+        Summed in a fixed order; the labels are those of the smallest.
+
+    Examples
+    --------
+    >>> X = np.float32([[0, 0], [9, 9], [5, 5]])
+    >>> labels, squares = nearest(X, np.float32([[0, 0], [10, 10]]))
+    >>> labels.tolist(), squares.tolist()
+    ([0, 1, 0], [0.0, 2.0, 50.0])
+    """
+    if device is not None:
+        return dense.nearest(device, X, centroids)
+    squares = np.empty(len(X))
+    return _searched(X, centroids, squares), squares
+
+
+def nearest_labels(X: np.ndarray, centroids: np.ndarray, device: Device | None = None) -> np.ndarray:
+    """The labels that :func:`nearest` finds, in less time."""
+    if device is not None:
+        return dense.nearest(device, X, centroids, squares=False)[0]
+    return _searched(X, centroids, np.empty(0))
+
+
+def _searched(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    X, centroids = frozen(X), frozen(centroids)
+    center = centroids.mean(axis=0, dtype=np.float64)
+    # Those of like length beside one another: how exact a score is goes by the longest centroid of a group.
+    columns = screen(centroids, center, squares_about(centroids, frozen(center)).argsort(kind="stable"))
+    labels = np.full(len(X), -1, np.int32)
+    unbounded, rest = np.empty((len(X), 0), np.float32), still(len(centroids), 0)
+    size = max(1, min(len(X), max(BATCH_ROWS, BATCH_COORDINATES // max(1, X.shape[1]))))
+    # Written again for each batch: memory that is touched for the first time takes as long as encoding it.
+    room: dict[str, np.ndarray] = {
+        name: np.zeros(*kind) for name, kind in layout(size, X.shape[1], as_bytes(X.shape[1])).items()
+    }
+    for rows in tiles(len(X), size):
+        bounds = Bounds(labels[rows], np.empty(0, np.float32), unbounded[rows])
+        codes = encode(X[rows], center, {name: array[: len(X[rows])] for name, array in room.items()})
+        search(X[rows], codes, columns, bounds, rest, 1, ALL_GROUPS, squares[rows])
+    return labels
+
+
+def tiles(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover ``range(n)`` in order."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+@kernel
+def squared_distances(X, centroids, labels):  # type: ignore[no-untyped-def]
+    """Squared distance of each row to the centroid of its label, float64."""
+    out = np.empty(X.shape[0], np.float64)
+    for i in range(X.shape[0]):
+        out[i] = squared_distance64(X[i], centroids[labels[i]])
+    return out
+
+
+def all_distances(X: np.ndarray, centroids: np.ndarray, tile_rows: int) -> np.ndarray:
+    """Euclidean distance of each row to each centroid; float32, shape (n, k), computed in float64."""
+    wide = centroids.astype(np.float64)
+    norms = squared_norms64(centroids)
+    out = np.empty((len(X), len(centroids)), np.float32)
+    for rows in tiles(len(X), tile_rows):
+        squared = squared_norms64(X[rows])[:, None] - 2.0 * (X[rows] @ wide.T) + norms
+        out[rows] = np.sqrt(np.maximum(squared, 0.0))
+    return out
+
+
+@kernel
+def cosine_distances(X, centroids, labels):  # type: ignore[no-untyped-def]
+    """Cosine distance of each row to the centroid of its label, float64; 1 where either is zero."""
+    out = np.ones(X.shape[0], np.float64)
+    norms = np.sqrt(squared_norms64(centroids))
+    for i in range(X.shape[0]):
+        scale = np.sqrt(dot64(X[i], X[i])) * norms[labels[i]]
+        if scale > 0.0:
+            out[i] = 1.0 - dot64(X[i], centroids[labels[i]]) / scale
+    return out

@@ -1,0 +1,1 @@
+"""The same computations on a GPU, and what they take of its memory."""

@@ -1,0 +1,52 @@
+# mypy: disable-error-code="unreachable"
+# (numba says of cuda.grid that it never returns)
+"""The loops of :mod:`daskmeans.kernels.gpu.scores`, compiled for a CUDA device: a thread for each column.
+
+Imported where there is one, and by tests in numba's simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba import cuda
+
+from daskmeans.kernels.gpu import scores
+
+THREADS = 128
+
+# Of grids that are small because the last rows of many are few.
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+
+_pick, _count, _enlist = (cuda.jit(device=True)(body) for body in (scores.pick, scores.count, scores.enlist))
+
+
+@cuda.jit
+def pick(scores, halves, reach, labels, tops, alone):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < labels.shape[0]:
+        _pick(i, scores, halves, reach, labels, tops, alone)
+
+
+@cuda.jit
+def count(scores, least, ends, counts):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < counts.shape[0]:
+        _count(i, scores, least, ends, counts)
+
+
+@cuda.jit
+def enlist(scores, least, ends, starts, columns, rows):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < ends.shape[0]:
+        _enlist(i, scores, least, ends, starts, columns, rows)
+
+
+KERNELS: dict[Callable[..., None], Any] = {scores.pick: pick, scores.count: count, scores.enlist: enlist}
+
+
+def each(body: Callable[..., None], n: int, *arrays: Any) -> None:
+    """Call `body` for each column; work that is queued later waits for it."""
+    KERNELS[body][-(-n // THREADS), THREADS](*arrays)

@@ -1,0 +1,295 @@
+"""Nearest centroids, sums and pairs by dense products: the arithmetic of a GPU, with the results of the processor.
+
+Rows become float16, whose products tensor cores sum in float32. How far such a score may be from the true one is known
+for each row, and what is closer than that is settled in float64, each sum in the order of `daskmeans.kernels.simd`. So
+labels, squared distances, sums and pairs are the same bits as those of the kernels for processors.
+
+All is written for arrays of a :class:`daskmeans.kernels.gpu.device.Device`: cupy's on a GPU, numpy's without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daskmeans.kernels.all_pairs import Pairs
+from daskmeans.kernels.gpu import scores as loops
+from daskmeans.kernels.gpu.device import Device
+
+# Scores that are there at a time, and coordinates of float64: 1 GiB each.
+SCORES, COORDINATES = 1 << 28, 1 << 27
+# Tensor cores want rows of float16 at multiples of 16 bytes.
+ALIGNED = 8
+# Sums of all numbers that a row's norm is made of, in whatever order: rounded up.
+UP = 1.0 + 2.0**-20
+
+
+class Rows(NamedTuple):
+    """Rows on a device, as float32 and as the float16 of which products are made.
+
+    A row less the center is ``scale * codes``, up to an error whose norm is at most ``errors``.
+    """
+
+    X: Any
+    """float32, shape (n, d)"""
+    codes: Any
+    """float16, shape (n, d rounded up to 8)"""
+    scale: float
+    """A power of two."""
+    squares: Any
+    """float64, shape (n,): squared norms of the rows less the center, to within rounding."""
+    errors: Any
+    """float64, shape (n,)"""
+
+
+def row_bytes(n_features: int) -> int:
+    """Bytes of one of :class:`Rows`."""
+    return 6 * n_features + 2 * ALIGNED + 16
+
+
+def accumulation_bound(n_features: int) -> float:
+    """Factor g such that a product of float16 rows x and y, summed in float32, is within g·‖x‖·‖y‖ of the true one.
+
+    Notes
+    -----
+    Products of two float16 numbers are exact in float32. Tensor cores add several of them and the sum so far at a time,
+    all cut off (not rounded) at 24 bits of the largest: an error of 2⁻²³ of the sum of magnitudes for each number, and
+    one more for each group. With groups of four or more that is less than 2⁻²² for each product.
+
+    Examples
+    --------
+    >>> 1.8e-4 < accumulation_bound(768) < 1.9e-4
+    True
+    """
+    nu = (n_features + 2 * ALIGNED) * 2.0**-22
+    return nu / (1.0 - nu)
+
+
+def tile_rows(n_columns: int, n_features: int) -> int:
+    """Rows that are compared with `n_columns` others at once."""
+    return max(1, min(SCORES // n_columns, COORDINATES // n_features))
+
+
+def encode(device: Device, X: Any, center: Any) -> Rows:
+    """Rows of a matrix on the device (float32, shape (n, d)), less `center` (float64, shape (d,))."""
+    xp = device.xp
+    n, d = X.shape
+    apart = X - center
+    scale = _power(float(xp.abs(apart).max()) if n else 0.0)
+    codes = xp.zeros((n, -(-d // ALIGNED) * ALIGNED), np.float16)
+    codes[:, :d] = apart / scale
+    lost = apart - scale * codes[:, :d].astype(np.float64)
+    return Rows(X, codes, scale, (apart * apart).sum(axis=1), xp.sqrt((lost * lost).sum(axis=1)) * UP)
+
+
+def _power(largest: float) -> float:
+    """A power of two above `largest`, as long as its square is a number."""
+    return math.ldexp(1.0, max(-100, math.frexp(largest)[1]))
+
+
+def _slack(device: Device, rows: Rows, longest: float, error: float) -> Any:
+    """How far scores of `rows` may be from the true ones; as `search.slack`, float64, shape (n,)."""
+    d = rows.X.shape[1]
+    g = accumulation_bound(d)
+    norm = device.xp.sqrt(rows.squares) * UP
+    lost = rows.errors * longest + (norm + rows.errors) * error
+    summed = g * (norm + rows.errors) * (longest + error) + g * longest * longest
+    return lost + summed + (d + 8) * 2.0**-50 * (norm + longest) ** 2 + (d + 2) * 2.0**-126
+
+
+def _below(xp: Any, values: Any) -> Any:
+    """float32 numbers that are no more than `values`, which are less than 3e38."""
+    values = xp.maximum(values, -3e38)
+    return (values - xp.abs(values) * 2.0**-22 - 2.0**-126).astype(np.float32)
+
+
+def in_order(xp: Any, terms: Any) -> Any:
+    """Sums of the rows of a float64 matrix, added in the order of :mod:`daskmeans.kernels.simd`."""
+    m, d = terms.shape
+    whole = d // 16 * 16
+    streams, tail = xp.zeros((m, 16)), xp.zeros(m)
+    for start in range(0, whole, 16):
+        streams += terms[:, start : start + 16]
+    for j in range(whole, d):
+        tail += terms[:, j]
+    lanes = streams[:, :8] + streams[:, 8:]
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, ::2] + lanes[:, 1::2]
+    return lanes[:, 0] + tail
+
+
+def parts(n: int, size: int) -> Iterator[slice]:
+    """Slices of `size` that cover ``range(n)`` in order; the last one may be shorter."""
+    for start in range(0, n, max(1, size)):
+        yield slice(start, min(start + max(1, size), n))
+
+
+def squared_distances(device: Device, X: Any, Y: Any, rows: Any, columns: Any) -> Any:
+    """Squared distances of some rows of `X` to some of `Y`, pair by pair; the bits of ``squared_distance64``."""
+    out = device.xp.empty(len(rows), np.float64)
+    for part in parts(len(rows), COORDINATES // X.shape[1]):
+        apart = X[rows[part]].astype(np.float64) - Y[columns[part]]
+        out[part] = in_order(device.xp, apart * apart)
+    return out
+
+
+def squares_about(device: Device, X: Any, center: Any) -> Any:
+    """Squared distance of each row to `center`; the bits of ``codes.squares_about``."""
+    apart = X - center
+    return in_order(device.xp, apart * apart)
+
+
+# --- nearest centroids ---
+
+
+class Centroids(NamedTuple):
+    """Centroids on a device, ready to be compared with rows."""
+
+    rows: Rows
+    center: Any
+    """float64, shape (d,): what is subtracted from centroids and rows."""
+    halves: Any
+    """float64, shape (k,): half the squared norms, less the center."""
+    longest: float
+    error: float
+
+
+def centroids_on(device: Device, centroids: np.ndarray, center: np.ndarray) -> Centroids:
+    """`centroids` (float32, shape (k, d)) on the device."""
+    there = device.xp.asarray(center)
+    rows = encode(device, device.xp.asarray(centroids), there)
+    longest = math.sqrt(float(rows.squares.max())) * UP
+    return Centroids(rows, there, 0.5 * rows.squares, longest, float(rows.errors.max()))
+
+
+def closest(device: Device, rows: Rows, to: Centroids) -> Any:
+    """The nearest of the centroids to each row, the lower of those equally near; int32, shape (n,)."""
+    xp, n = device.xp, len(rows.X)
+    unit = rows.scale * to.rows.scale
+    scores = device.product(to.rows.codes, rows.codes)
+    halves = xp.minimum(to.halves / unit, 1e38).astype(np.float32)
+    slack = _slack(device, rows, to.longest, to.error) / unit
+    labels, tops, alone = xp.empty(n, np.int32), xp.empty(n, np.float32), xp.empty(n, np.bool_)
+    device.each(loops.pick, n, scores, halves, -_below(xp, -2.0 * slack), labels, tops, alone)
+    unsure = xp.flatnonzero(~alone)
+    least = _below(xp, tops - 2.0 * slack)
+    for part in parts(len(unsure), SCORES // (16 * len(halves))):
+        some = unsure[part]
+        labels[some] = _settle(device, rows, to, some, scores[:, some] - halves[:, None] >= least[some])
+    return labels
+
+
+def _settle(device: Device, rows: Rows, to: Centroids, some: Any, close: Any) -> Any:
+    """The nearest centroid of `some` rows, of those that are `close`: bool, shape (k, len(some))."""
+    xp = device.xp
+    columns, which = xp.nonzero(close)
+    squares = squared_distances(device, rows.X, to.rows.X, some[which], columns)
+    # By row, then by distance, then by number; the first of each row is the one.
+    order = xp.lexsort(xp.stack([columns.astype(np.float64), squares, which.astype(np.float64)]))
+    which = which[order]
+    first = xp.flatnonzero(xp.concatenate([xp.ones(1, np.bool_), which[1:] != which[:-1]]))
+    return columns[order[first]].astype(np.int32)
+
+
+def nearest(
+    device: Device, X: np.ndarray, centroids: np.ndarray, *, squares: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`daskmeans.kernels.distances.nearest`; without `squares` the second array is empty."""
+    labels, distances = np.empty(len(X), np.int32), np.empty(len(X) if squares else 0)
+    with device.turn():
+        to = centroids_on(device, centroids, centroids.mean(axis=0, dtype=np.float64))
+        for part, there in device.tiles(X, tile_rows(*centroids.shape)):
+            found = closest(device, encode(device, there, to.center), to)
+            labels[part] = device.host(found)
+            if squares:
+                own = device.xp.arange(len(there))
+                distances[part] = device.host(squared_distances(device, there, to.rows.X, own, found))
+    return labels, distances
+
+
+# --- sums ---
+
+
+class Sums:
+    """Scaled sums of the rows of each cluster, and their numbers, on a device.
+
+    Integers, added by atomic operations in whatever order; as unsigned ones, since these are what devices add, and
+    modulo 2⁶⁴ the sums are the same. The `shape` is that of the centroids.
+    """
+
+    def __init__(self, device: Device, shape: tuple[int, ...], scale: float) -> None:
+        self._device, self._scale = device, scale
+        self._sums = device.xp.zeros(shape, np.uint64)
+        self._counts = device.xp.zeros(shape[0], np.int64)
+
+    def move(self, X: Any, before: Any, labels: Any) -> int:
+        """As ``update.move_rows``: how many rows have changed their label; before, -1 stands for none."""
+        xp = self._device.xp
+        changed = xp.flatnonzero(before != labels)
+        for part in parts(len(changed), COORDINATES // X.shape[1]):
+            mine = changed[part]
+            values = xp.rint(X[mine].astype(np.float64) * self._scale).astype(np.int64)
+            self._add(labels[mine], values, 1)
+            had = xp.flatnonzero(before[mine] >= 0)
+            self._add(before[mine][had], -values[had], -1)
+        return len(changed)
+
+    def _add(self, labels: Any, values: Any, each: int) -> None:
+        xp = self._device.xp
+        xp.add.at(self._sums, labels, values.view(np.uint64))
+        self._counts += each * xp.bincount(labels, minlength=len(self._counts))
+
+    def host(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sums and the numbers; int64, shapes (k, d) and (k,)."""
+        return self._device.host(self._sums).view(np.int64), self._device.host(self._counts)
+
+
+# --- pairs ---
+
+
+def rows_on(device: Device, X: np.ndarray) -> Rows:
+    """Unit rows (float32, shape (n, d)) on the device, to be compared with others."""
+    with device.turn():
+        return encode(device, device.xp.asarray(X), device.xp.zeros(X.shape[1]))
+
+
+def find_pairs(device: Device, one: Rows, other: Rows, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
+    """As :func:`daskmeans.kernels.all_pairs.find_pairs`, of all rows of `one` and `other`."""
+    for part in parts(len(one.X), SCORES // max(1, len(other.X))) if len(other.X) else ():
+        with device.turn():
+            found = list(_pairs_of(device, one, other, part, floor, same))
+        yield from found
+
+
+def _pairs_of(device: Device, one: Rows, other: Rows, part: slice, floor: np.float32, same: bool) -> Iterator[Pairs]:
+    """Pairs of some rows of `one`."""
+    xp, m = device.xp, part.stop - part.start
+    scores = device.product(other.codes, one.codes[part])
+    rows = one._replace(X=one.X[part], squares=one.squares[part], errors=one.errors[part])
+    longest, error = math.sqrt(float(other.squares.max())) * UP, float(other.errors.max())
+    # A score is rounded to float32 before it is compared with the floor.
+    true = float(floor) * (1.0 - 2.0**-23) - _slack(device, rows, longest, error)
+    least = _below(xp, true / (one.scale * other.scale))
+    ends = xp.arange(part.start, part.stop) if same else xp.full(m, len(other.X))
+    counts = xp.empty(m, np.int64)
+    device.each(loops.count, m, scores, least, ends, counts)
+    starts = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(counts)])
+    total = int(starts[-1])
+    i, j = xp.empty(total, np.int64), xp.empty(total, np.int64)
+    device.each(loops.enlist, m, scores, least, ends, starts, i, j)
+    for some in parts(total, COORDINATES // one.X.shape[1]):
+        yield _scored(device, one, other, i[some] + part.start, j[some], floor)
+
+
+def _scored(device: Device, one: Rows, other: Rows, i: Any, j: Any, floor: np.float32) -> Pairs:
+    """Those of some pairs whose score is at least the floor."""
+    xp = device.xp
+    x, y = one.X[i], other.X[j]
+    copies = (x == y).all(axis=1)
+    products = in_order(xp, x.astype(np.float64) * y)
+    scores = xp.where(copies, 1.0, xp.minimum(products, 1.0)).astype(np.float32)
+    high = xp.flatnonzero(scores >= floor)
+    return Pairs(*(device.host(array[high]) for array in (i, j, scores, copies)))

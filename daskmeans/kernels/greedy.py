@@ -1,0 +1,44 @@
+"""Which rows stay, decided in the order of their ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from daskmeans.kernels.jit import kernel
+
+
+@kernel
+def union_find_roots(n, rows, twins):  # type: ignore[no-untyped-def]
+    """The lowest number among those that are linked with each number, by any chain."""
+    head = np.arange(n)
+    for e in range(rows.shape[0]):
+        i, j = rows[e], twins[e]
+        while head[i] != i:
+            head[i] = head[head[i]]
+            i = head[i]
+        while head[j] != j:
+            head[j] = head[head[j]]
+            j = head[j]
+        head[max(i, j)] = min(i, j)
+    for i in range(n):
+        head[i] = head[head[i]]
+    return head
+
+
+@kernel
+def select_greedily(starts, earlier, scores, threshold, survivors):  # type: ignore[no-untyped-def]
+    """Decide on one row after the other; the pairs of each come with the largest score first."""
+    n = starts.shape[0] - 1
+    keep, kept, best = np.ones(n, np.bool_), np.full(n, -1), np.full(n, -1)
+    kept_score, found = np.full(n, np.float32(np.nan)), np.full(n, np.float32(np.nan))
+    for i in range(n):
+        for e in range(starts[i], starts[i + 1]):
+            if e == starts[i]:
+                best[i], found[i] = earlier[e], scores[e]
+            if scores[e] < threshold:
+                break
+            stays = keep[earlier[e]]
+            keep[i] = keep[i] and survivors and not stays
+            if stays and kept[i] < 0:
+                kept[i], kept_score[i] = earlier[e], scores[e]
+    return keep, kept, kept_score, best, found

@@ -1,0 +1,174 @@
+"""Assign: every row gets the nearest centroid of a model and its distances to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+
+from daskmeans.buckets.buckets import CENTROID, COSINE, L2
+from daskmeans.errors import DataError, UsageError
+from daskmeans.kernels.distances import cosine_distances, nearest, squared_distances
+from daskmeans.kernels.gpu import norms
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kmeans.centroid_index import Index
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.kmeans.memory import check_compare
+from daskmeans.kmeans.rows.inputs import check_column, vector_column
+from daskmeans.runtime import gpus
+from daskmeans.vectors.frames import column_on, is_cudf, like, on_host
+from daskmeans.vectors.matrix import to_column, to_matrix
+
+
+def assign(
+    frame: dd.DataFrame,
+    model: KMeans,
+    *,
+    column: str | None = None,
+    dtype: str = "float32",
+    assign: str | Index = "exact",
+) -> dd.DataFrame:
+    """Add the nearest centroid and the distances to it to every row, lazily.
+
+    Parameters
+    ----------
+    frame : dask dataframe
+        With a column of vectors; the other columns travel along. Of pandas or of cuDF, and so is the result.
+    model : KMeans
+        Fitted or loaded; the rows may be ones it has never seen.
+    column : str, optional
+        Column of the vectors; default: the only one that holds lists of floats.
+    dtype : {"float32", "float16"}, default "float32"
+        How vectors are stored in the result. Distances are computed before this rounding. cuDF has no float16.
+    assign : {"exact", "ann"} or Index, default "exact"
+        As in :meth:`KMeans.predict`; "ann" reads some rows now. Distances are exact all the same: those to the centroid
+        that the row was given.
+
+    Returns
+    -------
+    dask dataframe
+        `frame` with its vectors as the model compares them (normalised, unless the model was fitted without), and
+
+        - ``centroid`` int32: the nearest centroid by Euclidean distance, ties to the lower label (by an index: nearly
+          always);
+        - ``l2_dist_to_cent`` float32: ‖u − c‖;
+        - ``cosine_dist_to_cent`` float32: 1 − u·c / (‖u‖ ‖c‖).
+
+    Raises
+    ------
+    UsageError
+        `column` is missing, `frame` has a column of one of these names, or `dtype` is neither of the two, or float16
+        for a frame of cuDF.
+    DataError
+        When computed: a row that cannot be placed, or of another dimension than the model.
+
+    Examples
+    --------
+    >>> import dask.dataframe as dd, numpy as np, pandas as pd
+    >>> km = KMeans(n_clusters=2, max_iter=0, init=np.float32([[1, 0], [0, 1]])).fit(np.eye(2))
+    >>> rows = pd.DataFrame({"id": [7], "embedding": to_column(np.float32([[0.0, 3.0]]))})
+    >>> assign(dd.from_pandas(rows, npartitions=1), km).compute()[["id", "centroid", "l2_dist_to_cent"]]
+       id  centroid  l2_dist_to_cent
+    0   7         1              0.0
+    """
+    if not isinstance(frame, dd.DataFrame) or not hasattr(model, "index_for"):
+        raise UsageError(
+            f"assign was given {type(frame).__name__} and {type(model).__name__}",
+            expected="a dask dataframe and a fitted KMeans",
+            remedy="use read_embeddings(...) and KMeans.load(...), or the command `daskmeans assign` for files",
+        )
+    if not isinstance(dtype, str) or dtype not in ("float32", "float16"):
+        raise UsageError(f"unknown dtype {dtype!r}", where="embedding dtype", expected="float32 or float16")
+    if dtype == "float16" and is_cudf(frame._meta):
+        raise UsageError(
+            "cuDF has no float16",
+            where="embedding dtype",
+            expected="float32 for a dataframe of cuDF",
+            remedy='pass frame.to_backend("pandas"), or store float32 (--embedding-dtype float32)',
+        )
+    check_column(frame, column)
+    column = vector_column(frame, column)
+    refuse_reserved(list(frame.columns))
+    empty = on_host(frame._meta.iloc[:0])
+    index = model.index_for(frame, assign, column=column)
+    blank = {column: to_column(np.empty((0, model.n_features_in_), np.float32), dtype), CENTROID: np.empty(0, np.int32)}
+    meta = like(frame._meta, empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)}))
+    return frame.map_partitions(
+        _assign,
+        dask.delayed(model.placer(), pure=False),
+        dask.delayed(index, pure=False),
+        column,
+        dtype,
+        meta=meta,
+        token="assign",
+        enforce_metadata=False,
+    )
+
+
+def refuse_reserved(columns: list[str]) -> None:
+    """Raise UsageError if one of `columns` has the name of a column that :func:`assign` adds."""
+    if taken := [name for name in (CENTROID, L2, COSINE) if name in columns]:
+        raise UsageError(
+            f"the input has a column {taken[0]!r} already, which assigning adds",
+            expected=f"other names than {CENTROID}, {L2}, {COSINE}",
+            remedy="drop the column or give it another name",
+        )
+
+
+def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: str) -> Any:
+    device, centroids = gpus.device(), model.cluster_centers_
+    if device is not None and index is None:
+        check_compare(len(part), len(centroids), centroids.shape[1], device.memory())
+        if is_cudf(part) and len(part):
+            return _assign_on(device, part, model, column)
+    if is_cudf(part):
+        return like(part, _assign(on_host(part), model, index, column, dtype))
+    X = model.rows(part[column])
+    if index is not None:
+        labels = index.nearest(X, centroids)
+        squares = squared_distances(X, centroids, labels)
+    else:
+        labels, squares = nearest(X, centroids, device)
+    with np.errstate(over="ignore"):
+        stored = to_column(X, dtype)
+    if dtype == "float16" and not model.normalize:
+        _check_half(X, to_matrix(stored))
+    stored.index = part.index
+    return part.assign(
+        **{
+            column: stored,
+            CENTROID: labels,
+            L2: np.sqrt(squares).astype(np.float32),
+            COSINE: cosine_distances(X, centroids, labels).astype(np.float32),
+        }
+    )
+
+
+def _assign_on(device: Device, part: Any, model: KMeans, column: str) -> Any:
+    """As :func:`_assign`, of a frame of cuDF, whose vectors do not leave the device."""
+    with device.turn():
+        X, centroids = model.rows(part[column], device=device), device.xp.asarray(model.cluster_centers_)
+        labels, squares = nearest(X, model.cluster_centers_, device)
+        cosines = norms.cosine_distances(device, X, centroids, device.xp.asarray(labels))
+        return part.assign(
+            **{
+                column: column_on(X, part.index),
+                CENTROID: labels,
+                L2: np.sqrt(squares).astype(np.float32),
+                COSINE: device.host(cosines).astype(np.float32),
+            }
+        )
+
+
+def _check_half(X: np.ndarray, stored: np.ndarray) -> None:
+    """Raise DataError for a vector of which float16 keeps nothing, or makes infinity."""
+    lost = ~np.isfinite(stored).all(axis=1) | (X.any(axis=1) & ~stored.any(axis=1))
+    if lost.any():
+        raise DataError(
+            "the vector's numbers are too large or too small for float16",
+            where=f"row {int(lost.argmax())} of a partition",
+            expected="numbers between 6e-8 and 65504",
+            remedy="store float32 (--embedding-dtype float32), or normalise the vectors",
+        )

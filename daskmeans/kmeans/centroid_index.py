@@ -1,0 +1,283 @@
+"""Assignment by an index over the centroids, for very many of them: most labels are exact, and how many is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import accumulate
+from typing import Any
+
+import dask
+import numpy as np
+from distributed import Client
+
+from daskmeans import config
+from daskmeans.errors import MissingExtraError, UsageError
+from daskmeans.kernels.distances import nearest_labels, tiles
+from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson
+from daskmeans.kernels.norms import squared_norms64
+from daskmeans.kernels.topk import closest, nearest_of, ranks
+from daskmeans.kmeans.rows.inputs import as_matrix, is_lazy, partitions
+from daskmeans.kmeans.values import number
+from daskmeans.runtime import executor
+
+TARGET = 0.99
+# Clusters from which an index may be faster than exact labels.
+MANY = 4096
+TILE = 2048
+SHORTLIST = 16
+# Measured: what it costs to open a list, in codes that could be compared in that time.
+OPENING = 100
+
+
+class Index:
+    """Centroids in inverted lists, as codes: a row is compared with a few lists, then exactly with a shortlist.
+
+    The lists are those of a k-means of the centroids, the codes 4 bits for each four coordinates, compared by faiss's
+    fast scan. Which lists a row is compared with, and which of its shortlist is nearest, is settled in float64: a label
+    depends on the row alone, not on the rows beside it.
+
+    Parameters
+    ----------
+    lists : ndarray of float32, shape (nlist, d)
+        Centres of the lists.
+    packed : ndarray of uint8
+        The index, as faiss serialises it.
+    nprobe, shortlist : int
+        Lists that a row is compared with, centroids that it is compared with exactly.
+
+    Attributes
+    ----------
+    facts : dict
+        ``nlist``, ``nprobe``, ``shortlist``; ``compared``, the share of the centroids that a row is compared with;
+        ``target``; ``recall`` as measured on ``sampled`` rows that the index was not tuned on, and its 95 % interval,
+        ``low`` to ``high``.
+
+    Notes
+    -----
+    Jégou, Douze & Schmid, *Product quantization for nearest neighbor search*, PAMI 2011; André, Kermarrec &
+    Le Scouarnec, *Cache locality is not enough*, VLDB 2015.
+    """
+
+    def __init__(self, lists: np.ndarray, packed: np.ndarray, nprobe: int, shortlist: int) -> None:
+        self.lists, self.packed = lists, packed
+        self.nprobe, self.shortlist = nprobe, shortlist
+        self.facts: dict[str, Any] = {"nlist": len(lists), "nprobe": nprobe, "shortlist": shortlist}
+
+    def __repr__(self) -> str:
+        return f"Index({', '.join(f'{name}={value!r}' for name, value in self.facts.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}
+
+    @cached_property
+    def _index(self) -> Any:
+        index = _faiss().deserialize_index(self.packed)
+        index.nprobe = self.nprobe
+        index.implem = 10  # one row at a time: measured faster than in batches, where each row scans its own lists
+        return index
+
+    def candidates(self, X: np.ndarray) -> np.ndarray:
+        """The shortlist of each row; int64, shape (n, shortlist), -1 where there are fewer."""
+        # In ascending order of the lists: among equal codes those that were met first stay on the shortlist.
+        probes = closest(X, self.lists, self.nprobe)
+        with _one_thread():
+            return self._index.search_preassigned(X, self.shortlist, probes, np.zeros(probes.shape, np.float32))[1]  # type: ignore[no-any-return]
+
+    def nearest(self, X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+        """Label of the nearest centroid of each row, as far as the index finds it; ties go to the lower label.
+
+        Parameters
+        ----------
+        X : ndarray of float32, shape (n, d), C-contiguous
+        centroids : ndarray of float32, shape (k, d)
+            Those that the index was made of.
+
+        Returns
+        -------
+        ndarray of int32, shape (n,)
+        """
+        half_norms = 0.5 * squared_norms64(centroids)
+        labels = np.empty(len(X), np.int32)
+        for rows in tiles(len(X), TILE):
+            nearest_of(X[rows], centroids, half_norms, self.candidates(X[rows]), labels[rows])
+        if len(lost := np.flatnonzero(labels < 0)):  # all their lists are empty
+            labels[lost] = nearest_labels(X[lost], centroids)
+        return labels
+
+
+def check(assign: Any, recall: float = TARGET) -> None:
+    """Raise UsageError if labels cannot be found as `assign` says, or not with this `recall`."""
+    if isinstance(assign, str) and assign == "ann":
+        _faiss()
+        if not 0 < number(recall) <= 0.999:
+            raise UsageError(
+                f"recall={recall!r}",
+                expected="a number above 0, up to 0.999",
+                remedy="let every label be exact: assign='exact' (--assign exact)",
+            )
+    elif not (isinstance(assign, str) and assign == "exact") and not isinstance(assign, Index):
+        raise UsageError(f"assign={assign!r}", expected="'exact', 'ann' or an index from KMeans.build_index")
+
+
+def tuned(
+    X: Any,
+    column: str | None,
+    centroids: np.ndarray,
+    rows: Callable[[Any], np.ndarray],
+    exact: Callable[[np.ndarray], np.ndarray],
+    recall: float,
+    seed: int,
+    client: Client | None = None,
+) -> Index:
+    """An index over `centroids` for the rows of `X`, tuned on some of them and measured on others.
+
+    Parameters
+    ----------
+    X, column, client
+        As in :meth:`daskmeans.KMeans.fit`.
+    centroids : ndarray of float32, shape (k, d)
+    rows : callable
+        Makes a matrix of a partition of `X`, as it is to be compared with the centroids.
+    exact : callable
+        Labels of the nearest centroids of a matrix.
+    recall : float
+        Share of rows whose label should be that of the nearest centroid.
+    seed : int
+
+    Raises
+    ------
+    MissingExtraError
+        faiss is not installed.
+    UsageError
+        `recall` is out of range.
+    """
+    check("ann", recall)
+    found = sample(X, column, rows, 2 * config.get("ann-sample"), seed, client)
+    labels = exact(found)
+    half = (len(found) + 1) // 2
+    index = build(centroids, found[:half], labels[:half], recall, seed)
+    right = int((index.nearest(found[half:], centroids) == labels[half:]).sum())
+    sampled = len(found) - half
+    low, high = wilson(right, sampled)
+    share = right / sampled if sampled else None
+    index.facts |= {"target": recall, "recall": share, "low": low, "high": high, "sampled": sampled}
+    return index
+
+
+def sample(
+    X: Any, column: str | None, rows: Callable[[Any], np.ndarray], count: int, seed: int, client: Client | None = None
+) -> np.ndarray:
+    """`count` rows of `X` (all if there are fewer), those whose numbers have the smallest hashes, in their order."""
+    if not is_lazy(X):
+        X = as_matrix(X)
+        hashes = hash_integers(np.arange(len(X), dtype=np.uint64), seed)
+        return rows(X[np.argsort(hashes)[:count]])
+    parts = partitions(X, column)
+    lengths = executor.compute([dask.delayed(len, pure=False)(part) for part in parts], "count rows", client)
+    limit = sample_limit(sum(lengths), count)
+    take, rows = dask.delayed(_take, pure=False), dask.delayed(rows, pure=False)  # it may hold the centroids
+    firsts = [0, *accumulate(lengths)][:-1]
+    tasks = [take(part, first, rows, seed, limit) for part, first in zip(parts, firsts, strict=True)]
+    hashes, found = (
+        np.concatenate(pieces) for pieces in zip(*executor.compute(tasks, "sample rows", client), strict=True)
+    )
+    return found[np.argsort(hashes)[:count]]  # type: ignore[no-any-return]
+
+
+def _take(
+    part: Any, first: int, rows: Callable[[Any], np.ndarray], seed: int, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    hashes = hash_integers(np.arange(first, first + len(part), dtype=np.uint64), seed)
+    taken = np.flatnonzero(hashes <= np.uint64(limit))
+    return hashes[taken], rows(part)[taken]
+
+
+def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: float, seed: int) -> Index:
+    """The cheapest of some indexes that finds the exact `labels` of a share of at least `recall` of the rows.
+
+    Parameters
+    ----------
+    centroids : ndarray of float32, shape (k, d)
+    X : ndarray of float32, shape (m, d)
+    labels : ndarray of int32, shape (m,)
+    recall : float
+        Reached by the lower bound of the share's interval, as far as that is possible with so few rows.
+    seed : int
+    """
+    m = len(X)
+    limit = wilson(m, m)[0]
+    # What the shortlist loses cannot be found by probing more lists, so it may lose half of what may be lost.
+    flat = Index(centroids[:1], _pack(centroids, centroids[:1]), 1, min(SHORTLIST, len(centroids)))
+    while wilson(int((listed := _listed(flat, X, labels)).sum()), m)[0] < min((1 + recall) / 2, limit):
+        flat = Index(flat.lists, flat.packed, 1, min(2 * flat.shortlist, len(centroids)))
+    choices = []
+    for nlist in _sizes(len(centroids)):
+        lists = _centres(centroids, nlist, seed)
+        members = nearest_labels(centroids, lists)
+        rank = ranks(X, lists, members[labels])[listed]
+        reached = np.bincount(rank, minlength=nlist).cumsum()
+        nprobe = 1 + next(i for i in range(nlist) if wilson(int(reached[i]), m)[0] >= min(recall, limit))
+        scanned = np.bincount(members, minlength=nlist)[closest(X, lists, nprobe)].sum() / max(1, m)
+        choices.append((scanned + OPENING * nprobe + nlist, nlist, nprobe, lists, scanned / len(centroids)))
+    _, _, nprobe, lists, compared = min(choices, key=lambda choice: choice[:2])
+    index = Index(lists, _pack(centroids, lists), nprobe, flat.shortlist)
+    index.facts["compared"] = float(compared)
+    return index
+
+
+def _listed(index: Index, X: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return (index.candidates(X) == labels[:, None]).any(axis=1)  # type: ignore[no-any-return]
+
+
+def _sizes(k: int) -> list[int]:
+    """Numbers of lists worth trying: powers of two around √k."""
+    middle = 1 << round(math.log2(k) / 2)
+    return sorted({min(k, max(1, size)) for size in (middle // 2, middle, 2 * middle)})
+
+
+def _centres(centroids: np.ndarray, nlist: int, seed: int) -> np.ndarray:
+    """Centres of `nlist` lists of centroids, float32, shape (nlist, d)."""
+    with _one_thread() as faiss:
+        # The fewest points that faiss wants for a list, so that it does not complain of fewer on stderr.
+        km = faiss.Kmeans(centroids.shape[1], nlist, niter=10, seed=seed % 2**31, min_points_per_centroid=1)
+        km.train(centroids)
+    return np.ascontiguousarray(km.centroids)
+
+
+def _pack(centroids: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """An index of `centroids` in these `lists`, serialised."""
+    k, d = centroids.shape
+    width = next(w for w in (4, 3, 2, 1) if d % w == 0)
+    with _one_thread() as faiss:
+        centres = faiss.IndexFlatL2(d)
+        centres.add(lists)
+        index = faiss.IndexIVFPQFastScan(centres, d, len(lists), d // width, 4, faiss.METRIC_L2)
+        index.by_residual = False
+        index.pq.cp.min_points_per_centroid = 1
+        index.train(np.resize(centroids, (max(k, 16), d)))  # a code book has 16 entries, and wants as many points
+        index.add(centroids)
+        return faiss.serialize_index(index)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[Any]:
+    """faiss, without threads of its own: tasks take the cores, and sums in one thread are always the same."""
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # of this thread alone
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _faiss() -> Any:
+    if find_spec("faiss") is None:
+        raise MissingExtraError("faiss", "ann")
+    import faiss
+
+    return faiss

@@ -1,0 +1,1 @@
+"""How centroids are found: seeding, Lloyd's updates, splitting, checkpoints."""

@@ -1,0 +1,159 @@
+"""Checkpoints of a fit: where it goes on after it was killed.
+
+A checkpoint is the centroids (``.npy``), those of the update before (``.before``) and of the phase's beginning
+(``.origin``), then a small file (``.json``) that holds the rest and the checksums of all. Only the last makes it
+valid, and none replaces one that is valid, so that the newest checkpoint is whole at every moment, on object stores
+too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from daskmeans.errors import DataError
+from daskmeans.kmeans.engine.state import Fit
+from daskmeans.runtime.client import logger
+from daskmeans.storage import manifest, objectstore
+from daskmeans.vectors import npy
+
+CHECKPOINTS = "checkpoints"
+# Arrays of a fit, by the ends of their files' names.
+ARRAYS = {".npy": "centroids", ".before": "before", ".origin": "origin"}
+# Writing takes at most one part in so many of the time, however large the centroids and slow the storage.
+SHARE = 20
+
+
+class Checkpoints:
+    """Where the runs of one fit stand, kept in a directory.
+
+    Parameters
+    ----------
+    path : UPath
+        The directory; made when the first checkpoint is written.
+    identity : dict
+        What determines the fit; JSON types only. Checkpoints of another one are never taken up.
+    max_iter : int
+        Updates on all rows that a run makes at most.
+    every : float
+        Seconds between two checkpoints. The first update of each run and the last are always kept.
+
+    Examples
+    --------
+    >>> kept = Checkpoints(UPath("memory://doctest-checkpoints"), {"n_clusters": 2}, max_iter=300, every=10)
+    >>> kept.save(0, Fit(*np.zeros((3, 2, 2), np.float32), n_iter=7))
+    >>> kept.last(0).n_iter
+    7
+    """
+
+    def __init__(self, path: UPath, identity: dict[str, Any], *, max_iter: int, every: float) -> None:
+        self._path, self._max_iter, self._every = path, max_iter, every
+        self._identity = _checksum(json.dumps(identity, sort_keys=True).encode())
+        self._newest: dict[int, str] = {}  # by run, the name of its newest valid checkpoint
+        self._run = -1
+        self._due = 0.0
+
+    def last(self, run: int) -> Fit | None:
+        """Where `run` goes on; None if it begins from its seed. A damaged checkpoint gives way to the one before."""
+        names = sorted(self._names(run, ".json"), reverse=True)
+        for name in names:
+            try:
+                fit = self._read(name)
+            except DataError as error:
+                logger.warning("%s; it is not used", error)
+                continue
+            self._newest[run] = name
+            logger.info("%s", self._place(run, fit))
+            return fit
+        if names:
+            logger.warning("no checkpoint can be used; the fit begins anew")
+        return None
+
+    def save(self, run: int, fit: Fit) -> None:
+        """Keep `fit` if it is time to; called after every update."""
+        ended = fit.converged or fit.n_iter >= self._max_iter
+        start = time.monotonic()
+        if run == self._run and not ended and start < self._due:
+            return
+        self._write(run, fit)
+        now = time.monotonic()
+        self._run, self._due = run, now + max(self._every, SHARE * (now - start))
+
+    def _write(self, run: int, fit: Fit) -> None:
+        numbers = [int(name.rpartition("-")[2]) for name in self._names(run)]
+        name = f"{_prefix(run)}{1 + max(numbers, default=0):06d}"
+        arrays = {suffix: _packed(getattr(fit, field)) for suffix, field in ARRAYS.items()}
+        state = {field.name: getattr(fit, field.name) for field in fields(fit) if field.name not in ARRAYS.values()}
+        checksums = {suffix: _checksum(array) for suffix, array in arrays.items()}
+        head = {"identity": self._identity, "arrays": checksums, "fit": state}
+        self._path.mkdir(parents=True, exist_ok=True)
+        for suffix, array in arrays.items():
+            (self._path / f"{name}{suffix}").write_bytes(array)
+            objectstore.flush(self._path / f"{name}{suffix}")
+        manifest.write_json(self._path / f"{name}.json", head | {"checksum": _checksum_of(head)})
+        self._sweep(run, {name, self._newest.get(run, name)})
+        self._newest[run] = name
+
+    def _sweep(self, run: int, kept: set[str]) -> None:
+        """Remove the checkpoints of `run` that are not `kept`, and what was left half-written."""
+        whole = {name + suffix for name in kept for suffix in (".json", *ARRAYS)}
+        # ".json" before the arrays: without its .json, centroids are no damaged checkpoint but none.
+        for path in sorted(self._path.iterdir(), key=lambda path: not path.name.endswith(".json")):
+            if path.name.startswith(_prefix(run)) and path.name not in whole:
+                manifest.remove(path)
+
+    def _names(self, run: int, suffix: str = "") -> set[str]:
+        """Names, without what follows the dot, of the files of `run` that end in `suffix`."""
+        found = [path.name for path in self._path.iterdir()] if self._path.exists() else []
+        return {name.partition(".")[0] for name in found if name.startswith(_prefix(run)) and name.endswith(suffix)}
+
+    def _read(self, name: str) -> Fit:
+        path = self._path / f"{name}.json"
+        try:
+            head = json.loads(path.read_bytes())
+            checksum = head.pop("checksum")
+            arrays = {suffix: (self._path / f"{name}{suffix}").read_bytes() for suffix in ARRAYS}
+            sums = {suffix: _checksum(array) for suffix, array in arrays.items()}
+        except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
+            checksum = None
+        if checksum is None or checksum != _checksum_of(head) or head["arrays"] != sums:
+            raise DataError("the checkpoint is damaged", where=str(path))
+        if head["identity"] != self._identity:
+            raise DataError("the checkpoint is of another fit", where=str(path))
+        loaded = {ARRAYS[suffix]: npy.load(array) for suffix, array in arrays.items()}
+        return Fit(**loaded, **head["fit"])
+
+    def _place(self, run: int, fit: Fit) -> str:
+        """Where `fit` stands, for people."""
+        which = f"run {run + 1} " if run else ""
+        if fit.converged or fit.n_iter >= self._max_iter:
+            return f"{which}goes on from a checkpoint: all {fit.n_iter:,} updates are done"
+        phase = f" (phase {fit.phase + 1} of {fit.phases})" if fit.phases > 1 else ""
+        if fit.phase < fit.phases - 1:
+            return f"{which}goes on from a checkpoint: {len(fit.iterations):,} updates on samples{phase}"
+        return f"{which}goes on from a checkpoint: update {fit.n_iter:,} of at most {self._max_iter:,}{phase}"
+
+
+def _prefix(run: int) -> str:
+    return f"run-{run:03d}-"
+
+
+def _packed(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _checksum_of(head: dict[str, Any]) -> str:
+    return _checksum(json.dumps(head, sort_keys=True).encode())

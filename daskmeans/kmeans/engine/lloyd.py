@@ -1,0 +1,326 @@
+"""The engine: passes over growing samples and then all rows, the last of them exact, the same bits however rows lie.
+
+A fit is its centroids and a few numbers (:class:`Fit`). What the workers keep beside their rows only saves work, so a
+fit can be stopped after any update, or lose a worker, and go on to the same result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+from uuid import uuid4
+
+import numpy as np
+
+from daskmeans.errors import DataError
+from daskmeans.kernels.bounds import Drift, groups_per_bound, n_bounds
+from daskmeans.kernels.center_groups import group_middles, n_near, neighbours
+from daskmeans.kernels.distances import squared_distances
+from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.microkernel import COLUMNS
+from daskmeans.kernels.sums import as_number, beyond, means, scale_for, squared_shift, within
+from daskmeans.kmeans.engine import passes
+from daskmeans.kmeans.engine.passes import Pass
+from daskmeans.kmeans.engine.state import CANCELLED, Checkpoints, Fit, Forgetful, Stop
+from daskmeans.kmeans.rows.blocks import Blocks
+from daskmeans.runtime import gpus, progress
+from daskmeans.runtime.client import log_event
+
+# The first sample holds this many rows for each cluster, and this many in any case (few clusters end in worse optima
+# after smaller ones), each further one GROWTH times as many, while that is less than 1 / GROWTH of all rows: a sample
+# nearly as large as the whole would cost more updates than it saves.
+FIRST_SAMPLE, LEAST_SAMPLE, GROWTH = 32, 1 << 15, 3
+# Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
+# would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
+SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.3
+# As long as that lowers the inertia, centroids go farther than to the means of their rows: by this much of the way
+# there, and by this much of the step before.
+RELAXATION, MOMENTUM = 0.85, 0.4
+# With thousands of clusters, so many updates of a phase compare each row with the groups of centroids near to it only.
+NEAR_UPDATES = 3
+# Rows whose mean stands for the middle of all rows.
+MIDDLE_ROWS = 1024
+
+
+def sample_sizes(n_rows: int, n_clusters: int) -> list[int]:
+    """Rows of the samples that a fit grows through; empty where all rows are few enough to begin with.
+
+    Examples
+    --------
+    >>> sample_sizes(1_000_000, 1000)
+    [32768, 98304, 294912]
+    >>> sample_sizes(50_000, 1000)
+    []
+    """
+    sizes = []
+    size = max(FIRST_SAMPLE * n_clusters, LEAST_SAMPLE)
+    while GROWTH * size < n_rows:
+        sizes.append(size)
+        size *= GROWTH
+    return sizes
+
+
+def fit_blocks(
+    blocks: Blocks,
+    seeds: Callable[[], np.ndarray],
+    *,
+    max_iter: int,
+    tol: float,
+    seed: int,
+    grow: bool,
+    run: int = 0,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Fit, Callable[[], np.ndarray]]:
+    """Improve centroids until they stay where they are.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    seeds : callable
+        Gives the initial centroids; not called where a checkpoint stands for them.
+    max_iter : int
+        Updates on all rows at most; with 0 the centroids stay and only their inertia is found.
+    tol : float
+        As in scikit-learn: the sum of squared shifts is compared with `tol` times the mean variance of a feature.
+    seed : int
+        Chooses the samples.
+    grow : bool
+        Whether to begin on samples, and to take longer steps than to the means. Otherwise every update is one of
+        Lloyd's on all rows.
+    run : int, default 0
+        Which of several runs this is.
+    checkpoints : Checkpoints
+
+    Raises
+    ------
+    DataError
+        The rows have another dimension than the centroids.
+    """
+    checkpoints = checkpoints or Forgetful()
+    fit = checkpoints.last(run)
+    if fit is None:
+        start = time.perf_counter()
+        centroids = seeds()
+        fit = Fit(centroids, centroids, centroids)
+        facts = {"phase": "seed", "rows": blocks.n_rows, "seconds": time.perf_counter() - start, "run": run}
+        log_event("daskmeans-kmeans", facts | {"n_clusters": len(fit.centroids)}, blocks.client)
+    if blocks.dimension != fit.centroids.shape[1]:
+        raise DataError(
+            f"the rows have {blocks.dimension} dimensions", expected=f"{fit.centroids.shape[1]}, as the centroids"
+        )
+    sizes = sample_sizes(blocks.n_rows, len(fit.centroids)) if grow and max_iter else []
+    fit.phases = len(sizes) + 1
+    with progress.line("k-means", None) as line:
+
+        def report(fit: Fit) -> None:
+            line.advance(progress.note(fit.iterations))
+            facts = fit.iterations[-1] | {"run": run, "n_clusters": len(fit.centroids)}
+            log_event("daskmeans-kmeans", facts, blocks.client)
+            checkpoints.save(run, fit)
+
+        span, on_device = _measure(blocks, seed), gpus.memory(blocks.client) > 0
+        while fit.phase < len(sizes):
+            size = sizes[fit.phase]
+            sample = blocks.subset(size, seed)
+            stop = Stop(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
+            _Series(sample, fit, span, relax=True, on_device=on_device).improve(stop, report)
+            sample.release()
+        series = _Series(blocks, fit, span, relax=grow, on_device=on_device)
+        if math.isinf(fit.inertia):
+            series.improve(Stop(max_iter, tol), report)
+            fit.inertia = series.inertia()
+            checkpoints.save(run, fit)
+    return fit, series.labels
+
+
+def measured(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
+    """Sum of squared distances of all rows to the nearest of `centroids`, and what gives their labels."""
+    fit, labels = fit_blocks(blocks, lambda: centroids, max_iter=0, tol=0.0, seed=0, grow=False)
+    return fit.inertia, labels
+
+
+class _Span(NamedTuple):
+    """Where rows lie."""
+
+    center: np.ndarray
+    """float64, shape (d,): about the middle of all rows."""
+    largest: float
+    """Absolute coordinate."""
+
+
+def _measure(blocks: Blocks, seed: int) -> _Span:
+    center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
+    return _Span(center, max(blocks.map(passes.reach, name="kmeans-reach")))
+
+
+class _Series:
+    """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
+
+    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool, on_device: bool) -> None:
+        self.blocks, self.fit, self.relax = blocks, fit, relax
+        k = len(fit.centroids)
+        order = neighbours(fit.origin, COLUMNS)
+        middles = group_middles(fit.origin, order, COLUMNS)
+        self.near = n_near(k) if relax and not on_device else 0  # a device compares with all as fast
+        self.now = Pass(
+            fit=uuid4().hex,
+            number=-1,
+            centroids=fit.centroids,
+            center=span.center,
+            order=order,
+            middles=middles,
+            near=0,
+            travel=Drift(np.zeros(k), np.zeros(n_bounds(k))),
+            scale=scale_for(span.largest, blocks.n_rows),
+            on_device=on_device,
+        )
+        self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
+        self.energy = 0.0
+
+    def improve(self, stop: Stop, report: Callable[[Fit], None]) -> None:
+        """Update the centroids of the fit until it is time to stop; then they are means of rows."""
+        fit = self.fit
+        phase, last = fit.phase, fit.phase == fit.phases - 1
+        inertias = [update["inertia"] for update in fit.iterations if update["phase"] == phase]
+        while len(inertias) < stop.updates and not fit.converged and fit.phase == phase:
+            start = time.perf_counter()
+            near = self.near if len(inertias) < NEAR_UPDATES else 0
+            moved, compared = self._advance(fit.centroids, near)
+            centroids, held = self._means()
+            inertia = self._within(centroids)
+            shift = squared_shift(frozen(fit.centroids), frozen(centroids))
+            gain = _gain(inertias, inertia)
+            inertias.append(inertia)
+            ends = not near and (shift <= stop.shift * self._variance() or gain < stop.gain)
+            before = centroids
+            # Where seeds were, nothing is known of the way; what a sample has left begins with a step like any other.
+            first = phase == 0 and len(inertias) == 1
+            if self.relax and gain > 0.0 and not (first or ends or len(inertias) == stop.updates):
+                before = np.where(held[:, None], fit.centroids, centroids)  # one that was empty has no way behind it
+                centroids = np.where(held[:, None], _beyond(fit, centroids), centroids)
+            fit.before, fit.centroids = before, centroids
+            fit.iterations.append(
+                {
+                    "phase": phase,
+                    "phases": fit.phases,
+                    "rows": self.blocks.n_rows,
+                    "iteration": len(inertias),
+                    "inertia": inertia,
+                    "shift": shift,
+                    "relabelled": moved,
+                    "compared": compared / (self.blocks.n_rows * len(centroids)),
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            if last:
+                fit.n_iter, fit.converged = len(inertias), ends
+                fit.history.append(inertia)
+            elif ends or len(inertias) == stop.updates:
+                fit.phase += 1
+                fit.before = fit.origin = centroids
+            report(fit)
+
+    def inertia(self) -> float:
+        """Sum of squared distances of the rows to the nearest of the fit's centroids."""
+        self._advance(self.fit.centroids)
+        return self._distances(self.fit.centroids, ends=True)
+
+    def labels(self) -> np.ndarray:
+        """Labels of the rows after :meth:`inertia`; int32, shape (n_rows,)."""
+        found = [part for parts in self.blocks.map(passes.labels, self.now, name="kmeans-labels") for part in parts]
+        return np.concatenate([mine for _, mine in sorted(found, key=lambda part: part[0])])
+
+    def _advance(self, centroids: np.ndarray, near: int = 0) -> tuple[int, int]:
+        """A pass: numbers of rows that have changed their cluster, and of pairs that were scored."""
+        self.now = replace(
+            self.now,
+            number=self.now.number + 1,
+            centroids=centroids,
+            near=near,
+            travel=_travel(self.now, centroids),
+        )
+        parts = self.blocks.map(passes.advance, self.now, name="kmeans-pass")
+        anew, moved, compared = (sum(getattr(part, name) for part in parts) for name in ("anew", "moved", "compared"))
+        if self.now.number == 0:
+            self.energy = as_number(sum(part.energy for part in parts))
+        changes = [(part.sums, part.counts) for part in parts]
+        if 0 < anew < self.blocks.n_rows:  # what rows had added that were lost is not known
+            changes = self.blocks.map(passes.totals, self.now, name="kmeans-totals")
+        if anew:
+            self.sums[:], self.counts[:] = 0, 0
+        for sums, counts in changes:
+            self.sums += sums
+            self.counts += counts
+        return moved, compared
+
+    def _within(self, means: np.ndarray) -> float:
+        """Sum of squared distances of the rows to the means of their clusters."""
+        found = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
+        # What is left of numbers that are far larger is mostly their rounding.
+        return found if found > CANCELLED * self.energy else self._distances(means)
+
+    def _distances(self, centroids: np.ndarray, ends: bool = False) -> float:
+        """See :func:`passes.inertia`."""
+        parts = self.blocks.map(passes.inertia, self.now, centroids, ends, name="kmeans-inertia")
+        return as_number(sum(parts))
+
+    def _means(self) -> tuple[np.ndarray, np.ndarray]:
+        """The means of the rows of each cluster, and whether the cluster had rows.
+
+        An empty cluster is given the row that is farthest from its centroid, as scikit-learn does. Rows that lie on
+        their centroid are not taken, so with fewer distinct rows than clusters some stay empty, where they are.
+        """
+        sums, counts = self.sums, self.counts
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            sums, counts = sums.copy(), counts.copy()
+            self._refill(empty, sums, counts)
+        return means(sums, counts, self.now.scale, self.now.centroids), self.counts > 0
+
+    def _refill(self, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
+        found = self.blocks.map(passes.farthest, self.now, len(empty), name="kmeans-refill")
+        distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.lexsort((numbers, -distances))[: len(empty)]
+        order = order[distances[order] > 0.0]
+        if len(order) == 0:
+            return
+        for cluster, label, row in zip(empty, labels[order], self.blocks.rows(numbers[order]), strict=False):
+            if counts[label] < 2:
+                continue
+            scaled = np.rint(row.astype(np.float64) * self.now.scale).astype(np.int64)
+            sums[cluster], counts[cluster] = scaled, 1
+            sums[label] -= scaled
+            counts[label] -= 1
+
+    def _variance(self) -> float:
+        """Mean variance of a feature over the rows."""
+        n = self.blocks.n_rows
+        off_center = self.sums.sum(axis=0) / (self.now.scale * n) - self.now.center
+        return max(0.0, self.energy / n - math.fsum(off_center**2)) / len(off_center)
+
+
+def _gain(before: list[float], inertia: float) -> float:
+    """Share by which `inertia` is lower than the last one; infinite for the first, 0 after an inertia of 0."""
+    if not before:
+        return math.inf
+    return 1.0 - inertia / before[-1] if before[-1] else 0.0
+
+
+def _beyond(fit: Fit, means: np.ndarray) -> np.ndarray:
+    """Where the centroids of `fit` come to when they go to `means` and then on."""
+    out = np.empty_like(means)
+    beyond(frozen(fit.centroids), frozen(means), frozen(fit.before), RELAXATION, MOMENTUM, out)
+    return out
+
+
+def _travel(now: Pass, centroids: np.ndarray) -> Drift:
+    """How far centroids have moved by the time that they are at `centroids`; rounded up."""
+    own = np.arange(len(centroids), dtype=np.int32)
+    steps = np.sqrt(squared_distances(frozen(centroids), frozen(now.centroids), own)) * (1.0 + 2.0**-40)
+    together = COLUMNS * groups_per_bound(len(centroids))
+    widest = np.maximum.reduceat(steps[now.order], np.arange(0, len(steps), together))
+    up = 1.0 + 2.0**-50
+    return Drift((now.travel.each + steps) * up, (now.travel.groups + widest) * up)

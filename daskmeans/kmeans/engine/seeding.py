@@ -1,0 +1,273 @@
+"""Initial centroids: k-means++ by region or k-means|| on a sample, random rows, or what the caller gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from upath import UPath
+
+from daskmeans.errors import DataError, NotFoundError, UsageError
+from daskmeans.kernels.distances import BATCH_ROWS, nearest, nearest_labels, squared_distances, tiles
+from daskmeans.kernels.hashing import hash_integers, uniform
+from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.microkernel import ROWS
+from daskmeans.kernels.norms import rounding_bound
+from daskmeans.kernels.plus_plus import draw_plus_plus, sum_values
+from daskmeans.kernels.sums import add_rows, largest_coordinate, means, scale_for
+from daskmeans.kmeans.rows.blocks import Blocks
+from daskmeans.kmeans.rows.inputs import refuse_masked
+from daskmeans.runtime import executor
+from daskmeans.runtime.client import n_threads
+from daskmeans.vectors.files import open_path
+
+# Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
+SAMPLE_PER_CLUSTER = 16
+OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 1 << 15
+# Up to so many clusters k-means|| costs little beside the updates, and it never cuts through a cluster.
+OVERSAMPLE_UP_TO = 512
+SAMPLE_BYTES = 1 << 29
+ROUNDS = 5
+# Clusters that are seeded within one region, and rows and updates by which regions are found.
+PER_REGION, ROWS_PER_REGION, REGION_UPDATES = 16, 64, 4
+
+
+def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_factor: float, seed: int) -> np.ndarray:
+    """Initial centroids, float32, shape (k, d).
+
+    Parameters
+    ----------
+    blocks : Blocks
+    init : {"auto", "k-means||", "random"} or ndarray
+    n_clusters, oversampling_factor, seed
+        As in :class:`daskmeans.KMeans`.
+    """
+    if isinstance(init, np.ndarray):
+        return init
+    if init == "random":
+        return blocks.sample(n_clusters, seed)[1]
+    regional = init == "auto" and n_clusters > OVERSAMPLE_UP_TO
+    oversampled = max(OVERSAMPLED_PER_CLUSTER * n_clusters, OVERSAMPLED_AT_LEAST)
+    affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * blocks.dimension))
+    numbers, X = blocks.sample(min(SAMPLE_PER_CLUSTER * n_clusters if regional else oversampled, affordable), seed)
+    if regional:
+        return X[by_region(X, n_clusters, seed)]
+    candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, seed)
+    return X[candidates[plus_plus(X[candidates], weights, n_clusters, seed)]]
+
+
+def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """Indices of `n_clusters` rows of `X`, drawn by k-means++ within regions, each of which gets its share of them.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (m, d), m >= n_clusters
+    n_clusters, seed : int
+
+    Returns
+    -------
+    ndarray of int64, shape (n_clusters,)
+
+    Notes
+    -----
+    k-means++ over all rows takes ``m * k`` distances; regions of about √(m·k) rows take the square root of that, more
+    or less, for seeds that are as good. A region's share is that of the inertia about its middle.
+    """
+    if n_clusters <= 2 * PER_REGION:
+        return _drawn(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed)
+    regions = round(n_clusters / PER_REGION)
+    chosen = _spread(len(X), ROWS_PER_REGION * regions)
+    fewer = X[chosen[_spread(len(chosen), ROWS_PER_REGION // 4 * regions)]]
+    middles = fewer[by_region(fewer, regions, seed)]
+    few = executor.call([partial(X.take, chosen[rows], axis=0) for rows in _shares_of_threads(len(chosen))])
+    scale = scale_for(max(largest_coordinate(frozen(part)) for part in few), len(chosen))
+    for _ in range(REGION_UPDATES):
+        middles = _updated(few, middles, scale)
+    labels, squares = _nearest(X, middles)
+    shares = _shares(np.bincount(labels, squares, regions), np.bincount(labels, minlength=regions), n_clusters)
+    order, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=regions))
+    members = np.split(order, ends[:-1])
+
+    def draw(i: int) -> np.ndarray:
+        mine = members[i]
+        return mine[_drawn(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
+
+    drawn = executor.call([partial(draw, i) for i in range(regions) if shares[i]])
+    return np.concatenate(drawn)
+
+
+def _spread(n: int, count: int) -> np.ndarray:
+    """`count` of the numbers below `n`, evenly spread; all of them if there are fewer."""
+    return np.arange(n) if count >= n else np.arange(count) * n // count
+
+
+def _shares_of_threads(n: int) -> list[slice]:
+    """Slices of `n` rows, two for each thread where they are not too small."""
+    return list(tiles(n, max(BATCH_ROWS, -(-n // (2 * n_threads())))))
+
+
+def _nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts = executor.call([partial(nearest, X[rows], centroids) for rows in _shares_of_threads(len(X))])
+    labels, squares = zip(*parts, strict=True)
+    return np.concatenate(labels), np.concatenate(squares)
+
+
+def _updated(parts: list[np.ndarray], centroids: np.ndarray, scale: float) -> np.ndarray:
+    """The means of the rows that are nearest to each centroid; one without rows stays."""
+
+    def add(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
+        add_rows(frozen(X), nearest_labels(X, centroids), scale, sums, counts)
+        return sums, counts
+
+    found = executor.call([partial(add, X) for X in parts])
+    return means(sum(sums for sums, _ in found), sum(counts for _, counts in found), scale, centroids)
+
+
+def _shares(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
+    """`total` shared out by `inertia`: at least one and at most `rows` for each region that has rows."""
+    weights = np.where(rows > 0, inertia, 0.0)
+    weights = weights / weights.sum() if weights.sum() > 0 else rows / rows.sum()
+    shares = np.clip(np.floor(weights * total), np.minimum(rows, 1), rows).astype(np.int64)
+    while (missing := total - shares.sum()) != 0:
+        step = 1 if missing > 0 else -1
+        free = shares < rows if missing > 0 else shares > 1
+        wish = np.where(free, step * (weights * total - shares), -np.inf)
+        shares[np.argsort(-wish, kind="stable")[: min(abs(missing), free.sum())]] += step
+    return shares
+
+
+def oversample(
+    X: np.ndarray, numbers: np.ndarray, n_clusters: int, oversampling_factor: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of k-means||: rows drawn in a few rounds with probability proportional to their squared distance.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (m, d)
+    numbers : ndarray of int64, shape (m,)
+        Row numbers; whether a row is drawn depends on its number, the round and the seed.
+    n_clusters, oversampling_factor
+        Each round draws about ``oversampling_factor * n_clusters / 2`` rows.
+    seed : int
+
+    Returns
+    -------
+    candidates : ndarray of int64
+        Indices into `X`, at least `n_clusters` of them.
+    weights : ndarray of int64
+        Rows of `X` that are nearest to each candidate.
+
+    Notes
+    -----
+    Bahmani, Moseley, Vattani, Kumar & Vassilvitskii, *Scalable k-means++*, VLDB 2012: five rounds of k/2 to 2k rows
+    give seeds as good as k-means++. Every distance and the potential are sums in a fixed order, so the draw is the
+    same on every machine.
+    """
+    draw = oversampling_factor * n_clusters / 2
+    chosen = np.array([hash_integers(numbers.astype(np.uint64), seed).argmin()])
+    owner = np.zeros(len(X), np.int64)
+    distances = squared_distances(X, X[chosen], owner)
+    for turn in range(1, ROUNDS + 1):
+        potential = sum_values(distances)
+        if potential == 0.0:
+            break
+        luck = uniform(hash_integers(numbers.astype(np.uint64), seed + turn))
+        drawn = np.flatnonzero(luck * potential < draw * distances)
+        if len(drawn) == 0:
+            continue
+        labels, closer_by = _nearest(X, X[drawn])
+        closer = closer_by < distances
+        owner[closer] = len(chosen) + labels[closer]
+        distances[closer] = closer_by[closer]
+        chosen = np.concatenate([chosen, drawn])
+    weights = np.bincount(owner, minlength=len(chosen))
+    if len(chosen) < n_clusters:  # fewer distinct rows than that, or a small sample: any other row will do
+        others = np.setdiff1d(np.arange(len(X)), chosen)[: n_clusters - len(chosen)]
+        chosen, weights = np.concatenate([chosen, others]), np.concatenate([weights, np.zeros(len(others), np.int64)])
+    return chosen, weights
+
+
+def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """Indices of `n_clusters` rows drawn by weighted, greedy k-means++.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (m, d), m >= n_clusters
+    weights : ndarray of int64, shape (m,)
+    n_clusters, seed : int
+
+    Returns
+    -------
+    ndarray of int64, shape (n_clusters,)
+
+    Notes
+    -----
+    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of the rows drawn in each turn
+    the one that lowers the potential most is taken, as in scikit-learn: of eight, which are scored at once.
+    """
+    return _drawn(X, np.arange(len(X)), weights, n_clusters, seed)
+
+
+def _drawn(X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """:func:`plus_plus` for the rows `members` of `X`: indices into `members`."""
+    luck = uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
+    return draw_plus_plus(frozen(X), members, weights, luck, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
+
+
+def is_path(init: Any) -> bool:
+    """Whether centroids are given by where they are stored."""
+    return isinstance(init, (str, os.PathLike, UPath))
+
+
+def _given(init: Any) -> np.ndarray:
+    """A copy of given centroids, so that the caller's stay theirs."""
+    refuse_masked(init, "init")
+    try:
+        return np.array(init, np.float32, order="C")
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"initial centroids cannot be made of {type(init).__name__}",
+            where="init",
+            expected="'auto', 'k-means||', 'random', a path, an array of numbers or a fitted KMeans",
+        ) from None
+
+
+def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
+    """`init` as "auto", "k-means||", "random" or a float32 matrix of centroids.
+
+    Raises
+    ------
+    UsageError
+        Centroids whose number is not `n_clusters`, or a name that is none of the three nor a path.
+    """
+    from daskmeans.kmeans import model
+
+    if isinstance(init, str) and init in ("auto", "k-means||", "random"):
+        return init
+    if is_path(init):
+        path = open_path(init, storage_options)
+        if not path.exists():
+            raise NotFoundError(
+                f"{init!r} is neither a way to initialise nor a path that exists",
+                where="init",
+                expected="'auto', 'k-means||', 'random', a .npy file or a model directory",
+            )
+        centroids = model.read_centroids(path / model.CENTROIDS if path.is_dir() else path)
+    else:
+        centroids = _given(getattr(init, "cluster_centers_", init))
+    if centroids.ndim != 2 or len(centroids) != n_clusters:
+        raise UsageError(
+            f"the initial centroids have shape {centroids.shape}",
+            where="init",
+            expected=f"({n_clusters}, number of features)",
+            remedy="set n_clusters to their number, or give other centroids",
+        )
+    if not np.isfinite(centroids).all():
+        raise DataError("the initial centroids hold NaN or infinity", where="init", expected="finite numbers")
+    if np.abs(centroids).max() > 1e15:
+        raise DataError("the initial centroids hold a number above 1e15", where="init", remedy="scale vectors down")
+    return np.ascontiguousarray(centroids)

@@ -1,0 +1,293 @@
+"""Clusters that are too large, split until none is.
+
+Each round compares all rows with all centroids, and puts several centroids in the place of one that has too many rows:
+k-means on a sample of its own rows finds them, and again for those of them that take too large a share of the sample.
+Rows of other clusters may be nearer to the new centroids, and a sample is a sample, so rounds follow until all clusters
+are small enough; two or three for most data.
+
+Copies of a row cannot be parted. So a cluster may stay in which one row occurs too often; the other rows in it are no
+more than a cluster may have.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+
+from daskmeans.errors import ClusterSizeWarning
+from daskmeans.kernels.distances import nearest_labels
+from daskmeans.kernels.hashing import hash_rows
+from daskmeans.kernels.sums import add_weighted, means, scale_for
+from daskmeans.kmeans.rows.block import Block
+from daskmeans.kmeans.rows.blocks import Blocks
+from daskmeans.runtime import executor, progress
+from daskmeans.runtime.client import log_event
+
+# New centroids, as a multiple of those that a cluster needs at least; and at most for one cluster in one round.
+SLACK = 1.25
+MOST = 64
+# Distinct rows that are sampled for each new centroid, and bytes of samples that are held at once.
+SAMPLE_PER_CENTROID = 64
+SAMPLE_BYTES = 1 << 28
+# Rows of the sample that tell how large a new cluster will be.
+FEWEST = 8
+# Updates of the new centroids on the sample, at most.
+UPDATES = 10
+
+_LABELS = "split-labels"
+_HASH_ROWS = 8192
+
+
+class Sample(NamedTuple):
+    """Distinct rows of some clusters: of each, those whose contents have the smallest hashes."""
+
+    places: np.ndarray
+    """int64, shape (m,): which of the clusters; ascending."""
+    hashes: np.ndarray
+    """uint64, shape (m,): ascending in each cluster."""
+    counts: np.ndarray
+    """int64, shape (m,): how often the row occurs."""
+    numbers: np.ndarray
+    """int64, shape (m,): number of its first copy."""
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """A cluster that has too many rows."""
+
+    cluster: int
+    size: int
+    limit: int
+    """Rows that it may have."""
+    counts: np.ndarray
+    """int64, shape (m,): how often each of the sampled rows occurs."""
+    numbers: np.ndarray
+    """int64, shape (m,): their numbers."""
+
+    @property
+    def copied(self) -> np.ndarray:
+        """bool, shape (m,): which of the sampled rows occur too often themselves."""
+        return self.counts > self.limit
+
+    @property
+    def others(self) -> int:
+        """Rows that are no copies of these."""
+        return self.size - int(self.counts[self.copied].sum())
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the cluster is too large because of the copies of one row."""
+        return int(self.copied.sum()) == 1 and self.others <= self.limit
+
+
+def split(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int, seed: int) -> np.ndarray:
+    """Put several centroids in the place of one as long as a cluster has more than `max_cluster_size` rows.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    centroids : ndarray of float32, shape (k, d)
+    max_cluster_size : int
+    seed : int
+        Of the samples. The result depends on the rows, `centroids` and these two numbers alone.
+
+    Returns
+    -------
+    ndarray of float32, shape (k or more, d)
+        A cluster that was split passes its number on to the first of those in its place; the others come last.
+
+    Warns
+    -----
+    ClusterSizeWarning
+        A cluster stays too large because it has too many copies of one row.
+    """
+    run, most = uuid4().hex, len(centroids) + blocks.n_rows
+    with progress.line("split clusters") as line:
+        while True:
+            start = time.perf_counter()
+            labelled = centroids, f"{run}-{len(centroids)}"
+            sizes = np.sum(blocks.map(_sizes, *labelled, name="kmeans-split"), axis=0)
+            line.advance(f"{len(centroids):,} clusters, {sizes.max():,} rows in the largest")
+            crowds = list(_crowds(blocks, labelled, sizes, max_cluster_size, seed))
+            divisible = [crowd for crowd in crowds if not crowd.stuck]
+            if not divisible or len(centroids) >= most:  # then each row could have had a centroid of its own
+                break
+            centroids = _replaced(centroids, divisible, _divide(blocks, divisible))
+            event = {"n_clusters": len(centroids), "largest": int(sizes.max()), "split": len(divisible)}
+            log_event("daskmeans-split", event | {"seconds": time.perf_counter() - start}, blocks.client)
+    blocks.map(_forget, name="kmeans-split")
+    for crowd in crowds:
+        _warn(crowd)
+    return centroids
+
+
+def _crowds(
+    blocks: Blocks, labelled: tuple[np.ndarray, str], sizes: np.ndarray, limit: int, seed: int
+) -> Iterator[Crowd]:
+    """The clusters of more than `limit` rows, each with a sample."""
+    large = np.flatnonzero(sizes > limit)
+    wanted = SAMPLE_PER_CENTROID * _wanted(sizes, limit)
+    held = 32 * len(blocks.lengths) * wanted[large]  # each block may send a sample as large
+    for batch in _batches(held):
+        clusters = large[batch]
+        found = blocks.map(_sample, *labelled, clusters, wanted[clusters], seed, name="kmeans-split")
+        sample = _smallest(Sample(*map(np.concatenate, zip(*found, strict=True))), wanted[clusters])
+        ends = np.searchsorted(sample.places, np.arange(len(clusters) + 1))
+        for cluster, mine in zip(clusters.tolist(), map(slice, ends[:-1], ends[1:]), strict=True):
+            yield Crowd(cluster, int(sizes[cluster]), limit, sample.counts[mine], sample.numbers[mine])
+
+
+def _divide(blocks: Blocks, crowds: list[Crowd]) -> list[np.ndarray]:
+    """For each of `crowds` the centroids that take the place of its own."""
+    made: list[np.ndarray] = []
+    for batch in _batches(np.array([4 * blocks.dimension * len(crowd.numbers) for crowd in crowds])):
+        mine = crowds[batch]
+        rows = blocks.rows(np.concatenate([crowd.numbers for crowd in mine]))
+        cuts = np.cumsum([len(crowd.numbers) for crowd in mine])[:-1]
+        made += executor.call([partial(_centroids, X, c) for X, c in zip(np.split(rows, cuts), mine, strict=True)])
+    return made
+
+
+def _batches(held: np.ndarray) -> Iterator[slice]:
+    """Slices of things that hold as many bytes, together no more than SAMPLE_BYTES, but at least one of them."""
+    begin = 0
+    while begin < len(held):
+        end = begin + max(1, int(np.searchsorted(np.cumsum(held[begin:]), SAMPLE_BYTES, side="right")))
+        yield slice(begin, end)
+        begin = end
+
+
+def _wanted(rows: Any, limit: float) -> Any:
+    """Centroids that clusters of so many rows are split into."""
+    return np.minimum(MOST, np.ceil(SLACK * rows / limit)).astype(np.int64)
+
+
+def _replaced(centroids: np.ndarray, crowds: list[Crowd], made: list[np.ndarray]) -> np.ndarray:
+    kept = centroids.copy()
+    for crowd, new in zip(crowds, made, strict=True):
+        kept[crowd.cluster] = new[0]
+    return np.concatenate([kept, *(new[1:] for new in made)])
+
+
+def _warn(crowd: Crowd) -> None:
+    most = int(crowd.counts.max())
+    warnings.warn(
+        f"cluster {crowd.cluster} keeps {crowd.size:,} rows, more than max_cluster_size={crowd.limit:,}: "
+        f"{most:,} of them are copies of one row, which no centroids can part",
+        ClusterSizeWarning,
+        stacklevel=4,
+    )
+
+
+# --- on the sample of one cluster ---
+
+
+def _centroids(X: np.ndarray, crowd: Crowd) -> np.ndarray:
+    """Centroids that take the place of one: rows that occur too often, and the means of groups of the others."""
+    rest = ~crowd.copied
+    rows, weights = X[rest], crowd.counts[rest]
+    if not len(rows):
+        return X
+    parts = _parted(rows, weights, crowd.limit * weights.sum() / crowd.others)
+    return np.concatenate([X[crowd.copied], *parts])
+
+
+def _parted(X: np.ndarray, weights: np.ndarray, limit: float) -> list[np.ndarray]:
+    """Centroids of weighted rows, in matrices: those of groups that are still too heavy in the place of their own."""
+    count = min(len(X), int(_wanted(weights.sum(), limit)))
+    centroids, labels = _k_means(X, weights, count)
+    parts: list[np.ndarray] = []
+    for label, centroid in enumerate(centroids):
+        mine = labels == label
+        again = weights[mine].sum() > limit and FEWEST <= mine.sum() < len(X)
+        parts += _parted(X[mine], weights[mine], limit) if again else [centroid[None]]
+    return parts
+
+
+def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids of weighted rows, no two of which are the same, float32, shape (n_clusters, d); labels of the rows."""
+    seeds = centroids = X[_drawn(weights, n_clusters)]
+    scale = scale_for(float(np.abs(X).max()), int(weights.sum()))
+    labels = nearest_labels(X, centroids)
+    for _ in range(UPDATES):
+        sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(n_clusters, np.int64)
+        add_weighted(X, labels, weights, scale, sums, counts)
+        centroids = means(sums, counts, scale, centroids)
+        before, labels = labels, nearest_labels(X, centroids)
+        if np.array_equal(before, labels):
+            break
+    # Means of rows that differ in their last bits may be one and the same; the rows themselves never are.
+    return (centroids, labels) if n_clusters == 1 or np.ptp(labels) else (seeds, nearest_labels(X, seeds))
+
+
+def _drawn(weights: np.ndarray, count: int) -> np.ndarray:
+    """Indices of `count` rows, the heavier a row the sooner: spread evenly over the running sum of the weights."""
+    marks = (2 * np.arange(count) + 1) * weights.sum() // (2 * count)
+    drawn = np.unique(np.searchsorted(np.cumsum(weights), marks, side="right"))
+    others = np.setdiff1d(np.arange(len(weights)), drawn)
+    return np.concatenate([drawn, others[: count - len(drawn)]])
+
+
+# --- on the workers ---
+
+
+def _labels(block: Block, centroids: np.ndarray, name: str) -> np.ndarray:
+    """Nearest centroids of the rows of `block`, found once for each `name`."""
+    if block.notes.get(_LABELS) != name:
+        block.allocate(_LABELS, (block.n_rows,), np.int32)
+        with block.open() as arrays:
+            arrays[_LABELS][:] = nearest_labels(arrays["rows"], centroids)
+        block.notes[_LABELS] = name
+    with block.open() as arrays:
+        return np.array(arrays[_LABELS])
+
+
+def _sizes(group: list[Block], centroids: np.ndarray, name: str) -> np.ndarray:
+    """Rows of each cluster."""
+    return np.sum([np.bincount(_labels(block, centroids, name), minlength=len(centroids)) for block in group], axis=0)
+
+
+def _sample(
+    group: list[Block], centroids: np.ndarray, name: str, clusters: np.ndarray, wanted: np.ndarray, seed: int
+) -> Sample:
+    """The first rows of each of `clusters` in the order of the hashes of their contents, `wanted` of each."""
+    place = np.full(len(centroids), -1)
+    place[clusters] = np.arange(len(clusters))
+    found = [_hashed(block, place[_labels(block, centroids, name)], wanted, seed) for block in group]
+    return _smallest(Sample(*map(np.concatenate, zip(*found, strict=True))), wanted)
+
+
+def _hashed(block: Block, places: np.ndarray, wanted: np.ndarray, seed: int) -> Sample:
+    mine = np.flatnonzero(places >= 0)
+    with block.open() as arrays:
+        cuts = range(0, len(mine), _HASH_ROWS)  # so that no copy of all rows is made
+        hashes = [hash_rows(arrays["rows"][mine[cut : cut + _HASH_ROWS]], seed) for cut in cuts]
+    joined = np.concatenate([np.empty(0, np.uint64), *hashes])
+    return _smallest(Sample(places[mine], joined, np.ones(len(mine), np.int64), block.numbers[mine]), wanted)
+
+
+def _smallest(sample: Sample, wanted: np.ndarray) -> Sample:
+    """`sample` with one entry for all copies of a row; of each cluster the `wanted` rows of the smallest hashes."""
+    order = np.lexsort((sample.numbers, sample.hashes, sample.places))
+    places, hashes, counts, numbers = (part[order] for part in sample)
+    new = np.ones(len(order), bool)
+    new[1:] = (places[1:] != places[:-1]) | (hashes[1:] != hashes[:-1])
+    first = np.flatnonzero(new)
+    counts = np.add.reduceat(counts, first) if len(first) else counts
+    places, hashes, numbers = places[first], hashes[first], numbers[first]
+    rank = np.arange(len(places)) - np.searchsorted(places, places)
+    kept = rank < wanted[places]
+    return Sample(places[kept], hashes[kept], counts[kept], numbers[kept])
+
+
+def _forget(group: list[Block]) -> None:
+    for block in group:
+        block.notes.pop(_LABELS, None)
+        block.drop(_LABELS)

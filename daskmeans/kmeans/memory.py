@@ -1,0 +1,216 @@
+"""What fitting and assigning take, in memory and on disks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dask.utils import format_bytes
+from distributed import Client
+
+from daskmeans import config
+from daskmeans.errors import ClusterError, MemoryForecastError
+from daskmeans.kernels.bounds import n_bounds
+from daskmeans.kernels.center_groups import n_near
+from daskmeans.kernels.gpu.memory import nearest_bytes
+from daskmeans.runtime import resources
+from daskmeans.runtime.client import logger, n_processes, threads_each
+from daskmeans.runtime.memory import COPIES, DEVICE, check_device_bytes, reading_bytes
+
+# Blocks of a fit, those of a sample of a third of the rows counted too, as a multiple of those of all rows.
+SAMPLES = 4 / 3
+# What every worker holds of its share of the memory, at least, before rows go to disk.
+EVEN = 0.8
+# Rows on a device while cuML fits: its compiled part may join those of a worker.
+DEVICE_COPIES = 2
+# Of a device's memory, what distances may take at once.
+DEVICE_TILE = 0.125
+
+
+def fit_bytes(rows: int, dimension: int, sample_fraction: float = 1.0) -> int:
+    """Bytes over all workers that hold `rows` vectors as float32.
+
+    Examples
+    --------
+    >>> fit_bytes(1_000_000, 384)
+    1536000000
+    """
+    return int(4 * rows * dimension * sample_fraction)
+
+
+def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
+    """Bytes that the engine notes beside `rows` float32 vectors: codes, labels, bounds for groups of centroids.
+
+    With thousands of clusters, also which groups are near.
+
+    Examples
+    --------
+    >>> note_bytes(1, 384, 1000), note_bytes(1, 384, 4096)
+    (496, 820)
+    """
+    return rows * (dimension + 28 + 4 * n_bounds(n_clusters) + 4 * n_near(n_clusters))
+
+
+def engine_bytes(dimension: int, n_clusters: int) -> int:
+    """Bytes of one task of a fit beside its blocks: centroids in a few forms, a sum for each, one tile of scores."""
+    return 32 * n_clusters * dimension + config.get_bytes("tile-bytes")
+
+
+@dataclass(frozen=True)
+class FitForecast:
+    """Bytes that a fit will take, at most.
+
+    Attributes
+    ----------
+    worker : int
+        Memory of a worker; of this process, beside what it has, if there is no cluster.
+    blocks : int
+        Vectors and what is noted about them, in all processes together.
+    cached : int
+        What of that lies on local disks.
+    disks : tuple of Disk
+        Where; empty if nothing does.
+    """
+
+    worker: int
+    blocks: int
+    cached: int
+    disks: tuple[resources.Disk, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"the fit holds {format_bytes(self.blocks)} and takes up to {format_bytes(self.worker)} in each process"
+        ]
+        lines += [
+            f"{format_bytes(self.on(disk))} of it lie in unnamed files below {disk.path} on {disk.host} "
+            f"({disk.kind}, {format_bytes(disk.free)} free) until it ends"
+            for disk in self.disks
+        ]
+        return "; ".join(lines)
+
+    def on(self, disk: resources.Disk) -> int:
+        """Bytes on `disk`."""
+        return self.cached * disk.processes // sum(each.processes for each in self.disks)
+
+
+def forecast_fit(rows: int, dimension: int, n_clusters: int, client: Client | None) -> FitForecast:
+    """What a fit on `rows` vectors will take: in the memory of the workers what fits there, the rest on their disks."""
+    blocks = int(SAMPLES * (fit_bytes(rows, dimension) + note_bytes(rows, dimension, n_clusters)))
+    engine = threads_each(client) * engine_bytes(dimension, n_clusters)
+    memory = max(0, resources.memory_to_keep(client) - reading_bytes(client) - engine)
+    worker = min(memory, blocks) + reading_bytes(client, 4 * rows * dimension) + engine
+    # Partitions come to the workers as these have time, so some may be full while others are not.
+    spread = int(EVEN * memory * n_processes(client))
+    cached = 0 if blocks <= memory else max(0, blocks - spread)
+    disks = tuple(resources.disks(client)) if cached else ()
+    return FitForecast(
+        worker + (resources.BASE + resources.COMPILING if client is not None else 0), blocks, cached, disks
+    )
+
+
+def check_fit(rows: int, dimension: int, n_clusters: int, sample_fraction: float, client: Client | None) -> FitForecast:
+    """The forecast of a fit, told to the log; where its rows do not fit into memory, it tells where they will lie.
+
+    Raises
+    ------
+    MemoryForecastError
+        They do not fit onto the local disks either.
+    """
+    foreseen = forecast_fit(int(rows * sample_fraction), dimension, n_clusters, client)
+    for disk in foreseen.disks:
+        need = format_bytes(foreseen.on(disk))
+        if foreseen.on(disk) > disk.free or disk.in_memory:
+            raise MemoryForecastError(
+                f"fitting {rows:,} rows of {dimension} dimensions needs {need} here, which "
+                + (f"is memory ({disk.kind})" if disk.in_memory else f"has {format_bytes(disk.free)}"),
+                where=f"{disk.path} on {disk.host}",
+                expected="room on a disk for what the workers' memory cannot hold",
+                remedy="give a --local-directory on a larger disk, more workers, a higher --memory-limit, or a "
+                "--sample-fraction",
+            )
+    logger.info("%s", foreseen)
+    return foreseen
+
+
+def device_bytes(rows: int, dimension: int, n_clusters: int, batch: int, oversampling: float) -> int:
+    """Bytes of a device on which cuML fits `rows` float32 vectors, `batch` of them compared at once.
+
+    Rows, with a label, a norm and a distance for each; centroids, their sums and the candidates of k-means||; one tile
+    of distances.
+
+    Examples
+    --------
+    >>> device_bytes(1_000_000, 384, 1000, 32768, 2.0)
+    3384864000
+    """
+    each = 4 * dimension * DEVICE_COPIES + 20
+    centroids = 4 * dimension * n_clusters * (4 + 8 * max(1.0, oversampling))
+    return int(rows * each + centroids + 4 * batch * n_clusters * max(1.0, oversampling))
+
+
+def check_devices(
+    rows: Mapping[str, int], dimension: int, n_clusters: int, batch: int, oversampling: float, memory: Mapping[str, int]
+) -> tuple[int, int]:
+    """How many of `batch` rows cuML may compare at once on all workers that have rows, and how many it may have there.
+
+    Parameters
+    ----------
+    rows, memory : mapping
+        By worker: its rows, and the bytes of its device.
+
+    Returns
+    -------
+    batch : int
+    buffer : int
+        0: all rows fit onto the devices. Otherwise rows stay in memory, and so many of them are sent at a time.
+
+    Raises
+    ------
+    MemoryForecastError
+        Not even few rows fit beside the centroids.
+    ClusterError
+        A worker has been lost since rows were loaded.
+    """
+    if lost := rows.keys() - memory.keys():
+        raise ClusterError("a worker was lost", where=", ".join(sorted(lost)), remedy="run the command again")
+    room = DEVICE_TILE * min(memory[worker] for worker in rows)
+    batch = max(1, min(batch, int(room / (4 * n_clusters * max(1.0, oversampling)))))
+
+    def need(count: int) -> int:
+        return device_bytes(count, dimension, n_clusters, batch, oversampling)
+
+    if all(need(count) <= DEVICE * memory[worker] for worker, count in rows.items()):
+        return batch, 0
+    # Of rows in memory the device has a label each, and two buffers, of which one is filled.
+    spare = min(DEVICE * memory[worker] - need(0) - 4 * count for worker, count in rows.items())
+    buffer = int(spare // (2 * (need(1) - need(0))))
+    if buffer < 1:
+        worker = min(rows, key=memory.__getitem__)
+        check_device_bytes(
+            f"fitting {n_clusters:,} clusters of {dimension} dimensions by cuML",
+            need(1) + 4 * rows[worker],
+            memory[worker],
+            worker,
+            "use larger GPUs, fewer clusters, a --sample-fraction, or --engine native",
+        )
+    return batch, max(1, buffer)
+
+
+def check_compare(rows: int, n_clusters: int, dimension: int, memory: int) -> None:
+    """Make sure that partitions of `rows` rows can be compared with centroids on a device of `memory` bytes.
+
+    Raises
+    ------
+    MemoryForecastError
+        Not even a tile of them fits.
+    """
+    what = f"comparing rows of {dimension} dimensions with {n_clusters:,} centroids"
+    check_device_bytes(what, nearest_bytes(rows, n_clusters, dimension), memory)
+
+
+def assign_bytes(dimension: int, n_clusters: int, partition_bytes: int) -> int:
+    """Bytes of one task that assigns a partition: its rows in a few copies, the centroids, one tile of scores.
+
+    Rows of the one before may still be there, and are sorted to be written.
+    """
+    return (2 + COPIES) * partition_bytes + 8 * n_clusters * dimension + config.get_bytes("tile-bytes")

@@ -1,0 +1,1 @@
+"""Rows as float32 blocks that stay on workers."""

@@ -1,0 +1,162 @@
+"""Rows of one partition as a float32 matrix, in memory or on disk, and what an engine notes about them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kmeans.memory import engine_bytes, note_bytes
+from daskmeans.kmeans.rounding import Rounding
+from daskmeans.kmeans.rows.spill import shelf
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one process may keep of one fit in memory.
+
+    Attributes
+    ----------
+    fit : str
+        A name that no other fit has.
+    memory : int
+        Bytes of blocks, of all fits together, and of the engine's tasks.
+    n_clusters : int
+        What an engine allocates beside the rows depends on it.
+    threads : int
+        Tasks of the engine that this process runs at a time.
+    """
+
+    fit: str
+    memory: int
+    n_clusters: int = 1
+    threads: int = 0
+
+
+class Block:
+    """Rows of one partition on one worker, and what an engine notes about them.
+
+    Arrays and notes of the engine are lost with the worker. They do not travel either: a block that dask moves arrives
+    with its rows and their numbers alone.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n, d)
+        C-contiguous. Kept, not copied, where it stays in memory. With a `device`, an array of that.
+    quota : Quota
+    numbers : ndarray of int64, shape (n,), optional
+        Numbers of the rows in the whole input. Without them the rows follow one another from `first` on.
+    borrowed : bool, default False
+        Whether somebody else holds `rows` in memory too, so that they take none.
+    device : Device, optional
+        Where the rows lie and stay. Those of a block that dask moves arrive in memory.
+
+    Attributes
+    ----------
+    n_rows : int
+    there : array or None
+        The rows on the device.
+    notes : dict
+        Small values of the engine.
+    first : int
+        Number of the first row, if no numbers were given; :class:`Blocks` sets it.
+    rounding : Rounding or None
+        What was lost when the rows became float32; whoever makes the block sets it.
+
+    Examples
+    --------
+    >>> block = Block(np.eye(2, dtype=np.float32), Quota("doctest", memory=1 << 20))
+    >>> block.allocate("labels", (2,), np.int32)
+    >>> with block.open() as arrays:
+    ...     arrays["labels"][:] = arrays["rows"].argmax(axis=1)
+    >>> with block.open() as arrays:
+    ...     arrays["labels"].tolist()
+    [0, 1]
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        quota: Quota,
+        numbers: np.ndarray | None = None,
+        *,
+        borrowed: bool = False,
+        device: Device | None = None,
+    ) -> None:
+        self.n_rows, self.dimension = rows.shape
+        self.device = device
+        self.there: Any = None if device is None else rows
+        held = (0 if borrowed or device else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
+        noted = note_bytes(self.n_rows, self.dimension, quota.n_clusters)
+        working = quota.threads * engine_bytes(self.dimension, quota.n_clusters)
+        self._quota, self._shelf = quota, shelf(quota.fit, held + noted, quota.memory - working)
+        self.nbytes = 0 if self._shelf.on_disk or device else rows.nbytes
+        self.notes: dict[str, Any] = {}
+        self.first = 0
+        self.rounding: Rounding | None = None
+        self._numbers = None if numbers is None else {"numbers": self._shelf.keep(numbers)}
+        self._arrays = {} if device else {"rows": self._shelf.keep(rows)}
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the arrays lie in a file."""
+        return self._shelf.on_disk
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers of the rows in the whole input; int64, shape (n_rows,)."""
+        if self._numbers is None:
+            return np.arange(self.first, self.first + self.n_rows)
+        with self._shelf.open(self._numbers) as arrays:
+            return arrays["numbers"].copy()
+
+    def open(self) -> AbstractContextManager[dict[str, np.ndarray]]:
+        """The arrays by name, for the length of a ``with`` block: "rows", read-only, and those allocated, writable.
+
+        An array that is used after the block is right, but may take memory that nobody has counted. Rows on a device
+        are copied to memory if they are asked for.
+        """
+        opened = self._shelf.open(self._arrays)
+        return opened if self.device is None else self._fetching(opened)
+
+    @contextlib.contextmanager
+    def _fetching(self, opened: AbstractContextManager[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        with opened as arrays:
+            yield _Fetched(self, arrays)
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        """Add an array of zeros, in the place of one that has this name."""
+        self.drop(name)
+        self._arrays[name] = self._shelf.zeros(shape, dtype)
+
+    def drop(self, *names: str) -> None:
+        """Forget the arrays of these names, if there are any."""
+        for name in names:
+            self._arrays.pop(name, None)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self.open() as arrays:
+            numbers = None if self._numbers is None else self.numbers
+            return Block, (np.array(arrays["rows"]), self._quota, numbers)
+
+
+class _Fetched(dict[str, np.ndarray]):
+    """The arrays of a block, with its rows once somebody asks for them."""
+
+    def __init__(self, block: Block, arrays: dict[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self._block = block
+
+    def __missing__(self, name: str) -> np.ndarray:
+        if name != "rows" or self._block.device is None:
+            raise KeyError(name)
+        self[name] = self._block.device.host(self._block.there)
+        return self[name]

@@ -1,0 +1,258 @@
+"""The rows of one input as float32 matrices that stay where they were loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from distributed import Client, Future
+
+from daskmeans.errors import DataError
+from daskmeans.kmeans.rounding import Rounding
+from daskmeans.kmeans.rows.block import Block, Quota
+from daskmeans.kmeans.rows.worker import (
+    Call,
+    Group,
+    Lost,
+    bundle_groups,
+    call_on_group,
+    choose_rows,
+    copy_rows,
+    deal_out,
+    read_shapes,
+    select_by_hash,
+    take_numbered,
+)
+from daskmeans.runtime import executor
+from daskmeans.runtime.client import n_threads, task_key
+
+
+class Blocks:
+    """Rows as matrices, kept on the workers (or in this process), each row known by its number in the input.
+
+    A block that is lost with its worker is made anew; what an engine had noted about it is gone.
+
+    Attributes
+    ----------
+    client : Client or None
+    lengths : list of int
+        Rows of each block.
+    n_rows, dimension : int
+    roundings : list of Rounding
+        What was lost when the rows became float32, of each block that came in wider numbers.
+    """
+
+    def __init__(self, held: list[Any], quota: Quota, client: Client | None) -> None:
+        self.client: Any = client  # where it is None, all is in this process
+        self._quota = quota
+        self._held = held  # blocks, or futures of them
+        self.lengths, self._firsts = [0] * len(held), [0] * len(held)
+        self.dimension = 0
+        self.roundings: list[Rounding] = []
+        self._groups = self._measured(range(len(held)))
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all blocks."""
+        return sum(self.lengths)
+
+    def map(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
+        """Results of ``function(group, *args)``, `group` a list of blocks: one task for each thread of each worker.
+
+        The groups depend on where blocks happen to lie, so a caller may combine the results only in ways that do not
+        depend on the grouping. Arrays among `args` are best given as they are; the map sends them.
+        """
+        answers = self._run(self._groups, function, args, name)
+        self._groups = [group for group, _ in answers]
+        return [answer for _, answer in answers]
+
+    def subset(self, count: int, seed: int) -> Blocks:
+        """About `count` rows, in blocks of their own: those whose numbers have a hash below ``count / n_rows``.
+
+        The rows of a smaller `count` are among those of a larger one. They keep their numbers, and lie where they lay.
+        These blocks must not be released before the subset.
+        """
+        return _Subset(self, min(1.0, count / self.n_rows), seed)
+
+    def sample(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """`count` rows (all if there are fewer), those whose numbers have the smallest hashes under `seed`.
+
+        Returns
+        -------
+        numbers : ndarray of int64, shape (count,)
+            Row numbers, ascending.
+        X : ndarray of float32, shape (count, d)
+        """
+        count = min(count, self.n_rows)
+        share = 1.2 * count / self.n_rows
+        while True:
+            found = self.map(select_by_hash, min(share, 1.0), seed, name="kmeans-sample")
+            hashes, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            if len(numbers) >= count:
+                break
+            share *= 2
+        last = np.partition(hashes, count - 1)[count - 1]  # no two numbers have the same hash
+        chosen = np.sort(numbers[hashes <= last])
+        return chosen, self.rows(chosen)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows with these numbers, in this order; float32, shape (len(numbers), d)."""
+        wanted, places = np.unique(numbers, return_inverse=True)
+        X = np.empty((len(wanted), self.dimension), np.float32)
+        if self.client is None:
+            self.map(copy_rows, wanted, X, name="kmeans-rows")
+        else:
+            for found, rows in self.map(take_numbered, wanted, name="kmeans-rows"):
+                X[found] = rows
+        return X if np.array_equal(wanted, numbers) else X[places]
+
+    def rows_by_worker(self) -> dict[str, int]:
+        """How many rows lie on each worker that has any."""
+        rows: dict[str, int] = {}
+        for worker, members in self._groups:
+            rows[worker] = rows.get(worker, 0) + sum(self.lengths[i] for i in members)
+        return rows
+
+    def array(self, function: Callable[[Block], Any], name: str) -> da.Array:
+        """A dask array of what `function` makes of each block that has rows: as many rows, on the same worker.
+
+        It is there when this returns, and needs a cluster.
+        """
+        name = task_key(name)
+        placed = sorted((i, worker) for worker, members in self._groups for i in members)
+        # Named as the chunks they are: under names of their own each would be held, and counted, twice.
+        chunks = {
+            (name, n, 0): self.client.submit(
+                function, self._held[i], key=(name, n, 0), workers=[worker], allow_other_workers=True
+            )
+            for n, (i, worker) in enumerate(placed)
+        }
+        executor.settle(list(chunks.values()), "", self.client)
+        rows = tuple(self.lengths[i] for i, _ in placed)
+        return da.Array(chunks, name, (rows, (self.dimension,)), dtype=np.float32)
+
+    def release(self) -> None:
+        """Give up the blocks, in memory and on disk."""
+        for future in self._held if self.client is not None else ():
+            if future is not None:
+                future.release()
+        self._held, self._groups = [], []
+
+    def _measured(self, members: Sequence[int]) -> list[Group]:
+        """Groups of those of `members` that have rows, once their lengths are known."""
+        answers = self._run(self._grouped(members), read_shapes, (), "count-rows")
+        for group, shapes in answers:
+            for i, (rows, dimension, rounding) in zip(group.members, shapes, strict=True):
+                self.lengths[i] = rows
+                self.roundings += [rounding] if rounding else []
+                self._check(i, rows, dimension)
+        groups = [Group(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
+        return [group for group in groups if group.members]
+
+    def _check(self, i: int, rows: int, dimension: int) -> None:
+        if rows and self.dimension not in (0, dimension):
+            raise DataError(
+                f"the vectors have {dimension} dimensions",
+                where=f"partition {i}",
+                expected=f"{self.dimension}, as others",
+            )
+        self.dimension = max(self.dimension, dimension)
+
+    def _grouped(self, members: Sequence[int]) -> list[Group]:
+        """`members` in groups, one for each thread that will work on them; blocks of a group lie on one worker."""
+        if self.client is None:
+            return deal_out("", members, n_threads())
+        threads = self.client.nthreads()
+        lying: dict[str, list[int]] = {}
+        places = executor.places([self._held[i] for i in members], self.client)
+        for i, place in zip(members, places, strict=True):
+            lying.setdefault(place, []).append(i)
+        return [
+            group for worker, mine in sorted(lying.items()) for group in deal_out(worker, mine, threads.get(worker, 1))
+        ]
+
+    def _run(
+        self, groups: Sequence[Group], function: Callable[..., Any], args: tuple[Any, ...], name: str
+    ) -> list[tuple[Group, Any]]:
+        """Each of `groups`, or what took its place when it was lost, with the result of `function`."""
+        if self.client is None:
+            return list(
+                zip(groups, executor.call([partial(function, self._here(g), *args) for g in groups]), strict=True)
+            )
+        answers = self._asked(groups, function, args, name)
+        while lost := [i for group, answer in answers if isinstance(answer, Lost) for i in group.members]:
+            found = [(group, answer) for group, answer in answers if not isinstance(answer, Lost)]
+            answers = found + self._asked(self._grouped(self._restored(lost)), function, args, name, moving=True)
+        return answers
+
+    def _here(self, group: Group) -> list[Block]:
+        blocks = [self._held[i] for i in group.members]
+        for i, block in zip(group.members, blocks, strict=True):
+            block.first = self._firsts[i]
+        return blocks
+
+    def _asked(
+        self,
+        groups: Sequence[Group],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        name: str,
+        moving: bool = False,
+    ) -> list[tuple[Group, Any]]:
+        futures = self._sent(groups, function, args, name, moving)
+        return list(zip(groups, executor.answers(futures, Lost(), self.client), strict=True))
+
+    def _sent(
+        self, groups: Sequence[Group], function: Callable[..., Any], args: tuple[Any, ...], name: str, moving: bool
+    ) -> list[Future]:
+        """A future for each of `groups`; with `moving`, dask brings the blocks to wherever the task runs."""
+        calls = []
+        args = executor.spread(args, len(groups), self.client)
+        for group in groups:
+            held = [self._held[i] for i in group.members]
+            call = Call(function, [f.key for f in held], [self._firsts[i] for i in group.members])
+            calls.append((call, held if moving else [], *args))
+        return executor.submit(call_on_group, calls, [group.worker for group in groups], name, self.client)
+
+    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+        """The blocks that stand for `members`, which were lost, once they are there."""
+        raise NotImplementedError
+
+
+class _Subset(Blocks):
+    """Some rows of other blocks, in blocks of about the size of a partition."""
+
+    def __init__(self, whole: Blocks, share: float, seed: int) -> None:
+        self._whole, self._share, self._seed = whole, share, seed
+        self._bundles: list[list[int]] = []
+        super().__init__(self._chosen(whole._groups), whole._quota, whole.client)
+
+    def _chosen(self, groups: Sequence[Group], moving: bool = False) -> list[Any]:
+        whole = self._whole
+        row = 4 * whole.dimension * self._share
+        bundles = [
+            Group(worker, bundle)
+            for worker, members in groups
+            for bundle in bundle_groups(members, [row * whole.lengths[i] for i in members])
+        ]
+        self._bundles += [bundle.members for bundle in bundles]
+        args = whole._quota, self._share, self._seed
+        if whole.client is None:
+            return executor.call([partial(choose_rows, whole._here(bundle), *args) for bundle in bundles])
+        futures = whole._sent(bundles, choose_rows, args, "subset-block", moving)
+        executor.settle(futures, "", whole.client)
+        return futures
+
+    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+        parents = self._whole._restored([j for i in members for j in self._bundles[i]])
+        for i in members:
+            self._held[i], self.lengths[i] = None, 0
+        made = self._chosen(self._whole._grouped(parents), moving=True)
+        new = range(len(self._held), len(self._held) + len(made))
+        self._held += made
+        self.lengths += [0] * len(made)
+        self._firsts += [0] * len(made)
+        return [i for group in self._measured(new) for i in group.members]

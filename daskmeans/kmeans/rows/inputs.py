@@ -1,0 +1,263 @@
+"""What a fit may be given, as partitions and as matrices."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+from dask._task_spec import GraphNode
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
+from distributed import Future
+
+from daskmeans import config
+from daskmeans.errors import DataError, UsageError
+from daskmeans.kernels.gpu import norms
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.norms import unit_rows, unusual_rows
+from daskmeans.runtime.client import n_threads, task_key
+from daskmeans.vectors.frames import matrix_on, schema_of
+from daskmeans.vectors.matrix import to_matrix, vector_columns
+
+# Rows of Python objects that are looked at for what they are.
+PEEK_ROWS = 64
+
+
+def is_lazy(X: Any) -> bool:
+    """Whether `X` is a dask collection."""
+    return isinstance(X, (dd.DataFrame, dd.Series, da.Array))
+
+
+def check_column(X: Any, column: Any) -> None:
+    """Raise UsageError if `column` cannot name a column, or if `X` has none."""
+    if column is None:
+        return
+    if not isinstance(column, Hashable):
+        raise UsageError(f"column={column!r}", expected="the name of one column")
+    if not hasattr(X, "columns"):
+        raise UsageError(
+            f"column={column!r} was given with {type(X).__name__}, which has no columns",
+            expected="a dataframe",
+            remedy="leave column out",
+        )
+
+
+def partitions(X: Any, column: str | None) -> list[Any]:
+    """The partitions of `X` in the order of the rows: tasks, or slices of a matrix.
+
+    Tasks hold what they depend on, so that they can be computed when `X` itself is gone.
+    """
+    if isinstance(X, dd.DataFrame):
+        X = X[vector_column(X, column)]
+    if isinstance(X, dd.Series):
+        # Only simplified: wholly optimised, dask makes one partition of several files where few columns are read.
+        return _holding(X.simplify().to_delayed(optimize_graph=False), X)
+    if isinstance(X, da.Array):
+        if X.ndim != 2:
+            raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
+        refuse_masked(X._meta)
+        # Optimised, an array's graph knows futures by their keys alone, and nobody would hold them.
+        return list(X.rechunk({1: -1}).to_delayed(optimize_graph=False).ravel())
+    return slices(as_matrix(X, column))
+
+
+def _holding(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
+    """`tasks` with the futures that `X` was made of (dd.from_delayed), which their graph knows by their keys alone."""
+    futures = {f.key: f for node in X.expr.walk() for f in node.operands if isinstance(f, Future)}
+    if not futures:
+        return tasks
+    name = task_key("partitions")
+    graph = HighLevelGraph.from_collections(name, {**tasks[0].dask, **futures})
+    return [Delayed(task.key, graph, layer=name) for task in tasks]
+
+
+def joined(X: da.Array, least: int) -> da.Array:
+    """`X`, if it knows its rows, with small chunks of rows that follow one another taken together, `least` at least.
+
+    Every block costs a tenth of a millisecond in each update, as much as hundreds of rows.
+    """
+    if X.ndim != 2 or math.isnan(X.shape[0]):
+        return X
+    room = min(config.get_bytes("partition-bytes") // (4 * max(1, X.shape[1])), X.shape[0] // least)
+    rows: list[int] = []
+    for size in X.chunks[0]:
+        if rows and rows[-1] + size <= room:
+            rows[-1] += size
+        else:
+            rows.append(size)
+    return X.rechunk((tuple(rows), -1)) if len(rows) < len(X.chunks[0]) else X
+
+
+def fused(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager[Any]]) -> list[Delayed]:
+    """`tasks`, made in the contexts `places`, each with all inside of it that no other task needs.
+
+    What is read is then read where it is needed, not sent there. And a task costs two milliseconds on a cluster, more
+    than reading a small chunk; of dask's own optimizations none takes several inputs into one task.
+    """
+    graph: dict[Any, Any] = dict(dask.optimize(*tasks)[0].dask) if tasks else {}
+    uses = Counter(key for node in graph.values() if isinstance(node, GraphNode) for key in node.dependencies)
+    whole = [node.fuse(node, *_only_for(node, graph, uses)) for node in [graph.pop(task.key) for task in tasks]]
+    others, made = task_key("shared"), []
+    for node, place in zip(whole, places, strict=True):
+        with place:
+            layers, needs = {node.key: {node.key: node}, others: graph}, {node.key: {others}, others: set()}
+            made.append(Delayed(node.key, HighLevelGraph(layers, needs)))
+    return made
+
+
+def _only_for(node: GraphNode, graph: dict[Any, Any], uses: Counter[Any]) -> list[GraphNode]:
+    """What only this node needs of `graph`, from which it is taken; of what is held already, nothing."""
+    taken: list[GraphNode] = []
+    ahead, mine = [node], Counter[Any]()
+    while ahead:
+        for key in ahead.pop().dependencies:
+            mine[key] += 1
+            if mine[key] == uses[key] and isinstance(graph.get(key), GraphNode):
+                ahead.append(graph.pop(key))
+                taken.append(ahead[-1])
+    return taken
+
+
+def slices(X: np.ndarray) -> list[np.ndarray]:
+    """`X` cut by rows: a few slices for each thread, none larger than a partition; empty if there are no rows."""
+    wanted = max(4 * n_threads(), math.ceil(X.nbytes / config.get_bytes("partition-bytes")))
+    cuts = np.linspace(0, len(X), max(1, min(len(X), wanted)) + 1).astype(int)
+    return [X[a:b] for a, b in pairwise(cuts)]
+
+
+def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str:
+    """`column`, or the only column of `frame` that holds vectors, as the first rows tell if their type does not."""
+    if column is not None and column in frame.columns:
+        return column
+    head = frame.head(PEEK_ROWS) if isinstance(frame, pd.DataFrame) else frame._meta
+    found = vector_columns(schema_of(head))
+    if column is None and len(found) == 1:
+        return found[0]
+    raise UsageError(
+        f"there is no column {column!r}"
+        if column
+        else f"{len(found)} columns hold vectors: {', '.join(found)}"
+        if found
+        else "no column is known to hold vectors",
+        expected="one column of vectors: a list of floats a row",
+        remedy=f"pass column=, one of: {', '.join(map(str, frame.columns))}",
+    )
+
+
+def is_frame_of_numbers(X: Any, column: str | None) -> bool:
+    """Whether `X` is a pandas DataFrame that is a matrix itself, a column a feature."""
+    return isinstance(X, pd.DataFrame) and column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes))
+
+
+def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
+    """`X` as a float32 matrix, C-contiguous; a copy only where that changes something.
+
+    Of a pandas DataFrame that is no matrix of numbers itself, its `column`, or its only column of vectors.
+    """
+    if is_frame_of_numbers(X, column):
+        X = X.to_numpy(np.float32, na_value=np.nan)
+    elif isinstance(X, pd.DataFrame):
+        X = to_matrix(X[vector_column(X, column)], "the dataframe")
+    refuse_masked(X)
+    X = np.asarray(on_host(X))
+    if X.ndim != 2:
+        raise UsageError(
+            f"Expected 2D array, got {X.ndim}D array instead",
+            expected="2: one row a vector",
+            remedy="Reshape your data: X.reshape(1, -1) for a single vector",
+        )
+    if X.dtype.kind not in "fiub":
+        raise UsageError(f"the array holds {X.dtype}", expected="numbers")
+    if X.shape[1] == 0:
+        raise UsageError(f"Found array with 0 feature(s) (shape={X.shape})", expected="at least one number a row")
+    return np.ascontiguousarray(X, np.float32)
+
+
+def refuse_masked(X: Any, where: str = "") -> None:
+    """Raise UsageError for a masked array: what its mask hides would be taken for numbers."""
+    if isinstance(X, np.ma.MaskedArray):
+        raise UsageError(
+            "the array is masked",
+            where=where,
+            expected="an array without a mask",
+            remedy="leave masked rows out (np.ma.compress_rows), or fill them in (X.filled)",
+        )
+
+
+def on_host(X: Any) -> Any:
+    """`X` as it is, or in memory if it lies on a device: an array of cupy, a column of cudf."""
+    if hasattr(X, "to_arrow"):
+        return X.to_arrow()
+    if hasattr(X, "__cuda_array_interface__"):
+        import cupy
+
+        return cupy.asnumpy(X)
+    return X
+
+
+def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
+    """Whether all rows are of unit length; raise DataError for one that k-means cannot place."""
+    infinite, large, zero, unit = unusual_rows(frozen(X))
+    if infinite >= 0:
+        raise DataError(
+            "the vector holds NaN or infinity",
+            where=_at(where, first + infinite),
+            expected="finite numbers",
+            remedy="repair or remove the row",
+        )
+    if large >= 0 and not normalize:  # squares of these would not fit into float32
+        raise DataError(
+            "the vector holds a number above 1e15", where=_at(where, first + large), remedy="scale the vectors down"
+        )
+    if zero >= 0 and normalize:
+        raise DataError(
+            "a vector of zeros has no direction",
+            where=_at(where, first + zero),
+            expected="a vector that can be normalised",
+            remedy="remove the row, or fit with normalize=False (--no-normalize)",
+        )
+    return bool(unit)
+
+
+def prepare(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.ndarray:
+    """Matrix of a partition, checked and, if asked for, normalised; never changes `part`.
+
+    An error names a row by `where` and its number, counted from `first`.
+    """
+    part = on_host(part)
+    X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
+    if not check_rows(X, normalize, where, first) and normalize:
+        given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
+        unit = np.empty_like(X) if given or not X.flags.writeable else X
+        unit_rows(frozen(X), unit)
+        return unit
+    return X
+
+
+def prepare_on(device: Device, column: Any, normalize: bool, where: str = "", first: int = 0) -> Any:
+    """As :func:`prepare`, of a column of cuDF, and the matrix is one on the device.
+
+    Whether all is as it should be is seen there; if not, :func:`prepare` gets the column, and tells what is wrong.
+    """
+    X = matrix_on(column)
+    if X is not None:
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+            X = device.xp.ascontiguousarray(X, np.float32)
+        squares = norms.squared_norms(device, X)
+        if norms.usual(device, squares, normalize):
+            return norms.unit_rows(device, X, squares) if normalize else X
+    return device.xp.asarray(prepare(column, normalize, where, first))
+
+
+def _at(where: str, row: int) -> str:
+    return f"{where}, row {row}" if where else f"row {row}"

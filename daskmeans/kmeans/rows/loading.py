@@ -1,0 +1,238 @@
+"""Partitions become blocks: read where there is room for them, evenly over the threads of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+from uuid import uuid4
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+from dask.utils import format_bytes
+from distributed import Client
+
+from daskmeans.kernels.hashing import sampled
+from daskmeans.kmeans.memory import check_fit
+from daskmeans.kmeans.rounding import rounding_of
+from daskmeans.kmeans.rows.block import Block, Quota
+from daskmeans.kmeans.rows.blocks import Blocks
+from daskmeans.kmeans.rows.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare, prepare_on
+from daskmeans.runtime import executor, gpus, resources
+from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_each
+from daskmeans.runtime.memory import reading_bytes
+from daskmeans.vectors.frames import is_cudf
+
+# Blocks for each thread, at least, that small chunks of an array are joined to.
+BLOCKS_EACH = 8
+
+
+@dataclass(frozen=True)
+class Taking:
+    """Which rows of partitions become blocks, and how.
+
+    Attributes
+    ----------
+    normalize : bool
+    fraction : float
+        Rows are taken whose numbers have a hash below this.
+    seed : int
+    quota : Quota
+    given : bool
+        Whether partitions are parts of a matrix that somebody holds in this process.
+    on_device : bool
+        Whether partitions are columns of cuDF, of which blocks are made that stay on the device.
+    """
+
+    normalize: bool
+    fraction: float
+    seed: int
+    quota: Quota
+    given: bool
+    on_device: bool
+
+
+def load(
+    X: Any,
+    column: str | None,
+    normalize: bool,
+    sample_fraction: float,
+    seed: int,
+    client: Client | None,
+    n_clusters: int = 1,
+    on_device: bool = False,
+) -> Blocks:
+    """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
+
+    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew. With
+    `on_device`, the rows of a dataframe of cuDF stay on the devices of the workers, for those that compute there.
+
+    Raises
+    ------
+    DataError
+        A row cannot be placed: NaN, infinity, null, zeros when normalising.
+    MemoryForecastError
+        The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
+    """
+    lazy, given_as = is_lazy(X), X
+    X = X if lazy else as_matrix(X, column)
+    client = current_client(client)
+    if isinstance(X, da.Array):
+        (X,) = dask.optimize(joined(X, BLOCKS_EACH * n_threads(client)))
+    parts = partitions(X, column)
+    firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
+    if counted:
+        firsts = _starts(X.chunks[0] if lazy else map(len, parts))
+    elif sample_fraction < 1.0:
+        sizes = [dask.delayed(len, pure=False)(part, dask_key_name=task_key("count")) for part in parts]
+        firsts = _starts(executor.compute(sizes, "count rows", client))
+    kept = max(0, resources.memory_to_keep(client) - reading_bytes(client))
+    quota = Quota(uuid4().hex, kept, n_clusters, threads_each(client))
+    given = not lazy and client is None
+    if counted and (normalize or not given):
+        rows, dimension = X.shape
+        check_fit(rows, dimension, n_clusters, sample_fraction, client)
+    on_device = on_device and isinstance(X, (dd.DataFrame, dd.Series)) and is_cudf(X._meta)
+    taking = Taking(normalize, sample_fraction, seed, quota, given, on_device)
+    places = ["" if counted else f"partition {i}" for i in range(len(parts))]
+    calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
+
+    blocks = _Loaded(partial(_read, sent=not lazy, client=client), calls, quota, client)
+    if not lazy and (rounding := rounding_of(given_as, column)):
+        blocks.roundings.append(rounding)
+    return blocks
+
+
+def _read(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, client: Client | None) -> list[Any]:
+    """Blocks, or futures of them, by :func:`_load_block`; with `sent`, partitions are sent to the workers first."""
+    if client is not None and sent:
+        return executor.feed(_load_block, calls, "load-block", label, client)
+    task = dask.delayed(_load_block, pure=False)
+    tasks = [task(*call, dask_key_name=task_key("load-block")) for call in calls]
+    return executor.hold(fused(tasks, _dealt(len(tasks), client)), label, client)
+
+
+class _Loaded(Blocks):
+    """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[tuple[Any, ...]], str], list[Any]],
+        calls: Sequence[tuple[Any, ...]],
+        quota: Quota,
+        client: Client | None,
+    ):
+        self._read, self._calls = read, calls
+        super().__init__(read(calls, "load vectors"), quota, client)
+        if client is not None:
+            self._balance()
+        self._firsts = _starts(self.lengths)
+        if cached := sum(self.map(_cached, name="count-rows")):
+            logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
+
+    def _balance(self) -> None:
+        """Move blocks away from workers that have more rows a thread than others, which would wait for them."""
+        threads = self.client.nthreads()
+        held: dict[str, list[int]] = {worker: [] for worker in threads}
+        for group in self._groups:
+            held.setdefault(group.worker, []).extend(group.members)
+        moves = _moves({worker: held[worker] for worker in threads}, threads, self.lengths)
+        if moves:
+            calls = [(self._held[i],) for i in moves]
+            futures = executor.submit(_same, calls, list(moves.values()), "move-block", self.client)
+            executor.settle(futures, "", self.client)
+            for i, future in zip(moves, futures, strict=True):
+                self._held[i] = future
+            self._groups = self._grouped([i for i, rows in enumerate(self.lengths) if rows])
+
+    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+        gone = [i for i in members if self._held[i].cancelled()]
+        for i, future in zip(gone, self._read([self._calls[i] for i in gone], ""), strict=True):
+            self._held[i] = future
+        return members
+
+
+# --- on the workers ---
+
+
+def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
+    """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
+    device = gpus.device() if taking.on_device else None
+    if device is not None:
+        with device.turn():
+            there = prepare_on(device, part, taking.normalize, where, 0 if where else first)
+            if taking.fraction < 1.0:
+                there = there[device.xp.asarray(_chosen(len(there), first, taking))]
+            return Block(there, taking.quota, device=device)
+    X = prepare(part, taking.normalize, where, 0 if where else first)
+    if taking.fraction < 1.0:
+        X = X[_chosen(len(X), first, taking)]
+    borrowed = taking.given and np.may_share_memory(X, part)
+    # A view of a column may be a view of a larger one, all of which it would keep.
+    block = Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
+    block.rounding = None if is_cudf(part) else rounding_of(part)
+    return block
+
+
+def _chosen(count: int, first: int, taking: Taking) -> np.ndarray:
+    """Which of `count` rows are taken, if the number of the first is `first`."""
+    return sampled(np.arange(first, first + count), taking.fraction, taking.seed)
+
+
+def _same(block: Block) -> Block:
+    """`block`, which dask has brought to where this runs."""
+    return block
+
+
+def _cached(group: list[Block]) -> int:
+    return sum(4 * block.n_rows * block.dimension for block in group if block.on_disk)
+
+
+# --- which worker has what ---
+
+
+def _dealt(count: int, client: Client | None) -> list[AbstractContextManager[Any]]:
+    """Contexts in which to make `count` tasks, so that all threads of a cluster get as many of them.
+
+    Left to itself, dask may give one worker three times as many blocks as another, which would need its disk for them.
+    A worker that is lost does not hold up its tasks, so others may steal them too: :func:`_moves` mends that.
+    """
+    if client is None:
+        return [contextlib.nullcontext()] * count
+    slots = [worker for worker, threads in sorted(client.nthreads().items()) for _ in range(threads)]
+    return [dask.annotate(workers=[slots[i % len(slots)]], allow_other_workers=True) for i in range(count)]
+
+
+def _moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequence[int]) -> dict[int, str]:
+    """Which blocks go to which workers, so that those that have most rows a thread have as few as can be.
+
+    Examples
+    --------
+    >>> _moves({"a": [0, 1, 2, 3], "b": [4], "c": []}, {"a": 1, "b": 1, "c": 1}, [10, 10, 10, 10, 10])
+    {0: 'c', 1: 'b'}
+    """
+    held = {worker: list(members) for worker, members in held.items()}
+    rows = {worker: sum(lengths[i] for i in members) for worker, members in held.items()}
+    moves: dict[int, str] = {}
+    while True:
+        to, of = (choose(held, key=lambda w: (rows[w] / threads[w], w)) for choose in (min, max))
+        room = rows[of] * threads[to] / threads[of] - rows[to]
+        fitting = [i for i in held[of] if 0 < lengths[i] < room]
+        if not fitting:
+            return moves
+        i = max(fitting, key=lengths.__getitem__)
+        held[of].remove(i)
+        held[to].append(i)
+        rows[of], rows[to], moves[i] = rows[of] - lengths[i], rows[to] + lengths[i], to
+
+
+def _starts(lengths: Iterable[int]) -> list[int]:
+    """Where each of several runs of these lengths begins, if one follows another."""
+    return [0, *accumulate(lengths)][:-1]

@@ -1,0 +1,243 @@
+"""Where the arrays of blocks lie: in memory up to a limit, beyond it in an unnamed file on a local disk."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakValueDictionary, finalize
+
+import numpy as np
+from dask.utils import format_bytes
+
+from daskmeans.errors import DiskError
+from daskmeans.runtime import resources
+from daskmeans.storage import diskspace
+
+PAGE = mmap.ALLOCATIONGRANULARITY
+# Written at once where a file has to be filled with zeros.
+ZEROS = bytes(1 << 20)
+
+
+class Shelf(Protocol):
+    """A place for the arrays of one block."""
+
+    on_disk: bool
+
+    def keep(self, array: np.ndarray) -> Any:
+        """What stands for the elements of `array` on this shelf; opened, they are read-only."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """What stands for a new array on this shelf; opened, it is writable."""
+
+    def open(self, kept: dict[str, Any]) -> contextlib.AbstractContextManager[dict[str, np.ndarray]]:
+        """The arrays that `kept` stands for, for the length of a ``with`` block."""
+
+
+def shelf(fit: str, nbytes: int, limit: int) -> Shelf:
+    """A shelf for `nbytes` of arrays: in memory if all shelves of this process then hold no more than `limit` bytes.
+
+    Those on disk that belong to one fit have one file.
+    """
+    directory = resources.local_directory()
+    with _lock:
+        tally = _tallies.setdefault(directory, _Tally())
+        if tally.take(nbytes, limit):
+            return _Memory(tally, nbytes)
+        cache = _caches.get((fit, directory))
+        if cache is None:
+            cache = _caches[fit, directory] = Cache(directory)
+        return _Disk(cache)
+
+
+class Cache:
+    """An unnamed file that hands out extents: whole pages, reserved before they are used.
+
+    The file has no name from the start, so the system frees its space however this process ends.
+
+    Parameters
+    ----------
+    directory : str
+    """
+
+    def __init__(self, directory: str) -> None:
+        file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
+        finalize(self, file.close)
+        self.directory, self.fileno = directory, file.fileno()
+        self.size = 0
+        self._free: list[tuple[int, int]] = []  # offset and size, by offset; no two of them touch
+        # Finalizers put extents here, at any moment and in any thread, so without a lock.
+        self._returned: deque[tuple[int, int]] = deque()
+        self._lock = threading.Lock()
+
+    def extent(self, nbytes: int) -> Extent:
+        """`nbytes` in whole pages that no other extent has; they hold zeros if they were never used."""
+        size = math.ceil(nbytes / PAGE) * PAGE
+        with self._lock:
+            self._reclaim()
+            for i, (offset, length) in enumerate(self._free):
+                if length >= size:
+                    self._free[i : i + 1] = [(offset + size, length - size)] if length > size else []
+                    return Extent(self, offset, size, used=True)
+            offset = self.size
+            self._reserve(offset, size)
+            self.size += size
+            return Extent(self, offset, size, used=False)
+
+    def _reclaim(self) -> None:
+        while self._returned:
+            self._free.append(self._returned.popleft())
+        merged: list[tuple[int, int]] = []
+        for offset, size in sorted(self._free):
+            if merged and sum(merged[-1]) == offset:
+                merged[-1] = merged[-1][0], merged[-1][1] + size
+            else:
+                merged.append((offset, size))
+        self._free = merged
+
+    def _reserve(self, offset: int, size: int) -> None:
+        """Space on the disk for `size` bytes: a mapped page without it would end the process when it is written."""
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.fileno, offset, size)
+            else:
+                write_zeros(self.fileno, offset, size)
+        except OSError as error:
+            if error.errno not in diskspace.FULL:
+                raise
+            os.ftruncate(self.fileno, offset)
+            raise DiskError(
+                f"no room for {format_bytes(size)} more of cached vectors ({error.strerror})",
+                where=self.directory,
+                expected=f"room beside the {format_bytes(self.size)} that are cached there",
+                remedy="free some, or choose a directory on a larger disk: --local-directory, or the setting "
+                "temporary-directory of dask",
+            ) from None
+
+
+class Extent:
+    """Pages of a cache; they return to it when nothing refers to this object any more."""
+
+    def __init__(self, cache: Cache, offset: int, size: int, used: bool) -> None:
+        self.cache, self.offset, self.size, self.used = cache, offset, size, used
+        finalize(self, cache._returned.append, (offset, size))
+
+    def map(self, writable: bool) -> mmap.mmap:
+        """The pages in memory, until nothing refers to the result any more."""
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        return mmap.mmap(self.cache.fileno, self.size, offset=self.offset, access=access)
+
+
+def write_zeros(fileno: int, offset: int, size: int) -> None:
+    """Fill `size` bytes of an open file."""
+    for start in range(offset, offset + size, len(ZEROS)):
+        _write(fileno, memoryview(ZEROS)[: offset + size - start], start)
+
+
+def _write(fileno: int, data: Any, offset: int) -> None:
+    while len(data):  # a call may write less than it was given
+        written = os.pwrite(fileno, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class _Tally:
+    """Bytes of blocks that one process holds in memory."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self.returned: deque[int] = deque()  # as in Cache
+
+    def take(self, nbytes: int, limit: int) -> bool:
+        while self.returned:
+            self._taken -= self.returned.popleft()
+        if self._taken + nbytes > limit:
+            return False
+        self._taken += nbytes
+        return True
+
+
+# A cache lives as long as blocks in it do. Workers that share a process have directories, and so tallies, of their own.
+_caches: WeakValueDictionary[tuple[str, str], Cache] = WeakValueDictionary()
+_tallies: dict[str, _Tally] = {}
+_lock = threading.Lock()
+
+
+class _Memory:
+    """Arrays as they are."""
+
+    on_disk = False
+
+    def __init__(self, tally: _Tally, taken: int) -> None:
+        finalize(self, tally.returned.append, taken)
+
+    def keep(self, array: np.ndarray) -> np.ndarray:
+        kept = array.view()
+        kept.flags.writeable = False
+        return kept
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def open(self, kept: dict[str, np.ndarray]) -> contextlib.AbstractContextManager[dict[str, np.ndarray]]:
+        return contextlib.nullcontext(dict(kept))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An array in a cache; one without elements has no extent."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    writable: bool
+    extent: Extent | None
+
+    def map(self) -> tuple[np.ndarray, mmap.mmap | None]:
+        if self.extent is None:
+            return np.empty(self.shape, self.dtype), None
+        pages = self.extent.map(self.writable)
+        return np.frombuffer(pages, self.dtype, math.prod(self.shape)).reshape(self.shape), pages
+
+
+class _Disk:
+    """Arrays in the cache of this process and fit, mapped while they are open."""
+
+    on_disk = True
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def keep(self, array: np.ndarray) -> _Stored:
+        stored = self._new(array.shape, array.dtype, writable=False)
+        if stored.extent is not None:
+            # Written, not mapped: what is only on its way to the disk does not count as memory of this process.
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            _write(self._cache.fileno, data, stored.extent.offset)
+        return stored
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> _Stored:
+        stored = self._new(shape, np.dtype(dtype), writable=True)
+        if stored.extent is not None and stored.extent.used:
+            write_zeros(self._cache.fileno, stored.extent.offset, stored.extent.size)
+        return stored
+
+    def _new(self, shape: tuple[int, ...], dtype: np.dtype, writable: bool) -> _Stored:
+        nbytes = math.prod(shape) * dtype.itemsize
+        return _Stored(shape, dtype, writable, self._cache.extent(nbytes) if nbytes else None)
+
+    @contextlib.contextmanager
+    def open(self, kept: dict[str, _Stored]) -> Iterator[dict[str, np.ndarray]]:
+        mapped = {name: stored.map() for name, stored in kept.items()}
+        try:
+            yield {name: array for name, (array, _) in mapped.items()}
+        finally:
+            for _, pages in mapped.values():
+                # Whoever still holds an array keeps the mapping, but no longer its memory. The file keeps the bytes.
+                if pages is not None:
+                    pages.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,144 @@
+"""What tasks do with the blocks that lie on their worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import distributed
+import numpy as np
+
+from daskmeans import config
+from daskmeans.kernels.hashing import hash_integers, sampled, uniform
+from daskmeans.kmeans.rounding import Rounding
+from daskmeans.kmeans.rows.block import Block, Quota
+
+# Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
+SUBSET = 0x5B5E7
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a task does with a group of blocks.
+
+    It names the blocks and finds them where it runs: dask would take longer for tasks that depend on hundreds of
+    blocks than they take, and would copy blocks when a task has to move.
+    """
+
+    function: Callable[..., Any]
+    keys: list[str]
+    firsts: list[int]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The answer of a task that ran where its blocks are not."""
+
+
+class Group(NamedTuple):
+    """Blocks that one task works on, by index, and the worker where they lie; no worker: this process."""
+
+    worker: str
+    members: list[int]
+
+
+# --- on the workers ---
+
+
+def call_on_group(call: Call, moved: list[Block], *args: Any) -> Any:
+    blocks = moved or [_found(key) for key in call.keys]
+    if not all(isinstance(block, Block) for block in blocks):
+        return Lost()
+    for block, first in zip(blocks, call.firsts, strict=True):
+        block.first = first
+    return call.function(blocks, *args)
+
+
+def _found(key: str) -> Any:
+    """The block of this key, or None if it is not on this worker."""
+    block: Any = _seen.get(key)
+    if block is None:
+        block = distributed.get_worker().data.get(key)
+        if isinstance(block, Block):
+            _seen[key] = block
+    return block
+
+
+# Asking a worker takes microseconds a block, and there may be hundreds.
+_seen: WeakValueDictionary[str, Block] = WeakValueDictionary()
+
+
+def read_shapes(group: list[Block]) -> list[tuple[int, int, Rounding | None]]:
+    return [(block.n_rows, block.dimension, block.rounding) for block in group]
+
+
+def choose_rows(group: list[Block], quota: Quota, share: float, seed: int) -> Block:
+    chosen = [np.flatnonzero(sampled(block.numbers, share, seed + SUBSET)) for block in group]
+    ends = np.cumsum([0, *map(len, chosen)])
+    X = np.empty((ends[-1], max(block.dimension for block in group)), np.float32)
+    numbers = np.empty(len(X), np.int64)
+    for block, mine, begin, end in zip(group, chosen, ends[:-1], ends[1:], strict=True):
+        numbers[begin:end] = block.numbers[mine]
+        with block.open() as arrays:
+            np.take(arrays["rows"], mine, axis=0, out=X[begin:end], mode="clip")
+    return Block(X, quota, numbers)
+
+
+def select_by_hash(group: list[Block], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = np.concatenate([block.numbers for block in group])
+    hashes = hash_integers(numbers.astype(np.uint64), seed)
+    chosen = uniform(hashes) < share
+    return hashes[chosen], numbers[chosen]
+
+
+def take_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a group whose numbers are among `wanted`, and where among those."""
+    places = np.concatenate([_among(wanted, block.numbers)[0] for block in group])
+    places.sort()
+    X = np.empty((len(places), max(block.dimension for block in group)), np.float32)
+    copy_rows(group, wanted[places], X)
+    return places, X
+
+
+def copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
+    """Copy rows of a group to where their numbers are among `wanted`, which ascend."""
+    for block in group:
+        places, mine = _among(wanted, block.numbers)
+        if block.device is not None:
+            X[places] = block.device.host(block.there[block.device.xp.asarray(mine)])
+            continue
+        with block.open() as arrays:
+            if len(mine) and places[-1] - places[0] == len(places) - 1:
+                np.take(arrays["rows"], mine, axis=0, out=X[places[0] : places[-1] + 1], mode="clip")
+            else:
+                X[places] = arrays["rows"][mine]
+
+
+def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
+    places = np.searchsorted(wanted, numbers)
+    where = np.flatnonzero(places < len(wanted))
+    where = where[wanted[places[where]] == numbers[where]]
+    where = where[np.argsort(places[where], kind="stable")]
+    return places[where], where
+
+
+def deal_out(worker: str, members: Sequence[int], n: int) -> list[Group]:
+    """`members` in at most `n` groups of nearly equal size, dealt like cards."""
+    return [Group(worker, list(members[i::n])) for i in range(min(n, len(members)))]
+
+
+def bundle_groups(members: Sequence[int], nbytes: Sequence[float]) -> list[list[int]]:
+    """`members`, one after the other, in lists of about as many bytes as a partition has."""
+    room = config.get_bytes("partition-bytes")
+    bundles: list[list[int]] = [[]]
+    held = 0.0
+    for i, size in zip(members, nbytes, strict=True):
+        if bundles[-1] and held + size > room:
+            bundles.append([])
+            held = 0.0
+        bundles[-1].append(i)
+        held += size
+    return bundles

@@ -1,0 +1,1 @@
+"""The similarity join: all pairs of rows above a score."""

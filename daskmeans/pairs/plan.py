@@ -1,0 +1,214 @@
+"""Which rows a search for pairs compares with which, and how long that will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, islice, zip_longest
+from typing import NamedTuple
+
+import numpy as np
+from dask import delayed
+from dask.utils import format_bytes
+from distributed import Client
+from upath import UPath
+
+from daskmeans import config
+from daskmeans.buckets.buckets import Buckets, lean_of
+from daskmeans.duplicates.settings import Settings
+from daskmeans.kernels.all_pairs import directions, sample_rows, sketch
+from daskmeans.kernels.jit import warm_seconds
+from daskmeans.pairs.memory import check_bands, search_bytes
+from daskmeans.pairs.probes import survey
+from daskmeans.pairs.recall import Gauge
+from daskmeans.pairs.row_blocks import (
+    Band,
+    Reader,
+    all_pairs,
+    band_rows,
+    bands_of,
+    comparable,
+    load,
+    sample_vectors,
+    vectors,
+)
+from daskmeans.runtime import executor, gpus, progress
+from daskmeans.runtime.client import logger, n_processes, n_threads
+
+# Rows of the sample on which directions are found that a cluster gives at most.
+SAMPLE_OF_CLUSTER = 64
+# Tasks that the whole work makes, and pairs of a task: enough of them to balance, each worth its cost.
+TASKS, LEAST_PAIRS, MOST_PAIRS = 256, 10**8, 4 * 10**9
+
+
+@dataclass(frozen=True)
+class Task:
+    """A band that is compared with others, or with itself and others."""
+
+    row: int
+    columns: Sequence[int]
+
+
+class Plan(NamedTuple):
+    """What a search for pairs does."""
+
+    readers: list[Reader]
+    bands: list[Band]
+    P: np.ndarray
+    """Directions of the sketches."""
+    room: int
+    """Rows that each process may keep."""
+    tasks: list[Task]
+    pairs: list[int]
+    """How many pairs each task compares; of a search with probes, about."""
+    near: list[UPath] | None = None
+    """For each band, the file of what its rows visit, see `bands.Visits`; None if rows are compared with all."""
+    gauge: Gauge | None = None
+    """Rows that are compared with all, to measure what the search misses."""
+
+
+def make_plan(
+    sources: Sequence[Buckets],
+    settings: Settings,
+    folder: UPath,
+    client: Client | None,
+    staying: Sequence[np.ndarray | None] = (),
+) -> Plan:
+    """What a search with `settings` does; how long an exact one takes is told. Files are made in `folder`.
+
+    `staying` says of each source after the first which of its rows are compared; default: all.
+    """
+    if settings.search == "clusters":
+        return _plan_probes(sources[0], settings, folder, client)
+    bands, room = _bands(sources, client, staying=staying)
+    trial = _trial(sources, bands, room, settings.floor, client)
+    logger.info(
+        "search exact: all %s pairs of rows are compared, in about %s and with up to %s in each process; --search "
+        "clusters compares rows inside their cluster only",
+        progress.compact(n_pairs(sources)),
+        progress.duration(trial.seconds),
+        format_bytes(trial.nbytes),
+    )
+    return Plan(_readers(sources), bands, trial.P, room, *_tasks(bands))
+
+
+def n_pairs(sources: Sequence[Buckets]) -> int:
+    """Pairs of rows of which one at least is of the first of `sources`."""
+    own = sources[0].rows
+    return own * (own - 1) // 2 + own * sum(each.rows for each in sources[1:])
+
+
+class Trial(NamedTuple):
+    """What a trial on a sample of the rows has found for an exact search."""
+
+    P: np.ndarray
+    """Directions of the sketches."""
+    pair: float
+    """Seconds for a pair of rows, with one thread."""
+    seconds: float
+    """About how long the search will take."""
+    nbytes: int
+    """What each process will take, at most."""
+
+
+def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -> Trial:
+    """A trial of an exact search, which takes a moment."""
+    return _trial(sources, *_bands(sources, client), floor, client)
+
+
+def _trial(sources: Sequence[Buckets], bands: Sequence[Band], room: int, floor: float, client: Client | None) -> Trial:
+    sample = _sample(sources)
+    P = directions(sample, floor)
+    pace = delayed(partial(_pace, _readers(sources)[0], bands[0], P, floor), pure=False)
+    pair, row = executor.compute([pace(executor.share(sample, client))], client=client)[0]
+    rows, processes = sum(each.rows for each in sources), n_processes(client)
+    # What does not fit into memory is read again for about every task.
+    loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
+    comparing = processes if gpus.places(client)[0] else n_threads(client)  # a device is one thread's at a time
+    seconds = n_pairs(sources) * pair / comparing + loads * row / n_threads(client)
+    return Trial(P, pair, seconds, search_bytes(bands[0].rows, rows, room, P.shape[0], client))
+
+
+def _tasks(bands: Sequence[Band]) -> tuple[list[Task], list[int]]:
+    """Tasks that compare all bands of the first source with one another and with the others; and the pairs of each."""
+    rows, own = [band.rows for band in bands], sum(band.source == 0 for band in bands)
+    tasks = tasks_of(rows, own)
+    return tasks, [sum(rows[t.row] * rows[j] // (1 + (j == t.row)) for j in t.columns) for t in tasks]
+
+
+def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Client | None) -> Plan:
+    """A search that compares each row with those of its own cluster and of the nearest others."""
+    (bands, room), (reader,) = _bands([buckets], client, settings.probes), _readers([buckets])
+    wanted = min(buckets.rows, config.get("recall-sample"))
+    numbers = np.sort(np.random.default_rng(settings.random_state % 2**64).choice(buckets.rows, wanted, replace=False))
+    found = survey(reader, bands, numbers, settings.probes, folder, client)
+    nbytes = search_bytes(
+        bands[0].rows, buckets.rows, room, buckets.dimension, client, settings.probes, buckets.n_clusters
+    )
+    logger.info(
+        "search clusters, %d probes: about %s pairs of rows are compared, with up to %s in each process",
+        settings.probes,
+        progress.compact(found.pairs),
+        format_bytes(nbytes),
+    )
+    P = directions(_sample([buckets]), settings.floor)
+    tasks, pairs = _tasks(bands)
+    share = found.pairs / max(1, sum(pairs))
+    gauge = Gauge(numbers, sketch(found.rows, P), found.near)
+    return Plan([reader], bands, P, room, tasks, [round(share * each) for each in pairs], found.files, gauge)
+
+
+def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.ndarray) -> tuple[float, float]:
+    """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
+    half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
+    few, one, other = (comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:]))
+    comparing = warm_seconds(lambda rows: list(all_pairs(rows, other, np.float32(floor))), few, one)
+    cluster, start, _ = band.place[0]
+    head = replace(band, rows=1, place=[(cluster, start, start + 1)])
+    loading = warm_seconds(lambda rows: load(reader, rows, P), head, band)
+    return comparing / max(1, half * (len(sample) - half)), loading / band.rows
+
+
+def _bands(
+    sources: Sequence[Buckets], client: Client | None, probes: int = 0, staying: Sequence[np.ndarray | None] = ()
+) -> tuple[list[Band], int]:
+    """All rows in bands, and how many rows each process may keep, with what they visit."""
+    dimension = sources[0].dimension
+    most = band_rows(sum(each.rows for each in sources), dimension, config.get_bytes("bucket-bytes"))
+    room = check_bands(most, dimension, str(sources[0].path), client, probes)
+    firsts, masks = accumulate((each.rows for each in sources), initial=0), [None, *staying]
+    bands = [
+        bands_of(each, most, i, first, mask)
+        for i, (each, first, mask) in enumerate(zip_longest(sources, islice(firsts, len(sources)), masks))
+    ]
+    return [band for mine in bands for band in mine], room
+
+
+def _readers(sources: Sequence[Buckets]) -> list[Reader]:
+    return [partial(vectors, lean_of(each)) for each in sources]
+
+
+def _sample(sources: Sequence[Buckets]) -> np.ndarray:
+    wanted = sample_rows(sources[0].dimension) // len(sources)
+    return np.concatenate([sample_vectors(each, wanted, SAMPLE_OF_CLUSTER) for each in sources])
+
+
+def tasks_of(rows: Sequence[int], own: int) -> list[Task]:
+    """Tasks that compare each of the first `own` bands with itself, all before it, and all after those.
+
+    `rows` are those of each band.
+    """
+    return tasks_between(rows, [(i, run) for i in range(own) for run in (range(i + 1), range(own, len(rows)))])
+
+
+def tasks_between(rows: Sequence[int], beside: Sequence[tuple[int, range]]) -> list[Task]:
+    """Tasks that compare bands with runs of others, `beside` them.
+
+    They come in an order in which a process needs few bands at a time: those of one run after the other.
+    """
+    pairs = sum(rows[i] * rows[j] for i, run in beside for j in run)
+    most = min(max(pairs // TASKS, LEAST_PAIRS), MOST_PAIRS)
+    wide = max(1, most // max(1, *rows) ** 2)
+    tasks = [Task(i, run[j : j + wide]) for i, run in beside for j in range(0, len(run), wide)]
+    return sorted(tasks, key=lambda task: (task.columns[0], task.row))

@@ -1,0 +1,287 @@
+"""Rows in bands: runs of rows that are read together and compared with other such runs."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+from upath import UPath
+
+from daskmeans.buckets.buckets import Buckets, Cluster
+from daskmeans.kernels.all_pairs import Pairs, Sketches, find_pairs, sketch
+from daskmeans.kernels.gpu import dense
+from daskmeans.kernels.gpu.memory import pairs_bytes
+from daskmeans.kernels.hashing import hash_rows
+from daskmeans.kernels.norms import normalize_rows
+from daskmeans.kernels.within_cluster import first_copies
+from daskmeans.runtime import gpus
+from daskmeans.runtime.memory import device_room
+from daskmeans.vectors import npy
+from daskmeans.vectors.files import reading
+from daskmeans.vectors.matrix import to_matrix
+
+# Bands of all rows at least, and rows of a band at least: enough of them to share among many cores, each of which has
+# something to do.
+BANDS, LEAST_ROWS = 24, 4096
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows that are read together.
+
+    Attributes
+    ----------
+    source : int
+        Which of several inputs it is from.
+    first : int
+        Number of its first row among all rows.
+    rows : int
+        Number of its rows.
+    place : object
+        What a reader of its input takes.
+    staying : ndarray of bool, shape (rows,), optional
+        Which of the rows are compared. Default: all.
+    """
+
+    source: int
+    first: int
+    rows: int
+    place: Any
+    staying: np.ndarray | None = field(default=None, compare=False)
+
+
+# Rows as they are compared: by their sketches, or on a device whole.
+Compared = Sketches | dense.Rows
+# Share of a device's memory that bands may take.
+KEEP = 0.5
+
+# Reads the unit vectors at a place (float32, shape (rows, d), a copy) and their ids.
+Reader = Callable[[Any], tuple[np.ndarray, pa.Array]]
+
+
+def bands_of(
+    buckets: Buckets, most: int, source: int = 0, first: int = 0, staying: np.ndarray | None = None
+) -> list[Band]:
+    """All rows in bands of `most` rows, the last one may have fewer; numbered from `first` on.
+
+    The place of a band are clusters, each with the first of its rows that belong to the band and the one after the
+    last. `staying` says which rows are compared; default: all.
+    """
+    bands: list[list[tuple[Cluster, int, int]]] = []
+    free = 0
+    for cluster in buckets.clusters():
+        start = 0
+        while start < cluster.rows:
+            if not free:
+                bands.append([])
+                free = most
+            stop = min(cluster.rows, start + free)
+            bands[-1].append((cluster, start, stop))
+            free -= stop - start
+            start = stop
+    rows = [sum(stop - start for _, start, stop in pieces) for pieces in bands]
+    masks = [None if staying is None else staying[i * most : (i + 1) * most] for i in range(len(bands))]
+    return [Band(source, first + i * most, rows[i], tuple(pieces), masks[i]) for i, pieces in enumerate(bands)]
+
+
+def band_rows(rows: int, dimension: int, nbytes: int) -> int:
+    """Rows of a band, of which no more than `nbytes` are vectors.
+
+    Examples
+    --------
+    >>> band_rows(10_000, 384, 32 << 20), band_rows(200_000, 384, 32 << 20), band_rows(10_000_000, 384, 32 << 20)
+    (4096, 8334, 21845)
+    """
+    return max(1, min(max(LEAST_ROWS, -(-rows // BANDS)), nbytes // (4 * dimension)))
+
+
+class Visits(NamedTuple):
+    """The clusters with whose rows each row is compared, where it is not with all; clusters by their places in order.
+
+    Rows lie in the order of their own clusters.
+    """
+
+    homes: np.ndarray
+    """int32, shape (m,): the own cluster of each row."""
+    near: np.ndarray
+    """int32, shape (m, p): the clusters that each row visits; its own first, and not again; -1 stands for none."""
+    clusters: np.ndarray
+    """int32, shape (v,): all clusters that are visited, ascending, again for each row that does."""
+    rows: np.ndarray
+    """int32, shape (v,): the rows that visit these."""
+
+
+def visits_of(near: np.ndarray) -> Visits:
+    """What rows visit, from `near` as :class:`Visits` has it."""
+    rows, columns = np.nonzero(near >= 0)
+    order = np.argsort(near[rows, columns], kind="stable")
+    return Visits(near[:, 0], near, near[rows, columns][order], rows[order].astype(np.int32))
+
+
+class Loaded(NamedTuple):
+    """The rows of a band in memory that are compared; of copies the first one only."""
+
+    first: int
+    """Number of the first row."""
+    ids: pa.Array
+    """Of all rows of the band."""
+    numbers: np.ndarray
+    """int64, shape (m,): numbers of the distinct rows among all rows, ascending."""
+    sketches: Compared
+    """Of the distinct rows."""
+    copies: np.ndarray
+    """int64, shape (c, 2): numbers of a row and of the first one that is the same bit for bit."""
+    zero: int
+    """Number of the first row of zeros; -1 for none."""
+    visits: Visits | None
+    """Of the distinct rows; None if they are compared with all."""
+
+
+def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -> Loaded:
+    """The rows of `band`, with sketches along the directions `P`; `near` is a file of what they visit, if they do."""
+    X, ids = reader(band.place)
+    numbers = band.first + np.arange(len(X))
+    if band.staying is not None:
+        X, numbers = X[band.staying], numbers[band.staying]
+    hashes = hash_rows(X)
+    first = first_copies(X, hashes, np.argsort(hashes, kind="stable"))
+    visited = read_array(near) if near else None
+    if visited is not None:  # copies that visit other clusters, as where rows were compared by length too
+        apart = np.flatnonzero(visited[first, 0] != visited[:, 0])
+        first[apart] = apart
+    distinct = np.flatnonzero(first == np.arange(len(X)))
+    copies = np.flatnonzero(first != np.arange(len(X)))
+    if len(copies):
+        X = X[distinct]
+    zeros = np.flatnonzero(~X.any(axis=1))
+    return Loaded(
+        band.first,
+        ids,
+        numbers[distinct],
+        comparable(X, P) if near is None else sketch(X, P),
+        np.stack([numbers[copies], numbers[first[copies]]], axis=1),
+        int(numbers[distinct[zeros[0]]]) if len(zeros) else -1,
+        None if visited is None else visits_of(visited[distinct]),
+    )
+
+
+def comparable(X: np.ndarray, P: np.ndarray) -> Compared:
+    """Unit rows, ready to be compared where this runs; sketches are along the directions `P`."""
+    device = gpus.device()
+    return sketch(X, P) if device is None else dense.rows_on(device, X)
+
+
+def all_pairs(one: Compared, other: Compared, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
+    """The pairs of all rows whose score is at least `floor`, some at a time, as :func:`find_pairs` yields them."""
+    if isinstance(one, dense.Rows):
+        return dense.find_pairs(gpus.needed(), one, cast(dense.Rows, other), floor, same=same)
+    whole = slice(0, len(one.X)), slice(0, len(other.X))
+    return find_pairs(one, cast(Sketches, other), floor, *whole, same=same)
+
+
+def read_array(file: UPath) -> np.ndarray:
+    """The array in the ``.npy`` file `file`."""
+    with reading(file), file.open("rb") as opened:
+        return npy.load(opened.read())  # type: ignore[no-any-return]
+
+
+def write_array(file: UPath, array: np.ndarray) -> None:
+    """Write `array` to the ``.npy`` file `file`."""
+    with file.open("wb") as opened:
+        np.save(opened, array)
+
+
+def vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int]]) -> tuple[np.ndarray, pa.Array]:
+    """Unit vectors of some rows (float32, shape (rows, d), a copy), and their ids."""
+    X = np.empty((sum(stop - start for _, start, stop in pieces), buckets.dimension), np.float32)
+    ids: list[pa.Array] = []
+    end = 0
+    for table in buckets.read_slices(pieces, [buckets.id_field, buckets.embedding_field]):
+        mine = to_matrix(table[buckets.embedding_field])
+        X[end : end + len(mine)] = mine
+        end += len(mine)
+        ids += table[buckets.id_field].chunks
+    normalize_rows(X)
+    return X, pa.chunked_array(ids).combine_chunks()
+
+
+def sample_vectors(buckets: Buckets, wanted: int, each: int) -> np.ndarray:
+    """About `wanted` unit vectors, at most `each` of a cluster, from clusters all over the input."""
+    clusters = list(buckets.clusters())
+    ends = np.cumsum([cluster.rows for cluster in clusters])
+    places = np.linspace(0, buckets.rows - 1, max(1, wanted // each)).astype(np.int64)
+    chosen = np.unique(np.searchsorted(ends, places, side="right"))
+    return vectors(buckets, [(clusters[i], 0, min(each, clusters[i].rows)) for i in chosen])[0]
+
+
+class Shelf:
+    """Bands in the memory of a process, those that were used last.
+
+    It travels empty: each process that receives one keeps what it has loaded as long as it keeps the shelf.
+
+    Parameters
+    ----------
+    readers : sequence of Reader
+        One for each source.
+    bands : list of Band
+    P : ndarray of float32, shape (d, p)
+        Directions of the sketches.
+    room : int
+        Rows that are kept, beside those in use.
+    near : sequence of UPath, optional
+        For each band, the file of what its rows visit. Default: rows are compared with all.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        bands: Sequence[Band],
+        P: np.ndarray,
+        room: int,
+        near: Sequence[UPath] | None = None,
+    ) -> None:
+        self.readers, self.bands, self.P, self.room, self.near = readers, bands, P, room, near
+        self._lock = threading.Lock()
+        self._held: OrderedDict[int, Future[Loaded]] = OrderedDict()
+        self._rows = 0  # of those held
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shelf, (self.readers, self.bands, self.P, self.room, self.near)
+
+    def get(self, i: int) -> Loaded:
+        """Band number `i`; a thread that asks for what another one loads waits for it."""
+        with self._lock:
+            found = self._held.get(i)
+            mine = found is None
+            if found is None:
+                found = self._held[i] = Future()
+                self._rows += self.bands[i].rows
+            self._held.move_to_end(i)
+            while len(self._held) > 1 and self._rows > self._room():
+                self._rows -= self.bands[self._held.popitem(last=False)[0]].rows
+        if mine:
+            band = self.bands[i]
+            try:
+                found.set_result(load(self.readers[band.source], band, self.P, self.near[i] if self.near else None))
+            except BaseException as error:
+                found.set_exception(error)
+                with self._lock:
+                    if self._held.pop(i, None):  # the next one may be able to
+                        self._rows -= band.rows
+                raise
+        return found.result()
+
+    def _room(self) -> int:
+        """Rows that this process keeps: as many as its device has memory for, where it compares them there."""
+        device = None if self.near else gpus.device()
+        if device is None:
+            return self.room
+        d, most = self.P.shape[0], max(band.rows for band in self.bands)
+        room = device_room(device.memory(), KEEP, pairs_bytes(most, d))
+        return min(self.room, room // dense.row_bytes(d))

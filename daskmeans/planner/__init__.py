@@ -1,0 +1,1 @@
+"""What a path holds, and what steps will take."""

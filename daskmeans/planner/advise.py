@@ -1,0 +1,284 @@
+"""How many clusters to ask for, and what the steps will take: forecast from trials on a sample of the input."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from dask.utils import format_bytes
+from distributed import Client
+from upath import UPath
+
+from daskmeans.duplicates.settings import are_few
+from daskmeans.duplicates.within import LEAST_ROWS
+from daskmeans.kernels.microkernel import COLUMNS, n_groups
+from daskmeans.kmeans.memory import assign_bytes, engine_bytes, fit_bytes, forecast_fit
+from daskmeans.pairs.memory import dedup_bytes
+from daskmeans.planner.trial import FEWEST_ROWS, THRESHOLD, Costs, Trial, measure
+from daskmeans.runtime import progress, resources
+from daskmeans.runtime.client import current_client, n_processes, n_threads, threads_each
+from daskmeans.runtime.memory import partition_bytes, reading_bytes
+from daskmeans.vectors.options import PER_THREAD, Reading
+
+# Numbers of clusters that may be proposed: these times powers of ten.
+ROUND = (1, 1.5, 2, 3, 5, 7)
+# Proposed is the smallest number of clusters with which the steps take at most so many times the shortest time.
+NEAR = 1.2
+# Measured: the powers of the rows with which the number of updates and the time of seeding grow, if the rows of a
+# cluster stay as many.
+UPDATES_GROW, SEEDING_GROWS = 0.2, 1.3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the steps will take with some number of clusters.
+
+    Attributes
+    ----------
+    n_clusters, rows_per_cluster, largest_cluster : int
+    seconds : dict
+        By step.
+    worker_bytes : dict
+        Memory of a worker of one thread, by step.
+    """
+
+    n_clusters: int
+    rows_per_cluster: int
+    largest_cluster: int
+    seconds: dict[str, float]
+    worker_bytes: dict[str, int]
+
+    @property
+    def total(self) -> float:
+        """Seconds of all steps."""
+        return sum(self.seconds.values())
+
+
+def advise(
+    url: str | UPath,
+    *,
+    id_field: str = "id",
+    embedding_field: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    n_clusters: Iterable[int] = (),
+    client: Client | None = None,
+) -> dict[str, Any]:
+    """A number of clusters for the embeddings in `url`, with reasons, and what the steps will take on this machine.
+
+    Some seconds are spent on trials with a sample.
+
+    Parameters
+    ----------
+    url : str or UPath
+    id_field, embedding_field, storage_options
+        As in :func:`daskmeans.read_embeddings`.
+    n_clusters : iterable of int, optional
+        Further numbers to forecast for.
+    client : distributed.Client, optional
+        Whose workers the forecasts are for; they must see the temporary files of this machine. Default: the current
+        client, else this process.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``dimension``, ``n_clusters``, ``reasons``, ``command``, and in ``forecasts`` a dict for a quarter of
+        the proposed number of clusters, for that number, for four times of it and for those asked for; and in ``exact``
+        the pairs and seconds of dedup by an exact search, and whether it is the default. JSON types only.
+
+    Raises
+    ------
+    UsageError, DataError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with UPath("memory://doctest-advice/rows.npy").open("wb") as file:
+    ...     np.save(file, np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32))
+    >>> advice = advise("memory://doctest-advice")
+    >>> 1 <= advice["n_clusters"] <= 25, sorted(advice["forecasts"][0]["seconds"])
+    (True, ['assign', 'dedup', 'fit'])
+    """
+    start = time.perf_counter()
+    reading = Reading(id_field, embedding_field, storage_options=storage_options, on_bad_row="skip")
+    client = current_client(client)
+    source = reading.open(url, client, allow_zero=False)
+    model = Model(source.rows, source.dimension, measure(source, reading, client), client)
+    proposed, best = _proposed(model)
+    around = (proposed.n_clusters // 4, proposed.n_clusters, 4 * proposed.n_clusters, *n_clusters)
+    shown = [model.forecast(k) for k in sorted({min(max(1, k), source.rows) for k in around})]
+    return {
+        "rows": source.rows,
+        "dimension": source.dimension,
+        "n_clusters": proposed.n_clusters,
+        "reasons": _reasons(model, proposed, best, shown),
+        "command": _command(url, reading, proposed.n_clusters),
+        "exact": {"pairs": model.pairs, "seconds": model.exact_seconds, "default": model.exact_by_default},
+        "forecasts": [asdict(each) for each in shown],
+        "trial_seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+class Model:
+    """Forecasts of the steps over `rows` vectors, from what trials on a sample of them have cost."""
+
+    def __init__(self, rows: int, dimension: int, costs: Costs, client: Client | None) -> None:
+        self.rows, self.dimension, self.costs = rows, dimension, costs
+        self._client, self._threads = client, n_threads(client)
+        self._trials = sorted(costs.trials, key=lambda trial: trial.density)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of rows."""
+        return self.rows * (self.rows - 1) // 2
+
+    @property
+    def exact_by_default(self) -> bool:
+        """Whether dedup compares all rows unless it is told how to search."""
+        return are_few(self.pairs)
+
+    @property
+    def exact_seconds(self) -> float:
+        """Seconds of dedup by an exact search."""
+        exact = self.costs.exact
+        return exact.fixed + self.rows * exact.row + self.pairs * exact.pair / self._threads
+
+    def forecast(self, n_clusters: int) -> Forecast:
+        """What the steps will take with `n_clusters`; dedup compares rows inside their clusters."""
+        density = self.rows / n_clusters
+        largest = min(self.rows, math.ceil(density * self._curve(density, lambda t: t.sizes.max() / t.density)))
+        seconds = {
+            # With fewer clusters than in any trial a fit compares less, and takes no more updates.
+            "fit": self._curve(min(density, self._trials[-1].density), self._fit),
+            "assign": self._assign(n_clusters),
+            "dedup": self._dedup(density, largest),
+        }
+        return Forecast(n_clusters, round(density), largest, seconds, self._bytes(n_clusters, largest))
+
+    def _curve(self, density: float, cost: Callable[[Trial], float]) -> float:
+        """`cost` of a trial with so many rows for each cluster.
+
+        Beyond the trials the part that grows with the density, or with its inverse, goes on to do so.
+        """
+        x, y = (np.array(values) for values in zip(*((t.density, cost(t)) for t in self._trials), strict=True))
+        if density > x[-1] and len(x) > 1:
+            return float(y[-1] + max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2])) * (density - x[-1]))
+        if density < x[0] and len(x) > 1:
+            return float(y[0] + max(0.0, (y[0] - y[1]) / (1 / x[0] - 1 / x[1])) * (1 / density - 1 / x[0]))
+        return math.exp(np.interp(math.log(density), np.log(x), np.log(np.maximum(y, 1e-12))))
+
+    def _fit(self, trial: Trial) -> float:
+        """Seconds of a fit on all rows as dense as `trial`.
+
+        An update takes some time however few the rows are. Comparing takes as many times longer as there are more pairs
+        of rows and groups of centroids, all else as there are more rows; and there are somewhat more updates.
+        """
+        growth, longer = self._growth(trial), max(1.0, self._growth(trial)) ** UPDATES_GROW
+        updates, count = sum(u["seconds"] for u in trial.updates), len(trial.updates)
+        idle = min(0.9 * updates, count * float(np.median([u["seconds"] for u in self.costs.fixed.updates])))
+        pairs = sum(u["compared"] * u["rows"] for u in trial.updates) * trial.n_clusters
+        comparing = min(0.9 * (updates - idle), pairs * self.costs.compare / self._threads)
+        groups = n_groups(self.rows / trial.density) / n_groups(trial.n_clusters)
+        return (
+            self._fixed("fit")
+            + self.costs.loading
+            + self.rows * self.costs.read
+            + max(0.0, self._variable(trial, "fit") - updates) * growth**SEEDING_GROWS
+            + idle * longer
+            + comparing * growth * groups
+            + (updates - idle - comparing) * growth * longer
+        )
+
+    def _assign(self, n_clusters: int) -> float:
+        compare = self.costs.compare * COLUMNS / self._threads
+        rest = [self._variable(t, "assign") / t.rows - compare * n_groups(t.n_clusters) for t in self._trials]
+        row = self.costs.read + max(0.0, float(np.mean(rest))) + compare * n_groups(n_clusters)
+        return self._fixed("assign") + self.rows * row
+
+    def _dedup(self, density: float, largest: int) -> float:
+        threads, pair = self._threads, self.costs.pair
+        rest = self._curve(density, lambda t: max(0.0, self._variable(t, "dedup") - t.pairs * pair / threads) / t.rows)
+        mates = min(self.rows, density * self._curve(density, lambda t: t.pairs / t.rows / t.density))
+        pairs = max(self.rows * mates / threads, min(largest, LEAST_ROWS) ** 2)  # that much is one thread's work
+        return self._fixed("dedup") + self.rows * rest + pairs * pair
+
+    def _growth(self, trial: Trial) -> float:
+        return self.rows / trial.rows
+
+    def _fixed(self, step: str) -> float:
+        """Seconds that `step` takes however few the rows are."""
+        return self.costs.fixed.seconds[step]
+
+    def _variable(self, trial: Trial, step: str) -> float:
+        """Seconds of `step` that grow with the rows."""
+        return max(1e-3, trial.seconds[step] - self.costs.fixed.seconds[step])
+
+    def _bytes(self, n_clusters: int, largest: int) -> dict[str, int]:
+        rows, dimension, each = self.rows, self.dimension, threads_each(self._client)
+        fit = forecast_fit(rows, dimension, n_clusters, self._client)
+        vectors = fit_bytes(rows, dimension)
+        partition = min(partition_bytes(self._client), vectors // (PER_THREAD * self._threads))
+        taken = {
+            "fit": (fit.blocks - fit.cached) // n_processes(self._client)
+            + reading_bytes(self._client, partition)
+            + each * engine_bytes(dimension, n_clusters),
+            "assign": each * assign_bytes(dimension, n_clusters, partition),
+            "dedup": each * dedup_bytes(largest, dimension),
+        }
+        return {step: resources.BASE + size for step, size in taken.items()}
+
+    @property
+    def cluster_limit(self) -> float:
+        """Rows that the largest cluster may have for dedup to fit into a task's memory."""
+        have = resources.memory_per_task(self._client)
+        none = dedup_bytes(0, self.dimension)
+        return math.inf if have is None else (have - none) / (dedup_bytes(1, self.dimension) - none)
+
+
+def _proposed(model: Model) -> tuple[Forecast, Forecast]:
+    """The forecast for the number of clusters to propose, and the one that takes the shortest time."""
+    most = max(1, model.rows // FEWEST_ROWS)
+    numbers = {min(most, round(step * 10**power)) for power in range(len(str(most))) for step in ROUND}
+    forecasts = [model.forecast(k) for k in sorted(numbers)]
+    fitting = [f for f in forecasts if f.largest_cluster <= model.cluster_limit] or forecasts[-1:]
+    fastest = min(fitting, key=lambda f: f.total)
+    return next(f for f in fitting if f.total <= NEAR * fastest.total), fastest
+
+
+def _reasons(model: Model, proposed: Forecast, fastest: Forecast, shown: list[Forecast]) -> list[str]:
+    few, many, trials = shown[0], shown[-1], model.costs.trials
+    by_default = "by default" if model.exact_by_default else "with --search exact"
+    reasons = [
+        f"dedup inside clusters compares rows²/k pairs: {_said('dedup', few, proposed)}",
+        f"{by_default} dedup compares all {progress.compact(model.pairs)} pairs, whatever k: about "
+        f"{progress.duration(model.exact_seconds)}; --search clusters is the other way",
+        f"fit compares rows with centroids, rows·k pairs an update: {_said('fit', proposed, many)}",
+        f"a cluster has {proposed.rows_per_cluster:,} rows, and the largest about {proposed.largest_cluster:,}, with "
+        f"which dedup takes {format_bytes(proposed.worker_bytes['dedup'])} in a worker",
+        f"fewer clusters part fewer duplicates: this is the smallest round number with which all steps take at most "
+        f"{NEAR} times the shortest time, {fastest.total:.2g} s with k = {fastest.n_clusters:,}",
+        f"{len(trials)} trial{'s' if len(trials) > 1 else ''} on {trials[0].rows:,} of {model.rows:,} rows of "
+        f"{model.dimension:,} dimensions",
+    ]
+    if proposed.largest_cluster > model.cluster_limit:
+        reasons.append(f"a task has memory for {model.cluster_limit:,.0f} rows: add --max-cluster-size")
+    if model.costs.rejected:
+        reasons.append(f"{model.costs.rejected:.2%} of the rows read cannot be worked with: add --on-bad-row skip")
+    return reasons
+
+
+def _said(step: str, *forecasts: Forecast) -> str:
+    return ", ".join(dict.fromkeys(f"{f.seconds[step]:.2g} s with k = {f.n_clusters:,}" for f in forecasts))
+
+
+def _command(url: str | UPath, reading: Reading, n_clusters: int) -> str:
+    words = ["daskmeans", "run", str(url), "--out", "work", "--n-clusters", str(n_clusters)]
+    words += ["--threshold", str(THRESHOLD)]
+    words += ["--id-field", reading.id_field] if reading.id_field != "id" else []
+    words += ["--embedding-field", reading.embedding_field] if reading.embedding_field else []
+    options = ' --storage-options "$STORAGE_OPTIONS"' if reading.storage_options else ""  # may hold secrets
+    return shlex.join(words) + options

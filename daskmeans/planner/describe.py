@@ -1,0 +1,150 @@
+"""What a path holds: an output of ours, or embeddings, and what the steps would need of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from dask.utils import format_bytes
+from upath import UPath
+
+from daskmeans import config
+from daskmeans.buckets.buckets import index_facts, open_buckets
+from daskmeans.duplicates.result import open_decisions
+from daskmeans.kmeans import model
+from daskmeans.kmeans.memory import assign_bytes, fit_bytes
+from daskmeans.pairs.memory import dedup_bytes
+from daskmeans.storage import manifest
+from daskmeans.vectors.files import open_path
+from daskmeans.vectors.matrix import untyped
+from daskmeans.vectors.source import Source, open_source
+
+
+def describe(
+    url: str | UPath,
+    *,
+    id_field: str = "id",
+    embedding_field: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Facts about `url`: a model, clusters, decisions, a run, or files of embeddings.
+
+    Parameters
+    ----------
+    url : str or UPath
+    id_field, embedding_field, storage_options
+        As in :func:`daskmeans.read_embeddings`.
+
+    Returns
+    -------
+    dict
+        ``kind``, ``complete`` and what there is to know of it.
+
+    Raises
+    ------
+    NotFoundError, UsageError
+        There is nothing of the kind at `url`.
+    """
+    path = open_path(url, storage_options)
+    found = manifest.peek(path) if path.is_dir() else None
+    if found is None:
+        if path.is_dir() and (path / "model" / manifest.NAME).exists():
+            return _run(path)
+        return _embeddings(url, id_field, embedding_field, storage_options)
+    head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
+    tail = {name: found.get(name) for name in ("settings", "versions")}
+    if not found["finished"]:
+        return head | {"remedy": "run the command again; it goes on, or replaces what is there"} | tail
+    facts = {"fit": _model, "assign": _clusters, "dedup": _decisions}.get(found["step"], _other)
+    return head | facts(path) | {"seconds": found["seconds"]} | tail
+
+
+def _run(path: UPath) -> dict[str, Any]:
+    steps = {name: manifest.peek(path / name) for name in ("model", "clusters", "dedup")}
+    state = {name: "complete" if m and m["finished"] else "unfinished" if m else "missing" for name, m in steps.items()}
+    return {"kind": "output of `daskmeans run`", "complete": set(state.values()) == {"complete"}, "steps": state}
+
+
+def _model(path: UPath) -> dict[str, Any]:
+    _, facts = model.read_model(path)
+    shown = ("n_clusters", "n_features", "normalize", "inertia", "n_iter", "converged", "engine", "seed")
+    return {name: facts[name] for name in shown}
+
+
+def _clusters(path: UPath) -> dict[str, Any]:
+    buckets = open_buckets(path)
+    sizes = np.array([cluster.rows for cluster in buckets.clusters()])
+    return (
+        {
+            "rows": buckets.rows,
+            "dimension": buckets.dimension,
+            "layout": buckets.layout,
+            "clusters_with_rows": buckets.n_clusters,
+            "rows_per_cluster": {"median": int(np.median(sizes)), "largest": int(sizes.max())},
+            "forecast": {"dedup_per_task": format_bytes(dedup_bytes(int(sizes.max()), buckets.dimension))},
+        }
+        | _appended(buckets.manifest)
+        | index_facts(buckets.manifest)
+    )
+
+
+def _appended(found: dict[str, Any]) -> dict[str, Any]:
+    """What was appended to clusters, as ``appended``; nothing if nothing was."""
+    batches = found.get("appended", [])
+    if not batches:
+        return {}
+    rows = sum(batch["rows"] for batch in batches)
+    return {"appended": {"times": len(batches), "rows": rows, "last_from": batches[-1]["clusters"]}}
+
+
+def _decisions(path: UPath) -> dict[str, Any]:
+    return dict(open_decisions(path).summary)
+
+
+def _other(path: UPath) -> dict[str, Any]:
+    found = manifest.peek(path) or {}
+    return {k: found[k] for k in ("rows", "rejected", "dimension", "dtype", "encoder", "counts") if k in found}
+
+
+def _nulls(source: Source) -> dict[str, int] | None:
+    """Nulls among ids and vectors, also those inside vectors, as the footers count them; None where they do not."""
+    if source.format != "parquet":
+        return None
+    found = {source.id_field: 0, source.embedding_field or "": 0}
+    for file in source.files:
+        footer = pq.read_metadata(file.path, filesystem=file.fs)
+        blank = {field.name for field in footer.schema.to_arrow_schema() if field.name in found and untyped(field.type)}
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for column in map(group.column, range(footer.num_columns)):
+                name = column.path_in_schema.split(".")[0]
+                if name in blank:
+                    found[name] += column.num_values
+                elif name in found and column.statistics is None:
+                    return None
+                elif name in found:
+                    found[name] += column.statistics.null_count or 0
+    return found
+
+
+def _embeddings(
+    url: str | UPath, id_field: str, embedding_field: str | None, storage_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    source = open_source(url, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options)
+    partition = config.get_bytes("partition-bytes")
+    return {
+        "kind": f"embeddings ({source.format})",
+        "files": len(source.files),
+        "rows": source.rows,
+        "dimension": source.dimension,
+        "dtype": source.dtype,
+        "nulls": _nulls(source),
+        "id_field": source.id_field,
+        "embedding_field": source.embedding_field,
+        "partitions": source.n_partitions,
+        "forecast": {
+            "fit_over_all_workers": format_bytes(fit_bytes(source.rows, source.dimension)),
+            "assign_per_task_at_1000_clusters": format_bytes(assign_bytes(source.dimension, 1000, partition)),
+        },
+    }

@@ -1,0 +1,134 @@
+"""What this machine offers, and what of it daskmeans uses."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from dask.system import CPU_COUNT
+from distributed.system import MEMORY_LIMIT
+from packaging.requirements import Requirement
+
+from daskmeans.kernels.hashing import hash_integers
+from daskmeans.kernels.microkernel import capability
+from daskmeans.runtime import gpus, resources
+from daskmeans.runtime.client import n_threads
+from daskmeans.storage import manifest
+
+# What only those who work on daskmeans itself install.
+_FOR_DEVELOPERS = {"dev", "docs", "test"}
+
+
+def describe_system() -> dict[str, Any]:
+    """Facts about this machine: processor, memory, disk, GPUs, libraries, and what is used of them.
+
+    Returns
+    -------
+    dict
+        ``processor``, ``memory``, ``kernels``, ``kernel_cache``, ``local_disk``, ``gpu``, ``versions``, ``extras``;
+        JSON types only.
+
+    Examples
+    --------
+    >>> describe_system()["processor"]["cores_used"] >= 1
+    True
+    """
+    return {
+        "processor": _processor(),
+        "memory": _memory(),
+        "kernels": capability(),
+        "kernel_cache": _kernel_cache(),
+        "local_disk": _local_disk(),
+        "gpu": _gpu(),
+        "versions": manifest.versions(),
+        "extras": _extras(),
+    }
+
+
+def _processor() -> dict[str, Any]:
+    return {
+        "model": _model(),
+        "cores": os.cpu_count(),
+        "cores_allowed": CPU_COUNT,  # the least of affinity and cgroup
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "cores_used": n_threads(),
+    }
+
+
+def _model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _memory() -> dict[str, Any]:
+    now = psutil.virtual_memory()
+    return {
+        "total_bytes": now.total,
+        "available_bytes": now.available,
+        "limit_bytes": MEMORY_LIMIT,  # the least of what is there, cgroup and ulimit
+        "worker_bytes": MEMORY_LIMIT // CPU_COUNT,  # of one thread
+    }
+
+
+def keeps_kernels() -> bool:
+    """Whether kernels that were compiled on this machine are there, so that processes need not compile them."""
+    place = hash_integers.stats.cache_path  # type: ignore[attr-defined]
+    return place is not None and any(Path(place).glob("*.nbi"))
+
+
+def _kernel_cache() -> dict[str, Any]:
+    """Where compiled kernels are kept from one process to the next."""
+    place = hash_integers.stats.cache_path  # type: ignore[attr-defined]
+    kept = place is not None and os.access(place, os.W_OK)
+    facts = {"directory": place or "none", "writable": kept}
+    if not kept:
+        facts["cost"] = "each process compiles what it runs anew, which takes it half a minute or more"
+        facts["remedy"] = "set NUMBA_CACHE_DIR to a directory that can be written"
+    return facts
+
+
+def _local_disk() -> dict[str, Any]:
+    """Where workers put what does not fit into their memory, unless --local-directory says otherwise."""
+    (disk,) = resources.disks()
+    facts = {"directory": disk.path, "writable": os.access(disk.path, os.W_OK), "free_bytes": disk.free}
+    return facts | ({"remedy": f"{disk.kind} is memory: set --local-directory"} if disk.in_memory else {})
+
+
+def _gpu() -> dict[str, Any]:
+    found = ", ".join(gpus.models())
+    used = "by workers that dask-cuda starts, as those of `--device gpu`"
+    if gpus.missing_packages():
+        used = 'none; needs pip install "daskmeans[gpu]"'
+    return {"found": found or "none", "used": used if found else "none"}
+
+
+def _extras() -> dict[str, str]:
+    """For each extra whether it is installed, or the packages that are missing."""
+    offered = set(metadata("daskmeans").get_all("Provides-Extra") or []) - _FOR_DEVELOPERS
+    missing = {extra: [name for name in _packages(extra) if not _installed(name)] for extra in sorted(offered)}
+    return {extra: f"missing: {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
+
+
+def _packages(extra: str) -> list[str]:
+    """Packages that `extra` brings, without those that daskmeans needs anyway."""
+    wanted = map(Requirement, requires("daskmeans") or [])
+    found = [
+        r for r in wanted if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""})
+    ]
+    nested = [name for r in found if r.name == "daskmeans" for other in r.extras for name in _packages(other)]
+    return sorted({r.name for r in found if r.name != "daskmeans"} | set(nested))
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,168 @@
+"""The demo: the docstrings of the installed packages, through every step, to the duplicates among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from distributed import Client
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from upath import UPath
+
+from daskmeans.duplicates.settings import LEAST_FLOOR
+from daskmeans.errors import OutputError
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.report import docstrings, examples
+from daskmeans.report.docstrings import Corpus
+from daskmeans.report.examples import Example
+from daskmeans.report.html import facts_of, write_report
+from daskmeans.steps.embed import embed
+from daskmeans.steps.run import Reading, run
+from daskmeans.storage import manifest, signature
+from daskmeans.storage.step import check_free
+from daskmeans.vectors.files import open_path
+
+ROWS_PER_CLUSTER = 500
+# So far below the threshold pairs are stored, for the report to show what other thresholds would do.
+BELOW = 0.1
+# Examples on the report, and how many of them are printed.
+REPORTED, PRINTED = 30, 10
+TITLE = "Docstrings of the packages installed here"
+METADATA = ("text", "package", "file", "line")
+# What only one of two texts has, on a terminal with colours and on one without.
+STYLES = {"both": "", "kept": "cyan", "dropped": "yellow"}
+INDENT = (0, 0, 0, 11)
+MARKS = {"both": ("", ""), "kept": ("[-", "-]"), "dropped": ("{+", "+}")}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo has found; printing it on a rich console shows it.
+
+    Attributes
+    ----------
+    facts : dict
+        Numbers and texts by the name that a reader sees.
+    examples : list of Example
+    report : UPath
+        The page that shows more.
+    """
+
+    facts: dict[str, str]
+    examples: list[Example]
+    report: UPath
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        table = Table(box=box.SIMPLE_HEAD, show_header=False, title=TITLE, title_justify="left")
+        for name, value in self.facts.items():
+            table.add_row(f"[dim]{name}", value)
+        yield table
+        yield ""
+        coloured = console.color_system is not None and not console.no_color
+        yield _heading(coloured)
+        for number, example in enumerate(self.examples[:PRINTED], 1):
+            yield ""
+            yield from _show(number, example, coloured)
+        yield ""
+        yield Text.assemble(("More of them, with charts: ", "dim"), str(self.report))
+
+
+def demo(
+    out: str | UPath,
+    *,
+    n_clusters: int | None = None,
+    threshold: float = 0.9,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> DemoResult:
+    """Find the near-duplicates among the docstrings of the packages that are installed here.
+
+    Parameters
+    ----------
+    out : str or UPath
+        Directory for ``docstrings.parquet``, ``embeddings``, ``run`` (model, clusters, dedup) and ``report.html``.
+    n_clusters : int, optional
+        Default: one for 500 docstrings.
+    threshold : float, default 0.9
+        Cosine similarity in [0, 1] from which two docstrings are duplicates.
+    overwrite : bool, default False
+        Replace what an earlier demo has written.
+    client : distributed.Client, optional
+
+    Raises
+    ------
+    UsageError
+        Among others, `out` holds something else; MissingExtraError if the encoder is not installed.
+
+    Examples
+    --------
+    >>> demo("demo/").facts["docstrings"]  # doctest: +SKIP
+    """
+    root = open_path(out)
+    if (root / "report.html").exists() and not overwrite:
+        raise OutputError(
+            f"the demo has been here: its report is {root / 'report.html'}",
+            where=str(root),
+            remedy="look at the report, or add --overwrite to run the demo again",
+        )
+    check_free(root / "embeddings", "embed", overwrite=overwrite)
+    corpus = docstrings.collect(client=client)
+    root.mkdir(parents=True, exist_ok=True)
+    source = root / "docstrings.parquet"
+    signature.write_table(corpus.table, source, "demo")
+    embed(source, root / "embeddings", metadata_fields=METADATA[1:], overwrite=True, client=client)
+    run(
+        root / "embeddings",
+        root / "run",
+        KMeans(n_clusters=n_clusters or -(-len(corpus.table) // ROWS_PER_CLUSTER)),
+        threshold,
+        Reading(embedding_field="embedding", metadata_fields=METADATA),
+        floor=max(LEAST_FLOOR, threshold - BELOW) if threshold >= LEAST_FLOOR else None,
+        overwrite=overwrite,
+        client=client,
+    )
+    found = examples.find_examples(root / "run", REPORTED, client=client)
+    write_report(root / "run", root / "report.html", title=TITLE, shown=found)
+    return DemoResult(_facts(corpus, root), found, root / "report.html")
+
+
+def _facts(corpus: Corpus, root: UPath) -> dict[str, str]:
+    packages = corpus.table["package"].unique()
+    found = {"docstrings": f"{len(corpus.table):,} from {corpus.files:,} files of {len(packages):,} packages"}
+    if corpus.broken:
+        found["files left out"] = f"{len(corpus.broken):,}, not valid Python of this version"
+    seconds = manifest.read(root / "embeddings", "embed")["seconds"]
+    shown = facts_of(root / "run")
+    shown["seconds"] = f"embed {seconds:.1f}, {shown['seconds']}"
+    return found | {name: value for name, value in shown.items() if name != "rows"}
+
+
+def _heading(coloured: bool) -> Text:
+    marks = {side: _marked(text, side, coloured) for side, text in (("kept", "kept one"), ("dropped", "dropped one"))}
+    return Text.assemble(
+        ("Some of the near-duplicates", "bold"), ", with the words that only the ", marks["kept"], " or only the ",
+        marks["dropped"], " has",
+    )  # fmt: skip
+
+
+def _show(number: int, example: Example, coloured: bool) -> Iterator[RenderableType]:
+    """Score, sources, places and words of one example."""
+    yield Text.assemble(
+        (f"{number:>2}  ", "dim"), (f"{example.score:.3f}", "bold"), "  ",
+        (f"{example.kept.source}", "bold"), " and ", (f"{example.dropped.source}", "bold"),
+    )  # fmt: skip
+    more = f" and {example.others:,} more" if example.others else ""
+    for side, row, note in (("kept", example.kept, ""), ("dropped", example.dropped, more)):
+        place = Text.assemble((f"{side:<9}", STYLES[side]), examples.place_of(row), (note, "dim"))
+        yield Padding(place, INDENT)
+    stretches = examples.compare(example.kept.text, example.dropped.text)
+    yield Padding(Text(" ").join(_marked(s.text, s.side, coloured) for s in stretches), INDENT)
+
+
+def _marked(text: str, side: str, coloured: bool) -> Text:
+    before, after = ("", "") if coloured else MARKS[side]
+    return Text(f"{before}{text}{after}", STYLES[side])

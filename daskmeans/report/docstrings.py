@@ -1,0 +1,191 @@
+"""A corpus that every environment has: the docstrings of the Python packages installed in it.
+
+Libraries copy each other's functions and texts, so it holds exact and near-duplicates that nobody planted.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gc
+import sysconfig
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from distributed import Client
+
+from daskmeans.errors import DataError
+from daskmeans.runtime import executor
+
+SHORTEST = 40
+TESTS = {"test", "tests"}
+CHUNK_BYTES = 2 << 20
+SCHEMA = pa.schema(
+    {"id": pa.string(), "text": pa.string(), "package": pa.string(), "file": pa.string(), "line": pa.int64()}
+)
+SOURCE_NAME = "<installed source>"
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Docstrings and where they live.
+
+    Attributes
+    ----------
+    table : pyarrow.Table
+        Columns ``id`` ("package.module:Qual.name", unique), ``text``, ``package``, ``file`` (path below site-packages)
+        and ``line``.
+    files : int
+        Source files that were read.
+    broken : tuple of str
+        Source files that are not valid Python of this version, and were left out.
+    """
+
+    table: pa.Table
+    files: int
+    broken: tuple[str, ...]
+
+
+def collect(packages: Collection[str] | None = None, *, client: Client | None = None) -> Corpus:
+    """Docstrings of the modules, classes and functions of the installed packages.
+
+    They are read from the source, and nothing is imported. Docstrings of fewer than 40 characters and those of tests
+    are left out. The order is that of the files' paths.
+
+    Parameters
+    ----------
+    packages : collection of str, optional
+        Top-level names to read, such as ``{"numpy", "dask"}``. Default: all.
+    client : distributed.Client, optional
+        Where to read; workers must see the same files.
+
+    Raises
+    ------
+    DataError
+        There is no docstring to be found.
+
+    Examples
+    --------
+    >>> corpus = collect({"toolz"})
+    >>> "toolz.functoolz:curry" in corpus.table["id"].to_pylist()
+    True
+    """
+    found = [(root, file) for root in _roots() for file in _sources(root, packages)]
+    tasks = [
+        dask.delayed(_read_chunk, pure=False)(chunk, dask_key_name=f"docstrings-{dask.base.tokenize(chunk)}-{number}")
+        for number, chunk in enumerate(_chunks(found))
+    ]
+    read = executor.compute(tasks, label="collect docstrings", client=client)
+    table = pa.concat_tables([SCHEMA.empty_table(), *(part for part, _ in read)])
+    if not len(table):
+        raise DataError("no docstrings are found", where=", ".join(map(str, _roots())), expected="installed packages")
+    return Corpus(_number_ids(table), len(found), tuple(file for _, broken in read for file in broken))
+
+
+def _roots() -> list[Path]:
+    """The directories that packages are installed in."""
+    return sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")})
+
+
+def _sources(root: Path, packages: Collection[str] | None) -> Iterator[str]:
+    """Source files below `root` as sorted paths relative to it; those of tests, and of no package, are left out."""
+    for top in sorted(root.iterdir()):
+        if not top.stem.isidentifier() or not (packages is None or top.stem in packages):
+            continue
+        files = sorted(top.rglob("*.py")) if top.is_dir() else [top] if top.suffix == ".py" else []
+        for file in (file.relative_to(root) for file in files):
+            if not TESTS.intersection(file.parts):
+                yield file.as_posix()
+
+
+def _chunks(found: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
+    """`found` in consecutive parts of about equal bytes."""
+    chunk, size = [], 0
+    for root, file in found:
+        chunk.append((root, file))
+        size += (root / file).stat().st_size
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _read_chunk(files: list[tuple[Path, str]]) -> tuple[pa.Table, list[str]]:
+    """Docstrings of `files`, and those of the files that are broken."""
+    rows, broken = [], []
+    with _idle_collector():
+        for root, file in files:
+            try:
+                rows += _read(root, file)
+            except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+                broken.append(file)
+    columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA), broken
+
+
+def _read(root: Path, file: str) -> list[tuple[str, str, str, str, int]]:
+    """Rows of the corpus that the source `file` below `root` gives."""
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    rows = []
+    for name, node in _documented(_parse((root / file).read_bytes())):
+        text = ast.get_docstring(node)
+        if text and len(text) >= SHORTEST:
+            place = node.body[0].lineno
+            rows.append((f"{module}:{name}" if name else module, _valid(text), module.split(".")[0], file, place))
+    return rows
+
+
+@contextlib.contextmanager
+def _idle_collector() -> Iterator[None]:
+    """Keep the garbage collector off the objects that are there already.
+
+    Half the time would go into walks over all of them, which the many nodes of a tree set off again and again.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _parse(source: bytes) -> ast.Module:
+    # The compiler warns of other people's invalid escapes. The name makes a filter that hides these and nothing else,
+    # and that any thread may set at any time.
+    warnings.filterwarnings("ignore", module=SOURCE_NAME)
+    return ast.parse(source, filename=SOURCE_NAME)
+
+
+def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Documented]]:
+    """Qualified name and node of `node` and of the classes and functions in it; not of those local to a function."""
+    if isinstance(node, ast.Module):
+        yield "", node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            name = f"{prefix}{child.name}"
+            yield name, child
+            if isinstance(child, ast.ClassDef):
+                yield from _documented(child, f"{name}.")
+        elif isinstance(child, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+            yield from _documented(child, prefix)
+
+
+def _valid(text: str) -> str:
+    r"""`text` without the lone surrogates that an escape like ``\ud800`` leaves and UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _number_ids(table: pa.Table) -> pa.Table:
+    """`table` with "#2", "#3", … after ids that come again, as with the setter of a property."""
+    ids = table["id"].to_pandas()
+    again = ids.groupby(ids).cumcount() + 1
+    unique = ids.where(again == 1, ids + "#" + again.astype(str))
+    return table.set_column(0, "id", pc.cast(pa.array(pd.Series(unique)), pa.string()))

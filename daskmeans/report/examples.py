@@ -1,0 +1,240 @@
+"""Duplicates worth showing: near-copies whose difference a reader sees at a glance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from dask import delayed
+from distributed import Client
+from upath import UPath
+
+from daskmeans.buckets.buckets import Buckets, Part, lean_of, open_buckets
+from daskmeans.duplicates.groups import read_decisions
+from daskmeans.duplicates.result import decision_files
+from daskmeans.runtime import executor
+from daskmeans.vectors.files import reading
+
+# Bounds of the work, whatever the size of the run: files looked at, pairs taken of all of them, and compared pairs.
+FILES, PAIRS, COMPARED = 64, 20_000, 2_000
+# Characters of a text that is worth showing.
+SHORTEST, LONGEST = 80, 600
+# A stretch of words that both texts share is cut to this many at each end.
+CONTEXT = 7
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the input: its id, its text (empty if there is none), where it is from, and its other metadata."""
+
+    id: Any
+    text: str
+    source: Any
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dropped row next to the row that stays in its place.
+
+    Attributes
+    ----------
+    kept, dropped : Row
+    score : float
+        Cosine similarity of the two.
+    others : int
+        Further rows that `kept` stands for.
+    quality : float
+        In [0, 1]; how much the pair tells.
+    """
+
+    kept: Row
+    dropped: Row
+    score: float
+    others: int
+    quality: float
+
+
+class Stretch(NamedTuple):
+    """Words as they follow each other in one of two texts or in both: ``both``, ``kept`` or ``dropped``."""
+
+    side: str
+    text: str
+
+
+def find_examples(
+    run: UPath,
+    limit: int = 10,
+    *,
+    text_field: str = "text",
+    source_field: str = "package",
+    client: Client | None = None,
+) -> list[Example]:
+    """The most telling near-duplicates of a finished run.
+
+    Wanted are pairs of rows from different sources, with texts short enough to read, of which most but not all words
+    agree; and many sources rather than few.
+
+    Parameters
+    ----------
+    run : UPath
+        Directory with ``clusters`` and ``dedup``.
+    limit : int, default 10
+    text_field, source_field : str
+        Metadata columns with the texts and with what rows are from. Without the former, pairs come in the order of
+        their scores, closest to the threshold first.
+    client : distributed.Client, optional
+
+    Examples
+    --------
+    >>> find_examples(UPath("run/"))[0].dropped.metadata  # doctest: +SKIP
+    """
+    buckets, files = open_buckets(run / "clusters"), decision_files(run / "dedup")
+    taken = files[:: -(-len(files) // FILES)]
+    read, look_up, count = (delayed(function, pure=False) for function in (_pairs, _rows, _counts))
+    parts = executor.compute([read(file, PAIRS // len(taken)) for file in taken], "find examples", client)
+    pairs = pd.concat(parts).sort_values(["score", "id"], ignore_index=True)
+    if not len(pairs):
+        return []
+    ids = pa.array(pd.concat([pairs["id"], pairs["kept_id"]]).unique(), parts[0].attrs["type"])
+    lean = lean_of(buckets)
+    tables = executor.compute([look_up(lean, part, ids) for part in buckets.parts], client=client)
+    found = _varied(_examples(pairs, pa.concat_tables(tables), buckets.id_field, text_field, source_field), limit)
+    heads = pa.array([example.kept.id for example in found], ids.type)
+    dropped: Counter[Any] = Counter()
+    for counted in executor.compute([count(file, heads) for file in files], client=client):
+        dropped.update(counted)
+    return [replace(example, others=dropped[example.kept.id] - 1) for example in found]
+
+
+def compare(kept: str, dropped: str) -> Iterator[Stretch]:
+    """The words of two texts as one: what both share, what only one has. Long shared stretches are shortened.
+
+    Examples
+    --------
+    >>> list(compare("a cat sat there", "a cat sits there"))
+    [Stretch(side='both', text='a cat'), Stretch(side='kept', text='sat'), Stretch(side='dropped', text='sits'),
+     Stretch(side='both', text='there')]
+    """
+    a, b = _words(kept), _words(dropped)
+    blocks = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    for number, (_, a0, a1, b0, b1) in enumerate(blocks):
+        if a[a0:a1] == b[b0:b1]:
+            yield Stretch("both", _shortened(a[a0:a1], number == 0, number == len(blocks) - 1))
+            continue
+        if a1 > a0:
+            yield Stretch("kept", _shortened(a[a0:a1]))
+        if b1 > b0:
+            yield Stretch("dropped", _shortened(b[b0:b1]))
+
+
+def place_of(row: Row) -> str:
+    """Where `row` is from, as far as its metadata tells: ``file:line``, or all of it.
+
+    Examples
+    --------
+    >>> place_of(Row(7, "", "zoo", {"package": "zoo", "file": "zoo/cat.py", "line": 3}))
+    'zoo/cat.py:3'
+    """
+    if {"file", "line"} <= row.metadata.keys():
+        return f"{row.metadata['file']}:{row.metadata['line']}"
+    return ", ".join(f"{name} {value}" for name, value in row.metadata.items())
+
+
+def _words(text: str) -> list[str]:
+    """Words of `text`, without the rules that underline headings."""
+    return [word for word in text.split() if word.strip("-=~^")]
+
+
+def _shortened(words: Sequence[str], first: bool = False, last: bool = False) -> str:
+    """`words` as a text, without the middle where it is long; `first` and `last` tell where the texts begin and end."""
+    if len(words) <= 3 * CONTEXT:
+        return " ".join(words)
+    if last:
+        return " ".join([*words[:CONTEXT], "…"])
+    head = words[: CONTEXT // (1 if first else 2) + 1]
+    return " ".join([*head, "…", *words[-CONTEXT:]])
+
+
+def _examples(pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: str, source_field: str) -> list[Example]:
+    """Examples among `pairs`, whose rows are in `table`, the best first."""
+    rows = table.to_pandas().set_index(id_field)
+    has_text = text_field in table.column_names and pa.types.is_string(table.schema.field(text_field).type)
+    shown = rows.index[rows[text_field].str.len().between(SHORTEST, LONGEST)] if has_text else rows.index
+    pairs = pairs[pairs["id"].isin(shown) & pairs["kept_id"].isin(shown)]
+    if source_field in rows:
+        sources = rows[source_field]
+        same = sources.loc[pairs["id"]].to_numpy() == sources.loc[pairs["kept_id"]].to_numpy()
+        pairs = pairs[~same] if len(pairs) - same.sum() >= COMPARED else pairs.assign(same=same).sort_values(
+            ["same", "score", "id"])  # fmt: skip
+
+    def row(id_: Any) -> Row:
+        values = rows.loc[id_].to_dict()
+        text = values.pop(text_field) if has_text else ""
+        return Row(id_, text, values.get(source_field), values)
+
+    found = []
+    for pair in pairs.iloc[:: max(1, -(-len(pairs) // COMPARED))].itertuples():
+        kept, dropped = row(pair.kept_id), row(pair.id)
+        found.append(Example(kept, dropped, float(pair.score), 0, _quality(kept, dropped) if has_text else 0.0))
+    return sorted(found, key=lambda e: (-e.quality, e.score, str(e.dropped.id)))
+
+
+def _pairs(file: UPath, most: int) -> pd.DataFrame:
+    """At most `most` near-duplicates of one file, each with the row that it was dropped for and their score."""
+    table = read_decisions(file, ["id", "kept_id", "kept_score", "reason"])
+    known = pc.and_(pc.equal(table["reason"], "semantic"), pc.is_valid(table["kept_score"]))
+    table = table.filter(known).drop_columns("reason").rename_columns(["id", "kept_id", "score"])
+    pairs = table.to_pandas().sort_values(["score", "id"])
+    pairs = pairs.iloc[:: max(1, -(-len(pairs) // max(1, most)))]
+    pairs.attrs["type"] = table.schema.field("id").type
+    return pairs
+
+
+def _rows(buckets: Buckets, part: Part, ids: pa.Array) -> pa.Table:
+    """Ids and metadata of the rows of `part` that have one of `ids`."""
+    columns = [buckets.id_field, *buckets.metadata_fields]
+    table = buckets.read_part(part, columns)
+    return table.filter(pc.is_in(table[buckets.id_field].cast(ids.type), ids))
+
+
+def _counts(file: UPath, ids: pa.Array) -> Counter[Any]:
+    """How many rows of one file were dropped for each of `ids`."""
+    with reading(file):
+        kept = pq.read_table(file.path, filesystem=file.fs, columns=["kept_id"])["kept_id"]
+    return Counter(kept.filter(pc.is_in(kept, ids)).to_pylist())
+
+
+def _quality(kept: Row, dropped: Row) -> float:
+    """How much a pair of texts tells: about four of five words agree, and the rows come from different sources."""
+    a, b = _words(kept.text), _words(dropped.text)
+    ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
+    shape = ratio / 0.8 if ratio < 0.8 else (1 - ratio) / 0.2
+    apart = 1.0 if kept.source != dropped.source else 0.3
+    # A file that was bundled as it is tells less than a text that somebody has made his own.
+    files = [str(row.metadata.get("file", row.id)).rpartition("/")[2] for row in (kept, dropped)]
+    return shape * apart * (0.7 if files[0] == files[1] else 1.0)
+
+
+def _varied(examples: list[Example], limit: int) -> list[Example]:
+    """The best `limit` of `examples`, which are sorted; each time a source comes again, a pair of it counts half."""
+    seen: dict[Any, int] = {}
+    kept_ids: set[Any] = set()
+    ranked = []
+    for example in examples:
+        if example.kept.id in kept_ids:
+            continue
+        kept_ids.add(example.kept.id)
+        sources = {example.kept.source, example.dropped.source}
+        repeated = max(seen.get(source, 0) for source in sources)
+        for source in sources:
+            seen[source] = seen.get(source, 0) + 1
+        ranked.append((example.quality / 2**repeated, example))
+    return [example for _, example in sorted(ranked, key=lambda r: -r[0])][:limit]

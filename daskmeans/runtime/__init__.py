@@ -1,0 +1,1 @@
+"""Where tasks run, and what there is for them."""

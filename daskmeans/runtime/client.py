@@ -1,0 +1,101 @@
+"""Which client tasks run on, how many threads and processes that is, and what its log is told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import distributed
+from dask.system import CPU_COUNT
+from distributed import Client
+
+logger = logging.getLogger("daskmeans")
+
+
+def allowed_threads(cores: int, limit: str) -> int:
+    """`cores`, or what a value of ``OMP_NUM_THREADS`` allows if that is less.
+
+    Examples
+    --------
+    >>> allowed_threads(8, "2"), allowed_threads(8, "4,2"), allowed_threads(8, "16"), allowed_threads(8, "")
+    (2, 4, 8, 8)
+    """
+    outermost = limit.split(",")[0].strip()
+    return min(cores, int(outermost)) if outermost.isdecimal() and int(outermost) else cores
+
+
+# As it was in the beginning: distributed sets the variable to 1 in this process when it starts workers.
+THREADS = allowed_threads(CPU_COUNT, os.environ.get("OMP_NUM_THREADS", ""))
+
+
+def current_client(client: Client | None = None) -> Client | None:
+    """`client`, else the current client of this process, else None: work runs in this process.
+
+    Inside a task there is none: a task that waited for others on its own cluster could block it.
+    """
+    if client is not None:
+        return client
+    with contextlib.suppress(ValueError):
+        distributed.get_worker()
+        return None
+    with contextlib.suppress(ValueError):
+        return Client.current()
+    return None
+
+
+def n_threads(client: Client | None = None) -> int:
+    """Threads that run tasks at the same time: those of all workers, or what this process may take.
+
+    That is the number of cores its affinity and cgroup allow, or ``OMP_NUM_THREADS`` where that is less.
+
+    Examples
+    --------
+    >>> 1 <= n_threads() <= CPU_COUNT
+    True
+    """
+    return THREADS if client is None else max(1, sum(client.nthreads().values()))
+
+
+def threads_each(client: Client | None = None) -> int:
+    """Threads that run tasks in one process, at most."""
+    return THREADS if client is None else max(client.nthreads().values(), default=1)
+
+
+def n_processes(client: Client | None = None) -> int:
+    """Processes that run tasks."""
+    return 1 if client is None else max(1, len(client.nthreads()))
+
+
+def each_worker(function: Callable[[], Any], client: Client) -> dict[str, Any]:
+    """Results of ``function()`` in each worker, by its address; those that are lost meanwhile have none.
+
+    `function` may take an argument ``dask_worker``, as with :meth:`Client.run`.
+    """
+    found: Any = client.run(function, on_error="return")  # a dict, as this client is not asynchronous
+    left = {worker: result for worker, result in found.items() if not _is_lost(result)}
+    for result in left.values():
+        if isinstance(result, Exception):
+            raise result
+    return left
+
+
+def _is_lost(result: Any) -> bool:
+    """Whether a worker could not be reached; files that could not be have an error number."""
+    return isinstance(result, OSError) and result.errno is None
+
+
+def task_key(name: str) -> str:
+    """A key that no other task has; dashboards show its `name`."""
+    return f"{name}-{uuid4().hex}"
+
+
+def log_event(topic: str, message: dict[str, Any], client: Client | None = None) -> None:
+    """Log `message` under `topic` with the scheduler, where the dashboard and plug-ins find it."""
+    client = current_client(client)
+    logger.debug("%s %s", topic, message)
+    if client is not None:
+        client.log_event(topic, message)

@@ -1,0 +1,319 @@
+"""The cluster of a command: workers on this machine, or a scheduler that is already there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from importlib.util import find_spec
+from multiprocessing import resource_tracker
+from typing import Any
+
+import dask
+from dask.utils import parse_bytes
+from distributed import Client, LocalCluster
+from distributed.security import Security
+
+from daskmeans import config
+from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
+from daskmeans.runtime import gpus
+from daskmeans.runtime.client import n_threads
+from daskmeans.runtime.dashboard import PAGE, add_page
+
+# What workers import as they start, so that no step waits for it: the package imports nothing before it is asked for.
+PRELOAD = ["daskmeans.steps.run"]
+# What Dask's processes do on the side takes a tenth of a core, of two, which tasks need; so seldom, a third of that.
+QUIET = {
+    "distributed.worker.profile.interval": "100ms",
+    "distributed.admin.tick.interval": "200ms",
+    "distributed.admin.system-monitor.interval": "2s",
+}
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Where a command runs; the fields are the flags of the command line.
+
+    Those from `rmm_pool_size` on are arguments of ``dask_cuda.LocalCUDACluster``, by its names and with its defaults.
+    """
+
+    device: str = "auto"
+    n_workers: int | None = None
+    threads_per_worker: int | None = None
+    memory_limit: str = "auto"
+    scheduler: str | None = None
+    scheduler_file: str | None = None
+    dashboard_address: str = "127.0.0.1:8787"
+    local_directory: str | None = None
+    rmm_pool_size: str | None = None
+    rmm_maximum_pool_size: str | None = None
+    rmm_managed_memory: bool = False
+    rmm_async: bool = False
+    device_memory_limit: str = "default"
+    enable_cudf_spill: bool = False
+    protocol: str | None = None
+    enable_tcp_over_ucx: bool | None = None
+    enable_infiniband: bool | None = None
+    enable_nvlink: bool | None = None
+    enable_rdmacm: bool | None = None
+
+
+# The others say what workers are that are started here.
+OF_ANY = ("device", "scheduler", "scheduler_file", "dashboard_address")
+_NAMES = [f.name for f in fields(ClusterSettings)]
+OF_GPUS = _NAMES[_NAMES.index("rmm_pool_size") :]
+
+
+@contextlib.contextmanager
+def cluster(settings: ClusterSettings) -> Iterator[Client]:
+    """Client of the cluster that `settings` describe; one that was started here ends with the ``with`` block.
+
+    Raises
+    ------
+    ClusterError
+        No scheduler answers at the address.
+    UsageError
+        The settings contradict one another, or ask for a device that is not there.
+    """
+    if settings.device not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"unknown device {settings.device!r}", where="--device", expected="auto, cpu or gpu")
+    if settings.memory_limit != "auto":
+        try:
+            parse_bytes(settings.memory_limit)
+        except ValueError:
+            raise UsageError(
+                f"{settings.memory_limit!r} is no amount of memory", where="--memory-limit", expected="such as 4GiB"
+            ) from None
+    if settings.scheduler or settings.scheduler_file:
+        with _connect(settings) as client:
+            add_page(client)
+            yield client
+    else:
+        on_gpus = _on_gpus(settings)
+        if not on_gpus and (given := [name for name in _given(settings) if name in OF_GPUS]):
+            raise UsageError(
+                "no workers with a GPU are started",
+                where=_as_flags(given),
+                remedy="leave these flags out, or add --device gpu",
+            )
+        start = _gpu_cluster if on_gpus else _cpu_cluster
+        with start(settings) as local, Client(local) as client:
+            add_page(client)
+            yield client
+
+
+def _on_gpus(settings: ClusterSettings) -> bool:
+    """Whether workers get a GPU each; where `device` is "auto", if there are as many, and the packages."""
+    if settings.device == "auto":
+        return gpus.count() >= (settings.n_workers or 1) and not gpus.missing_packages()
+    return settings.device == "gpu"
+
+
+def _given(settings: ClusterSettings) -> list[str]:
+    """Names of the settings that are not as they are by default."""
+    return [f.name for f in fields(settings) if getattr(settings, f.name) != f.default]
+
+
+def _as_flags(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _connect(settings: ClusterSettings) -> Client:
+    timeout = config.get("connect-timeout")
+    if given := [name for name in _given(settings) if name not in OF_ANY]:
+        raise UsageError(
+            "the workers of a scheduler that is there are what they are",
+            where=_as_flags(given),
+            remedy="leave these flags out, or --scheduler",
+        )
+    if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
+        raise NotFoundError(
+            "no such file",
+            where=f"--scheduler-file {settings.scheduler_file}",
+            expected="the file that a running `dask scheduler --scheduler-file FILE` has written",
+        )
+    if (settings.scheduler or "").startswith("tls://") and not Security().get_connection_args("client")["ssl_context"]:
+        raise UsageError(
+            "TLS needs certificates, and none are set",
+            where=f"--scheduler {settings.scheduler}",
+            expected="Dask's settings distributed.comm.tls.ca-file, .client.cert and .client.key",
+            remedy="see https://distributed.dask.org/en/stable/tls.html",
+        )
+    try:
+        client = Client(settings.scheduler, scheduler_file=settings.scheduler_file, timeout=timeout)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ClusterError(
+            f"no scheduler answered within {timeout} s ({type(error).__name__})",
+            where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
+            expected="the address of a running dask scheduler, such as tcp://127.0.0.1:8786",
+            remedy="start one with `dask scheduler`, or leave the flag out to use this machine",
+        ) from None
+    try:
+        client.wait_for_workers(1, timeout=timeout)
+    except TimeoutError:
+        client.close()
+        raise ClusterError(
+            f"the scheduler has no workers, and none came within {timeout} s",
+            where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
+            remedy="start some with `dask worker ADDRESS`",
+        ) from None
+    try:
+        _check_workers(client)
+        _check_device(settings.device, client)
+    except (ClusterError, UsageError):
+        client.close()
+        raise
+    return client
+
+
+def _check_workers(client: Client) -> None:
+    """Make sure that the workers can run our tasks; one that cannot import them would never answer."""
+    ours = version("daskmeans")
+    versions: Any = client.get_versions(packages=["daskmeans"])  # a dict, as this client is not asynchronous
+    workers = versions["workers"]
+    found = {address: facts["packages"].get("daskmeans") for address, facts in workers.items()}
+    if other := {address: theirs for address, theirs in found.items() if theirs != ours}:
+        address, theirs = next(iter(other.items()))
+        raise ClusterError(
+            f"{len(other)} of {len(found)} workers have {f'daskmeans {theirs}' if theirs else 'no daskmeans'}",
+            where=address,
+            expected=f"daskmeans {ours}, as here",
+            remedy="install the same version in the environment of the workers",
+        )
+
+
+def _check_device(device: str, client: Client) -> None:
+    """Make sure that the workers compute on what is asked for."""
+    places = gpus.places(client) if device != "auto" else []
+    if wrong := [place for place in places if bool(place) != (device == "gpu")]:
+        raise UsageError(
+            f"{len(wrong)} of {len(places)} workers compute on {'their cores' if device == 'gpu' else 'a GPU'}",
+            where=f"--device {device}",
+            remedy="start them with `dask cuda worker`"
+            if device == "gpu"
+            else "start them with DASK_DASKMEANS__DEVICE=cpu in their environment",
+        )
+
+
+def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
+    threads = settings.threads_per_worker or 1
+    workers = settings.n_workers or max(1, n_threads() // threads)
+    with _starting(workers, threads) as loop:
+        return LocalCluster(
+            loop=loop,
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=settings.memory_limit,
+            dashboard_address=settings.dashboard_address,
+            local_directory=settings.local_directory,
+            silence_logs=logging.CRITICAL,
+            preload=PRELOAD,
+        )
+
+
+def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
+    """A LocalCUDACluster: a worker for each GPU, with its share of the cores, as our own kernels run on these."""
+    if missing := gpus.missing_packages():
+        raise MissingExtraError(missing[0], "gpu")
+    if not gpus.count():
+        raise UsageError(
+            "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
+            where="--device gpu",
+            expected="a GPU that `nvidia-smi` lists",
+            remedy="use --device cpu",
+        )
+    from dask_cuda import LocalCUDACluster
+
+    workers = settings.n_workers or gpus.count()
+    threads = settings.threads_per_worker or max(1, n_threads() // workers)
+    with _starting(workers, threads) as loop:
+        return LocalCUDACluster(
+            loop=loop,
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=settings.memory_limit,
+            local_directory=settings.local_directory,
+            rmm_pool_size=settings.rmm_pool_size,
+            rmm_maximum_pool_size=settings.rmm_maximum_pool_size,
+            rmm_managed_memory=settings.rmm_managed_memory,
+            rmm_async=settings.rmm_async,
+            device_memory_limit=settings.device_memory_limit,
+            enable_cudf_spill=settings.enable_cudf_spill,
+            protocol=settings.protocol,
+            enable_tcp_over_ucx=settings.enable_tcp_over_ucx,
+            enable_infiniband=settings.enable_infiniband,
+            enable_nvlink=settings.enable_nvlink,
+            enable_rdmacm=settings.enable_rdmacm,
+            dashboard_address=settings.dashboard_address,
+            silence_logs=logging.CRITICAL,
+        )
+
+
+@contextlib.contextmanager
+def _starting(workers: int, threads: int) -> Iterator[Any]:
+    """The loop of a cluster that starts, on which kernel threads times worker threads is the number of cores."""
+    kernel_threads = max(1, n_threads() // (workers * threads))
+    pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    try:
+        with deaf_loop() as loop, _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
+            yield loop
+    except (OSError, TypeError, ValueError, RuntimeError) as error:  # TypeError: of dask-cuda, options at odds
+        raise ClusterError(
+            f"workers could not be started here ({error})",
+            where="--dashboard-address, --local-directory, or the options of GPU workers",
+            expected="a free address such as 127.0.0.1:8787, a directory that can be written, options that agree",
+        ) from None
+
+
+@contextlib.contextmanager
+def _inherited(variables: dict[str, str]) -> Iterator[None]:
+    """Give `variables` to processes that start in the ``with`` block, before they import what reads them.
+
+    The nanny sets its own for processes that it starts later; of those that this process has, it takes these.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": variables}):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def dashboard(client: Client) -> str:
+    """Where the dashboard of `client` is, and on which page of it fits are shown, or how to get one."""
+    if find_spec("bokeh") is None:
+        return 'not available; pip install "daskmeans[dashboard]"'
+    return f"{client.dashboard_link}, fits at /{PAGE}" if add_page(client) else str(client.dashboard_link)
+
+
+@contextlib.contextmanager
+def deaf_loop() -> Iterator[Any]:
+    """The loop of a cluster that starts in the ``with`` block: its thread, and all that it starts, never hear Ctrl-C.
+
+    A terminal sends it to all processes. Workers must not end before the step has cleaned up, nor when they replace
+    others and are just starting; this process ends them.
+    """
+    from distributed.utils import LoopRunner  # slow to import, and who imports this module must hear Ctrl-C by then
+
+    resource_tracker.ensure_running()  # a thread that starts it hears everything afterwards
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()  # a cluster keeps it running

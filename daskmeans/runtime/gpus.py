@@ -1,0 +1,190 @@
+"""GPUs of this machine, the packages without which they are of no use, and which one this process computes on."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import distributed
+from distributed import Client
+
+from daskmeans import config
+from daskmeans.errors import ClusterError, UsageError
+from daskmeans.kernels.gpu.device import Cuda, Device
+from daskmeans.runtime.client import each_worker, logger
+
+# Where the driver lists them; to ask it, libraries would have to be loaded.
+DRIVER = Path("/proc/driver/nvidia/gpus")
+# What the extra `gpu` brings, as it is imported.
+PACKAGES = ("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask")
+
+
+def models() -> list[str]:
+    """What the GPUs are called."""
+    return [_model(file) for file in sorted(DRIVER.glob("*/information"))]
+
+
+def count() -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES does not hide."""
+    listed, chosen = [*DRIVER.glob("*")], os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not listed or chosen is None:
+        return len(listed)
+    return len([name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+
+
+def missing_packages() -> list[str]:
+    """Packages of the extra `gpu` that are not installed."""
+    return [name for name in PACKAGES if find_spec(name) is None]
+
+
+def device(dask_worker: Any = None) -> Device | None:
+    """The GPU on which this process computes; None: it computes on its cores.
+
+    Unless ``daskmeans.device`` says it, it is a worker that dask-cuda has started that has one.
+
+    Raises
+    ------
+    UsageError
+        It should compute on a GPU, and there is no cupy, or no device.
+    """
+    wanted = config.get("device")
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"unknown device {wanted!r}", where="daskmeans.device", expected="auto, cpu or gpu")
+    if wanted == "cpu" or (wanted == "auto" and not _by_dask_cuda(dask_worker)):
+        return None
+    return _cuda()
+
+
+def needed() -> Device:
+    """The GPU on which this process computes.
+
+    Raises
+    ------
+    ClusterError
+        It has none: a worker that has come after the others, and is none of dask-cuda's.
+    """
+    found = device()
+    if found is None:
+        raise ClusterError(
+            "the others compute on GPUs, and this worker does not",
+            where=socket.gethostname(),
+            remedy="start workers with `dask cuda worker` only, or all with DASK_DASKMEANS__DEVICE=cpu",
+        )
+    return found
+
+
+class Place(NamedTuple):
+    """A GPU on which a process computes."""
+
+    name: str
+    """The machine, and what the GPU is called there."""
+    memory: int
+    """Bytes, used or not."""
+
+    @classmethod
+    def of(cls, device: Device) -> Place:
+        """Where `device` is, in this process."""
+        return cls(f"{socket.gethostname()} {device.name()}", device.memory())
+
+
+def places(client: Client | None) -> list[Place | None]:
+    """Where each worker, or this process, computes; None: on its cores.
+
+    Raises
+    ------
+    ClusterError
+        Two workers compute on one GPU.
+    """
+    if client is None:
+        return [_place()]
+    found = list(each_worker(_place, client).values())
+    refuse_shared(place.name for place in found if place)
+    return found
+
+
+def refuse_shared(names: Iterable[str]) -> None:
+    """Refuse workers of which two compute on one GPU: each would take the memory of the whole for its own."""
+    for name, workers in Counter(names).items():
+        if workers > 1:
+            raise ClusterError(
+                f"{workers} workers share one GPU",
+                where=name,
+                expected="one worker for each GPU, as LocalCUDACluster and `dask cuda worker` start them",
+                remedy="stop the others, or compute on the cores (DASK_DASKMEANS__DEVICE=cpu on the workers)",
+            )
+
+
+def memory(client: Client | None) -> int:
+    """As :func:`smallest`, of all workers, or of this process. It is told if only some compute on GPUs.
+
+    Raises
+    ------
+    ClusterError
+        Two workers compute on one GPU.
+    """
+    found = places(client)
+    on_gpus = len([place for place in found if place])
+    if 0 < on_gpus < len(found):
+        logger.warning(
+            "%s of %s workers compute on GPUs; so that all do the same, k-means runs on the cores",
+            on_gpus,
+            len(found),
+        )
+    return smallest(found)
+
+
+def smallest(found: list[Place | None]) -> int:
+    """Bytes of the smallest GPU of `found`; 0 if there are none, or some compute on their cores.
+
+    Examples
+    --------
+    >>> smallest([Place("a 1", 5), Place("a 2", 4)]), smallest([Place("a 1", 5), None])
+    (4, 0)
+    """
+    sizes = [place.memory for place in found if place]
+    return min(sizes) if sizes and len(sizes) == len(found) else 0
+
+
+def _place(dask_worker: Any = None) -> Place | None:
+    mine = device(dask_worker)
+    return Place.of(mine) if mine else None
+
+
+def _by_dask_cuda(worker: Any) -> bool:
+    """Whether this process is a worker that dask-cuda has started, which prepares it with a module of its own."""
+    try:
+        worker = worker or distributed.get_worker()
+    except ValueError:
+        return False
+    return any(preload.name.startswith("dask_cuda") for preload in worker.preloads)
+
+
+@functools.cache
+def _cuda() -> Device:
+    if find_spec("cupy") is None:
+        raise UsageError(
+            "cupy is not installed",
+            where="daskmeans.device",
+            remedy='pip install "daskmeans[gpu]", or set DASK_DASKMEANS__DEVICE=cpu',
+        )
+    try:
+        found = Cuda()
+        found.memory()
+    except (ImportError, RuntimeError) as error:  # as CUDA's are
+        raise UsageError(
+            f"this process cannot use a CUDA device ({type(error).__name__}: {error})",
+            where="daskmeans.device",
+            remedy="repair the driver or CUDA_VISIBLE_DEVICES, or set DASK_DASKMEANS__DEVICE=cpu",
+        ) from error
+    return found
+
+
+def _model(information: Path) -> str:
+    lines = information.read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("Model")), information.parent.name)

@@ -1,0 +1,68 @@
+"""How much memory a step will need, before it starts."""
+
+from __future__ import annotations
+
+from dask.utils import format_bytes
+from distributed import Client
+
+from daskmeans import config
+from daskmeans.errors import MemoryForecastError
+from daskmeans.kernels.gpu.device import REMEDY
+from daskmeans.runtime import resources
+from daskmeans.runtime.client import threads_each
+
+# A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
+COPIES = 4
+# Of a device's memory: what CUDA contexts and the gaps between allocations leave.
+DEVICE = 0.8
+# Below this a partition is mostly overhead.
+LEAST = 4 << 20
+
+
+def reading_bytes(client: Client | None, most: int | None = None) -> int:
+    """Bytes that one process takes to read partitions, `most` bytes of vectors or less in each."""
+    partition = partition_bytes(client)
+    return threads_each(client) * COPIES * min(partition, partition if most is None else most)
+
+
+def check_device_bytes(what: str, need: int, memory: int, where: str = "", remedy: str = REMEDY) -> None:
+    have = int(DEVICE * memory)
+    if need > have:
+        raise MemoryForecastError(
+            f"{what} takes {format_bytes(need)} of a device, which has {format_bytes(have)} for it",
+            where=where,
+            remedy=remedy,
+        )
+
+
+def device_room(memory: int, share: float, need: int) -> int:
+    """Bytes of a device that rows may take which stay there: a `share` of its memory, as far as `need` leaves it.
+
+    Examples
+    --------
+    >>> device_room(1000, 0.6, 100), device_room(1000, 0.6, 700), device_room(1000, 0.6, 900)
+    (600, 100, 0)
+    """
+    return max(0, int(min(share * memory, DEVICE * memory - need)))
+
+
+def partition_bytes(client: Client | None) -> int:
+    """Bytes of float32 vectors in a partition: as configured, or half of what fits the memory of a task.
+
+    Raises
+    ------
+    MemoryForecastError
+        Not even a small partition fits; the workers would wait for memory for ever.
+    """
+    configured, have = config.get_bytes("partition-bytes"), resources.memory_per_task(client)
+    if have is None:
+        return configured
+    if have < 2 * COPIES * LEAST:
+        raise MemoryForecastError(
+            f"the workers' memory is too small: {format_bytes(have)} are left for each task",
+            where="--memory-limit",
+            expected=f"{format_bytes(2 * COPIES * LEAST)} at least, beside {format_bytes(resources.BASE)} for Python and "
+            "its libraries in each worker",
+            remedy="give workers a higher --memory-limit, such as 1GiB, or fewer --threads-per-worker",
+        )
+    return min(configured, have // (2 * COPIES))

@@ -1,0 +1,248 @@
+"""Extend old clusters by the rows of new ones that were kept.
+
+The files of the old clusters stay as they are: others are written beside them, and the manifest, which tells of them,
+is replaced last. Until then they are nobody's, and the next append removes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dask import delayed
+from distributed import Client
+from upath import UPath
+
+from daskmeans import config
+from daskmeans.buckets.buckets import CENTROID, Buckets, Part, lean_of
+from daskmeans.buckets.writer import remove_files, write_files
+from daskmeans.duplicates.against import refuse_fallen
+from daskmeans.duplicates.result import decision_files
+from daskmeans.duplicates.settings import Settings
+from daskmeans.errors import DataError, OutputError, UsageError
+from daskmeans.runtime import executor
+from daskmeans.runtime.client import log_event, logger, task_key
+from daskmeans.storage import diskspace, lock, manifest, objectstore
+from daskmeans.storage.signature import CHECKED
+from daskmeans.vectors.files import Input, reached, reading
+
+
+def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) -> None:
+    """Make sure that rows of `new` can be appended to the clusters `against` which they are held.
+
+    Raises
+    ------
+    UsageError
+    """
+    if len(against) != 1 or out is None:
+        found = "no directory for the decisions is given" if out is None else f"{len(against)} clusters are given"
+        raise UsageError(
+            found,
+            where="--append" if out is None else "--append, --against",
+            expected="one --against, the clusters that rows are appended to, and --out",
+        )
+    old = against[0]
+    models = [each.manifest["inputs"].get("model") for each in (old, new)]
+    for each, model in zip((old, new), models, strict=True):
+        if model is None:
+            raise UsageError(
+                "it is not known which model these rows were assigned with",
+                where=str(each.path),
+                expected="clusters that `daskmeans assign` or `daskmeans run` has written",
+                remedy="run `daskmeans assign` with the model on disk",
+            )
+    if models[0] != models[1]:
+        raise UsageError(
+            "these rows were assigned with another model",
+            where=str(new.path),
+            expected=f"the model of {old.path}",
+            remedy="run `daskmeans assign` with that model on the new rows",
+        )
+    if told := _differences(new.schema(), old.schema()):
+        raise UsageError(
+            f"the columns are others: {'; '.join(told)}",
+            where=str(new.path),
+            expected=f"the columns of {old.path}",
+            remedy="run `daskmeans assign` on the new rows as it was run on the old ones: "
+            "--id-field, --embedding-field, --embedding-dtype, --metadata-field",
+        )
+
+
+def _differences(new: pa.Schema, old: pa.Schema) -> list[str]:
+    """What columns `new` has that `old` has not, or otherwise; their order does not count."""
+    types = [{field.name: _stored(field.type) for field in schema if field.name != CENTROID} for schema in (new, old)]
+    return [
+        f"there is no {name!r}"
+        if name not in types[0]
+        else f"{name!r} is there too"
+        if name not in types[1]
+        else f"{name!r} is {types[0][name]}, not {types[1][name]}"
+        for name in {**types[1], **types[0]}
+        if types[0].get(name) != types[1].get(name)
+    ]
+
+
+def _stored(type_: pa.DataType) -> pa.DataType:
+    """`type_`, with one for all kinds of strings."""
+    kinds = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+    return pa.string() if any(is_kind(type_) for is_kind in kinds) else type_
+
+
+def is_appended(
+    old: Buckets,
+    new: Buckets,
+    settings: Settings,
+    decisions: UPath,
+    client: Client | None,
+    storage_options: Mapping[str, Any] | None,
+) -> bool:
+    """Whether `old` holds the kept rows of `new` already, by the decisions with these settings in `decisions`.
+
+    Raises
+    ------
+    UsageError
+        It holds them by other decisions.
+    DataError
+        A row went for one that is dropped.
+    """
+    made = manifest.identity(new.manifest)
+    for batch in old.manifest.get("appended", []):
+        if batch["made"] != made:
+            continue
+        found = manifest.peek(decisions)
+        if found and found["finished"] and manifest.identity(found) == batch["decided"] and _same(settings, found):
+            refuse_fallen(decisions, client, storage_options)
+            logger.info("%s rows are appended already: %s", f"{batch['rows']:,}", old.path)
+            return True
+        raise UsageError(
+            f"rows of {new.path} are in there already",
+            where=str(old.path),
+            expected=f"the command that appended them, with the decisions in {batch['decisions']}",
+            remedy="to decide otherwise, assign all rows anew",
+        )
+    return False
+
+
+def _same(settings: Settings, found: dict[str, Any]) -> bool:
+    return not manifest.changes({"settings": found["settings"]}, asdict(settings), {})
+
+
+def is_decided(settings: Settings, inputs: dict[str, Any], decisions: UPath) -> bool:
+    """Whether finished decisions with these settings and inputs are in the directory `decisions`."""
+    found = manifest.peek(decisions)
+    wanted = manifest.identity({"step": "dedup", "settings": asdict(settings), "inputs": inputs})
+    return found is not None and found["finished"] and manifest.identity(found) == wanted
+
+
+def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) -> None:
+    """Extend `old` by the rows of `new` that `decisions`, made on them held against `old`, keep.
+
+    Raises
+    ------
+    OutputError
+        `old` has changed since it was opened, or another run is writing it.
+    """
+    appended = old.manifest.get("appended", [])
+    with diskspace.explained(old.path), lock.hold(old.path) as mine:
+        _refuse_changed(old)
+        remove_files(old.path, len(appended) + 1)
+        keep = _kept(decisions, new.rows, client)
+        files = _write(old, new, keep, len(appended) + 1, client)
+        rows = sum(file["rows"] for file in files)
+        manifest.check_rows("append", int(keep.sum()), written=rows)
+        batch = {
+            "clusters": str(new.path),
+            "made": manifest.identity(new.manifest),
+            "decisions": str(decisions),
+            "decided": manifest.identity(manifest.read(decisions, "dedup")),
+            "rows": rows,
+        }
+        outputs = [*old.manifest["outputs"], *files]
+        facts = {
+            "rows": old.rows + batch["rows"],
+            "n_clusters": len({centroid for file in outputs for centroid, *_ in file["clusters"]}),
+            "outputs": outputs,
+            "appended": [*appended, batch],
+        }
+        objectstore.flush(old.path)
+        _refuse_changed(old)
+        mine.check()
+        manifest.write(old.path, old.manifest | facts)
+    log_event("daskmeans", {"step": "append", "out": str(old.path), "rows": batch["rows"]}, client)
+
+
+def _refuse_changed(old: Buckets) -> None:
+    if manifest.identity(manifest.read(old.path, "assign")) != manifest.identity(old.manifest):
+        raise OutputError(
+            "the clusters have changed since the new rows were held against them",
+            where=str(old.path),
+            expected="the clusters that the new rows were held against",
+            remedy="run the command again with --overwrite",
+        )
+
+
+def _kept(decisions: UPath, rows: int, client: Client | None) -> np.ndarray:
+    """Which rows stay, in the order in which they lie in the clusters, as decisions do."""
+    read = delayed(_read_keep, pure=False)
+    tasks = [read(file, dask_key_name=task_key("append-read")) for file in decision_files(decisions)]
+    keep = np.concatenate(executor.compute(tasks, client=client))
+    if len(keep) != rows:
+        raise DataError(
+            f"there are decisions on {len(keep):,} rows",
+            where=str(decisions),
+            expected=f"{rows:,}",
+            remedy="run the command again with --overwrite",
+        )
+    return keep
+
+
+def _read_keep(file: UPath) -> np.ndarray:
+    with reading(file):
+        return pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["keep"])["keep"].to_numpy()
+
+
+def _write(old: Buckets, new: Buckets, keep: np.ndarray, number: int, client: Client | None) -> list[dict[str, Any]]:
+    """Write the rows of `new` to `keep` beside the files of `old`; the new files' entries in the manifest."""
+    ends = accumulate((part.rows for part in new.parts), initial=0)
+    most = config.get_bytes("bucket-bytes") // (4 * new.dimension)
+    schema, write = old.schema(), delayed(_write_part, pure=False)
+    tasks = [
+        write(lean_of(old), lean_of(new), part, keep[slice(*rows)], schema, most, i, number,
+              dask_key_name=task_key("append-write"))
+        for i, (part, rows) in enumerate(zip(new.parts, pairwise(ends), strict=True))
+    ]  # fmt: skip
+    try:
+        return [file for files in executor.compute(tasks, "append", client) for file in files]
+    except BaseException:
+        remove_files(old.path, number)
+        raise
+
+
+def _write_part(
+    old: Buckets, new: Buckets, part: Part, keep: np.ndarray, schema: pa.Schema, most: int, i: int, number: int
+) -> list[dict[str, Any]]:
+    tables = _kept_rows(new, part, keep, schema, max(1, most))
+    with reached(old.path):
+        return write_files(old.path, tables, old.layout, old.embedding_field, i, number)
+
+
+def _kept_rows(
+    buckets: Buckets, part: Part, keep: np.ndarray, schema: pa.Schema, most: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of `part` to `keep`, by cluster, in tables of at most `most` rows with the columns of `schema`."""
+    names = [name for name in schema.names if name != CENTROID]
+    slices = [(cluster, start, min(start + most, cluster.rows))
+              for cluster in part.clusters for start in range(0, cluster.rows, most)]  # fmt: skip
+    ends = accumulate((stop - start for _, start, stop in slices), initial=0)
+    wanted = [(piece, keep[slice(*rows)]) for piece, rows in zip(slices, pairwise(ends), strict=True)]
+    wanted = [(piece, mask) for piece, mask in wanted if mask.any()]
+    tables = buckets.read_each_slice([piece for piece, _ in wanted], names)
+    for ((cluster, _, _), mask), stored in zip(wanted, tables, strict=True):
+        table = stored.filter(pa.array(mask))
+        table = table.append_column(CENTROID, pa.array(np.full(len(table), cluster.centroid, np.int32)))
+        yield cluster.centroid, table.select(schema.names).cast(schema)

@@ -1,0 +1,235 @@
+"""Write the kept rows of the original files, in their own format."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from dask import delayed
+from distributed import Client
+from upath import UPath
+
+from daskmeans.duplicates.against import refuse_fallen
+from daskmeans.duplicates.lookup import Lookup, read_lookup
+from daskmeans.duplicates.memory import check_apply
+from daskmeans.duplicates.rewrite import Rewritten, rewrite
+from daskmeans.errors import DataError, UsageError
+from daskmeans.runtime import executor
+from daskmeans.runtime.client import current_client
+from daskmeans.storage import manifest
+from daskmeans.storage.step import open_step
+from daskmeans.vectors import npy
+from daskmeans.vectors.files import (
+    Input,
+    common_parent,
+    directories,
+    facts,
+    format_of,
+    inside,
+    listed,
+    open_path,
+    refuse_overlap,
+)
+from daskmeans.vectors.listing import find_files
+from daskmeans.vectors.rejects import LIST, write_rejects
+from daskmeans.vectors.source import open_source
+
+
+def apply(
+    decisions: Input,
+    inputs: Input | Sequence[Input],
+    out: Input,
+    *,
+    id_field: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    on_bad_row: str = "error",
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> dict[str, Any]:
+    """Write the kept rows of the original files to `out`.
+
+    Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. Row groups larger than
+    32 MiB become several. File names, directories and the order of rows stay as they are; the originals are not
+    touched.
+
+    Parameters
+    ----------
+    decisions : path
+        Directory that `dedup` wrote.
+    inputs : path or sequence of paths
+        The files from which the rows came: a file, a directory, a glob or a list of these.
+    out : path
+        Directory to be made, outside the inputs.
+    id_field : str, optional
+        Column of the ids. Default: the one that the decisions were made by, and no other is taken. The ids of ``.npy``
+        files are the numbers of their rows, counted through all files.
+    storage_options : dict, optional
+        Options of the filesystem.
+    on_bad_row : {"error", "skip"}, default "error"
+        What to do with a row without a decision: stop, or leave it out and record it in ``_rejects/rejects.parquet``.
+    overwrite : bool, default False
+        Replace a finished output.
+    client : distributed.Client, optional
+        Where to run. Default: the current client, else this process.
+
+    Returns
+    -------
+    dict
+        ``rows`` read, ``kept``, ``removed``, ``rejected`` and ``files``.
+
+    Raises
+    ------
+    UsageError
+        `id_field` is not the column that the decisions were made by.
+    DataError
+        A row has no decision, or a decision no row. Or rows went for one of other clusters that is dropped by now.
+    OutputError
+        `out` is in the way, or inside an input.
+    MemoryForecastError
+        The decisions do not fit into the memory of a worker, or rows beside them.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-apply/in/rows.jsonl").write_text(lines)
+    >>> km = dkm.KMeans(n_clusters=2)
+    >>> result = dkm.run("memory://doctest-apply/in", "memory://doctest-apply/out", km, threshold=0.9, overwrite=True)
+    >>> counts = dkm.apply(result.path, "memory://doctest-apply/in", "memory://doctest-apply/kept", overwrite=True)
+    >>> counts["kept"], UPath("memory://doctest-apply/kept/rows.jsonl").read_text().splitlines()[0]
+    (2, '{"id": "b", "v": [1.0, 0.1]}')
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
+    client = current_client(client)
+    folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
+    decided = manifest.read(folder, "dedup")
+    id_field = _id_field(decided, id_field, folder)
+    files = find_files(inputs, storage_options)
+    if format_of(files[0]) == "npy":
+        _check_numbered(inputs, id_field, storage_options, decided)
+    given = listed(inputs)
+    roots = directories(inputs, storage_options)
+    refuse_overlap(target, [*roots, *files])
+    names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
+    refuse_fallen(folder, client, storage_options)
+    settings = {"id_field": id_field, "on_bad_row": on_bad_row}
+    described = {"decisions": str(folder), "files": [str(file) for file in files]}
+    need = sum(facts(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
+    with open_step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
+        lookup = read_lookup(folder)
+        room = check_apply(lookup.nbytes, str(folder), client)
+        done = _rewrite_all(
+            files, [inside(target, name) for name in names], id_field, lookup, on_bad_row == "skip", room, client
+        )
+        rejects = pa.concat_tables([one.rejects for one in done])
+        if on_bad_row == "error":
+            _check_all_met(lookup, done, ", ".join(str(one) for one in given))
+        elif len(rejects):
+            write_rejects(rejects, target, "apply", sum(one.rows for one in done))
+        rows, kept = sum(one.rows for one in done), sum(one.kept for one in done)
+        removed = sum(one.removed for one in done)
+        manifest.check_rows("apply", rows, kept=kept, removed=removed, rejected=len(rejects))
+        summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
+        step.facts |= {"counts": summary}
+    return summary
+
+
+def _id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
+    """The column of ids by which the decisions in `folder` were made, which must be the `given` one if there is any."""
+    known = decided.get("id_field")
+    if known is None:  # decisions of before that was noted, whose clusters may be there
+        made = decided["inputs"]
+        clusters = manifest.peek(open_path(made["clusters"], folder.storage_options)) or {}
+        same = clusters.get("finished") and manifest.identity(clusters | {"appended": []}) == made.get("made")
+        known = clusters["id_field"] if same else given or "id"
+    if given not in (None, known):
+        raise UsageError(
+            f"the decisions were made by another column than {given!r}",
+            where="--id-field",
+            expected=repr(known),
+            remedy="leave --id-field out",
+        )
+    return str(known)
+
+
+def _check_numbered(
+    inputs: Input | Sequence[Input], id_field: str, storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
+) -> None:
+    """Refuse ``.npy`` files that are not those of the decisions, in their order: ids are numbers of rows there."""
+    then = decided["inputs"]["fingerprint"]  # not known of clusters that were written from Python
+    if then is None:
+        return
+    source = open_source(inputs, id_field=id_field, storage_options=storage_options)
+    if source.fingerprint() != then:  # which the name of the ids is part of
+        raise DataError(
+            "these are not the files that the rows were decided from, or they come in another order or have changed",
+            where=", ".join(map(str, listed(inputs))),
+            expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
+            remedy="name the input as it was named there",
+        )
+
+
+def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
+    """Names of `files` below `root`, or else below the directory that all of them have in common."""
+    paths = [file.path for file in files]
+    base = common_parent(paths) if root is None else root.path.rstrip("/") + "/"
+    names = [path.removeprefix(base) for path in paths]
+    if LIST in names:
+        raise UsageError(f"an input is called {LIST}, like the list of rejected rows", where=base, remedy="rename it")
+    return names
+
+
+def _rewrite_all(
+    files: list[UPath], targets: list[UPath], id_field: str, lookup: Lookup, skip: bool, room: int | None,
+    client: Client | None,
+) -> list[Rewritten]:  # fmt: skip
+    firsts = np.zeros(len(files), np.int64)
+    if format_of(files[0]) == "npy":
+        firsts[1:] = np.cumsum([npy.survey(file, None, id_field).rows for file in files])[:-1]
+    shared = executor.share(lookup, client)
+
+    def rewritten(chosen: list[int], taken: dict[int, np.ndarray]) -> list[Rewritten]:
+        task, key = delayed(rewrite, pure=False), f"apply-{uuid.uuid4().hex}"
+        tasks = [
+            task(
+                files[i], targets[i], id_field, int(firsts[i]), shared, skip, room, taken.get(i),
+                dask_key_name=f"{key}-{i}",
+            )
+            for i in chosen
+        ]  # fmt: skip
+        return executor.compute(tasks, label="apply", client=client)
+
+    done = rewritten(list(range(len(files))), {})
+    # Files are written side by side; those that repeat ids of earlier files are written again, without these.
+    again = _repeated([one.met for one in done])
+    for i, one in zip(again, rewritten(list(again), again), strict=True):
+        done[i] = one
+    return done
+
+
+def _repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
+    """For each file that meets decisions which an earlier file has met: these decisions."""
+    files = np.repeat(np.arange(len(met)), [len(one) for one in met])
+    places = np.concatenate(met)
+    later = np.ones(len(places), bool)
+    later[np.unique(places, return_index=True)[1]] = False  # files come in order, so the first is the earliest
+    return {int(i): places[later & (files == i)] for i in np.unique(files[later])}
+
+
+def _check_all_met(lookup: Lookup, done: list[Rewritten], where: str) -> None:
+    """Make sure that each decision has met one row; as no row was without a decision, count and checksum tell."""
+    rows = sum(one.rows for one in done)
+    total = sum(one.checksum for one in done) % 2**64
+    if rows == len(lookup.hashes) and total == lookup.checksum():
+        return
+    raise DataError(
+        f"{rows:,} rows for {len(lookup.hashes):,} decisions{'' if rows < len(lookup.hashes) else ': some ids repeat'}",
+        where=where,
+        expected="each decision to meet one row",
+        remedy="pass all the files that were deduplicated and no others, or --on-bad-row skip for those that are there",
+    )

@@ -1,0 +1,153 @@
+"""The step `assign`: every row gets its cluster and its distances, and rows lie together by cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from upath import UPath
+
+from daskmeans.buckets.buckets import Buckets, open_buckets
+from daskmeans.buckets.external_sort import regroup
+from daskmeans.duplicates.decisions import NOTES
+from daskmeans.errors import DataError
+from daskmeans.kmeans.assign import assign as assign_rows
+from daskmeans.kmeans.assign import refuse_reserved
+from daskmeans.kmeans.centroid_index import TARGET, Index
+from daskmeans.kmeans.centroid_index import check as check_assign
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.runtime.client import current_client, logger
+from daskmeans.storage import manifest
+from daskmeans.storage.step import check_free, open_step
+from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.vectors.ids import check_ids
+from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.rejects import PARTS, gather_rejects
+from daskmeans.vectors.source import Source
+
+
+def assign_files(
+    inputs: Any,
+    model: str | UPath,
+    out: str | UPath,
+    reading: Reading = DEFAULTS,
+    *,
+    layout: str = "bucketed",
+    embedding_dtype: str = "float32",
+    assign: str = "exact",
+    assign_recall: float = TARGET,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> Buckets:
+    """Assign every row of files of embeddings to a cluster of the model directory `model`; write buckets into `out`.
+
+    Parameters
+    ----------
+    inputs, out, reading, overwrite, client
+        As in :func:`fit`.
+    model : str or UPath
+    layout : {"bucketed", "hive"}, default "bucketed"
+    embedding_dtype : {"float32", "float16"}, default "float32"
+    assign : {"exact", "ann"}, default "exact"
+        "ann": by an index over the centroids, for very many of them. What share of the labels is exact is measured, and
+        stands in the manifest as ``ann``.
+    assign_recall : float, default 0.99
+        The share that an index aims at.
+
+    Raises
+    ------
+    UsageError, DataError
+        Among others: the rows have another dimension than the model; an id occurs twice.
+    """
+    client = current_client(client)
+    settings = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
+    km, path = KMeans.load(reading.path(model)), reading.path(out)
+    source = reading.open(inputs, client, allow_zero=not km.normalize)
+    refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
+    if source.dimension != km.n_features_in_:
+        raise DataError(
+            f"the vectors have {source.dimension} dimensions",
+            where=str(source.files[0]),
+            expected=f"{km.n_features_in_}, as the model {model} has",
+            remedy="use the model that was fitted on these embeddings, or fit a new one",
+        )
+    check_free(path, "assign", overwrite=overwrite)
+    refuse_reserved([source.id_field, *source.metadata_fields])
+    source = check_ids(source, reading.on_bad_row, client)
+    assign_step(source, km, reading.path(model), path, settings, overwrite, client)
+    return open_buckets(path)
+
+
+def assign_step(
+    source: Source,
+    km: KMeans,
+    model: UPath,
+    path: UPath,
+    settings: dict[str, Any],
+    overwrite: bool,
+    client: Client | None,
+) -> None:
+    if appended := (manifest.peek(path) or {}).get("appended") if overwrite else None:
+        count = f"{sum(batch['rows'] for batch in appended):,}"
+        logger.warning("%s: %s appended rows are not in the new clusters: append them again", path, count)
+    with open_step(
+        path,
+        "assign",
+        settings,
+        assign_inputs(source, model),
+        overwrite=overwrite,
+        keep=[NOTES],  # of decisions on the same rows, should these be assigned once more
+        need=clusters_bytes(source, settings["embedding_dtype"]),
+        client=client,
+    ) as step:
+        rows, vectors = source.rejecting_to(path / PARTS).frame(), source.embedding_field
+        how: str | Index = settings["assign"]
+        if how == "ann":  # from rows whose rejects are not listed a second time
+            sampled = source.vectors_only().frame()
+            how = km.build_index(sampled, column=vectors, recall=settings["assign_recall"], client=client)
+            step.facts["ann"] = how.facts
+        frame = assign_rows(rows, km, column=vectors, dtype=settings["embedding_dtype"], assign=how)
+        step.facts |= regroup(
+            frame, path, layout=settings["layout"], id_field=source.id_field, embedding_field=vectors, client=client
+        )
+        rejected = step.facts["rejected"] = gather_rejects(path, "assign", source.rows)
+        source.check_unchanged()
+        manifest.check_rows("assign", source.rows, written=step.facts["rows"], rejected=rejected)
+
+
+def assign_settings(
+    reading: Reading, layout: str, embedding_dtype: str, assign: str, assign_recall: float
+) -> dict[str, Any]:
+    """What determines the clusters besides the input and the model.
+
+    Raises
+    ------
+    UsageError
+        Rows cannot be assigned in this way; MissingExtraError if that takes a package.
+    """
+    check_assign(assign, assign_recall)
+    return {
+        "assign": assign,
+        "assign_recall": assign_recall if assign == "ann" else None,
+        "layout": layout,
+        "embedding_dtype": embedding_dtype,
+        "id_field": reading.id_field,
+        "embedding_field": reading.embedding_field,
+        "metadata_fields": list(reading.metadata_fields),
+        "on_bad_row": reading.on_bad_row,
+    }
+
+
+def clusters_bytes(source: Source, dtype: str) -> int:
+    """Bytes that clusters of the rows of `source` take while they are written, without their ids and metadata.
+
+    The vectors lie there twice: in runs, and in the files that are merged from them.
+    """
+    return 2 * source.rows * source.dimension * np.dtype(dtype).itemsize
+
+
+def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
+    """What clusters are made from."""
+    used = manifest.identity(manifest.read(model, "fit"))
+    return source.identity() | {"model": used}

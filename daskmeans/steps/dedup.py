@@ -1,0 +1,292 @@
+"""Find near-duplicates and decide which rows stay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+from distributed import Client
+from upath import UPath
+
+from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
+from daskmeans.duplicates.against import Against, open_against
+from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, temporary
+from daskmeans.duplicates.ranking import check_columns
+from daskmeans.duplicates.result import DedupResult
+from daskmeans.duplicates.settings import LEAST_FLOOR, Settings, chosen, dedup_settings
+from daskmeans.duplicates.within import check_memory, search_inside
+from daskmeans.errors import MemoryForecastError, UsageError
+from daskmeans.pairs.join import find_edges
+from daskmeans.pairs.plan import n_pairs, try_exact
+from daskmeans.pairs.store import PAIRS, stored_floor
+from daskmeans.runtime import progress
+from daskmeans.runtime.client import current_client, logger
+from daskmeans.steps.append import append as append_kept
+from daskmeans.steps.append import check_append, is_appended, is_decided
+from daskmeans.storage import manifest
+from daskmeans.storage.step import open_step
+from daskmeans.vectors.files import Input, listed, open_path, refuse_overlap
+
+# Bytes that a decision takes on disk, about.
+ROW_BYTES = 16
+
+
+def dedup(
+    clusters: Input,
+    threshold: float | None = None,
+    *,
+    eps: float | None = None,
+    out: Input | None = None,
+    keep: str | Sequence[str] = "hard",
+    rule: str = "survivors",
+    search: str = "auto",
+    probes: int = 1,
+    floor: float | None = None,
+    against: Input | Sequence[Input] = (),
+    append: bool = False,
+    random_state: int = 42,
+    storage_options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> DedupResult:
+    """Find near-duplicates and decide which rows stay.
+
+    Rows of a cluster are ranked; of two duplicates the earlier-ranked one stays. A pair's score is the float64 dot
+    product of the two normalised rows, rounded to float32, at most 1 (exactly 1 for copies); duplicates score at
+    least the threshold, rounded to float32 too.
+
+    Parameters
+    ----------
+    clusters : path
+        Directory that `assign` wrote, in either layout.
+    threshold : float
+        Cosine similarity in [0, 1] from which two rows are duplicates. Give this or `eps`.
+    eps : float
+        1 - threshold.
+    out : path, optional
+        Directory for the decisions. Default: a temporary one on this machine, for as long as Python runs.
+    keep : str or sequence of str, default "hard"
+        How rows are ranked: ``hard`` (farthest from the centroid first), ``easy`` (nearest first), ``random``, or
+        columns as ``COLUMN:asc`` or ``COLUMN:desc``. Ids break ties.
+    rule : {"survivors", "semdedup"}, default "survivors"
+        ``survivors`` drops a row when an earlier-ranked row that itself stays is similar enough, so that every dropped
+        row has a living twin; ``semdedup`` when any earlier-ranked row is (Abbas et al., arXiv:2303.09540).
+    search : {"auto", "exact", "clusters"}, default "auto"
+        ``exact`` compares all rows and finds every pair, whatever the clusters. ``clusters`` compares rows inside their
+        cluster, and measures on a sample of ``daskmeans.recall-sample`` rows which share of the duplicates this finds.
+        ``auto`` is ``exact`` up to ``daskmeans.exact-pairs`` pairs (those of two million rows), and from thresholds of
+        0.5 on. The choice and how long the exact search would take are logged.
+    probes : int, default 1
+        Clusters with whose rows each row is compared inside clusters: its own, and the nearest others (by the means of
+        their rows). With more than one, and with an exact search, pairs are stored, so that :meth:`DedupResult.at` can
+        decide again without searching; where no earlier-ranked row reaches the floor, ``max_id`` and
+        ``cosine_sim_score`` are null.
+    floor : float, optional
+        The score from which pairs are stored. Default: the threshold.
+    against : path or sequence of path, optional
+        More clusters, of rows that stay: those of `clusters` are compared with them too, and go if they duplicate one.
+        Only the rows of `clusters` are decided. Takes an exact search, and ids that are in one of them only. What was
+        dropped takes no part: of clusters on which decisions were made, the rows count that all of these keep, and
+        those appended since. To go by some of several decisions, name their directory instead of the clusters.
+    append : bool, default False
+        Then add the rows of `clusters` that are kept to those `against` which they were held, so that the next rows are
+        held against them too. Both must have been assigned with the same model and have the same columns. Files are
+        added, none is changed but the manifest, last: who reads sees the old clusters or the extended ones. An
+        interrupted call is made again as it was; one that is done does nothing more. Takes one `against`, and `out`.
+        Extended clusters are not deduplicated any more, as rows of the batch have gone for rows that stay in them.
+    random_state : int, default 42
+        Seed of the order ``random`` and of the sample.
+    storage_options : dict, optional
+        Options of the filesystem.
+    overwrite : bool, default False
+        Replace finished decisions in `out`.
+    client : distributed.Client, optional
+        Where to run. Default: the current client, else this process.
+
+    Returns
+    -------
+    DedupResult
+
+    Raises
+    ------
+    UsageError
+        An argument is out of its range or unknown; `clusters` is not an output of `assign`; `out` is in the way.
+    MemoryForecastError
+        The largest cluster would not fit into a worker's memory.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-dedup/in/rows.jsonl").write_text(lines)
+    >>> rows = dkm.read_embeddings("memory://doctest-dedup/in")
+    >>> assigned = dkm.assign(rows, dkm.KMeans(n_clusters=2).fit(rows))
+    >>> _ = dkm.write_buckets(assigned, "memory://doctest-dedup/clusters", overwrite=True)
+    >>> sorted(dkm.dedup("memory://doctest-dedup/clusters", threshold=0.9).kept["id"].compute())
+    ['b', 'c']
+    """
+    settings = dedup_settings(threshold, eps, keep, rule, search, probes, floor, random_state)
+    buckets = open_buckets(open_path(clusters, storage_options))
+    if not buckets.rows:
+        raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
+    check_columns(settings.keep, _orderable(buckets))
+    _refuse_extended(buckets)
+    held_against = [open_against(path, storage_options) for path in listed(against)]
+    others = [each.buckets for each in held_against]
+    _check_others(buckets, others, settings)
+    if append:
+        check_append(buckets, others, out)
+    client = current_client(client)
+    settings = _chosen(settings, [buckets, *others], client)
+    if not settings.stores_pairs:
+        check_memory(buckets, client)
+    target = temporary() if out is None else open_path(out, storage_options)
+    decisions = [path for each in held_against for path in each.decisions]
+    refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
+    if append and is_appended(others[0], buckets, settings, target, client, storage_options):
+        return DedupResult(target, buckets.path)
+    inputs = dedup_inputs(buckets, [each.described() for each in held_against])
+    if not (append and is_decided(settings, inputs, target)):
+        _decide(buckets, held_against, settings, target, inputs, overwrite, client, noted=out is not None)
+    if append:
+        append_kept(others[0], buckets, target, client)
+    return DedupResult(target, buckets.path)
+
+
+def _decide(
+    buckets: Buckets,
+    against: Sequence[Against],
+    settings: Settings,
+    target: UPath,
+    inputs: dict[str, Any],
+    overwrite: bool,
+    client: Client | None,
+    *,
+    noted: bool,
+) -> None:
+    """Write the decisions into `target`, `noted` in the clusters."""
+    start = time.perf_counter()
+    others = [each.buckets for each in against]
+    kept = [PAIRS] if settings.stores_pairs else []
+    with open_step(
+        target,
+        "dedup",
+        asdict(settings),
+        inputs,
+        overwrite=overwrite,
+        keep=kept,
+        need=ROW_BYTES * buckets.rows,
+        client=client,
+    ) as step:
+        if settings.stores_pairs:
+            _refuse_shared_ids(buckets, others, client)
+            if stored_floor(target / PAIRS, inputs, settings) is None:
+                manifest.remove(target / PAIRS)
+                staying = [each.staying(client) for each in against]
+                find_edges([buckets, *others], settings, target / PAIRS, inputs, client, staying)
+            made = decide_stored(buckets, others, settings, inputs, target / PAIRS, target, start, client)
+        else:
+            made = search_inside(buckets, settings, target, start, client)
+        conclude(step, buckets, *made, noted=noted)
+
+
+def _chosen(settings: Settings, sources: Sequence[Buckets], client: Client | None) -> Settings:
+    """`settings` with a search; where that was left open, and not all rows will be compared, this is told."""
+    made = chosen(settings, n_pairs(sources), len(sources) > 1)
+    if settings.search == "auto" and made.search == "clusters" and made.probes == 1:
+        logger.info(
+            "search clusters: rows are compared inside their cluster only; comparing all %s pairs of rows%s: --search "
+            "exact does it, --probes 5 compares near clusters too",
+            progress.compact(n_pairs(sources)),
+            _would_take(sources, made.floor, client),
+        )
+    return made
+
+
+def _would_take(sources: Sequence[Buckets], floor: float, client: Client | None) -> str:
+    """How long an exact search would take, where that can be said."""
+    if floor < LEAST_FLOOR:
+        return ""
+    try:
+        return f" would take about {progress.duration(try_exact(sources, floor, client).seconds)}"
+    except MemoryForecastError:
+        return " would take workers with more memory"
+
+
+def _refuse_extended(buckets: Buckets) -> None:
+    """Refuse clusters that were extended: rows of a batch went for some of theirs, which then must stay."""
+    if appended := buckets.manifest.get("appended"):
+        rows = sum(batch["rows"] for batch in appended)
+        raise UsageError(
+            f"{rows:,} rows of other clusters were appended to these, and some of theirs were dropped because a row "
+            "here stays: deciding anew could leave them without it",
+            where=str(buckets.path),
+            expected="clusters to which nothing was appended",
+            remedy="to decide otherwise, run or assign all rows together, old and new, with another --out",
+        )
+
+
+def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: Settings) -> None:
+    """Make sure that rows of `buckets` can be held against `others`."""
+    if others and (settings.search == "clusters" or settings.probes > 1):
+        raise UsageError(
+            "inside clusters rows are not held against others",
+            where="--against",
+            remedy="add --search exact, without --probes",
+        )
+    for i, each in enumerate(others):
+        if not each.rows:
+            raise UsageError("the clusters hold no rows", where=f"--against {each.path}", remedy="leave them out")
+        if each.dimension != buckets.dimension:
+            raise UsageError(
+                f"its vectors have {each.dimension} dimensions", where=str(each.path), expected=f"{buckets.dimension}"
+            )
+        if not _alike(*(_orderable(one).field(one.id_field).type for one in (each, buckets))):
+            raise UsageError(
+                f"its ids are {_orderable(each).field(each.id_field).type}",
+                where=f"--against {each.path}",
+                expected=f"{_orderable(buckets).field(buckets.id_field).type}, as in {buckets.path}",
+            )
+        if each.path in [buckets.path, *(other.path for other in others[:i])]:
+            raise UsageError(
+                "the same clusters are named twice", where=f"--against {each.path}", remedy="name them once"
+            )
+
+
+def _alike(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether ids of these types can be told apart: the same integers, or strings of any kind."""
+    return one == other or not (pa.types.is_integer(one) or pa.types.is_integer(other))
+
+
+def _refuse_shared_ids(buckets: Buckets, others: Sequence[Buckets], client: Client | None) -> None:
+    """Refuse an id that is in two of the clusters: decisions name rows by their ids."""
+    sources = [buckets, *sorted(others, key=lambda each: each.rows)]  # ids of the last, the most, are not held
+    for i, one in enumerate(sources[:-1]):
+        ids = read_ids(one, client)
+        for other in sources[i + 1 :]:
+            shared = find_ids(other, ids, client)
+            if len(shared):
+                raise _shared(shared["id"][0].as_py(), one, other, new=one is buckets)
+
+
+def _shared(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> UsageError:
+    """What to say of an id that two clusters have, the first of which may be the `new` rows."""
+    expected, remedy = (
+        (
+            "ids that tell new rows from old ones",
+            "give the new rows other ids (rows of .npy files are numbered from 0: write Parquet with ids)",
+        )
+        if new
+        else ("ids that are in one of them only", "give the rows of one other ids, or leave one out of --against")
+    )
+    return UsageError(f"the id {id_!r} is in both", where=f"{one.path}, {other.path}", expected=expected, remedy=remedy)
+
+
+def _orderable(buckets: Buckets) -> pa.Schema:
+    """Schema of the columns by which rows can be ranked."""
+    names = [buckets.id_field, *buckets.metadata_fields, L2, COSINE]
+    return buckets.read(min(buckets.clusters(), key=lambda cluster: cluster.rows), names).schema

@@ -1,0 +1,171 @@
+"""The step that fits a model on files: what it depends on, what it refuses, and where it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from upath import UPath
+
+from daskmeans import config
+from daskmeans.errors import DaskmeansError, UsageError
+from daskmeans.kmeans.engine.checkpoints import CHECKPOINTS, Checkpoints
+from daskmeans.kmeans.engine.seeding import is_path, resolve_init
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.kmeans.memory import check_fit
+from daskmeans.kmeans.model import CENTROIDS, MODEL
+from daskmeans.kmeans.params import seed_from
+from daskmeans.kmeans.values import check_flag, plain
+from daskmeans.runtime.client import current_client
+from daskmeans.storage import manifest
+from daskmeans.storage.step import open_step
+from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.vectors.ids import check_ids
+from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.rejects import PARTS, gather_rejects
+from daskmeans.vectors.source import Source
+
+# Centroids in an output and in two checkpoints, each of which holds them three times.
+COPIES = 7
+
+
+def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> KMeans:
+    """An estimator with the parameters of `model`, and values for paths and None, to compare with an earlier run's.
+
+    `out` is what is going to be written, and `path` the directory of the model in it.
+    """
+    check_flag("overwrite", overwrite)
+    model.check_params()  # before the files are looked at
+    init = resolve_init(model.init, model.n_clusters, reading.storage_options)
+    if isinstance(init, np.ndarray) and is_path(model.init):  # it would be gone when the fit goes on
+        refuse_overlap(out, [reading.path(model.init)])
+    state = _drawn_before(path, overwrite) if model.random_state is None else model.random_state
+    return type(model)(**model.get_params() | {"init": init, "random_state": seed_from(state)})
+
+
+def adopt(model: KMeans, fitted: KMeans) -> None:
+    """Give `model` all that was found by fitting `fitted`, in the place of what it had; its parameters stay."""
+    found = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
+    kept = {name: value for name, value in vars(model).items() if not name.endswith("_")}
+    vars(model).clear()
+    vars(model).update(kept | found)
+
+
+def _drawn_before(path: UPath, overwrite: bool) -> int | None:
+    """The seed of the fit that is in `path`, unless that is to be replaced."""
+    found = manifest.peek(path)
+    if found is None or found["step"] != "fit" or (found["finished"] and overwrite):
+        return None
+    return found["settings"].get("random_state")  # type: ignore[no-any-return]
+
+
+def refuse_misfit(source: Source, model: KMeans) -> None:
+    """Refuse a model that cannot be fitted on the rows of `source`."""
+    if source.rows < model.n_clusters:
+        raise UsageError(
+            f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
+            where="--n-clusters",
+            remedy=f"set --n-clusters to {source.rows:,} or less",
+        )
+    if isinstance(model.init, np.ndarray) and model.init.shape[1] != source.dimension:
+        raise UsageError(
+            f"the initial centroids have {model.init.shape[1]} dimensions",
+            where="--init",
+            expected=f"{source.dimension}, as the vectors in {source.files[0]} have",
+            remedy="give centroids or a model that was fitted on such embeddings",
+        )
+
+
+def fit_step(
+    source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None
+) -> None:
+    """Fit `model` on `source` and make the directory `path` of it, from a checkpoint if there is one."""
+    check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
+    settings, made_from = fit_settings(model, reading), source.identity()
+    need = COPIES * 4 * model.n_clusters * source.dimension
+    with open_step(
+        path, "fit", settings, made_from, overwrite=overwrite, resume=CHECKPOINTS, need=need, client=client
+    ) as step:
+        vectors = source.vectors_only()
+        checkpoints = Checkpoints(
+            path / CHECKPOINTS,
+            {"settings": settings, "inputs": made_from, "daskmeans": manifest.versions()["daskmeans"]},
+            max_iter=model.max_iter,
+            every=config.get("checkpoint-seconds"),
+        )
+        model.fit(
+            vectors.rejecting_to(path / PARTS).frame(),
+            column=source.embedding_field,
+            client=client,
+            checkpoints=checkpoints,
+        )
+        # Lazy, from rows whose rejects are not listed a second time.
+        model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
+        try:
+            source.check_unchanged()
+        except DaskmeansError:  # of rows that are gone no fit goes on
+            manifest.remove(path / CHECKPOINTS)
+            raise
+        step.facts |= model.write(path, source.fingerprint())
+        outputs = [{"path": CENTROIDS, "rows": len(model.cluster_centers_)}, {"path": MODEL}]
+        step.facts |= {"rows": source.rows, "rejected": gather_rejects(path, "fit", source.rows), "outputs": outputs}
+
+
+def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
+    """What determines a fit besides its input."""
+    params = {name: plain(value) for name, value in model.get_params().items()}
+    del params["max_samples_per_batch"]  # decides on memory alone, and may be what a fit was killed for
+    if isinstance(model.init, np.ndarray):
+        params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"
+    return params | {"embedding_field": reading.embedding_field, "on_bad_row": reading.on_bad_row}
+
+
+def fit(
+    inputs: Any,
+    out: str | UPath,
+    model: KMeans,
+    reading: Reading = DEFAULTS,
+    *,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> KMeans:
+    """Fit `model` on files of embeddings and write it into the directory `out`.
+
+    A fit that was interrupted, in whatever way, goes on from its last checkpoint when it is called again, and ends in
+    the same bits as one that was not.
+
+    Parameters
+    ----------
+    inputs : path or list of paths
+        Files, directories or globs: Parquet, JSONL or ``.npy``.
+    out : str or UPath
+    model : KMeans
+    reading : Reading, optional
+    overwrite : bool, default False
+        Replace a finished output, or an unfinished one of other settings or another input. One of the same goes on.
+    client : distributed.Client, optional
+
+    Returns
+    -------
+    KMeans
+        `model`, fitted; its parameters are what they were. A seed that was drawn is ``seed_``.
+
+    Raises
+    ------
+    UsageError, DataError, MemoryForecastError
+    OutputError
+        Among others: `out` holds an unfinished fit with other settings or of another input.
+    """
+    client = current_client(client)
+    path = reading.path(out)
+    settled = resolve(model, reading, path, path, overwrite)
+    source = reading.open(inputs, client, allow_zero=not model.normalize)
+    refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
+    refuse_misfit(source, settled)
+    if reading.on_bad_row == "skip":  # rows with the id of another one are bad too
+        source = check_ids(source, reading.on_bad_row, client)
+    fit_step(source, path, settled, reading, overwrite, client)
+    adopt(model, settled)
+    return model

@@ -1,0 +1,197 @@
+"""The steps over files: fit, assign, and ``run``, which does all and goes on where an earlier run has stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+from distributed import Client
+from upath import UPath
+
+from daskmeans.buckets.buckets import COSINE, L2, Buckets, as_of, index_facts, open_buckets
+from daskmeans.duplicates.decisions import dedup_inputs
+from daskmeans.duplicates.ranking import check_columns
+from daskmeans.duplicates.result import DedupResult, open_decisions
+from daskmeans.duplicates.settings import chosen, dedup_settings
+from daskmeans.errors import OutputError
+from daskmeans.kmeans.assign import refuse_reserved
+from daskmeans.kmeans.centroid_index import TARGET
+from daskmeans.kmeans.engine.checkpoints import CHECKPOINTS
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.pairs.plan import n_pairs
+from daskmeans.runtime.client import current_client, logger
+from daskmeans.steps.assign import assign_inputs, assign_settings, assign_step, clusters_bytes
+from daskmeans.steps.dedup import dedup
+from daskmeans.steps.fit import adopt, fit_settings, fit_step, refuse_misfit, resolve
+from daskmeans.storage import diskspace, manifest
+from daskmeans.storage.step import goes_on, sweep
+from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.vectors.ids import check_ids
+from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.source import Source
+
+
+def run(
+    inputs: Any,
+    out: str | UPath,
+    model: KMeans,
+    threshold: float | None = None,
+    reading: Reading = DEFAULTS,
+    *,
+    eps: float | None = None,
+    layout: str = "bucketed",
+    embedding_dtype: str = "float32",
+    assign: str = "exact",
+    assign_recall: float = TARGET,
+    keep: str | Sequence[str] = "hard",
+    rule: str = "survivors",
+    search: str = "auto",
+    probes: int = 1,
+    floor: float | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> DedupResult:
+    """Fit, assign and dedup in one go, into ``model``, ``clusters`` and ``dedup`` below `out`.
+
+    A step that an earlier run has finished, with the same settings on the same input, is not done again; a fit that
+    was interrupted goes on.
+
+    Parameters
+    ----------
+    inputs, out, model, reading, overwrite, client
+        As in :func:`fit`.
+    threshold, eps : float
+        Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
+    layout, embedding_dtype, assign, assign_recall
+        As in :func:`assign_files`.
+    keep, rule, search, probes, floor
+        As in :func:`daskmeans.dedup`.
+
+    Raises
+    ------
+    OutputError
+        A step below `out` was made with other settings or from another input, and `overwrite` is not set.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> lines = '{"id": "a", "v": [1.0, 0.1]}\\n{"id": "b", "v": [1.0, 0.1]}\\n{"id": "c", "v": [0.1, 1.0]}\\n'
+    >>> _ = UPath("memory://doctest-run/in/rows.jsonl").write_text(lines)
+    >>> km = dkm.KMeans(n_clusters=2)
+    >>> result = dkm.run("memory://doctest-run/in", "memory://doctest-run/out", km, threshold=0.9, overwrite=True)
+    >>> result.removed[["id", "kept_id", "reason"]].compute().to_dict("records")
+    [{'id': 'a', 'kept_id': 'b', 'reason': 'exact'}]
+    """
+    client = current_client(client)
+    root = reading.path(out)
+    settled = resolve(model, reading, root, root / "model", overwrite)
+    assigning = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
+    deciding = dedup_settings(threshold, eps, keep, rule, search, probes, floor, settled.random_state)
+    paths = {name: root / name for name in ("model", "clusters", "dedup")}
+    source = reading.open(inputs, client, allow_zero=not model.normalize)
+    # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
+    refuse_reserved([source.id_field, *source.metadata_fields])
+    distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
+    check_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
+    refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
+    _refuse_foreign(root, paths)
+    if not (manifest.peek(paths["clusters"]) or {"finished": False})["finished"]:  # now, not after the fit
+        diskspace.check(root, clusters_bytes(source, embedding_dtype))
+    refuse_misfit(source, settled)
+
+    @cache
+    def checked() -> Source:  # before the fit, so that a duplicate id does not cost one
+        return check_ids(source, reading.on_bad_row, client)
+
+    _once(
+        paths["model"], "fit", fit_settings(settled, reading), source.identity(), overwrite,
+        lambda: fit_step(checked(), paths["model"], settled, reading, overwrite, client),
+        resume=CHECKPOINTS,
+    )  # fmt: skip
+    adopt(model, settled if settled.__sklearn_is_fitted__() else KMeans.load(paths["model"]))
+    _once(
+        paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
+        lambda: assign_step(
+            checked(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
+        ),
+    )  # fmt: skip
+    buckets = _decided(open_buckets(paths["clusters"]), paths["dedup"])
+    _once(
+        paths["dedup"], "dedup", asdict(chosen(deciding, n_pairs([buckets]), False)), dedup_inputs(buckets), overwrite,
+        lambda: dedup(
+            paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search,
+            probes=probes, floor=floor, random_state=settled.random_state, overwrite=overwrite, client=client,
+        ),
+    )  # fmt: skip
+    result = open_decisions(paths["dedup"])
+    steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_finished, paths.values())}
+    assigned = manifest.read(paths["clusters"], "assign")
+    result.summary |= {"rejected": assigned["rejected"], "steps": steps} | index_facts(assigned)
+    manifest.write_json(root / "summary.json", result.summary)
+    return result
+
+
+def _decided(buckets: Buckets, path: UPath) -> Buckets:
+    """`buckets` as they were when the decisions in `path` were made on them, if rows were only appended since."""
+    found = manifest.peek(path)
+    before = as_of(buckets, found["inputs"].get("made", "")) if found else None
+    if before is None:
+        return buckets
+    if before.rows < buckets.rows:
+        logger.info(
+            "%s: %s rows were appended since the decisions were made, and stay as they are",
+            buckets.path,
+            f"{buckets.rows - before.rows:,}",
+        )
+    return before  # also after a batch of which no row was kept: the clusters have another identity since
+
+
+def _finished(path: UPath) -> dict[str, Any]:
+    return manifest.read(path, "fit", "assign", "dedup")
+
+
+def _once(
+    path: UPath,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
+    overwrite: bool,
+    work: Callable[[], object],
+    resume: str | None = None,
+) -> None:
+    """Do `work` unless `path` holds its finished result already."""
+    found = manifest.peek(path) if path.exists() else None
+    if found and found["finished"]:
+        changed = manifest.changes(found, settings, inputs)
+        if not changed:
+            sweep(path, resume)
+            logger.info("%s is finished already: %s", name, path)
+            return
+        if not overwrite:
+            raise OutputError(
+                f"the step {name!r} is finished here, with other settings or another input: {'; '.join(changed)}",
+                where=str(path),
+                remedy="choose another --out, or add --overwrite to do it again",
+            )
+    if resume:
+        goes_on(path, settings, inputs, resume, overwrite=overwrite)
+    work()
+
+
+def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
+    """Refuse a directory that holds anything but what a run makes."""
+    known = {*ours, "summary.json", "summary.json.tmp"}  # what a run has left that was killed as it wrote the other
+    if root.exists() and not root.is_dir():
+        raise OutputError("the output exists and is a file", where=str(root), remedy="choose another --out")
+    foreign = [child.name for child in root.iterdir() if child.name not in known] if root.exists() else []
+    if foreign:
+        raise OutputError(
+            f"the output directory holds files that daskmeans did not write, such as {foreign[0]!r}",
+            where=str(root),
+            expected="a new or an empty directory, or that of an earlier run",
+            remedy="choose another --out",
+        )

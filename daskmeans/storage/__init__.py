@@ -1,0 +1,1 @@
+"""How outputs are written: whole or not at all."""

@@ -1,0 +1,172 @@
+"""One run at a time writes an output: a file in its directory says whose turn it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psutil
+from upath import UPath
+
+from daskmeans.errors import OutputError
+from daskmeans.storage import objectstore
+
+NAME = "lock.json"
+# Seconds between signs of life of the run that holds a lock, and after which one without a sign is taken for dead, if
+# it is on a machine where nobody can look.
+BEAT, DEAD = 30.0, 300.0
+FACTS = {"token", "pid", "started", "host", "place", "seen"}
+# Of the locks that this process holds; a file with another one and its number was left when storage failed.
+_tokens: set[str] = set()
+
+
+class Lock:
+    """The right to write an output, as long as nobody has taken it for dead."""
+
+    def __init__(self, directory: UPath) -> None:
+        self._file = directory / NAME
+        self._ended = threading.Event()
+        self.token = uuid4().hex
+        self._owner = {"token": self.token, "pid": os.getpid(), "started": _started(os.getpid()), **_here()}
+
+    @property
+    def held(self) -> bool:
+        """Whether no other run has taken the output, nor anybody removed the lock."""
+        return (_read(self._file) or {}).get("token") == self.token
+
+    def check(self) -> None:
+        """Raise OutputError if another run may be writing the output."""
+        if not self.held:
+            raise OutputError(
+                "another run has taken the output that this one was writing",
+                where=str(self._file),
+                expected="one run at a time",
+                remedy="run the command again when the other has ended",
+            )
+
+    def _take(self) -> None:
+        found = _read(self._file)
+        if found is not None and (sign := _sign_of_life(found)):
+            raise OutputError(
+                f"another run is writing this output (process {found['pid']} on {found['host']}, {sign})",
+                where=str(self._file),
+                expected="one run at a time",
+                remedy="wait until it has ended, or choose another directory",
+            )
+        self._clear(found)
+        try:
+            with self._file.fs.open(self._file.path, "xb") as file:
+                file.write(self._told())
+        except FileExistsError:
+            if self.held:  # it was taken, the answer was lost, and the client of the store asked again
+                return
+            raise _just_begun(self._file) from None
+
+    def _clear(self, dead: dict[str, Any] | None) -> None:
+        """Remove the lock of a run that is dead, and no other: another run may take over in the same moment."""
+        if objectstore.is_store(self._file):  # nothing can be renamed there
+            if self._file.exists():
+                self._file.unlink()
+            return
+        aside = self._file.with_name(f"{NAME}.{self.token}")
+        try:
+            self._file.rename(aside)
+        except FileNotFoundError:
+            return
+        moved = _read(aside)
+        if (moved or {}).get("token") != (dead or {}).get("token"):
+            aside.rename(self._file)
+            raise _just_begun(self._file)
+        aside.unlink()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with objectstore.tolerated():  # if nothing can be written, the step will say so
+                if self.held:
+                    objectstore.replace(self._file, self._told(), self.token)
+
+    def _told(self) -> bytes:
+        return json.dumps(self._owner | {"seen": time.time()}).encode()
+
+    def _leave(self) -> None:
+        _tokens.discard(self.token)
+        with objectstore.tolerated():  # then it stays, and speaks for nobody
+            if self.held:  # not if it went with the directory, or is another's by now
+                self._file.unlink()
+
+
+def _just_begun(file: UPath) -> OutputError:
+    told = "another run has just begun to write this output"
+    return OutputError(told, where=str(file), expected="one run at a time")
+
+
+@contextlib.contextmanager
+def hold(directory: UPath) -> Iterator[Lock]:
+    """Keep other runs from writing the output `directory`, which exists, in the ``with`` block.
+
+    A run that was killed is recognised: at once on its machine, elsewhere when it has not been seen for some minutes.
+
+    Raises
+    ------
+    OutputError
+        Another run is writing it.
+    """
+    lock = Lock(directory)
+    _tokens.add(lock.token)
+    try:
+        lock._take()
+        beat = threading.Thread(target=lock._beat, name="daskmeans-lock", daemon=True)
+        beat.start()
+        try:
+            yield lock
+        finally:
+            lock._ended.set()
+            beat.join()
+    finally:
+        lock._leave()
+
+
+def _read(file: UPath) -> dict[str, Any] | None:
+    """Who holds a lock; None if nobody does, or a run that was killed before it had told."""
+    for wait in (0.1, 0.4, 0.0):  # a lock that was just taken is empty for a moment
+        try:
+            found = json.loads(file.fs.cat_file(file.path))  # in one request, as it may be replaced between two
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            time.sleep(wait)
+        else:
+            return found if isinstance(found, dict) and set(found) >= FACTS else None
+    return None
+
+
+def _sign_of_life(found: dict[str, Any]) -> str:
+    """What speaks for the run that holds a lock being alive; empty for one that is not."""
+    if found["place"] and found["place"] == _here()["place"]:
+        runs = found["token"] in _tokens if found["pid"] == os.getpid() else _started(found["pid"]) == found["started"]
+        return "which runs" if runs else ""
+    age = time.time() - found["seen"]
+    return f"seen {max(0, age):.0f} s ago" if age < DEAD else ""
+
+
+def _here() -> dict[str, str]:
+    """This machine, and where processes that have the same numbers are the same: nothing where that is not known."""
+    place = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        place = f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return {"host": socket.gethostname(), "place": place}
+
+
+def _started(pid: int) -> float | None:
+    """When the process `pid` of this machine was started; None if there is none."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None

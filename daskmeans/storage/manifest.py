@@ -1,0 +1,217 @@
+"""What a finished step is: a directory whose ``manifest.json`` says so.
+
+The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so the same
+holds on object stores. A step may name a directory below its own from which it can go on after it was interrupted;
+what lies there is kept as long as the step has the same settings and inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import time
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from upath import UPath
+
+from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
+from daskmeans.storage import objectstore
+
+NAME = "manifest.json"
+# Of manifests and of what they describe; goes up when a reader of the one before would be wrong.
+FORMAT = 1
+# Seconds between attempts to remove a directory.
+WAITS = (0.1, 0.5, 2.0)
+# Changed files that a message names.
+TOLD = 3
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what determines a result: Python and the libraries that compute."""
+    names = ("daskmeans", "dask", "distributed", "numpy", "numba", "pandas", "pyarrow")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def identity(found: dict[str, Any]) -> str:
+    """Hash of what determines the output that a manifest describes; steps that read the output depend on it."""
+    parts = [found[key] for key in ("step", "settings", "inputs")]
+    if found.get("appended"):  # to clusters, since they were assigned
+        parts.append(found["appended"])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def checksum(content: bytes) -> str:
+    """SHA-256 of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(path: UPath, found: dict[str, Any]) -> None:
+    """Write the manifest `found` into the directory `path`, with its checksum."""
+    write_json(path / NAME, found | {"checksum": _checksum(found)})
+
+
+def _checksum(found: dict[str, Any]) -> str:
+    told = {key: value for key, value in found.items() if key != "checksum"}
+    return checksum(json.dumps(told, sort_keys=True).encode())
+
+
+def remove(path: UPath) -> None:
+    """Remove `path` and all below it; nothing happens if it is not there."""
+    for wait in WAITS:
+        with contextlib.suppress(OSError):  # a task that was cancelled on a worker may write one file more
+            return _remove(path)
+        time.sleep(wait)
+    _remove(path)
+
+
+def _remove(path: UPath) -> None:
+    if path.exists():
+        path.fs.rm(path.path, recursive=True)
+
+
+def changes(found: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+    """What `settings` and `inputs` have that the manifest `found` has not, or otherwise; a phrase each.
+
+    Examples
+    --------
+    >>> before = {"settings": {"k": 3}, "inputs": {"fingerprint": "5e1f", "files": {"a.npy": "80 bytes"}}}
+    >>> changes(before, {"k": 4}, {"fingerprint": "90c2", "files": {"a.npy": "96 bytes"}})
+    ['the file a.npy was 80 bytes, now 96 bytes', 'k was 3, now 4']
+    """
+    before = found.get("settings", {}) | found.get("inputs", {})
+    now = json.loads(json.dumps(settings | inputs))
+    told = _changed_files(before, now) if "files" in before and "files" in now else []
+    of_files = {"files", "fingerprint", "rows"} if told else {"files"}  # without names the fingerprint tells
+    changed = [key for key in sorted({*before, *now} - of_files) if before.get(key) != now.get(key)]
+    return told + [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+
+
+def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two inputs differ in, of which both tell the fingerprint and the files."""
+    if before["fingerprint"] == now["fingerprint"]:
+        return []
+    then, files = before["files"], now["files"]
+    changed = [name for name in {**then, **files} if then.get(name) != files.get(name)]
+    if not changed:
+        return ["the files come in another order, or other columns are read"]
+    told = [
+        f"the file {name} was {then[name]}, now {files[name]}"
+        if name in then and name in files
+        else f"the file {name} is {'new' if name in files else 'gone'}"
+        for name in changed[:TOLD]
+    ]
+    return told + ([f"{len(changed) - TOLD:,} more files are others"] if len(changed) > TOLD else [])
+
+
+def check_rows(step: str, given: int, **found: int) -> None:
+    """Make sure that the rows that `step` was given are those that it has found a place for, by the name of the place.
+
+    Raises
+    ------
+    RunError
+
+    Examples
+    --------
+    >>> check_rows("assign", 5, written=4, rejected=1)
+    """
+    if given != sum(found.values()):
+        places = " and ".join(f"{rows:,} were {place}" for place, rows in found.items())
+        raise RunError(
+            f"{given:,} rows went in, but {places}",
+            where=step,
+            remedy="leave the input alone while it is read, and run the command again",
+        )
+
+
+def read(path: UPath, *steps: str) -> dict[str, Any]:
+    """Manifest of the finished step in `path`, which must be one of `steps`.
+
+    Raises
+    ------
+    NotFoundError
+        `path` is not there, or is not an output of one of `steps`.
+    OutputError
+        It is unfinished: a run is still writing it, or was interrupted. Or another version of daskmeans wrote it, in a
+        format of its own.
+    DataError
+        The manifest is not what was written.
+    """
+    wanted = " or ".join(f"`daskmeans {step}`" for step in steps)
+    if not path.exists():
+        raise NotFoundError("no such path", where=str(path), expected=f"the output directory of {wanted}")
+    found = peek(path)
+    if found is None or found["step"] not in steps:
+        raise NotFoundError(
+            "this is not what it should be" if found is None else f"this is the output of `daskmeans {found['step']}`",
+            where=str(path),
+            expected=f"the output directory of {wanted}",
+        )
+    if not found["finished"]:
+        raise OutputError(
+            f"the output of `daskmeans {found['step']}` is unfinished",
+            where=str(path),
+            remedy="run the command that writes it again; it goes on, or replaces what is there",
+        )
+    if found.get("format") != FORMAT:
+        theirs = found.get("versions", {}).get("daskmeans", "of unknown version")
+        raise OutputError(
+            f"the output of `daskmeans {found['step']}` has format {found.get('format', 0)}, from daskmeans {theirs}",
+            where=str(path),
+            expected=f"format {FORMAT}, as daskmeans {version('daskmeans')} writes it",
+            remedy="run the command that writes it again, with --overwrite",
+        )
+    if found.get("checksum", _checksum(found)) != _checksum(found):
+        raise _damaged(path / NAME)
+    return found
+
+
+def checksums(path: UPath, *names: str) -> dict[str, dict[str, str]]:
+    """What a manifest says of small files in the directory `path`, by which :func:`read_checked` knows them again."""
+    return {"checksums": {name: checksum((path / name).read_bytes()) for name in names}}
+
+
+def read_checked(path: UPath, name: str, found: dict[str, Any]) -> bytes:
+    """Content of the file `name` in the directory `path`, whose manifest `found` holds its checksum.
+
+    Raises
+    ------
+    DataError
+        It is not what was written, or not there.
+    """
+    try:
+        content = (path / name).read_bytes()
+    except FileNotFoundError:
+        content = None
+    if content is None or found.get("checksums", {}).get(name, checksum(content)) != checksum(content):
+        raise _damaged(path / name)
+    return content
+
+
+def _damaged(file: UPath) -> DataError:
+    return DataError(
+        "the file is gone, damaged, or was changed by hand",
+        where=str(file),
+        expected="what daskmeans has written",
+        remedy="run the command that writes it again, with --overwrite",
+    )
+
+
+def peek(path: UPath) -> dict[str, Any] | None:
+    """The manifest in `path`, finished or not; None where there is none of ours, whatever has its name."""
+    try:
+        found = json.loads((path / NAME).read_text())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None  # but storage that does not answer is no reason to take hours of work for nothing
+    ours = isinstance(found, dict) and isinstance(found.get("finished"), bool) and isinstance(found.get("step"), str)
+    whole = ours and all(isinstance(found.get(name, {}), dict) for name in ("settings", "inputs", "versions"))
+    return found if whole else None
+
+
+def write_json(path: UPath, value: Any) -> None:
+    """Write `value` to `path`, readable by people too; a reader sees the old content or the new, never half of it."""
+    objectstore.replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), "tmp")

@@ -1,0 +1,238 @@
+"""How an output becomes final: written beside its manifest, which is finished last."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from distributed import Client
+from upath import UPath
+
+from daskmeans.errors import OutputError
+from daskmeans.runtime import resources
+from daskmeans.runtime.client import current_client, log_event, logger
+from daskmeans.storage import diskspace, lock, objectstore
+from daskmeans.storage.manifest import FORMAT, NAME, changes, peek, remove, versions, write
+
+
+class Step:
+    """An output directory while it is being made.
+
+    Attributes
+    ----------
+    path : UPath
+        The directory.
+    facts : dict
+        What the manifest will tell besides settings and inputs, such as row counts; JSON types only.
+    """
+
+    def __init__(self, path: UPath, head: dict[str, Any], held: lock.Lock, client: Client | None = None) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {}
+        self._head = head
+        self._start = time.perf_counter()
+        self._client = current_client(client)
+        self._lock = held
+        resources.reset_peaks(self._client)
+
+    def write(self, finished: bool) -> None:
+        """Write the manifest as it stands, if no other run has taken the output."""
+        if finished:
+            objectstore.flush(self.path)
+        self._lock.check()
+        seconds = round(time.perf_counter() - self._start, 3)
+        tail = {"seconds": seconds, "peak_bytes": resources.peaks(self._client), "finished": finished}
+        write(self.path, self._head | self.facts | tail)
+
+
+@contextlib.contextmanager
+def open_step(
+    out: UPath,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    resume: str | None = None,
+    keep: Sequence[str] = (),
+    need: int = 0,
+    client: Client | None = None,
+) -> Iterator[Step]:
+    """Make `out` the output of step `name`; on any error remove it again, or what cannot be gone on from.
+
+    Parameters
+    ----------
+    out : UPath
+        A directory that does not exist, is empty, holds an unfinished output of the same step, or (with `overwrite`)
+        a finished one.
+    name : str
+        ``embed``, ``fit``, ``assign``, ``dedup``, ``apply``.
+    settings, inputs : dict
+        What determines the result; JSON types only.
+    overwrite : bool, default False
+        Replace a finished output of daskmeans, or an unfinished one that has other settings or inputs. A directory of
+        anything else is never touched.
+    resume : str, optional
+        Name of the directory below `out` from which this step can go on. An unfinished step with the same settings
+        and inputs finds there what it has left, also when it failed; a finished one has none.
+    keep : sequence of str
+        Names of directories below `out` that are kept; if they are steps of their own, when this step fails, only
+        finished ones.
+    need : int, default 0
+        Bytes that the output will take, about.
+    client : distributed.Client, optional
+        Whose workers' peak memory the manifest tells.
+
+    Raises
+    ------
+    OutputError
+        `out` holds something that must not be overwritten.
+    DiskError
+        The output does not fit on its disk, by `need` or when it is written.
+    """
+    check_free(out, name, overwrite=overwrite)
+    diskspace.check(out, need)
+    fresh = [parent for parent in out.parents if not parent.exists()]
+    if out.parents[-1] in fresh:
+        raise OutputError(
+            "there is no such bucket, or it must not be seen with these credentials",
+            where=str(out.parents[-1]),
+            expected="a bucket that is there",
+            remedy="make the bucket, or correct its name, the endpoint or the credentials",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (OSError, NotImplementedError) as error:  # such as http, which is only read
+        told = getattr(error, "strerror", None) or error or "this kind of storage is only read"
+        remedy = "choose a directory that this user may write, below no file"
+        raise OutputError(f"the directory cannot be made ({told})", where=str(out), remedy=remedy) from None
+    with diskspace.explained(out), lock.hold(out) as mine:
+        check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
+        kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
+        head = {"step": name, "format": FORMAT, "settings": settings, "inputs": inputs, "versions": versions()}
+        made = Step(out, head, mine, client)
+        if kept:
+            made.facts["resumed"] = True  # seconds and peaks are those of the last part
+        made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
+        _clear(out, {NAME, *kept, *keep})
+        try:
+            yield made
+        except BaseException:
+            with objectstore.tolerated():  # the first error is the one to tell
+                if mine.held:
+                    _give_up(out, resume, keep, fresh)
+            raise
+        made.write(finished=True)
+        if resume:
+            remove(out / resume)  # last: a kill before this leaves a finished output with something too much
+    counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
+    log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
+
+
+def sweep(out: UPath, resume: str | None) -> None:
+    """Remove what a run has left beside its finished output that was killed before it could.
+
+    Raises
+    ------
+    OutputError
+        Another run is writing it.
+    """
+    if (out / lock.NAME).exists():  # what goes last
+        with lock.hold(out):
+            if resume:
+                remove(out / resume)
+
+
+def _clear(out: UPath, kept: set[str]) -> None:
+    for child in list(out.iterdir()):
+        if child.name not in kept and child.name != lock.NAME:
+            remove(child)
+
+
+def _give_up(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequence[UPath]) -> None:
+    """Remove what a step has left that failed, but for what can be gone on from."""
+    if resume and (out / resume).exists():
+        logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
+        return
+    done = {name for name in keep if (out / name).exists() and (peek(out / name) or {"finished": True})["finished"]}
+    if done:
+        _clear(out, {NAME, *done})
+        return
+    remove(out)
+    for parent in fresh:  # made for this step only, unless something else lies there by now
+        if parent.exists() and not any(parent.iterdir()):
+            remove(parent)
+
+
+def goes_on(
+    out: UPath, settings: dict[str, Any], inputs: dict[str, Any], resume: str, *, overwrite: bool = False
+) -> bool:
+    """Whether `out` holds an unfinished step with these settings and inputs, which then goes on from `resume`.
+
+    Raises
+    ------
+    OutputError
+        It has others, something is left in `resume`, and `overwrite` is not set: hours of work may lie there.
+    """
+    found = peek(out)
+    if found is None or found["finished"]:
+        return False
+    changed = changes(found, settings, inputs)
+    ours, theirs = version("daskmeans"), found.get("versions", {}).get("daskmeans")
+    if ours != theirs:  # another version may compute other bits
+        changed.append(f"daskmeans was {theirs}, now {ours}")
+    if changed and not overwrite and (out / resume).exists():
+        raise OutputError(
+            f"the step {found['step']!r} is unfinished here, with other settings or another input: "
+            + "; ".join(changed),
+            where=str(out),
+            expected="the settings and the input with which it began, to go on",
+            remedy="call it as before, choose another directory, or add --overwrite to begin anew",
+        )
+    return not changed
+
+
+def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
+    """Make sure that step `name` may write `out`; changes nothing.
+
+    Raises
+    ------
+    OutputError
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(
+            "the output exists and is a file",
+            where=str(out),
+            expected="a directory to be made",
+            remedy="choose another --out",
+        )
+    # A run that was killed may have left its lock, and what was to become its manifest.
+    if all(child.name.startswith((lock.NAME, NAME + ".")) for child in out.iterdir()):
+        return
+    found = peek(out)
+    if found is None:
+        raise OutputError(
+            "the output directory holds files that daskmeans did not write",
+            where=str(out),
+            expected="a new or an empty directory",
+            remedy="choose another --out, or empty it yourself",
+        )
+    if found["finished"] and not overwrite:
+        raise OutputError(
+            f"the output exists already (step {found['step']!r}, finished)",
+            where=str(out),
+            expected="a new or an empty directory",
+            remedy="choose another --out, or add --overwrite to replace it",
+        )
+    if found["step"] != name:
+        raise OutputError(
+            f"the output directory belongs to another step ({found['step']!r})",
+            where=str(out),
+            expected=f"a new directory, or one of step {name!r}",
+            remedy="choose another --out",
+        )
