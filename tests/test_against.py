@@ -17,7 +17,7 @@ from daskmeans.duplicates.decisions import NOTES
 from daskmeans.errors import DataError, NotFoundError, OutputError
 from daskmeans.pairs.join import pairs_of
 from daskmeans.pairs.row_blocks import Band, load
-from daskmeans.steps import run as steps_run
+from daskmeans.steps import assign as assign_step
 from daskmeans.steps.assign import assign_files
 from daskmeans.storage import manifest
 from helpers import decisions_of, write_embeddings
@@ -241,7 +241,7 @@ def test_clusters_that_are_assigned_once_more_know_their_decisions(work, monkeyp
     dedup(work / "new", THRESHOLD, out=work / "d")
     given = work / "new.parquet", work / "work/model", work / "new"
     with monkeypatch.context() as broken:
-        broken.setattr(steps_run, "regroup", None)
+        broken.setattr(assign_step, "regroup", None)
         with pytest.raises(TypeError):
             assign_files(*given, overwrite=True)
     assign_files(*given)

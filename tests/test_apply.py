@@ -20,10 +20,10 @@ from daskmeans.cli.main import main
 from daskmeans.duplicates.lookup import Lookup, make_lookup
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.runtime.cluster import ClusterSettings, cluster
-from daskmeans.steps.run import Reading
 from daskmeans.storage import manifest
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.options import Reading
 
 N = 60
 

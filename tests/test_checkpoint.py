@@ -27,8 +27,8 @@ from daskmeans.kmeans.engine.checkpoints import Checkpoints
 from daskmeans.kmeans.engine.state import Fit
 from daskmeans.steps import run as steps_run
 from daskmeans.steps.fit import fit as fit_files
-from daskmeans.steps.run import Reading
 from daskmeans.storage import manifest
+from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
 X = blobs(n=300, d=8, k=6)

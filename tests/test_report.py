@@ -16,8 +16,8 @@ from daskmeans.errors import NotFoundError
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.report.examples import Row, compare, find_examples, place_of
 from daskmeans.report.html import facts_of, write_report
-from daskmeans.steps.run import Reading
 from daskmeans.steps.run import run as run_files
+from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
 VOID = {"meta"}

@@ -110,7 +110,8 @@ def test_nothing_is_compiled_while_a_forecast_takes_the_time(tmp_path, embedding
 
 def test_whether_kernels_are_kept_is_known(tmp_path):
     script = (
-        "from daskmeans.kernels.hashing import hash_integers as f; from daskmeans.planner.system import keeps_kernels as kept;"
+        "from daskmeans.kernels.hashing import hash_integers as f;"
+        "from daskmeans.planner.system import keeps_kernels as kept;"
         "import numpy as np; print(kept()); f(np.zeros(1, np.uint64), 0); print(kept())"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}

@@ -16,10 +16,10 @@ import daskmeans as dkm
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, MemoryForecastError, OutputError, RunError, UsageError
 from daskmeans.planner.describe import describe
-from daskmeans.steps import run
+from daskmeans.steps import assign as assign_step
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
-from daskmeans.steps.run import Reading
+from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
 
@@ -260,7 +260,7 @@ def test_an_encoded_seed_is_recorded_when_none_was_given(tmp_path, embeddings):
 
 def test_rows_that_vanish_between_steps_are_noticed(tmp_path, embeddings, monkeypatch):
     dkm.KMeans(3).fit(blobs()).save(tmp_path / "model")
-    monkeypatch.setattr(run, "gather_rejects", lambda path, step, rows: 1)
+    monkeypatch.setattr(assign_step, "gather_rejects", lambda path, step, rows: 1)
     with pytest.raises(RunError, match="600 rows went in, but 600 were written and 1 were rejected"):
         assign_files(embeddings, tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()

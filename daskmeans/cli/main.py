@@ -38,8 +38,8 @@ from daskmeans.runtime.client import logger, n_threads
 from daskmeans.runtime.cluster import ClusterSettings, dashboard
 from daskmeans.runtime.cluster import cluster as start_cluster
 from daskmeans.runtime.liveness import lost_scheduler, reached
-from daskmeans.steps.run import Reading
 from daskmeans.storage import objectstore
+from daskmeans.vectors.options import Reading
 
 
 class Commands(click.Group):

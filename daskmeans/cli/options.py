@@ -15,7 +15,7 @@ from daskmeans.errors import UsageError
 from daskmeans.kmeans.centroid_index import TARGET
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.runtime.cluster import ClusterSettings
-from daskmeans.steps.run import Reading
+from daskmeans.vectors.options import Reading
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]

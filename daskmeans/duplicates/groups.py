@@ -55,11 +55,11 @@ class Found(NamedTuple):
 def read_decisions(file: UPath, columns: Sequence[str] | None = None) -> pa.Table:
     """The decisions in `file`, or some `columns` of them."""
     with reading(file):
-        table = _with_kept_score(pq.read_table(file.path, filesystem=file.fs, **CHECKED))
+        table = with_kept_score(pq.read_table(file.path, filesystem=file.fs, **CHECKED))
     return table if columns is None else table.select(list(columns))
 
 
-def _with_kept_score(table: pa.Table) -> pa.Table:
+def with_kept_score(table: pa.Table) -> pa.Table:
     """Decisions of before ``kept_score`` was stored, with it where ``max_id`` is the row that stays."""
     if "kept_score" in table.column_names:
         return table

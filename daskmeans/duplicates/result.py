@@ -24,7 +24,6 @@ from daskmeans.duplicates.decisions import SUMMARY, conclude, decide_stored, ran
 from daskmeans.duplicates.groups import (
     Found,
     Group,
-    _with_kept_score,
     describe_rows,
     find_rows,
     first_groups,
@@ -32,6 +31,7 @@ from daskmeans.duplicates.groups import (
     look_up,
     members_of,
     read_decisions,
+    with_kept_score,
 )
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
@@ -263,7 +263,7 @@ class DedupResult:
         files = decision_files(self.path)
         with reading(files[0]):
             schema = pq.read_schema(files[0].path, filesystem=files[0].fs)
-        meta = _to_pandas(_with_kept_score(schema.empty_table()))
+        meta = _to_pandas(with_kept_score(schema.empty_table()))
         return dd.from_map(_read_frame, files, keep=keep, meta=meta)
 
     def __repr__(self) -> str:

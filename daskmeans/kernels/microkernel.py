@@ -9,6 +9,7 @@ float32, so it is the same on every machine, whatever the width of its registers
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,8 +18,6 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-
-from daskmeans import config
 
 ROWS, COLUMNS = 8, 48
 
@@ -68,9 +67,22 @@ def byte_instructions() -> str:
     return next((name for name in BYTES if name in features() - slower), "")
 
 
+def ask(choice: Callable[[], str]) -> None:
+    """Let `choice` say, at each comparison, which kernels are wanted: "auto", or "float32" for no products of bytes.
+
+    It is asked anew each time, as whoever compares the two changes the answer; this folder knows no settings.
+    """
+    global _choice
+    _choice = choice
+
+
+def _choice() -> str:
+    return "auto"
+
+
 def multiplies_bytes() -> bool:
     """Whether this machine has instructions that multiply and add bytes, and they are not switched off."""
-    return config.get("kernels") != "float32" and byte_instructions() != ""
+    return _choice() != "float32" and byte_instructions() != ""
 
 
 def capability() -> str:

@@ -21,10 +21,11 @@ from daskmeans.report.docstrings import Corpus
 from daskmeans.report.examples import Example
 from daskmeans.report.html import facts_of, write_report
 from daskmeans.steps.embed import embed
-from daskmeans.steps.run import Reading, run
+from daskmeans.steps.run import run
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.step import check_free
 from daskmeans.vectors.files import open_path
+from daskmeans.vectors.options import Reading
 
 ROWS_PER_CLUSTER = 500
 # So far below the threshold pairs are stored, for the report to show what other thresholds would do.

@@ -16,6 +16,7 @@ from distributed import Client
 
 from daskmeans import config
 from daskmeans.errors import ClusterError, UsageError
+from daskmeans.kernels import microkernel
 from daskmeans.kernels.gpu.device import Cuda, Device
 from daskmeans.runtime.client import each_worker, logger
 
@@ -23,6 +24,8 @@ from daskmeans.runtime.client import each_worker, logger
 DRIVER = Path("/proc/driver/nvidia/gpus")
 # What the extra `gpu` brings, as it is imported.
 PACKAGES = ("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask")
+
+microkernel.ask(functools.partial(config.get, "kernels"))
 
 
 def models() -> list[str]:

@@ -61,8 +61,8 @@ def partition_bytes(client: Client | None) -> int:
         raise MemoryForecastError(
             f"the workers' memory is too small: {format_bytes(have)} are left for each task",
             where="--memory-limit",
-            expected=f"{format_bytes(2 * COPIES * LEAST)} at least, beside {format_bytes(resources.BASE)} for Python and "
-            "its libraries in each worker",
+            expected=f"{format_bytes(2 * COPIES * LEAST)} at least, beside {format_bytes(resources.BASE)} for Python "
+            "and its libraries in each worker",
             remedy="give workers a higher --memory-limit, such as 1GiB, or fewer --threads-per-worker",
         )
     return min(configured, have // (2 * COPIES))

@@ -14,8 +14,7 @@ from upath import UPath
 from daskmeans.errors import OutputError
 from daskmeans.runtime import resources
 from daskmeans.runtime.client import current_client, log_event, logger
-from daskmeans.storage import diskspace, lock, objectstore
-from daskmeans.storage.manifest import FORMAT, NAME, changes, peek, remove, versions, write
+from daskmeans.storage import diskspace, lock, manifest, objectstore
 
 
 class Step:
@@ -45,7 +44,7 @@ class Step:
         self._lock.check()
         seconds = round(time.perf_counter() - self._start, 3)
         tail = {"seconds": seconds, "peak_bytes": resources.peaks(self._client), "finished": finished}
-        write(self.path, self._head | self.facts | tail)
+        manifest.write(self.path, self._head | self.facts | tail)
 
 
 @contextlib.contextmanager
@@ -112,12 +111,18 @@ def open_step(
     with diskspace.explained(out), lock.hold(out) as mine:
         check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
         kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
-        head = {"step": name, "format": FORMAT, "settings": settings, "inputs": inputs, "versions": versions()}
+        head = {
+            "step": name,
+            "format": manifest.FORMAT,
+            "settings": settings,
+            "inputs": inputs,
+            "versions": manifest.versions(),
+        }
         made = Step(out, head, mine, client)
         if kept:
             made.facts["resumed"] = True  # seconds and peaks are those of the last part
         made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
-        _clear(out, {NAME, *kept, *keep})
+        _clear(out, {manifest.NAME, *kept, *keep})
         try:
             yield made
         except BaseException:
@@ -127,7 +132,7 @@ def open_step(
             raise
         made.write(finished=True)
         if resume:
-            remove(out / resume)  # last: a kill before this leaves a finished output with something too much
+            manifest.remove(out / resume)  # last: a kill before this leaves a finished output with something too much
     counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
     log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
 
@@ -143,13 +148,13 @@ def sweep(out: UPath, resume: str | None) -> None:
     if (out / lock.NAME).exists():  # what goes last
         with lock.hold(out):
             if resume:
-                remove(out / resume)
+                manifest.remove(out / resume)
 
 
 def _clear(out: UPath, kept: set[str]) -> None:
     for child in list(out.iterdir()):
         if child.name not in kept and child.name != lock.NAME:
-            remove(child)
+            manifest.remove(child)
 
 
 def _give_up(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequence[UPath]) -> None:
@@ -157,14 +162,16 @@ def _give_up(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequenc
     if resume and (out / resume).exists():
         logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
         return
-    done = {name for name in keep if (out / name).exists() and (peek(out / name) or {"finished": True})["finished"]}
+    done = {
+        name for name in keep if (out / name).exists() and (manifest.peek(out / name) or {"finished": True})["finished"]
+    }
     if done:
-        _clear(out, {NAME, *done})
+        _clear(out, {manifest.NAME, *done})
         return
-    remove(out)
+    manifest.remove(out)
     for parent in fresh:  # made for this step only, unless something else lies there by now
         if parent.exists() and not any(parent.iterdir()):
-            remove(parent)
+            manifest.remove(parent)
 
 
 def goes_on(
@@ -177,10 +184,10 @@ def goes_on(
     OutputError
         It has others, something is left in `resume`, and `overwrite` is not set: hours of work may lie there.
     """
-    found = peek(out)
+    found = manifest.peek(out)
     if found is None or found["finished"]:
         return False
-    changed = changes(found, settings, inputs)
+    changed = manifest.changes(found, settings, inputs)
     ours, theirs = version("daskmeans"), found.get("versions", {}).get("daskmeans")
     if ours != theirs:  # another version may compute other bits
         changed.append(f"daskmeans was {theirs}, now {ours}")
@@ -212,9 +219,9 @@ def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
             remedy="choose another --out",
         )
     # A run that was killed may have left its lock, and what was to become its manifest.
-    if all(child.name.startswith((lock.NAME, NAME + ".")) for child in out.iterdir()):
+    if all(child.name.startswith((lock.NAME, manifest.NAME + ".")) for child in out.iterdir()):
         return
-    found = peek(out)
+    found = manifest.peek(out)
     if found is None:
         raise OutputError(
             "the output directory holds files that daskmeans did not write",

@@ -1,7 +1,7 @@
 """Where dense kernels run: on a CUDA device by way of cupy, or on this processor by way of numpy.
 
-:mod:`daskmeans.kernels.gpu.dense` is written once, for arrays of either kind; what the two do not have in common is here.
-On the processor it is no faster than the kernels beside it: there it is what tests can run without a device.
+:mod:`daskmeans.kernels.gpu.dense` is written once, for arrays of either kind; what the two do not have in common is
+here. On the processor it is no faster than the kernels beside it: there it is what tests can run without a device.
 """
 
 from __future__ import annotations

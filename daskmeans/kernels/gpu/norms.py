@@ -1,7 +1,7 @@
 """Rows on a device before and after they are compared: norms, unit length, cosine distances; the processor's bits.
 
-As in :mod:`daskmeans.kernels.gpu.dense`, all is written for arrays of a :class:`~daskmeans.kernels.gpu.device.Device`, and sums
-of float64 are added in the order of :mod:`daskmeans.kernels.simd`.
+All is written for arrays of a :class:`~daskmeans.kernels.gpu.device.Device`, as in :mod:`daskmeans.kernels.gpu.dense`,
+and sums of float64 are added in the order of :mod:`daskmeans.kernels.simd`.
 """
 
 from __future__ import annotations
