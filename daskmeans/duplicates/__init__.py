@@ -1,1 +1,1 @@
-"""Near-duplicates: found inside clusters, ranked, decided, explained and applied to the original files."""
+"""Which rows of similar ones stay, and why."""

@@ -1,1 +1,1 @@
-"""Texts in files to embeddings in files."""
+"""What turns texts into vectors."""

@@ -1,4 +1,4 @@
-"""The pairs of rows that are similar enough: found, stored, and read again."""
+"""The join: row blocks are compared in tasks, and the pairs that are similar enough are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a step will need, before it starts."""
+"""How much memory reading partitions takes, and what a device has; the forecast of each step lies beside the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extend old clusters by the rows of new ones that were kept.
+"""The step `append`: old clusters are extended by the rows of new ones that were kept.
 
 The files of the old clusters stay as they are: others are written beside them, and the manifest, which tells of them,
 is replaced last. Until then they are nobody's, and the next append removes them.

@@ -1,4 +1,4 @@
-"""Write the kept rows of the original files, in their own format."""
+"""The step `apply`: the kept rows of the original files, in their own format."""
 
 from __future__ import annotations
 

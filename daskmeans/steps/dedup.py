@@ -1,4 +1,4 @@
-"""Find near-duplicates and decide which rows stay."""
+"""The step `dedup`: near-duplicates among the rows of clusters, and which of them stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embed: a text column of files becomes vectors, in Parquet files that the other steps read."""
+"""The step `embed`: a text column of files becomes vectors, in Parquet files that the other steps read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step that fits a model on files: what it depends on, what it refuses, and where it goes on."""
+"""The step `fit`: a model of the embeddings in files; what it depends on, what it refuses, where it goes on."""
 
 from __future__ import annotations
 

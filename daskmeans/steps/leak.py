@@ -1,4 +1,4 @@
-"""Rows of one set of embeddings that have a twin in another, such as a test set's in the training set."""
+"""The step `leak`: rows of one set of embeddings with a near-duplicate in another, such as a test set's in the training set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps over files: fit, assign, and ``run``, which does all and goes on where an earlier run has stopped."""
+"""The step `run`: fit, assign and dedup in one go, taken up where an earlier run has stopped."""
 
 from __future__ import annotations
 
