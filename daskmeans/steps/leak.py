@@ -1,4 +1,4 @@
-"""The step `leak`: rows of one set of embeddings with a near-duplicate in another, such as a test set's in the training set."""
+"""The step `leak`: rows of one set of embeddings with a near-duplicate in another, as of a test in a training set."""
 
 from __future__ import annotations
 
