@@ -228,6 +228,31 @@ def test_finished_decisions_are_not_made_again(tmp_path, stores, monkeypatch):
     assert open_buckets(old).rows == len(OLD) + plain.summary["kept"]
 
 
+def test_decisions_of_another_version_are_not_taken_for_ours(tmp_path, stores):
+    old, first, second = stores
+    with dask.config.set(SMALL):
+        made = dedup(first, THRESHOLD, search="exact", against=old, out=tmp_path / "d1").path
+    before = age(made)
+    with pytest.raises(OutputError, match="exists already"):
+        extend(first, old, made)
+    assert "appended" not in open_buckets(old).manifest
+    extend(first, old, made, overwrite=True)
+    assert manifest.read(made, "dedup")["versions"] == before
+    age(made)
+    grown = contents(old)
+    with pytest.raises(UsageError, match=r"are in there already\n.*/d1 \(daskmeans was 0\.0\.9, now "):
+        extend(first, old, made)
+    assert contents(old) == grown
+    extend(second, old, tmp_path / "d2")
+
+
+def age(path: UPath) -> dict[str, str]:
+    """Make an output that of an earlier version; the versions that it told."""
+    found = manifest.read(path, "dedup")
+    manifest.write(path, found | {"versions": found["versions"] | {"daskmeans": "0.0.9"}})
+    return found["versions"]
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from daskmeans.duplicates.decide import decide, to_table
+from daskmeans.duplicates.decide import decide
+from daskmeans.duplicates.table import to_table
 from daskmeans.kernels.norms import normalize_rows
 
 

@@ -187,6 +187,29 @@ def test_a_step_with_other_settings_neither_goes_on_nor_replaces_unasked(out):
     assert begin(out, {"k": 5}, {"rows": 7}) == []
 
 
+VERSIONS = {"daskmeans": manifest.versions()["daskmeans"], "numpy": "0.9"}  # any numpy computes the same
+FIT = {"step": "fit", "finished": True, "settings": {"k": 3}, "inputs": {"rows": 7}, "versions": VERSIONS}
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "changed"),
+    [
+        (None, "free", []),
+        (FIT, "done", []),
+        (FIT | {"finished": False}, "resumable", []),
+        (FIT | {"settings": {"k": 4}}, "another's", ["k was 4, now 3"]),
+        (FIT | {"inputs": {"rows": 8}, "finished": False}, "another's", ["rows was 8, now 7"]),
+        (FIT | {"step": "embed"}, "another's", ["the step was 'embed', now 'fit'"]),
+        (FIT | {"versions": VERSIONS | {"daskmeans": "0.0.9"}}, "another's", ["daskmeans was 0.0.9, now "]),
+        (FIT | {"versions": {}, "finished": False}, "another's", ["daskmeans was None, now "]),
+    ],
+)
+def test_what_was_made_otherwise_or_by_another_version_is_not_taken_for_ours(found, state, changed):
+    status = manifest.status(found, "fit", {"k": 3}, {"rows": 7})
+    assert status.state.value == state
+    assert [told[: len(words)] for told, words in zip(status.changed, changed, strict=True)] == changed
+
+
 def test_changed_files_stand_for_what_follows_from_them():
     def inputs(files: dict, fingerprint: str, rows: int) -> dict:
         return {"files": files, "fingerprint": fingerprint, "rows": rows}

@@ -8,7 +8,6 @@ import pytest
 from daskmeans import dedup, open_decisions
 from daskmeans.errors import UsageError
 from daskmeans.pairs import plan, row_blocks
-from daskmeans.runtime import resources
 from daskmeans.runtime.cluster import ClusterSettings, cluster
 from helpers import decisions_of, write_clusters
 
@@ -149,20 +148,10 @@ def test_the_search_is_chosen_and_told(tmp_path, caplog, rows, arguments, search
         assert "--search clusters" in told[0]
     elif arguments == {}:
         assert len(told) == 1
-        assert "comparing all 79.8k pairs of rows would take about" in told[0]
-        assert "--search exact" in told[0]
+        assert "--search exact compares all 79.8k pairs of rows" in told[0]
     elif "probes" in arguments:
         assert len(told) == 1
         assert "2 probes: about" in told[0] and "in each process" in told[0]
-
-
-def test_a_forecast_that_memory_forbids_stops_nothing(tmp_path, caplog, monkeypatch):
-    clusters = write_clusters(tmp_path / "clusters", near_rows())
-    monkeypatch.setattr(plan.forecast, "band_bytes", lambda *_: 10**12)
-    monkeypatch.setattr(resources, "memory_per_task", lambda client: 1 << 30)
-    with dask.config.set({"daskmeans.exact-pairs": 10}), caplog.at_level("INFO", "daskmeans"):
-        assert dedup(clusters, THRESHOLD).summary["search"] == "clusters"
-    assert any("would take workers with more memory" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from upath import UPath
 
 import daskmeans as dkm
 from daskmeans.cli.main import main
@@ -19,6 +20,7 @@ from daskmeans.planner.describe import describe
 from daskmeans.steps import assign as assign_step
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
+from daskmeans.storage import manifest
 from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
@@ -122,10 +124,28 @@ def test_finished_steps_are_not_done_again(tmp_path, embeddings):
     assert again(max_iter=2, overwrite=True) == {"model", "clusters", "dedup"}
     before = decisions(out)
     # A step that was interrupted is done again, and what lies before it is not.
-    manifest = out / "clusters" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    file = out / "clusters" / "manifest.json"
+    file.write_text(file.read_text().replace('"finished": true', '"finished": false'))
     assert "model" not in again(max_iter=2)
     assert decisions(out) == before
+
+
+def test_what_another_version_has_made_is_not_taken_for_ours(tmp_path, embeddings):
+    out = tmp_path / "out"
+    dkm.run(embeddings, out, dkm.KMeans(8), threshold=0.9)
+    first, at = decisions(out), made(out)
+    file = out / "clusters" / "manifest.json"
+    told = json.loads(file.read_text())
+    ours = told["versions"]["daskmeans"]
+    manifest.write(UPath(out / "clusters"), told | {"versions": told["versions"] | {"daskmeans": "0.0.9"}})
+    with pytest.raises(
+        OutputError, match=rf"'assign' is finished here, .*daskmeans was 0\.0\.9, now {ours}\n.*--overwrite"
+    ):
+        dkm.run(embeddings, out, dkm.KMeans(8), threshold=0.9)
+    dkm.run(embeddings, out, dkm.KMeans(8), threshold=0.9, overwrite=True)
+    assert made(out)["model"] == at["model"]
+    assert json.loads(file.read_text())["versions"]["daskmeans"] == ours
+    assert decisions(out) == first
 
 
 def test_fit_and_run_skip_the_same_rows(tmp_path):

@@ -20,9 +20,9 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans.buckets.buckets import Buckets, Part, as_of, lean_of, open_buckets
-from daskmeans.duplicates.decisions import BESIDE, NOTES
+from daskmeans.duplicates.decisions import BESIDE, NOTES, as_decided
 from daskmeans.duplicates.result import decision_files
-from daskmeans.errors import DataError, NotFoundError, OutputError
+from daskmeans.errors import DataError, OutputError
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import logger
 from daskmeans.storage import manifest
@@ -99,13 +99,7 @@ def open_against(path: Input, storage_options: Mapping[str, Any] | None = None) 
         return Against(buckets, tuple(path for path, state in on.items() if state == FINISHED))
     made = manifest.read(folder, "dedup")["inputs"]
     buckets = open_buckets(open_path(made["clusters"], {**folder.storage_options, **(storage_options or {})}))
-    if as_of(buckets, made["made"]) is None:
-        raise NotFoundError(
-            "the clusters that the decisions were made from are not here, or no longer",
-            where=str(buckets.path),
-            expected=f"what the decisions in {folder} were made from",
-            remedy="run `daskmeans dedup` again",
-        )
+    as_decided(buckets, made["made"], folder)
     return Against(buckets, (folder,), alone=True)
 
 
@@ -213,7 +207,8 @@ def refuse_fallen(path: UPath, client: Client | None, storage_options: Mapping[s
 def _now(path: UPath, buckets: Buckets, told: dict[str, Any], options: Mapping[str, Any]) -> list[UPath]:
     """By which decisions rows of `buckets` stay now, in the eyes of `path`, of which a manifest has `told`."""
     then = [open_path(one["decisions"], options) for one in told.get("decided", ())]
-    now = [one for one in then if _state(one, buckets) == FINISHED]
+    known = () if told.get("alone") else known_decisions(buckets, options)
+    now = [one for one in then if one in known or _state(one, buckets) == FINISHED]
     if len(now) < len(then):
         gone = next(one for one in then if one not in now)
         logger.warning(
@@ -221,7 +216,7 @@ def _now(path: UPath, buckets: Buckets, told: dict[str, Any], options: Mapping[s
             path,
             gone,
         )
-    return now if told.get("alone") else list(known_decisions(buckets, options))
+    return now if told.get("alone") else list(known)
 
 
 def _refuse_dropped(path: UPath, buckets: Buckets, by: Sequence[UPath], client: Client | None) -> None:

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from daskmeans.duplicates.greedy import Resolved
 from daskmeans.kernels.within_cluster import Nearest, find_copies, nearest_earlier, settle
 
 
-class Decided(NamedTuple):
-    """Decisions on rows in rank order; row numbers are ranks."""
-
-    keep: np.ndarray
-    """bool, shape (n,)"""
-    kept: np.ndarray
-    """int64, shape (n,): the row that stays in place of this one, or -1."""
-    kept_score: np.ndarray
-    """float32, shape (n,): the score with `kept`; NaN without."""
-    best: np.ndarray
-    """int64, shape (n,): the most similar earlier row."""
-    score: np.ndarray
-    """float32, shape (n,): the score with `best`."""
-    exact: np.ndarray
-    """bool, shape (n,): `kept` is a copy of the row."""
-
-
-def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, runs: Sequence[Nearest] = ()) -> Decided:
+def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, runs: Sequence[Nearest] = ()) -> Resolved:
     """Decide which rows stay.
 
-    Copies are taken out first; the first of them in rank stands for all.
+    Copies are taken out first; the first of them in rank stands for all. ``best`` is told whatever its score; the first
+    row, which has none, names itself with a score of 0.
 
     Parameters
     ----------
@@ -62,7 +44,7 @@ def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, run
     stays, kept, kept_score = (values[group] for values in settled)
     score = found.score[group]
     exact = copy & stays  # if the first goes, its copies go with it for a row that is no copy
-    return Decided(
+    return Resolved(
         stays & ~copy,
         np.where(exact, first, np.where(kept < 0, -1, unique[kept])),
         np.where(exact, np.float32(1), kept_score),
@@ -93,20 +75,3 @@ def _distinct(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = find_copies(X)
     unique = np.flatnonzero(first == np.arange(len(X)))
     return first, unique, X if len(unique) == len(X) else X[unique]
-
-
-def to_table(ids: pa.Array, decided: Decided | Resolved, centroid: int | np.ndarray) -> pa.Table:
-    """The rows of a decisions file, in the order of `ids` (rank order); `centroid` is that of all, or of each."""
-    reason = np.where(decided.keep, 0, np.where(decided.exact, 1, 2))
-    return pa.table(
-        {
-            "id": ids,
-            "keep": decided.keep,
-            "kept_id": ids.take(pa.array(decided.kept, mask=decided.kept < 0)),
-            "kept_score": pa.array(decided.kept_score, mask=np.isnan(decided.kept_score)),
-            "max_id": ids.take(pa.array(decided.best, mask=decided.best < 0)),
-            "cosine_sim_score": pa.array(decided.score, mask=np.isnan(decided.score)),
-            "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),
-            "centroid": pa.array(np.full(len(ids), centroid, np.int32)),
-        }
-    )

@@ -17,17 +17,18 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import Buckets, Part, lean_of
+from daskmeans.buckets.buckets import Buckets, Part, as_of, lean_of
 from daskmeans.duplicates.greedy import Resolved, resolve
 from daskmeans.duplicates.ranking import needed, rank
 from daskmeans.duplicates.settings import Settings
+from daskmeans.duplicates.table import to_table, with_unpaired, write_table
+from daskmeans.errors import NotFoundError
 from daskmeans.pairs import recall
-from daskmeans.pairs.store import Edges, read_edges, read_gauge, stored_floor
+from daskmeans.pairs.store import Edges, StoredPairs
 from daskmeans.runtime import executor, resources
 from daskmeans.runtime.client import logger, task_key
-from daskmeans.storage import manifest, objectstore, signature
+from daskmeans.storage import manifest, objectstore
 from daskmeans.storage.step import Step
-from daskmeans.vectors.files import reached
 
 SUMMARY = "summary.json"
 # Directory of the clusters in which the decisions on them are noted; other readers of Parquet pass it over.
@@ -40,30 +41,27 @@ def decide_stored(
     buckets: Buckets,
     against: Sequence[Buckets],
     settings: Settings,
-    inputs: dict[str, Any],
-    pairs: UPath,
+    stored: StoredPairs,
     out: UPath,
     start: float,
     client: Client | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Decide from the pairs that a search has stored in the directory `pairs`; the summary, and files with their rows.
+    """Decide from the pairs that a search has `stored`; the summary, and files with their rows.
 
-    `inputs` is what the pairs were found in; `start` is when the work began, as a performance counter tells it.
+    `start` is when the work began, as a performance counter tells it.
     """
     threshold = np.float32(settings.threshold)
-    edges = read_edges(pairs, inputs, settings)
+    edges = stored.read(settings.floor)
     files, counts = write_decisions(buckets, against, edges, settings, out / "decisions", client)
     if settings.search == "exact":
         near = edges.scores >= threshold
         paired = np.unique(np.concatenate([edges.rows[near], edges.twins[near]]))
         found = recall.complete(buckets.rows, int((paired < buckets.rows).sum()))
     else:
-        found = recall.summarize(read_gauge(pairs) >= threshold)
-    stored = stored_floor(pairs, inputs, settings)
-    count = manifest.read(pairs, "pairs")["count"]
-    facts = {"floor": settings.floor, "pairs": {"path": str(pairs), "count": count, "floor": stored}}
+        found = recall.summarize(stored.gauge() >= threshold)
     summary, outputs = summarize(buckets, settings, files, counts, found, start, client)
-    return summary | facts, outputs
+    pairs = {"path": str(stored.path), "count": stored.count, "floor": stored.floor}
+    return summary | {"floor": settings.floor, "pairs": pairs}, outputs
 
 
 def summarize(
@@ -139,30 +137,30 @@ def dedup_inputs(buckets: Buckets, against: Sequence[dict[str, Any]] = ()) -> di
     return made | ({"against": list(against)} if against else {})
 
 
+def as_decided(buckets: Buckets, made: str, decisions: UPath) -> Buckets:
+    """`buckets` as they were when `decisions` were made from them, and their identity was `made`; not to be read.
+
+    Raises
+    ------
+    NotFoundError
+        Others are there now.
+    """
+    before = as_of(buckets, made)
+    if before is None:
+        raise NotFoundError(
+            "the clusters that the decisions were made from are not here, or no longer",
+            where=str(buckets.path),
+            expected=f"what the decisions in {decisions} were made from",
+            remedy="run `daskmeans dedup` again",
+        )
+    return before
+
+
 def temporary() -> UPath:
     """A directory that is removed when Python ends; dask frames made from a result may outlive the result."""
     path = tempfile.mkdtemp(prefix="daskmeans-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return UPath(path)
-
-
-class Changes(NamedTuple):
-    """What becomes of the rows of one part that have a similar row; rows without one stay."""
-
-    places: np.ndarray
-    """int64, shape (m,): the rows, by their place in the part."""
-    keep: np.ndarray
-    """bool"""
-    kept: pa.Array
-    """Ids of the rows that stay in their place; null for none."""
-    kept_score: np.ndarray
-    """float32: the scores with these; NaN where there is none."""
-    best: pa.Array
-    """Ids of the most similar rows that come earlier in rank."""
-    score: np.ndarray
-    """float32; NaN where there is none."""
-    exact: np.ndarray
-    """bool"""
 
 
 class Ranked(NamedTuple):
@@ -236,8 +234,10 @@ def write_decisions(
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
     tasks, done = [], 0
     for part, mine, file in zip(buckets.parts, _by_part(buckets, ranked.places), files, strict=True):
-        changes = _changes(found, ranked.ids, ranked.ranks[done : done + len(mine)], mine)
-        tasks.append(write(lean, part, changes, file, dask_key_name=task_key("dedup-write")))
+        ranks = ranked.ranks[done : done + len(mine)]
+        one = Resolved(*(values[ranks] for values in found))
+        decided = to_table(ranked.ids.take(pa.array(ranks)), one, part.centroids()[mine], ranked.ids)
+        tasks.append(write(lean, part, mine, decided, file, dask_key_name=task_key("dedup-write")))
         done += len(mine)
     return files, executor.compute(tasks, "decide", client)
 
@@ -269,46 +269,7 @@ def _read_part(buckets: Buckets, part: Part, columns: list[str], places: np.ndar
     return buckets.read_part(part, columns).take(pa.array(places))
 
 
-def _changes(found: Resolved, ids: pa.Array, ranks: np.ndarray, places: np.ndarray) -> Changes:
-    """Decisions on the rows with these ranks, which lie at `places`; `ids` are those of all ranks."""
-
-    def named(rows: np.ndarray) -> pa.Array:
-        return ids.take(pa.array(rows[ranks], mask=rows[ranks] < 0))
-
-    return Changes(
-        places=places,
-        keep=found.keep[ranks],
-        kept=named(found.kept),
-        kept_score=found.kept_score[ranks],
-        best=named(found.best),
-        score=found.score[ranks],
-        exact=found.exact[ranks],
-    )
-
-
-def _write(buckets: Buckets, part: Part, changes: Changes, file: UPath) -> list[int]:
-    """Write the decisions on the rows of `part`; numbers of rows kept, of exact copies and of semantic duplicates."""
+def _write(buckets: Buckets, part: Part, places: np.ndarray, decided: pa.Table, file: UPath) -> list[int]:
+    """Write the decisions on the rows of `part`, of which those at `places` are `decided` and the others stay."""
     ids = buckets.read_part(part, [buckets.id_field])[0]
-    n, places = len(ids), changes.places
-    keep, reason = np.ones(n, bool), np.zeros(n, np.int64)
-    kept_score, score = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
-    keep[places], kept_score[places], score[places] = changes.keep, changes.kept_score, changes.score
-    reason[places] = np.where(changes.keep, 0, np.where(changes.exact, 1, 2))
-    which = np.full(n, -1)
-    which[places] = np.arange(len(places))
-    among = pa.array(which, mask=which < 0)
-    table = pa.table(
-        {
-            "id": ids,
-            "keep": keep,
-            "kept_id": changes.kept.cast(ids.type).take(among),
-            "kept_score": pa.array(kept_score, mask=np.isnan(kept_score)),
-            "max_id": changes.best.cast(ids.type).take(among),
-            "cosine_sim_score": pa.array(score, mask=np.isnan(score)),
-            "reason": pa.array([None, "exact", "semantic"]).take(pa.array(reason)),
-            "centroid": part.centroids(),
-        }
-    )
-    with reached(file.parent.parent):
-        signature.write_table(table, file, "dedup")
-    return np.bincount(reason, minlength=3).tolist()  # type: ignore[no-any-return]
+    return write_table(with_unpaired(decided, places, ids, part.centroids()), file)

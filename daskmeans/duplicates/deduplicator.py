@@ -14,10 +14,10 @@ import pyarrow as pa
 from dask.dataframe.dispatch import meta_nonempty
 
 from daskmeans.buckets.buckets import CENTROID, L2
-from daskmeans.duplicates.decide import to_table
 from daskmeans.duplicates.greedy import resolve
 from daskmeans.duplicates.ranking import check_columns, columns_of, rank
 from daskmeans.duplicates.settings import dedup_settings
+from daskmeans.duplicates.table import schema_of, to_table
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.all_pairs import NARROW, directions, sample_rows
 from daskmeans.kernels.distances import nearest
@@ -26,13 +26,14 @@ from daskmeans.kmeans.assign import refuse_reserved
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.rows.inputs import vector_column
 from daskmeans.pairs.join import pairs_of
-from daskmeans.pairs.row_blocks import Band, load
+from daskmeans.pairs.row_blocks import load_rows
 from daskmeans.pairs.store import Edges, check_pairs
 from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import is_cudf, on_device, on_host
 
-ADDED = ("keep", "kept_id", "kept_score", "max_id", "cosine_sim_score", "reason", CENTROID)
+# Columns of decisions that a dataframe has not.
+ADDED = [name for name in schema_of(pa.int64()).names if name != "id"]
 # With fewer rows a dimension, or a dimension that is narrow, finding directions takes longer than doing without.
 DIRECTED = 16
 
@@ -255,9 +256,8 @@ class SemanticDeduplicator:
 
     def _undecided(self, frame: pd.DataFrame) -> pa.Table:
         """As many decisions as `frame` has rows, all of them null."""
-        id_ = self._ids(frame).type
-        types = (pa.bool_(), id_, pa.float32(), id_, pa.float32(), pa.string(), pa.int32())
-        return pa.table([pa.nulls(len(frame), type_) for type_ in types], names=ADDED)
+        schema = schema_of(self._ids(frame).type)
+        return pa.table([pa.nulls(len(frame), column.type) for column in schema], schema=schema)
 
     @staticmethod
     def _joined(frame: pd.DataFrame, decisions: pa.Table) -> pd.DataFrame:
@@ -294,7 +294,7 @@ def _all_pairs(X: np.ndarray, ids: pa.Array, floor: np.float32) -> Edges:
     P = np.empty((d, 0), np.float32)
     if n > DIRECTED * min(d, NARROW):
         P = directions(X[np.linspace(0, n - 1, min(n, sample_rows(d))).astype(int)], float(floor))
-    rows = load(lambda _: (X, ids), Band(0, 0, n, None), P)
+    rows = load_rows(lambda: (X, ids), P)
     parts, count = [Edges.none()], 0
     for edges in pairs_of(rows, rows, floor):
         count += len(edges.rows)

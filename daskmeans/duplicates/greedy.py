@@ -19,7 +19,7 @@ class Resolved(NamedTuple):
     kept_score: np.ndarray
     """float32, shape (n,): the score with `kept`; NaN without."""
     best: np.ndarray
-    """int64, shape (n,): the most similar earlier row of those it is paired with, or -1."""
+    """int64, shape (n,): the most similar earlier row that is known, or -1."""
     score: np.ndarray
     """float32, shape (n,): the score with `best`; NaN without."""
     exact: np.ndarray

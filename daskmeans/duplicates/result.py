@@ -19,8 +19,16 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import Buckets, as_of, find_ids, open_buckets
-from daskmeans.duplicates.decisions import SUMMARY, conclude, decide_stored, rank_rows, removed_from, temporary
+from daskmeans.buckets.buckets import Buckets, find_ids, open_buckets
+from daskmeans.duplicates.decisions import (
+    SUMMARY,
+    as_decided,
+    conclude,
+    decide_stored,
+    rank_rows,
+    removed_from,
+    temporary,
+)
 from daskmeans.duplicates.groups import (
     Found,
     Group,
@@ -35,7 +43,7 @@ from daskmeans.duplicates.groups import (
 )
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
-from daskmeans.pairs.store import PAIRS, read_edges
+from daskmeans.pairs.store import PAIRS, StoredPairs, open_pairs
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
@@ -151,14 +159,7 @@ class DedupResult:
         made = manifest.read(self.path, "dedup")["inputs"]
         sources = [open_buckets(path) for path in (self._clusters, *self.against)]
         for buckets, told in zip(sources, [made, *made.get("against", ())], strict=True):
-            before = as_of(buckets, told["made"])
-            if before is None:
-                raise NotFoundError(
-                    "the clusters that the decisions were made from are not here, or no longer",
-                    where=str(buckets.path),
-                    expected=f"what the decisions in {self.path} were made from",
-                    remedy="run `daskmeans dedup` again",
-                )
+            before = as_decided(buckets, told["made"], self.path)
             if before.rows < buckets.rows and not extended:
                 raise NotFoundError(
                     "rows were appended to these clusters since the pairs of their rows were stored",
@@ -168,10 +169,11 @@ class DedupResult:
                 )
         return sources
 
-    def _pairs(self) -> UPath:
-        """The directory of the pairs: below that of the decisions, or, of decisions made :meth:`at`, below another."""
+    def _pairs(self, inputs: dict[str, Any], settings: Settings) -> StoredPairs:
+        """The pairs: below the directory of the decisions, or, of decisions made :meth:`at`, below another."""
         here = self.path / PAIRS
-        return here if here.exists() else open_path(self.summary["pairs"]["path"], self._clusters.storage_options)
+        there = open_path(self.summary["pairs"]["path"], self._clusters.storage_options)
+        return open_pairs(here if here.exists() else there, inputs, settings)
 
     def at(self, threshold: float, *, out: Input | None = None, client: Client | None = None) -> DedupResult:
         """Decisions at another threshold, from the pairs that a search has stored; nothing is searched.
@@ -199,7 +201,8 @@ class DedupResult:
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
         inputs = made["inputs"]
         with open_step(target, "dedup", asdict(settings), inputs, client=client) as step:
-            found = decide_stored(buckets, against, settings, inputs, self._pairs(), target, start, client)
+            stored = self._pairs(inputs, settings)
+            found = decide_stored(buckets, against, settings, stored, target, start, client)
             conclude(step, buckets, *found, noted=out is not None)
         return DedupResult(target, self._clusters)
 
@@ -240,7 +243,7 @@ class DedupResult:
         asked = [rounded(share("thresholds", threshold)) for threshold in steps]
         settings, made = self._settings(min(asked, default=1.0))
         (buckets, *against), client = self._sources(extended=False), current_client(client)
-        edges = read_edges(self._pairs(), made["inputs"], settings)
+        edges = self._pairs(made["inputs"], settings).read(settings.floor)
         ranked = rank_rows(buckets, against, edges, settings, client)
         exact, semantic = np.array(removed_from(ranked, edges, settings.rule, asked)).reshape(-1, 2).T
         kept = buckets.rows - exact - semantic

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from dask import delayed
 from dask.delayed import Delayed
 from dask.utils import format_bytes
@@ -17,10 +16,11 @@ from upath import UPath
 
 from daskmeans import config
 from daskmeans.buckets.buckets import Buckets, Cluster, Part, lean_of
-from daskmeans.duplicates.decide import decide, nearest_in_run, to_table
+from daskmeans.duplicates.decide import decide, nearest_in_run
 from daskmeans.duplicates.decisions import summarize
 from daskmeans.duplicates.ranking import needed, rank
 from daskmeans.duplicates.settings import Settings
+from daskmeans.duplicates.table import to_table, write_table
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kernels.hashing import hash_column, sample_limit
 from daskmeans.kernels.norms import normalize_rows
@@ -29,8 +29,6 @@ from daskmeans.pairs import recall
 from daskmeans.pairs.memory import dedup_bytes
 from daskmeans.runtime import executor, resources
 from daskmeans.runtime.client import n_threads, task_key
-from daskmeans.storage import signature
-from daskmeans.vectors.files import reached
 from daskmeans.vectors.matrix import to_matrix
 
 # A cluster, the first of some of its rows, and the one after the last.
@@ -139,10 +137,7 @@ def decide_part(
         tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
         del X  # before the next one is read
     table = pa.concat_tables(tables)
-    with reached(file.parent.parent):
-        signature.write_table(table, file, "dedup")
-    exact, semantic = (pc.sum(pc.equal(table["reason"], r)).as_py() or 0 for r in ("exact", "semantic"))
-    return [len(table) - exact - semantic, exact, semantic], recall.join_samples(samples, len(table))
+    return write_table(table, file), recall.join_samples(samples, len(table))
 
 
 def read_clusters(

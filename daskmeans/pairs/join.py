@@ -19,7 +19,7 @@ from daskmeans.kernels.all_pairs import Pairs, Sketches, find_among
 from daskmeans.pairs.plan import Task, make_plan
 from daskmeans.pairs.recall import Gauge
 from daskmeans.pairs.row_blocks import Loaded, Shelf, Visits, all_pairs, write_array
-from daskmeans.pairs.store import GAUGE, Edges, how_found
+from daskmeans.pairs.store import GAUGE, Edges, StoredPairs, how_found
 from daskmeans.runtime import executor, progress
 from daskmeans.runtime.client import task_key
 from daskmeans.storage import manifest, signature
@@ -34,7 +34,7 @@ def find_edges(
     inputs: dict[str, Any],
     client: Client | None,
     staying: Sequence[np.ndarray | None] = (),
-) -> None:
+) -> StoredPairs:
     """Write the pairs whose score is at least the floor, rounded to float32, to Parquet files in `folder`.
 
     Rows of the first of `sources` are compared with one another and with those of the others, of which `staying` says
@@ -68,6 +68,7 @@ def find_edges(
         for file in plan.near or ():
             manifest.remove(file)
         step.facts["count"] = sum(counts)
+    return StoredPairs(folder, settings.floor, manifest.read(folder, "pairs"))
 
 
 def compare(

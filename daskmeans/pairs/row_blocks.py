@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -145,10 +146,21 @@ class Loaded(NamedTuple):
 
 def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -> Loaded:
     """The rows of `band`, with sketches along the directions `P`; `near` is a file of what they visit, if they do."""
-    X, ids = reader(band.place)
-    numbers = band.first + np.arange(len(X))
-    if band.staying is not None:
-        X, numbers = X[band.staying], numbers[band.staying]
+    return load_rows(partial(reader, band.place), P, band.first, band.staying, near)
+
+
+def load_rows(
+    read: Callable[[], tuple[np.ndarray, pa.Array]],
+    P: np.ndarray,
+    start: int = 0,
+    staying: np.ndarray | None = None,
+    near: UPath | None = None,
+) -> Loaded:
+    """Rows whose unit vectors and ids `read` returns, numbered from `start` on; otherwise as :func:`load`."""
+    X, ids = read()
+    numbers = start + np.arange(len(X))
+    if staying is not None:
+        X, numbers = X[staying], numbers[staying]
     hashes = hash_rows(X)
     first = first_copies(X, hashes, np.argsort(hashes, kind="stable"))
     visited = read_array(near) if near else None
@@ -161,7 +173,7 @@ def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -
         X = X[distinct]
     zeros = np.flatnonzero(~X.any(axis=1))
     return Loaded(
-        band.first,
+        start,
         ids,
         numbers[distinct],
         comparable(X, P) if near is None else sketch(X, P),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,63 +49,103 @@ class Edges(NamedTuple):
         return Edges(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32, np.bool_)))
 
 
+@dataclass(frozen=True)
+class StoredPairs:
+    """The pairs that a search has stored.
+
+    Attributes
+    ----------
+    path : UPath
+        Their directory.
+    floor : float
+        The score from which they are there.
+    manifest : dict
+    """
+
+    path: UPath
+    floor: float
+    manifest: dict[str, Any]
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.manifest["count"]  # type: ignore[no-any-return]
+
+    def read(self, floor: float) -> Edges:
+        """Those from `floor` on.
+
+        Raises
+        ------
+        NotFoundError
+            Some of the pairs are not there.
+        MemoryForecastError
+            There are more than the memory of this process holds.
+        """
+        parts = [[none] for none in Edges.none()]
+        count = taken = 0
+        columns = ["row", "twin", "score", "exact"]
+        for file in sorted(self.path.glob("part-*.parquet"), key=lambda file: file.name):
+            with reading(file), pq.ParquetFile(file.path, filesystem=file.fs, **CHECKED) as found:
+                for batch in found.iter_batches(BATCH_PAIRS, columns=columns):
+                    count += len(batch)
+                    near = batch.filter(pc.greater_equal(batch["score"], pa.scalar(np.float32(floor))))
+                    taken += len(near)
+                    check_pairs(taken, "choose a higher threshold or floor")
+                    for part, column in zip(parts, near.columns, strict=True):
+                        part.append(column.to_numpy(zero_copy_only=False))
+        if count != self.count:
+            raise pairs_are_gone(self.path, floor)
+        return Edges(*map(np.concatenate, parts))
+
+    def gauge(self) -> np.ndarray:
+        """What :meth:`Gauge.best` has found when they were searched."""
+        return npy.load(manifest.read_checked(self.path, GAUGE, self.manifest))
+
+
+def stored_pairs(folder: UPath, inputs: dict[str, Any], settings: Settings) -> StoredPairs | None:
+    """The pairs of `inputs` that a search with `settings` finds; None if `folder` has not all from its floor on.
+
+    Raises
+    ------
+    DataError
+        The manifest is not what was written.
+    """
+    found = manifest.peek(folder)
+    floor = (found or {}).get("settings", {}).get("floor", np.inf)
+    held = manifest.status(found, "pairs", how_found(settings) | {"floor": floor}, inputs)
+    if held.state is not manifest.State.DONE or floor > settings.floor:
+        return None
+    return StoredPairs(folder, float(floor), manifest.read(folder, "pairs"))
+
+
+def open_pairs(folder: UPath, inputs: dict[str, Any], settings: Settings) -> StoredPairs:
+    """The pairs of `inputs` in `folder` that a search with `settings` has found.
+
+    Raises
+    ------
+    NotFoundError
+        They are not there, or were found in other clusters, from a higher floor on or by another version.
+    """
+    stored = stored_pairs(folder, inputs, settings)
+    if stored is None:
+        raise pairs_are_gone(folder, settings.floor)
+    return stored
+
+
+def pairs_are_gone(folder: UPath, floor: float) -> NotFoundError:
+    return NotFoundError(
+        f"the pairs of these clusters from {floor} on are not here, or no longer",
+        where=str(folder),
+        remedy="run `daskmeans dedup` again",
+    )
+
+
 def how_found(settings: Settings) -> dict[str, Any]:
     """Settings of the step that finds pairs."""
     found: dict[str, Any] = {name: getattr(settings, name) for name in ("search", "probes", "floor")}
     if settings.search == "clusters":
         found |= {"random_state": settings.random_state, "recall_sample": config.get("recall-sample")}
     return found
-
-
-def stored_floor(folder: UPath, inputs: dict[str, Any], settings: Settings) -> float | None:
-    """The score from which `folder` holds the pairs of `inputs` that a search with `settings` finds.
-
-    None if it does not hold them from their floor on, or another version has found them.
-    """
-    found = manifest.peek(folder)
-    if found is None or not found["finished"] or found["step"] != "pairs":
-        return None
-    floor = found["settings"].get("floor", np.inf)
-    same = not manifest.changes(found, how_found(settings) | {"floor": floor}, inputs)
-    same_version = found["versions"]["daskmeans"] == manifest.versions()["daskmeans"]
-    return float(floor) if same and same_version and floor <= settings.floor else None
-
-
-def read_edges(folder: UPath, inputs: dict[str, Any], settings: Settings) -> Edges:
-    """The pairs of `inputs` in `folder` that a search with `settings` has found, from their floor on.
-
-    Raises
-    ------
-    NotFoundError
-        The pairs, or some of them, are not there, or were found in other clusters.
-    MemoryForecastError
-        There are more than the memory of this process holds.
-    """
-    stored = stored_floor(folder, inputs, settings)
-    parts = [[none] for none in Edges.none()]
-    count = taken = 0
-    columns = ["row", "twin", "score", "exact"]
-    for file in sorted(folder.glob("part-*.parquet"), key=lambda file: file.name):
-        with reading(file), pq.ParquetFile(file.path, filesystem=file.fs, **CHECKED) as found:
-            for batch in found.iter_batches(BATCH_PAIRS, columns=columns):
-                count += len(batch)
-                near = batch.filter(pc.greater_equal(batch["score"], pa.scalar(np.float32(settings.floor))))
-                taken += len(near)
-                check_pairs(taken, "choose a higher threshold or floor")
-                for part, column in zip(parts, near.columns, strict=True):
-                    part.append(column.to_numpy(zero_copy_only=False))
-    if stored is None or count != manifest.read(folder, "pairs")["count"]:
-        raise NotFoundError(
-            f"the pairs of these clusters from {settings.floor} on are not here, or no longer",
-            where=str(folder),
-            remedy="run `daskmeans dedup` again",
-        )
-    return Edges(*map(np.concatenate, parts))
-
-
-def read_gauge(folder: UPath) -> np.ndarray:
-    """What :meth:`Gauge.best` has found when the pairs in `folder` were searched."""
-    return npy.load(manifest.read_checked(folder, GAUGE, manifest.read(folder, "pairs")))
 
 
 def check_pairs(pairs: int, remedy: str) -> None:

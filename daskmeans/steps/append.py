@@ -106,7 +106,7 @@ def is_appended(
     Raises
     ------
     UsageError
-        It holds them by other decisions.
+        It holds them by other decisions, or by those of another version of daskmeans.
     DataError
         A row went for one that is dropped.
     """
@@ -115,28 +115,21 @@ def is_appended(
         if batch["made"] != made:
             continue
         found = manifest.peek(decisions)
-        if found and found["finished"] and manifest.identity(found) == batch["decided"] and _same(settings, found):
+        theirs = bool(found and found["finished"] and manifest.identity(found) == batch["decided"])
+        then = found["inputs"] if found and theirs else {}  # with the clusters as they were before
+        state, changed = manifest.status(found, "dedup", asdict(settings), then)
+        if theirs and state is manifest.State.DONE:
             refuse_fallen(decisions, client, storage_options)
             logger.info("%s rows are appended already: %s", f"{batch['rows']:,}", old.path)
             return True
+        told = f" ({'; '.join(changed)})" if theirs and changed else ""
         raise UsageError(
             f"rows of {new.path} are in there already",
             where=str(old.path),
-            expected=f"the command that appended them, with the decisions in {batch['decisions']}",
+            expected=f"the command that appended them, with the decisions in {batch['decisions']}{told}",
             remedy="to decide otherwise, assign all rows anew",
         )
     return False
-
-
-def _same(settings: Settings, found: dict[str, Any]) -> bool:
-    return not manifest.changes({"settings": found["settings"]}, asdict(settings), {})
-
-
-def is_decided(settings: Settings, inputs: dict[str, Any], decisions: UPath) -> bool:
-    """Whether finished decisions with these settings and inputs are in the directory `decisions`."""
-    found = manifest.peek(decisions)
-    wanted = manifest.identity({"step": "dedup", "settings": asdict(settings), "inputs": inputs})
-    return found is not None and found["finished"] and manifest.identity(found) == wanted
 
 
 def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) -> None:

@@ -16,16 +16,16 @@ from daskmeans.duplicates.against import Against, open_against
 from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, temporary
 from daskmeans.duplicates.ranking import check_columns
 from daskmeans.duplicates.result import DedupResult
-from daskmeans.duplicates.settings import LEAST_FLOOR, Settings, chosen, dedup_settings
+from daskmeans.duplicates.settings import Settings, chosen, dedup_settings
 from daskmeans.duplicates.within import check_memory, search_inside
-from daskmeans.errors import MemoryForecastError, UsageError
+from daskmeans.errors import UsageError
 from daskmeans.pairs.join import find_edges
-from daskmeans.pairs.plan import n_pairs, try_exact
-from daskmeans.pairs.store import PAIRS, stored_floor
+from daskmeans.pairs.plan import n_pairs
+from daskmeans.pairs.store import PAIRS, stored_pairs
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import append as append_kept
-from daskmeans.steps.append import check_append, is_appended, is_decided
+from daskmeans.steps.append import check_append, is_appended
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import Input, listed, open_path, refuse_overlap
@@ -78,7 +78,7 @@ def dedup(
         ``exact`` compares all rows and finds every pair, whatever the clusters. ``clusters`` compares rows inside their
         cluster, and measures on a sample of ``daskmeans.recall-sample`` rows which share of the duplicates this finds.
         ``auto`` is ``exact`` up to ``daskmeans.exact-pairs`` pairs (those of two million rows), and from thresholds of
-        0.5 on. The choice and how long the exact search would take are logged.
+        0.5 on. The choice is logged, and how long an exact search is going to take.
     probes : int, default 1
         Clusters with whose rows each row is compared inside clusters: its own, and the nearest others (by the means of
         their rows). With more than one, and with an exact search, pairs are stored, so that :meth:`DedupResult.at` can
@@ -141,7 +141,7 @@ def dedup(
     if append:
         check_append(buckets, others, out)
     client = current_client(client)
-    settings = _chosen(settings, [buckets, *others], client)
+    settings = _chosen(settings, [buckets, *others])
     if not settings.stores_pairs:
         check_memory(buckets, client)
     target = temporary() if out is None else open_path(out, storage_options)
@@ -150,7 +150,8 @@ def dedup(
     if append and is_appended(others[0], buckets, settings, target, client, storage_options):
         return DedupResult(target, buckets.path)
     inputs = dedup_inputs(buckets, [each.described() for each in held_against])
-    if not (append and is_decided(settings, inputs, target)):
+    held = manifest.status(manifest.peek(target), "dedup", asdict(settings), inputs)
+    if not (append and held.state is manifest.State.DONE):
         _decide(buckets, held_against, settings, target, inputs, overwrite, client, noted=out is not None)
     if append:
         append_kept(others[0], buckets, target, client)
@@ -184,37 +185,27 @@ def _decide(
     ) as step:
         if settings.stores_pairs:
             _refuse_shared_ids(buckets, others, client)
-            if stored_floor(target / PAIRS, inputs, settings) is None:
+            stored = stored_pairs(target / PAIRS, inputs, settings)
+            if stored is None:
                 manifest.remove(target / PAIRS)
                 staying = [each.staying(client) for each in against]
-                find_edges([buckets, *others], settings, target / PAIRS, inputs, client, staying)
-            made = decide_stored(buckets, others, settings, inputs, target / PAIRS, target, start, client)
+                stored = find_edges([buckets, *others], settings, target / PAIRS, inputs, client, staying)
+            made = decide_stored(buckets, others, settings, stored, target, start, client)
         else:
             made = search_inside(buckets, settings, target, start, client)
         conclude(step, buckets, *made, noted=noted)
 
 
-def _chosen(settings: Settings, sources: Sequence[Buckets], client: Client | None) -> Settings:
+def _chosen(settings: Settings, sources: Sequence[Buckets]) -> Settings:
     """`settings` with a search; where that was left open, and not all rows will be compared, this is told."""
     made = chosen(settings, n_pairs(sources), len(sources) > 1)
     if settings.search == "auto" and made.search == "clusters" and made.probes == 1:
         logger.info(
-            "search clusters: rows are compared inside their cluster only; comparing all %s pairs of rows%s: --search "
-            "exact does it, --probes 5 compares near clusters too",
+            "search clusters: rows are compared inside their cluster only; --search exact compares all %s pairs of "
+            "rows, --probes 5 rows of near clusters too",
             progress.compact(n_pairs(sources)),
-            _would_take(sources, made.floor, client),
         )
     return made
-
-
-def _would_take(sources: Sequence[Buckets], floor: float, client: Client | None) -> str:
-    """How long an exact search would take, where that can be said."""
-    if floor < LEAST_FLOOR:
-        return ""
-    try:
-        return f" would take about {progress.duration(try_exact(sources, floor, client).seconds)}"
-    except MemoryForecastError:
-        return " would take workers with more memory"
 
 
 def _refuse_extended(buckets: Buckets) -> None:

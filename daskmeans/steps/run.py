@@ -56,8 +56,8 @@ def run(
 ) -> DedupResult:
     """Fit, assign and dedup in one go, into ``model``, ``clusters`` and ``dedup`` below `out`.
 
-    A step that an earlier run has finished, with the same settings on the same input, is not done again; a fit that
-    was interrupted goes on.
+    A step that an earlier run has finished, with the same settings on the same input and by the same version of
+    daskmeans, is not done again; a fit that was interrupted goes on.
 
     Parameters
     ----------
@@ -73,7 +73,8 @@ def run(
     Raises
     ------
     OutputError
-        A step below `out` was made with other settings or from another input, and `overwrite` is not set.
+        A step below `out` was made with other settings, from another input or by another version of daskmeans, and
+        `overwrite` is not set.
 
     Examples
     --------
@@ -164,21 +165,20 @@ def _once(
     resume: str | None = None,
 ) -> None:
     """Do `work` unless `path` holds its finished result already."""
-    found = manifest.peek(path) if path.exists() else None
-    if found and found["finished"]:
-        changed = manifest.changes(found, settings, inputs)
-        if not changed:
-            sweep(path, resume)
-            logger.info("%s is finished already: %s", name, path)
-            return
-        if not overwrite:
-            raise OutputError(
-                f"the step {name!r} is finished here, with other settings or another input: {'; '.join(changed)}",
-                where=str(path),
-                remedy="choose another --out, or add --overwrite to do it again",
-            )
+    found = manifest.peek(path)
+    state, changed = manifest.status(found, name, settings, inputs)
+    if state is manifest.State.DONE:
+        sweep(path, resume)
+        logger.info("%s is finished already: %s", name, path)
+        return
+    if found and found["finished"] and not overwrite:
+        raise OutputError(
+            f"the step {name!r} is finished here, with other settings or another input: {'; '.join(changed)}",
+            where=str(path),
+            remedy="choose another --out, or add --overwrite to do it again",
+        )
     if resume:
-        goes_on(path, settings, inputs, resume, overwrite=overwrite)
+        goes_on(path, name, settings, inputs, resume, overwrite=overwrite)
     work()
 
 

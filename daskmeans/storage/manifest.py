@@ -12,9 +12,10 @@ import hashlib
 import json
 import platform
 import time
+from enum import Enum
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from upath import UPath
 
@@ -106,6 +107,53 @@ def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in changed[:TOLD]
     ]
     return told + ([f"{len(changed) - TOLD:,} more files are others"] if len(changed) > TOLD else [])
+
+
+class State(Enum):
+    """What a directory is to a step that is asked for."""
+
+    FREE = "free"
+    """It holds no step."""
+    DONE = "done"
+    """It holds this one, finished."""
+    RESUMABLE = "resumable"
+    """It holds this one, unfinished."""
+    OTHER = "another's"
+    """It holds another step, or this one with other settings or inputs, or by another version of daskmeans."""
+
+
+class Status(NamedTuple):
+    """Whether a step is done already."""
+
+    state: State
+    changed: list[str]
+    """Of another's, what it differs in; a phrase each."""
+
+
+def status(found: dict[str, Any] | None, step: str, settings: dict[str, Any], inputs: dict[str, Any]) -> Status:
+    """Whether a directory with the manifest `found` holds the step with these settings and inputs already.
+
+    What another version of daskmeans has made is another's, as it may compute other bits.
+
+    Examples
+    --------
+    >>> made = {"step": "fit", "finished": True, "settings": {"k": 3}, "inputs": {}, "versions": versions()}
+    >>> status(made, "fit", {"k": 3}, {}).state.value
+    'done'
+    >>> status(made | {"versions": {"daskmeans": "0.0.1"}}, "fit", {"k": 4}, {}).changed[0]
+    'k was 3, now 4'
+    """
+    if found is None:
+        return Status(State.FREE, [])
+    changed = changes(found, settings, inputs)
+    ours, theirs = version("daskmeans"), found.get("versions", {}).get("daskmeans")
+    if ours != theirs:
+        changed.append(f"daskmeans was {theirs}, now {ours}")
+    if found["step"] != step:
+        changed.append(f"the step was {found['step']!r}, now {step!r}")
+    if changed:
+        return Status(State.OTHER, changed)
+    return Status(State.DONE if found["finished"] else State.RESUMABLE, [])
 
 
 def check_rows(step: str, given: int, **found: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from distributed import Client
@@ -110,7 +109,7 @@ def open_step(
         raise OutputError(f"the directory cannot be made ({told})", where=str(out), remedy=remedy) from None
     with diskspace.explained(out), lock.hold(out) as mine:
         check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
-        kept = {resume} if resume and goes_on(out, settings, inputs, resume, overwrite=overwrite) else set()
+        kept = {resume} if resume and goes_on(out, name, settings, inputs, resume, overwrite=overwrite) else set()
         head = {
             "step": name,
             "format": manifest.FORMAT,
@@ -175,9 +174,9 @@ def _give_up(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequenc
 
 
 def goes_on(
-    out: UPath, settings: dict[str, Any], inputs: dict[str, Any], resume: str, *, overwrite: bool = False
+    out: UPath, name: str, settings: dict[str, Any], inputs: dict[str, Any], resume: str, *, overwrite: bool = False
 ) -> bool:
-    """Whether `out` holds an unfinished step with these settings and inputs, which then goes on from `resume`.
+    """Whether `out` holds step `name` with these settings and inputs, unfinished, which then goes on from `resume`.
 
     Raises
     ------
@@ -187,10 +186,7 @@ def goes_on(
     found = manifest.peek(out)
     if found is None or found["finished"]:
         return False
-    changed = manifest.changes(found, settings, inputs)
-    ours, theirs = version("daskmeans"), found.get("versions", {}).get("daskmeans")
-    if ours != theirs:  # another version may compute other bits
-        changed.append(f"daskmeans was {theirs}, now {ours}")
+    state, changed = manifest.status(found, name, settings, inputs)
     if changed and not overwrite and (out / resume).exists():
         raise OutputError(
             f"the step {found['step']!r} is unfinished here, with other settings or another input: "
@@ -199,11 +195,11 @@ def goes_on(
             expected="the settings and the input with which it began, to go on",
             remedy="call it as before, choose another directory, or add --overwrite to begin anew",
         )
-    return not changed
+    return state is manifest.State.RESUMABLE
 
 
 def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
-    """Make sure that step `name` may write `out`; changes nothing.
+    """Make sure that step `name` may write `out`, whatever its settings and inputs; changes nothing.
 
     Raises
     ------
