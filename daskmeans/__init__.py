@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from daskmeans.duplicates.deduplicator import SemanticDeduplicator
     from daskmeans.duplicates.result import DedupResult, open_decisions
     from daskmeans.errors import DaskmeansError
-    from daskmeans.kmeans.assign import assign
     from daskmeans.kmeans.estimator import KMeans
+    from daskmeans.steps.append import append
     from daskmeans.steps.apply import apply
     from daskmeans.steps.dedup import dedup
+    from daskmeans.steps.dispatch import assign, fit
     from daskmeans.steps.embed import embed
+    from daskmeans.steps.leak import leak
     from daskmeans.steps.run import run
+    from daskmeans.storage.result import StepResult
     from daskmeans.vectors.options import Reading
     from daskmeans.vectors.source import read_embeddings
 
@@ -31,10 +34,14 @@ __all__ = [
     "KMeans",
     "Reading",
     "SemanticDeduplicator",
+    "StepResult",
+    "append",
     "apply",
     "assign",
     "dedup",
     "embed",
+    "fit",
+    "leak",
     "open_buckets",
     "open_decisions",
     "read_embeddings",
@@ -51,12 +58,18 @@ _HOMES = {
         "open_decisions",
     ),
     "errors": ("DaskmeansError",),
-    "kmeans.assign": ("assign",),
     "kmeans.estimator": ("KMeans",),
+    "steps.append": ("append",),
     "steps.apply": ("apply",),
     "steps.dedup": ("dedup",),
+    "steps.dispatch": (
+        "assign",
+        "fit",
+    ),
     "steps.embed": ("embed",),
+    "steps.leak": ("leak",),
     "steps.run": ("run",),
+    "storage.result": ("StepResult",),
     "vectors.options": ("Reading",),
     "vectors.source": ("read_embeddings",),
 }

@@ -19,6 +19,7 @@ from daskmeans.pairs.join import pairs_of
 from daskmeans.pairs.row_blocks import Band, load
 from daskmeans.steps import assign as assign_step
 from daskmeans.steps.assign import assign_files
+from daskmeans.steps.settings import Storing
 from daskmeans.storage import manifest
 from helpers import decisions_of, write_embeddings
 
@@ -85,7 +86,7 @@ def test_on_workers_and_in_clusters_that_were_extended(work, client, layout):
     for name, rows in parts.items():
         places = [OLD + i for i in rows]
         write_embeddings(work / f"{name}.parquet", X[places], [IDS[i] for i in places])
-        assign_files(work / f"{name}.parquet", work / "work/model", work / f"{name}-clusters", layout=layout)
+        assign_files(work / f"{name}.parquet", work / "work/model", work / f"{name}-clusters", storing=Storing(layout))
         settings = {"against": work / "work/clusters", "append": True, "client": client}
         dedup(work / f"{name}-clusters", THRESHOLD, out=work / f"{name}-dedup", **settings)
     living = kept_of(work / "work/dedup", *(work / f"{name}-dedup" for name in parts))

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from upath import UPath
 
+import daskmeans as dkm
 from daskmeans import KMeans, apply, dedup, open_buckets, open_decisions, write_buckets
 from daskmeans import assign as assign_rows
 from daskmeans.buckets import pieces
@@ -26,6 +27,7 @@ from daskmeans.pairs import join, plan, row_blocks
 from daskmeans.planner.describe import describe
 from daskmeans.steps import append
 from daskmeans.steps.assign import assign_files
+from daskmeans.steps.settings import Storing
 from daskmeans.storage import lock, manifest
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.options import Reading
@@ -56,7 +58,7 @@ def assigned(path: Path, rows, model, layout="bucketed", reading=READING, prefix
     columns = {"stars": STARS[rows].tolist(), "text": [f"text {i}" for i in rows]}
     file = write_embeddings(path.with_suffix(".parquet"), X[rows], ids, **columns)
     with dask.config.set(SMALL):
-        assign_files(file, model, path, reading, layout=layout, **settings)
+        assign_files(file, model, path, reading, Storing(layout, **settings))
     return path
 
 
@@ -429,3 +431,52 @@ def test_the_command(tmp_path, stores):
         assert open_buckets(old).rows == len(OLD) + facts["kept"]
     shown = CliRunner().invoke(main, ["info", str(old)]).stdout
     assert "appended times" in shown
+
+
+def test_decisions_that_were_looked_at_are_appended_as_in_one_go(tmp_path, model, stores):
+    old, first, second = stores
+    other = assigned(tmp_path / "other", OLD, model)
+    whole = extend(first, other, tmp_path / "whole")
+    with dask.config.set(SMALL):
+        found = dedup(first, THRESHOLD, search="exact", against=old, out=tmp_path / "looked-at")
+        before = contents(old)
+        assert open_buckets(old).rows == len(OLD)
+        made = dkm.append(found)
+        assert by_id(found.path) == by_id(whole.path)
+        assert made == {"appended": len(kept(whole)), "rows": open_buckets(other).rows}
+        assert made.path == open_buckets(old).path
+        assert all(tables(old)[c].equals(table) for c, table in tables(other).items())
+        after = contents(old)
+        assert before != after
+        assert dkm.append(str(found.path)) == made  # once more
+        assert contents(old) == after
+        extend(second, old, tmp_path / "next")
+        assert dkm.append(found) == {**made, "rows": open_buckets(old).rows}
+
+
+def test_decisions_that_do_not_fit_the_clusters_are_not_appended(tmp_path, model, stores):
+    old, first, second = stores
+    with dask.config.set(SMALL):
+        late = dedup(second, THRESHOLD, against=old, out=tmp_path / "late")
+        temporary = dedup(first, THRESHOLD, against=old)
+        alone = dedup(first, THRESHOLD, out=tmp_path / "alone")
+        before = contents(old)
+        with pytest.raises(UsageError, match="temporary"):
+            dkm.append(temporary)
+        with pytest.raises(UsageError, match="0 clusters"):
+            dkm.append(alone)
+        assert contents(old) == before
+        extend(first, old, tmp_path / "first-decisions")
+        before = contents(old)
+        with pytest.raises(OutputError, match="have changed since"):
+            dkm.append(late)
+        assert contents(old) == before
+
+
+def test_clusters_that_were_named_by_decisions_are_appended_to(tmp_path, stores):
+    old, first, _ = stores
+    with dask.config.set(SMALL):
+        own = dedup(old, 0.99, out=tmp_path / "own")
+        dedup(old, 0.95, out=tmp_path / "others")
+        found = dedup(first, THRESHOLD, against=own.path, out=tmp_path / "found")
+        assert dkm.append(found)["appended"] == len(kept(found))

@@ -20,6 +20,7 @@ from daskmeans.cli.main import main
 from daskmeans.kmeans import centroid_index
 from daskmeans.planner.describe import describe
 from daskmeans.steps.assign import assign_files
+from daskmeans.steps.settings import Storing
 from daskmeans.vectors.matrix import to_column
 from daskmeans.vectors.options import Reading
 from helpers import write_embeddings
@@ -158,7 +159,7 @@ def test_the_manifest_and_the_screen_tell_the_recall(tmp_path, km, two_workers):
     assert holds(facts, np.array([labels[f"row-{i:05d}"] for i in range(3000)]), spread(3000), km)
     assert describe(tmp_path / "out")["ann"] == facts
     with dask.config.set({"daskmeans.partition-bytes": "40kB"}):
-        assign_files(rows, model, tmp_path / "again", assign="ann", assign_recall=0.9)
+        assign_files(rows, model, tmp_path / "again", storing=Storing(assign="ann", assign_recall=0.9))
     assert labels_in(tmp_path / "again") == labels
     shown = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "shown")])
     assert ["ann", "recall", f"{facts['recall']:.6g}"] in [line.split() for line in shown.stdout.splitlines()]
@@ -171,7 +172,7 @@ def test_rows_that_are_rejected_are_listed_once(tmp_path, km):
     rows = write_embeddings(tmp_path / "in" / "rows.parquet", X)
     km.save(tmp_path / "model")
     reading = Reading(on_bad_row="skip")
-    made = assign_files(rows, tmp_path / "model", tmp_path / "out", reading, assign="ann")
+    made = assign_files(rows, tmp_path / "model", tmp_path / "out", reading, Storing(assign="ann"))
     assert (made.rows, made.manifest["rejected"]) == (899, 1)
 
 

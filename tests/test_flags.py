@@ -1,15 +1,26 @@
 """A flag acts or is refused; a name that stands where several may stand is one name."""
 
 import glob
+import inspect
+import json
+from contextlib import nullcontext
+from dataclasses import fields
+from types import SimpleNamespace
 
 import click
 import pandas as pd
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import daskmeans as dkm
+from daskmeans.cli import main as cli_main
 from daskmeans.cli.main import main
+from daskmeans.duplicates.settings import Deciding, Settings
+from daskmeans.runtime.cluster import ClusterSettings
+from daskmeans.steps import run
 from daskmeans.steps.assign import assign_files
+from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
@@ -83,3 +94,124 @@ def test_one_name_is_a_list_of_one(tmp_path) -> None:
     assert dkm.open_buckets(tmp_path / "again").metadata_fields == ("text",)
     dkm.embed(given, tmp_path / "embedded", metadata_fields="stars")
     assert list(pd.read_parquet(glob.glob(f"{tmp_path}/embedded/*.parquet"))) == ["id", "embedding", "text", "stars"]
+
+
+def names(settings: type) -> set[str]:
+    return {each.name for each in fields(settings)}
+
+
+OF_RUN = {"model": dkm.KMeans, "deciding": Deciding, "storing": Storing, "reading": Reading}
+# Options of all kinds, with values that are not their defaults.
+ASKED = {
+    "model": {
+        "n_clusters": 3, "max_iter": 7, "tol": 0.5, "random_state": 9, "init": "k-means||", "n_init": 2,
+        "oversampling_factor": 3.0, "max_samples_per_batch": 99, "sample_fraction": 0.25, "normalize": False,
+        "max_cluster_size": 50, "engine": "cuml",
+    },
+    "deciding": {
+        "threshold": 0.75, "eps": 0.25, "keep": ("a:asc", "b:desc"), "rule": "semdedup", "search": "clusters",
+        "probes": 5, "floor": 0.5,
+    },
+    "storing": {"layout": "hive", "embedding_dtype": "float16", "assign": "ann", "assign_recall": 0.5},
+    "reading": {
+        "id_field": "key", "embedding_field": "v", "metadata_fields": ("a", "b"), "storage_options": {"anon": True},
+        "on_bad_row": "skip",
+    },
+}  # fmt: skip
+ASKED_OF_CLUSTERS = {
+    "device": "gpu", "n_workers": 2, "threads_per_worker": 3, "memory_limit": "4GiB", "dashboard_address": ":0",
+    "local_directory": "spill", "rmm_pool_size": "1GB", "rmm_maximum_pool_size": "2GB", "rmm_managed_memory": True,
+    "rmm_async": True, "device_memory_limit": "3GB", "enable_cudf_spill": True, "protocol": "ucx",
+    "enable_tcp_over_ucx": True, "enable_infiniband": True, "enable_nvlink": False, "enable_rdmacm": True,
+}  # fmt: skip
+
+
+def as_words(asked: dict[str, object]) -> list[str]:
+    """`asked` as a command line."""
+    words: list[str] = []
+    for name, value in asked.items():
+        flag = "--metadata-field" if name == "metadata_fields" else f"--{name.replace('_', '-')}"
+        if value is False:
+            flag = {"--normalize": "--no-normalize", "--enable-nvlink": "--disable-nvlink"}[flag]
+        for each in value if isinstance(value, tuple) else [value]:
+            words += [flag] if isinstance(each, bool) else [flag, json.dumps(each) if name in HELD else str(each)]
+    return words
+
+
+HELD = {"storage_options"}
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What the command `run` hands over: where to run, then what."""
+    found: list[object] = []
+    monkeypatch.setattr(cli_main, "_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
+    monkeypatch.setattr(
+        run,
+        "run_steps",
+        lambda inputs, out, settings, **others: (found.append(settings), SimpleNamespace(summary={}))[1],
+    )
+    return found
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_each_option_of_a_run_is_a_flag_and_a_key(tmp_path, handed_over, from_file: bool) -> None:
+    """An option that is new in a class below must be asked for here."""
+    assert {name: set(asked) for name, asked in ASKED.items()} == {
+        "model": names(dkm.KMeans),
+        "deciding": names(Deciding) - {"random_state"},  # that of the model
+        "storing": names(Storing),
+        "reading": names(Reading),
+    }
+    assert set(ASKED_OF_CLUSTERS) == names(ClusterSettings) - {"scheduler", "scheduler_file"}  # excluded by others
+    asked: dict[str, object] = {name: value for group in ASKED.values() for name, value in group.items()}
+    words = as_words(asked | ASKED_OF_CLUSTERS)
+    if from_file:
+        held = {k: list(v) if isinstance(v, tuple) else v for k, v in (asked | ASKED_OF_CLUSTERS).items()}
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump({"input": "in", **held}))
+        words = [str(tmp_path / "job.yaml")]
+    done = CliRunner().invoke(main, ["run", *(words if from_file else ["in", *words]), "--out", "out"])
+    assert done.exit_code == 0, done.output
+    where, settings = handed_over
+    assert where == ClusterSettings(**ASKED_OF_CLUSTERS)  # type: ignore[arg-type]
+    assert isinstance(settings, RunSettings)
+    for name, group in ASKED.items():
+        assert {each: getattr(getattr(settings, name), each) for each in group} == group
+
+
+def test_no_value_that_is_asked_for_above_is_a_default() -> None:
+    for settings, asked in [*((OF_RUN[name], asked) for name, asked in ASKED.items()),
+                            (ClusterSettings, ASKED_OF_CLUSTERS)]:  # fmt: skip
+        assert not [each.name for each in fields(settings) if asked.get(each.name, ...) == each.default]
+
+
+@pytest.mark.parametrize(
+    ("verb", "groups", "function"),
+    [
+        ("fit", {dkm.KMeans: set()}, dkm.KMeans),
+        ("dedup", {Deciding: set()}, dkm.dedup),
+        ("run", {Deciding: {"random_state"}, Storing: set()}, dkm.run),
+    ],
+)
+def test_flags_and_arguments_of_python_have_the_same_defaults(verb: str, groups, function) -> None:
+    flags = {str(each.name): each for each in main.commands[verb].params}
+    arguments = inspect.signature(function).parameters
+    for settings, without in groups.items():
+        for each in fields(settings):
+            if each.name in without:
+                continue
+            default = arguments[each.name].default
+            assert ((default,) if each.name == "keep" else default) == each.default, each.name
+            if not flags[each.name].required:
+                assert flags[each.name].default == each.default, each.name
+
+
+def test_what_a_run_is_asked_stands_in_its_manifests(tmp_path) -> None:
+    given = write_embeddings(tmp_path / "in.parquet", blobs(100))
+    dkm.run(given, tmp_path / "out", dkm.KMeans(2), 0.9)
+    found = {name: json.loads((tmp_path / "out" / name / "manifest.json").read_text())["settings"]
+             for name in ("model", "clusters", "dedup")}  # fmt: skip
+    reading = names(Reading) - {"storage_options"}
+    assert set(found["model"]) == names(dkm.KMeans) - {"max_samples_per_batch"} | {"embedding_field", "on_bad_row"}
+    assert set(found["clusters"]) == names(Storing) | reading
+    assert set(found["dedup"]) == names(Deciding) - {"eps"} == names(Settings)

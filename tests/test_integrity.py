@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,9 @@ import daskmeans as dkm
 from daskmeans.duplicates import decisions, rewrite, within
 from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
 from daskmeans.report.review import write_review
-from daskmeans.steps import append
+from daskmeans.steps import append, leak, run
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
-from daskmeans.steps.leak import leak
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.manifest import FORMAT
 from daskmeans.vectors.options import Reading
@@ -96,16 +96,22 @@ def test_an_input_that_changes_during_a_step_is_noticed(tmp_path, step, change, 
         return 0
 
     calls = {
-        "fit": ("daskmeans.steps.fit.KMeans.fit", lambda: fit(embeddings, tmp_path / "out", dkm.KMeans(3))),
+        "fit": (dkm.KMeans, "fit", lambda: fit(embeddings, tmp_path / "out", dkm.KMeans(3))),
         "assign": (
-            "daskmeans.steps.run.gather_rejects",
+            run,
+            "gather_rejects",
             lambda: assign_files(embeddings, tmp_path / "model", tmp_path / "out"),
         ),
-        "leak": ("daskmeans.steps.leak.gather_rejects", lambda: leak(embeddings, embeddings, tmp_path / "out", 0.9)),
+        "leak": (
+            import_module("daskmeans.steps.leak"),
+            "gather_rejects",
+            lambda: leak(embeddings, embeddings, tmp_path / "out", 0.9),
+        ),
     }
-    name, call = calls[step]
+    owner, name, call = calls[step]
     real = dkm.KMeans.fit
-    monkeypatch.setattr(name, (lambda *args, **more: (real(*args, **more), changing())) if step == "fit" else changing)
+    changed = (lambda *args, **more: (real(*args, **more), changing())) if step == "fit" else changing
+    monkeypatch.setattr(owner, name, changed)
     with pytest.raises((DataError, NotFoundError), match=r"rows\.parquet: (the file was written|no such file)"):
         call()
     assert not (tmp_path / "out").exists()

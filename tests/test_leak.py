@@ -12,7 +12,7 @@ from daskmeans.cli.main import main
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.pairs import plan
 from daskmeans.runtime.cluster import ClusterSettings, cluster
-from daskmeans.steps.leak import leak
+from daskmeans.steps import leak
 from daskmeans.vectors.options import Reading
 from helpers import make_rows, write_embeddings
 

@@ -14,10 +14,11 @@ from upath import UPath
 
 from daskmeans import KMeans, apply, dedup, run
 from daskmeans.errors import UsageError
+from daskmeans.steps import leak
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.embed import embed
 from daskmeans.steps.fit import fit
-from daskmeans.steps.leak import leak
+from daskmeans.steps.settings import Storing
 from daskmeans.storage import signature
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.options import Reading
@@ -42,7 +43,7 @@ def spoilt(tmp_path: Path) -> Path:
 def clusters_of(spoilt: Path, layout: str) -> Path:
     out = spoilt.parent
     fit(spoilt, out / "model", KMeans(3), SKIP)
-    assign_files(spoilt, out / "model", out / "clusters", SKIP, layout=layout)
+    assign_files(spoilt, out / "model", out / "clusters", SKIP, Storing(layout))
     return out / "clusters"
 
 

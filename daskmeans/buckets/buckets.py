@@ -19,6 +19,7 @@ from daskmeans import config
 from daskmeans.buckets.pieces import Files, Piece
 from daskmeans.runtime import executor
 from daskmeans.storage import manifest
+from daskmeans.storage.result import Result
 from daskmeans.vectors.files import open_path
 
 CENTROID, L2, COSINE = "centroid", "l2_dist_to_cent", "cosine_dist_to_cent"
@@ -58,7 +59,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Buckets:
+class Buckets(Result):
     """A finished directory of rows grouped by cluster.
 
     Attributes
@@ -83,6 +84,9 @@ class Buckets:
     n_clusters: int
     parts: tuple[Part, ...]
     manifest: dict[str, Any]
+
+    def figures(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("rows", "n_clusters", "dimension", "layout")}
 
     def clusters(self) -> Iterator[Cluster]:
         """All clusters that have rows, in the order of the centroids."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -30,17 +31,18 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
     if len(inputs) != 1 or not inputs[0].endswith((".yaml", ".yml")):
         return inputs
     file = open_path(inputs[0])
-    options = {p.name: p for p in ctx.command.params if isinstance(p, click.Option)}
+    options = {str(p.name): p for p in ctx.command.params if isinstance(p, click.Option)}
+    names = {word.lstrip("-").replace("-", "_"): name for name, p in options.items() for word in (name, *p.opts)}
     values: dict[str, Any] = {}
-    for key, value in _settings(file).items():
-        name = _setting(key)
+    for key, value in _settings(file, names).items():
+        name = _setting(key, names)
         if name not in {*options, "input"}:
-            known = sorted({*options, "input"} - {None}, key=str)
-            near = difflib.get_close_matches(name, map(str, known), 1)
+            known = sorted({*options, "input"})
+            near = difflib.get_close_matches(name, known, 1)
             raise UsageError(
                 f"unknown key {key!r}",
                 where=str(file),
-                expected=f"one of {', '.join(map(str, known))}",
+                expected=f"one of {', '.join(known)}",
                 remedy=f"did you mean {near[0]!r}?" if near else "",
             )
         if value is not None:  # a key without a value
@@ -52,7 +54,7 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
     return tuple(found)
 
 
-def _settings(file: UPath) -> dict[Any, Any]:
+def _settings(file: UPath, names: Mapping[str, str]) -> dict[Any, Any]:
     if not file.is_file():
         raise NotFoundError("no such file", where=str(file), expected="a YAML file of settings")
     try:
@@ -65,16 +67,16 @@ def _settings(file: UPath) -> dict[Any, Any]:
         raise UsageError(f"not valid YAML ({error})", where=str(file), expected=SETTINGS) from None
     if not isinstance(found, dict):
         raise UsageError("the file holds no settings", where=str(file), expected=SETTINGS)
-    keys = [_setting(key.value) for key, _ in (node.value if found else ())]  # also those that come twice
+    keys = [_setting(key.value, names) for key, _ in (node.value if found else ())]  # also those that come twice
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UsageError(f"the key {twice[0]!r} is there twice", where=str(file), expected="each setting once")
     return found
 
 
-def _setting(key: Any) -> str:
-    """What the command calls the flag that `key` names."""
+def _setting(key: Any, names: Mapping[str, str]) -> str:
+    """What the command calls the flag that `key` names, by the `names` that its flags are written with."""
     name = str(key).replace("-", "_")
-    return "metadata_fields" if name == "metadata_field" else name
+    return names.get(name, name)
 
 
 def _given(value: Any, option: click.Option | None, where: str, ctx: click.Context) -> Any:

@@ -23,6 +23,7 @@ from daskmeans.cli.displays import display_on
 from daskmeans.cli.interrupts import INTERRUPTED, STATUS, leave, once
 from daskmeans.cli.options import Output
 from daskmeans.cli.output import escape_markup, hint_apply, show_advice, show_facts
+from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import (
     ClusterError,
     ClusterSizeWarning,
@@ -38,6 +39,7 @@ from daskmeans.runtime.client import logger, n_threads
 from daskmeans.runtime.cluster import ClusterSettings, dashboard
 from daskmeans.runtime.cluster import cluster as start_cluster
 from daskmeans.runtime.liveness import lost_scheduler, reached
+from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import objectstore
 from daskmeans.vectors.options import Reading
 
@@ -145,7 +147,7 @@ def demo(
 @click.option("--out", required=True, help="Directory of embeddings to make.")
 @click.option("--text-field", default="text", show_default=True, help="Column of texts.")
 @click.option("--encoder", default="wordllama", show_default=True)
-@click.option("--embedding-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@options.one(Storing, "embedding_dtype")
 @options.overwrite
 @options.reading("embedding_field")
 @options.cluster
@@ -158,12 +160,12 @@ def embed(
     from daskmeans.steps.embed import embed
 
     with _session(cluster, output) as client:
-        facts = embed(
+        made = embed(
             inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
             encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
             storage_options=reading.storage_options, overwrite=overwrite, client=client,
         )  # fmt: skip
-    show_facts(facts, output)
+    show_facts(made.facts, output)
 
 
 @kmeans.command()
@@ -204,18 +206,14 @@ def fit(
 @options.cluster
 @options.output
 def assign(
-    inputs: tuple[str, ...], model: str, out: str, layout: str, embedding_dtype: str, assign: str, assign_recall: float,
-    overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
+    inputs: tuple[str, ...], model: str, out: str, storing: Storing, overwrite: bool, reading: Reading,
+    cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Give every row its cluster and distances, grouped by cluster."""
     from daskmeans.steps.assign import assign_files
 
     with _session(cluster, output) as client:
-        buckets = assign_files(
-            inputs, model, out, reading,
-            layout=layout, embedding_dtype=embedding_dtype, assign=assign, assign_recall=assign_recall,
-            overwrite=overwrite, client=client,
-        )  # fmt: skip
+        buckets = assign_files(inputs, model, out, reading, storing, overwrite=overwrite, client=client)
     show_facts({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
            "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}
           | index_facts(buckets.manifest), output)  # fmt: skip
@@ -229,24 +227,22 @@ def assign(
 @click.option("--against", multiple=True, metavar="CLUSTERS",
               help="Clusters whose kept rows stay, and rows like them go; or decisions on them.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then add the rows that are kept to the clusters --against.")
-@click.option("--random-state", type=click.INT, default=42, show_default=True)
-@click.option("--storage-options", type=options.Json(), help="Options of the file system, as JSON.")
+@options.filled("deciding", Deciding, ["random_state"])
+@options.one(Reading, "storage_options")
 @options.overwrite
 @options.cluster
 @options.output
 def dedup(
-    clusters: str, out: str, threshold: float | None, eps: float | None, keep: tuple[str, ...], rule: str, search: str,
-    probes: int, floor: float | None, review: int | None, against: tuple[str, ...], append: bool, random_state: int,
+    clusters: str, out: str, deciding: Deciding, review: int | None, against: tuple[str, ...], append: bool,
     storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Decide which rows of clusters are duplicates."""
     from daskmeans.report.review import write_review
-    from daskmeans.steps.dedup import dedup
+    from daskmeans.steps.dedup import dedup_step
 
     with _session(cluster, output) as client:
-        result = dedup(
-            clusters, threshold, eps=eps, out=out, keep=keep, rule=rule, search=search, probes=probes, floor=floor,
-            against=against, append=append, random_state=random_state, storage_options=storage_options,
+        result = dedup_step(
+            clusters, deciding, out, against=against, append=append, storage_options=storage_options,
             overwrite=overwrite, client=client,
         )  # fmt: skip
         page = {"review": str(write_review(result, review, client=client))} if review else {}
@@ -269,21 +265,20 @@ def leak(
     output: Output,
 ) -> None:  # fmt: skip
     """List the rows of TEST that have a twin in TRAIN."""
-    from daskmeans.steps.leak import leak
+    from daskmeans.steps.leak import leak as find_leaks
 
     with _session(cluster, output) as client:
-        facts = leak(train, test, out, threshold, reading, overwrite=overwrite, client=client)
-    show_facts({"leaks": out} | facts, output)
+        found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite, client=client)
+    show_facts({"leaks": out} | found.facts, output)
 
 
 @kmeans.command()
 @click.argument("decisions")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, help="Directory of kept rows to make.")
-@click.option("--id-field", help="Column of ids [the one that the decisions were made by].")
-@click.option("--storage-options", type=options.Json(), help="Options of the file system, as JSON.")
-@click.option("--on-bad-row", type=click.Choice(["error", "skip"]), default="error", show_default=True,
-              help="About rows without a decision.")  # fmt: skip
+@options.one(Reading, "id_field", default=None, help="Column of ids [the one that the decisions were made by].")
+@options.one(Reading, "storage_options")
+@options.one(Reading, "on_bad_row", help="About rows without a decision.")
 @options.overwrite
 @options.cluster
 @options.output
@@ -295,11 +290,11 @@ def apply(
     from daskmeans.steps.apply import apply
 
     with _session(cluster, output) as client:
-        facts = apply(
+        made = apply(
             decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
             overwrite=overwrite, client=client,
         )  # fmt: skip
-    show_facts(facts, output)
+    show_facts(made.facts, output)
 
 
 @kmeans.command()
@@ -312,23 +307,18 @@ def apply(
 @options.reading()
 @options.cluster
 @options.output
+@options.filled("settings", RunSettings, flags=False)
 def run(
-    inputs: tuple[str, ...], out: str, model: KMeans, threshold: float | None, eps: float | None, keep: tuple[str, ...],
-    rule: str, search: str, probes: int, floor: float | None, layout: str, embedding_dtype: str, assign: str,
-    assign_recall: float, overwrite: bool, reading: Reading, cluster: ClusterSettings, output: Output,
-) -> None:  # fmt: skip
+    inputs: tuple[str, ...], out: str, settings: RunSettings, overwrite: bool, cluster: ClusterSettings, output: Output
+) -> None:
     """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
-    from daskmeans.steps.run import run as run_files
+    from daskmeans.steps.run import run_steps
 
     with _session(cluster, output) as client:
-        result = run_files(
-            inputs, out, model, threshold, reading, eps=eps, layout=layout, embedding_dtype=embedding_dtype,
-            assign=assign, assign_recall=assign_recall, keep=keep, rule=rule, search=search, probes=probes,
-            floor=floor, overwrite=overwrite, client=client,
-        )  # fmt: skip
+        result = run_steps(inputs, out, settings, overwrite=overwrite, client=client)
     show_facts({"out": out} | result.summary, output)
-    decisions = out.rstrip("/") + "/dedup"
-    hint_apply(decisions, inputs, result.summary.get("rejected", 0), bool(reading.storage_options), cluster, output)
+    decisions, with_options = out.rstrip("/") + "/dedup", bool(settings.reading.storage_options)
+    hint_apply(decisions, inputs, result.summary.get("rejected", 0), with_options, cluster, output)
 
 
 @kmeans.command()
@@ -336,9 +326,9 @@ def run(
 @click.option("--system", is_flag=True, help="Say what this machine offers, and what of it is used.")
 @click.option("--advise", is_flag=True, help="Propose a number of clusters, and forecast what the steps will take.")
 @click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this one too.")
-@click.option("--id-field", default="id", show_default=True)
-@click.option("--embedding-field", help="Column of vectors; default: the only list of floats.")
-@click.option("--storage-options", type=options.Json(), help="Options of the file system, as JSON.")
+@options.one(Reading, "id_field", help=None)
+@options.one(Reading, "embedding_field")
+@options.one(Reading, "storage_options")
 @options.cluster
 @options.output
 def info(
@@ -373,5 +363,5 @@ def info(
 
 def _refuse_idle(names: list[str], found: str, remedy: str) -> None:
     """Refuse flags with these `names`, which would do nothing."""
-    if idle := [name for name in options.given(click.get_current_context()) if name in names]:
-        raise UsageError(found, where=options.flag(idle[0]), remedy=remedy)
+    if idle := [each for each in options.given(click.get_current_context()) if each.name in names]:
+        raise UsageError(found, where=idle[0].opts[0], remedy=remedy)

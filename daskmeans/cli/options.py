@@ -1,24 +1,26 @@
-"""Flags that several commands share, a group for each of the settings they fill."""
+"""Flags, made of the dataclasses of options that they fill."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_origin
 
 import click
 from click.core import ParameterSource
 
+from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError
-from daskmeans.kmeans.centroid_index import TARGET
 from daskmeans.kmeans.estimator import KMeans
+from daskmeans.options import Need, flag_of, kind_of, option, options
 from daskmeans.runtime.cluster import ClusterSettings
+from daskmeans.steps.settings import Storing
 from daskmeans.vectors.options import Reading
 
 Command = Callable[..., Any]
-Option = Callable[[Command], Command]
+Decorator = Callable[[Command], Command]
 
 
 class Json(click.ParamType):
@@ -38,230 +40,94 @@ class Json(click.ParamType):
         return found
 
 
+class Flag(click.Option):
+    """A flag that may act beside certain values of others alone."""
+
+    def __init__(self, *names: Any, need: Need | None = None, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self.need = need
+
+    def is_idle(self, values: dict[str, Any]) -> bool:
+        """Whether it does nothing beside these `values` of the flags."""
+        return self.need is not None and any(values[name] not in these for name, these in self.need.values.items())
+
+
 class Verb(click.Command):
     """A command that refuses a flag which would do nothing beside the others."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        for name in given(ctx):
-            is_used, need = _NEEDS.get(name, (lambda values: True, ""))
-            if not is_used(ctx.params):
-                raise UsageError(
-                    "it does nothing here", where=flag(name), expected=need, remedy="leave it out, or give that too"
-                )
+        for each in given(ctx):
+            if isinstance(each, Flag) and each.need and each.is_idle(ctx.params):
+                remedy = "leave it out, or give that too"
+                raise UsageError("it does nothing here", where=each.opts[0], expected=each.need.says, remedy=remedy)
         return super().invoke(ctx)
 
 
-# For flags that need others: whether those are there, and what to say.
-_NEEDS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
-    "assign_recall": (lambda values: values["assign"] == "ann", "--assign ann"),
-    "max_samples_per_batch": (lambda values: values["engine"] == "cuml", "--engine cuml"),
-    "oversampling_factor": (lambda values: values["init"] in ("auto", "k-means||"), "--init auto or k-means||"),
-    "dashboard_address": (
-        lambda values: not (values["scheduler"] or values["scheduler_file"]),
-        "workers on this machine: no --scheduler, no --scheduler-file",
-    ),
-}
-
-
-def given(ctx: click.Context) -> list[str]:
-    """Names of the flags that the command line or a file of settings holds."""
-    return [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
-
-
-def flag(name: str) -> str:
-    """How the flag called `name` is written."""
-    return f"--{name.removesuffix('s') if name == 'metadata_fields' else name}".replace("_", "-")
+def given(ctx: click.Context) -> list[click.Parameter]:
+    """The flags that the command line or a file of settings holds."""
+    is_given = {name: ctx.get_parameter_source(name) is not ParameterSource.DEFAULT for name in ctx.params}
+    return [each for each in ctx.command.params if is_given.get(str(each.name))]
 
 
 @dataclass(frozen=True)
 class Output:
     """What a command shows."""
 
-    json: bool = False
-    quiet: bool = False
-    verbose: bool = False
+    json: bool = option(False, "Print one JSON object on stdout.")
+    quiet: bool = option(False, "Print errors alone.")
+    verbose: bool = option(False, "Log what is done.")
 
 
-def _added(command: Command, options: Sequence[Option]) -> Command:
-    """`command` with `options`, in their order."""
-    for option in reversed(options):
-        command = option(command)
-    return command
+def one(settings: type, name: str, **changed: Any) -> Decorator:
+    """The flag of the option `name` of the dataclass `settings`, with some of its attributes `changed`."""
+    each, facts = next(found for found in options(settings) if found[0].name == name)
+    kind, written = kind_of(settings, name), facts.flag or flag_of(name)
+    attributes: dict[str, Any] = {"help": facts.help, "required": facts.required, "need": facts.need}
+    if not facts.required:
+        attributes |= {"default": each.default, "show_default": each.default not in (None, False)}
+    if kind is bool:
+        defaults: dict[Any, str] = {False: "", True: f"/--no-{name}", None: f"/{written.replace('enable', 'disable')}"}
+        written, attributes["is_flag"] = written + defaults[each.default], True
+    elif get_origin(kind) is Mapping:
+        attributes["type"] = Json()
+    elif get_origin(kind) in (tuple, Sequence):
+        attributes |= {"multiple": True, "show_default": bool(each.default)}
+    elif facts.choices:
+        attributes["type"] = click.Choice(facts.choices)
+    else:
+        attributes["type"] = kind if facts.least is None else click.IntRange(facts.least)
+    return click.option(written, name, cls=Flag, **attributes | changed)
 
 
-def _filled(
-    command: Command, argument: str, make: Callable[..., Any], names: list[str], options: Sequence[Option]
-) -> Command:
-    """`command` with `options`, whose values called `names` it gets as one ``argument=make(...)``."""
+def filled(argument: str, settings: type, names: Sequence[str] | None = None, *, flags: bool = True) -> Decorator:
+    """Flags of the dataclass `settings`, or those called `names`; the command gets it as one `argument`."""
+    mine = [each.name for each in fields(settings)] if names is None else names
 
-    @functools.wraps(command)
-    def called(**values: Any) -> Any:
-        mine = {name: values.pop(name) for name in names if name in values}
-        return command(**values, **{argument: make(**mine)})
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**values: Any) -> Any:
+            before = values.pop(argument, None)  # of other flags of it, which came earlier
+            taken = {name: values.pop(name) for name in mine}
+            return command(**values, **{argument: replace(before, **taken) if before else settings(**taken)})
 
-    return _added(called, options)
+        decorated: Command = called
+        for name in reversed(mine if flags else ()):
+            decorated = one(settings, name)(decorated)
+        return decorated
 
-
-def kmeans(command: Command) -> Command:
-    """Flags of :class:`KMeans`, handed over as an estimator called `model`."""
-    return _filled(command, "model", KMeans, list(KMeans().get_params()), _KMEANS)
-
-
-_KMEANS = [
-    click.option("--n-clusters", type=click.INT, required=True, help="Number of clusters."),
-    click.option("--max-iter", type=click.INT, default=300, show_default=True, help="Updates at most; 0 keeps --init."),
-    click.option("--tol", type=click.FLOAT, default=1e-4, show_default=True, help="Relative shift at which to stop."),
-    click.option("--random-state", type=click.INT, default=42, show_default=True, help="Seed of all that is random."),
-    click.option(
-        "--init", default="auto", show_default=True, help="auto, k-means||, random, a .npy file or a model directory."
-    ),
-    click.option("--n-init", type=click.INT, default=1, show_default=True, help="Runs, of which the best is kept."),
-    click.option("--oversampling-factor", type=click.FLOAT, default=2.0, show_default=True, help="Of k-means||."),
-    click.option(
-        "--max-samples-per-batch",
-        type=click.INT,
-        default=32768,
-        show_default=True,
-        help="Rows that cuML compares at once.",
-    ),
-    click.option(
-        "--sample-fraction", type=click.FLOAT, default=1.0, show_default=True, help="Share of rows to fit on."
-    ),
-    click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale rows to unit length."),
-    click.option("--max-cluster-size", type=click.INT, help="Split clusters of more rows after the fit."),
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "native", "cuml"]),
-        default="auto",
-        show_default=True,
-        help="cuml: cuML on the workers' GPUs finds the centroids; auto is native.",
-    ),
-]
+    return decorate
 
 
-def reading(*without: str) -> Option:
-    """Flags of :class:`Reading`: how embeddings are read; handed over as `reading`, `without` some of its fields."""
-    names = [f.name for f in fields(Reading) if f.name not in without]
-    return lambda command: _filled(command, "reading", Reading, names, [_READING[name] for name in names])
+def reading(*without: str) -> Decorator:
+    """Flags of :class:`Reading`, `without` some of its fields."""
+    return filled("reading", Reading, [each.name for each in fields(Reading) if each.name not in without])
 
 
-_READING = {
-    "id_field": click.option("--id-field", default="id", show_default=True, help="Column of ids."),
-    "embedding_field": click.option("--embedding-field", help="Column of vectors; default: the only list of floats."),
-    "metadata_fields": click.option(
-        "--metadata-field", "metadata_fields", multiple=True, help="Column that travels along; repeatable."
-    ),
-    "storage_options": click.option("--storage-options", type=Json(), help="Options of the file system, as JSON."),
-    "on_bad_row": click.option(
-        "--on-bad-row",
-        type=click.Choice(["error", "skip"]),
-        default="error",
-        show_default=True,
-        help="Stop at a bad row, or leave it out and list it below _rejects in the output.",
-    ),
-}
-
-
-def cluster(command: Command) -> Command:
-    """Flags of :class:`ClusterSettings`: where tasks run; handed over as `cluster`."""
-    return _filled(command, "cluster", ClusterSettings, [f.name for f in fields(ClusterSettings)], _CLUSTER)
-
-
-_CLUSTER = [
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "gpu"]),
-        default="auto",
-        show_default=True,
-        help="gpu: a worker for each GPU; auto: that, if there are GPUs and the packages.",
-    ),
-    click.option("--n-workers", type=click.IntRange(1), help="Worker processes; default: one a core, or a GPU."),
-    click.option("--threads-per-worker", type=click.IntRange(1), help="Default: 1, or a GPU's share of the cores."),
-    click.option("--memory-limit", default="auto", show_default=True, help="Of each worker, such as 4GiB."),
-    click.option("--scheduler", help="Address of a running scheduler, instead of workers here."),
-    click.option("--scheduler-file", help="File that a running scheduler has written."),
-    click.option("--dashboard-address", default="127.0.0.1:8787", show_default=True),
-    click.option("--local-directory", help="Where workers spill to."),
-    click.option("--rmm-pool-size", help="GPU: as in dask-cuda."),
-    click.option("--rmm-maximum-pool-size", help="GPU: as in dask-cuda."),
-    click.option("--rmm-managed-memory", is_flag=True, help="GPU: as in dask-cuda."),
-    click.option("--rmm-async", is_flag=True, help="GPU: as in dask-cuda."),
-    click.option("--device-memory-limit", default="default", show_default=True, help="GPU: as in dask-cuda."),
-    click.option("--enable-cudf-spill", is_flag=True, help="GPU: as in dask-cuda."),
-    click.option("--protocol", help="GPU: as in dask-cuda."),
-    click.option("--enable-tcp-over-ucx/--disable-tcp-over-ucx", default=None, help="GPU: as in dask-cuda."),
-    click.option("--enable-infiniband/--disable-infiniband", default=None, help="GPU: as in dask-cuda."),
-    click.option("--enable-nvlink/--disable-nvlink", default=None, help="GPU: as in dask-cuda."),
-    click.option("--enable-rdmacm/--disable-rdmacm", default=None, help="GPU: as in dask-cuda."),
-]
-
-
-def output(command: Command) -> Command:
-    """Flags of :class:`Output`: what is shown; handed over as `output`."""
-    return _filled(command, "output", Output, [f.name for f in fields(Output)], _OUTPUT)
-
-
-_OUTPUT = [
-    click.option("--json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("--quiet", is_flag=True, help="Print errors alone."),
-    click.option("--verbose", is_flag=True, help="Log what is done."),
-]
-
+kmeans = filled("model", KMeans)
+deciding = filled("deciding", Deciding, [each.name for each in fields(Deciding) if each.name != "random_state"])
+storing = filled("storing", Storing)
+cluster = filled("cluster", ClusterSettings)
+output = filled("output", Output)
 overwrite = click.option(
     "--overwrite", is_flag=True, help="Replace a finished output, or an unfinished one of other settings."
 )
-
-_DECIDING = [
-    click.option("--threshold", type=click.FLOAT, help="Cosine similarity from which two rows are duplicates."),
-    click.option("--eps", type=click.FLOAT, help="The same as 1 - threshold."),
-    click.option(
-        "--keep",
-        multiple=True,
-        default=("hard",),
-        show_default=True,
-        help="hard, easy, random, or COLUMN:asc|desc; repeatable.",
-    ),
-    click.option("--rule", type=click.Choice(["survivors", "semdedup"]), default="survivors", show_default=True),
-    click.option(
-        "--search",
-        type=click.Choice(["auto", "exact", "clusters"]),
-        default="auto",
-        show_default=True,
-        help="exact: all pairs of rows; clusters: inside clusters, with a measured recall; auto: exact for up to two "
-        "million rows.",
-    ),
-    click.option(
-        "--probes", type=click.INT, default=1, show_default=True, help="With clusters: how many near ones to compare."
-    ),
-    click.option("--floor", type=click.FLOAT, help="Score from which pairs are stored [the threshold]."),
-]
-
-
-def deciding(command: Command) -> Command:
-    """Flags of dedup but the seed."""
-    return _added(command, _DECIDING)
-
-
-_STORING = [
-    click.option("--layout", type=click.Choice(["bucketed", "hive"]), default="bucketed", show_default=True),
-    click.option("--embedding-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True),
-    click.option(
-        "--assign",
-        type=click.Choice(["exact", "ann"]),
-        default="exact",
-        show_default=True,
-        help="ann: by an index over the centroids, for very many; what share of the labels is exact is measured.",
-    ),
-    click.option(
-        "--assign-recall",
-        type=click.FLOAT,
-        default=TARGET,
-        show_default=True,
-        help="Share of exact labels that --assign ann aims at.",
-    ),
-]
-
-
-def storing(command: Command) -> Command:
-    """Flags of the clusters and their files."""
-    return _added(command, _STORING)

@@ -16,7 +16,7 @@ from dask.dataframe.dispatch import meta_nonempty
 from daskmeans.buckets.buckets import CENTROID, L2
 from daskmeans.duplicates.greedy import resolve
 from daskmeans.duplicates.ranking import check_columns, columns_of, rank
-from daskmeans.duplicates.settings import dedup_settings
+from daskmeans.duplicates.settings import Deciding
 from daskmeans.duplicates.table import schema_of, to_table
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.all_pairs import NARROW, directions, sample_rows
@@ -111,7 +111,7 @@ class SemanticDeduplicator:
         random_state: int = 42,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.settings = dedup_settings(threshold, None, keep, rule, "exact", 1, None, random_state)
+        self.settings = Deciding(threshold, None, keep, rule, "exact", random_state=random_state).settings()
         self.model_path = open_path(model_path, storage_options)
         self.id_field, self.embedding_field = id_field, embedding_field
         model = KMeans.load(self.model_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -47,11 +46,12 @@ from daskmeans.pairs.store import PAIRS, StoredPairs, open_pairs
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
+from daskmeans.storage.result import Result
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import Input, inside, open_path, reading, refuse_overlap
 
 
-class DedupResult:
+class DedupResult(Result):
     """Decisions of a deduplication, read from its directory when they are asked for.
 
     Attributes
@@ -269,14 +269,7 @@ class DedupResult:
         meta = _to_pandas(with_kept_score(schema.empty_table()))
         return dd.from_map(_read_frame, files, keep=keep, meta=meta)
 
-    def __repr__(self) -> str:
-        return f"DedupResult({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self._facts().items())
-        return f"<table>{rows}</table>"
-
-    def _facts(self) -> dict[str, str]:
+    def figures(self) -> dict[str, str]:
         s, recall = self.summary, self.recall
         found = "not measured" if not recall["sampled"] else "no row of the sample has a twin"
         if s["search"] == "exact":

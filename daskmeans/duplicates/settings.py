@@ -10,9 +10,8 @@ import numpy as np
 from daskmeans import config
 from daskmeans.duplicates.ranking import parse_keep
 from daskmeans.errors import UsageError
+from daskmeans.options import Range, check, option
 
-RULES = ("survivors", "semdedup")
-SEARCHES = ("auto", "exact", "clusters")
 # Below this nearly everything is similar to something.
 LEAST_FLOOR = 0.5
 # With more, what rows visit takes more memory than the rows.
@@ -21,9 +20,25 @@ MOST_PROBES = 100
 SEEDS = 2**62
 
 
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(0 <= value <= 1)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer)
+
+
+SHARE = Range(_is_share, "a number in [0, 1]")
+PROBES = Range(
+    lambda value: _is_integer(value) and not isinstance(value, bool) and 1 <= value <= MOST_PROBES,
+    f"1 to {MOST_PROBES} clusters",
+)
+SEED = Range(lambda value: _is_integer(value) and -SEEDS < value < SEEDS, "an integer in (-2^62, 2^62)")
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Checked arguments of `dedup`."""
+    """What follows from the options of `dedup`, and stands in its manifest."""
 
     threshold: float
     keep: tuple[str, ...]
@@ -39,47 +54,62 @@ class Settings:
         return self.search == "exact" or self.probes > 1
 
 
-def dedup_settings(
-    threshold: float | None,
-    eps: float | None,
-    keep: str | Sequence[str],
-    rule: str,
-    search: str,
-    probes: int,
-    floor: float | None,
-    random_state: int,
-) -> Settings:
-    """Checked arguments of `dedup`; the search may be ``auto`` still, see :func:`chosen`."""
-    if (threshold is None) == (eps is None):
-        found = "neither threshold nor eps is given" if threshold is None else "both threshold and eps are given"
-        raise UsageError(found, where="--threshold, --eps", expected="one of the two, in [0, 1]")
-    least = share("--threshold", threshold) if eps is None else share("--eps", eps)
-    if rule not in RULES:
-        raise UsageError(f"unknown rule {rule!r}", where="--rule", expected=" or ".join(RULES))
-    if search not in SEARCHES:
-        raise UsageError(f"unknown search {search!r}", where="--search", expected=" or ".join(SEARCHES))
-    shown = rounded(least if eps is None else 1 - least)
-    stored = shown if floor is None else rounded(share("--floor", floor))
-    if floor is not None and stored > shown:
-        raise UsageError(f"{floor!r} is above the threshold", where="--floor", expected=f"a number up to {shown}")
-    if isinstance(probes, bool) or not isinstance(probes, int | np.integer) or not 1 <= probes <= MOST_PROBES:
-        raise UsageError(f"{probes!r} is out of range", where="--probes", expected=f"1 to {MOST_PROBES} clusters")
-    if probes > 1 and search == "exact":
-        raise UsageError("an exact search has no probes", where="--probes", remedy="leave it out, or --search clusters")
-    if not isinstance(random_state, int | np.integer) or not -SEEDS < random_state < SEEDS:
-        raise UsageError(
-            f"{random_state!r} is out of range", where="--random-state", expected="an integer in (-2^62, 2^62)"
+@dataclass(frozen=True)
+class Deciding:
+    """Options of `dedup`, as they are asked for; the fields are flags of the command line."""
+
+    threshold: float | None = option(None, "Cosine similarity from which two rows are duplicates.", range=SHARE)
+    eps: float | None = option(None, "The same as 1 - threshold.", range=SHARE)
+    keep: Sequence[str] = option(("hard",), "hard, easy, random, or COLUMN:asc|desc; repeatable.")  # one as it is
+    rule: str = option("survivors", choices=("survivors", "semdedup"))
+    search: str = option(
+        "auto",
+        "exact: all pairs of rows; clusters: inside clusters, with a measured recall; auto: exact for up to two "
+        "million rows.",
+        choices=("auto", "exact", "clusters"),
+    )
+    probes: int = option(1, "With clusters: how many near ones to compare.", range=PROBES)
+    floor: float | None = option(None, "Score from which pairs are stored [the threshold].", range=SHARE)
+    random_state: int = option(42, range=SEED)
+
+    def settings(self) -> Settings:
+        """What follows from the options; the search may be ``auto`` still, see :func:`chosen`.
+
+        Raises
+        ------
+        UsageError
+            An option is out of its range, or does nothing beside the others.
+        """
+        check(self)
+        threshold = rounded(self._least())
+        floor = threshold if self.floor is None else rounded(float(self.floor))
+        if floor > threshold:
+            expected = f"a number up to {threshold}"
+            raise UsageError(f"{self.floor!r} is above the threshold", where="--floor", expected=expected)
+        if self.probes > 1 and self.search == "exact":
+            remedy = "leave it out, or --search clusters"
+            raise UsageError("an exact search has no probes", where="--probes", remedy=remedy)
+        made = Settings(
+            threshold, parse_keep(self.keep), self.rule, self.search, int(self.probes), floor, int(self.random_state)
         )
-    made = Settings(shown, parse_keep(keep), rule, search, int(probes), stored, int(random_state))
-    if floor is not None and search == "clusters" and not made.stores_pairs:
-        raise UsageError(
-            "a search inside clusters stores no pairs",
-            where="--floor",
-            remedy="leave it out, or add --search exact or --probes 2",
-        )
-    if made.stores_pairs:
-        _check_floor(stored)
-    return made
+        if self.floor is not None and self.search == "clusters" and not made.stores_pairs:
+            raise UsageError(
+                "a search inside clusters stores no pairs",
+                where="--floor",
+                remedy="leave it out, or add --search exact or --probes 2",
+            )
+        if made.stores_pairs:
+            _check_floor(floor)
+        return made
+
+    def _least(self) -> float:
+        """The threshold, which is given as such or by `eps`."""
+        if self.threshold is not None and self.eps is None:
+            return float(self.threshold)
+        if self.threshold is None and self.eps is not None:
+            return 1 - float(self.eps)
+        found = "neither threshold nor eps is" if self.eps is None else "both threshold and eps are"
+        raise UsageError(f"{found} given", where="--threshold, --eps", expected="one of the two, in [0, 1]")
 
 
 def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
@@ -97,7 +127,7 @@ def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
 
     Examples
     --------
-    >>> settings = dedup_settings(0.9, None, "hard", "survivors", "auto", 1, None, 0)
+    >>> settings = Deciding(threshold=0.9).settings()
     >>> chosen(settings, 10**9, False).search, chosen(settings, 10**15, False).search
     ('exact', 'clusters')
     """
@@ -126,9 +156,9 @@ def _check_floor(floor: float) -> None:
 
 def share(name: str, value: object) -> float:
     """`value` of the option `name` as a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-        raise UsageError(f"{value!r} is out of range", where=name, expected="a number in [0, 1]")
-    return float(value)
+    if not SHARE.holds(value):
+        raise UsageError(f"{value!r} is out of range", where=name, expected=SHARE.says)
+    return float(value)  # type: ignore[arg-type]
 
 
 def rounded(value: float) -> float:

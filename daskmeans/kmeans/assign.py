@@ -7,6 +7,7 @@ from typing import Any
 import dask
 import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 
 from daskmeans.buckets.buckets import CENTROID, COSINE, L2
 from daskmeans.errors import DataError, UsageError
@@ -23,19 +24,20 @@ from daskmeans.vectors.matrix import to_column, to_matrix
 
 
 def assign(
-    frame: dd.DataFrame,
+    frame: dd.DataFrame | pd.DataFrame,
     model: KMeans,
     *,
     column: str | None = None,
     dtype: str = "float32",
     assign: str | Index = "exact",
-) -> dd.DataFrame:
-    """Add the nearest centroid and the distances to it to every row, lazily.
+) -> dd.DataFrame | pd.DataFrame:
+    """Add the nearest centroid and the distances to it to every row; of dask lazily.
 
     Parameters
     ----------
-    frame : dask dataframe
-        With a column of vectors; the other columns travel along. Of pandas or of cuDF, and so is the result.
+    frame : dataframe of dask or pandas
+        With a column of vectors; the other columns travel along. One of dask is of pandas or of cuDF, and so is the
+        result.
     model : KMeans
         Fitted or loaded; the rows may be ones it has never seen.
     column : str, optional
@@ -48,7 +50,7 @@ def assign(
 
     Returns
     -------
-    dask dataframe
+    dataframe of dask or pandas
         `frame` with its vectors as the model compares them (normalised, unless the model was fitted without), and
 
         - ``centroid`` int32: the nearest centroid by Euclidean distance, ties to the lower label (by an index: nearly
@@ -73,15 +75,15 @@ def assign(
        id  centroid  l2_dist_to_cent
     0   7         1              0.0
     """
-    if not isinstance(frame, dd.DataFrame) or not hasattr(model, "index_for"):
+    if not isinstance(frame, dd.DataFrame | pd.DataFrame) or not isinstance(model, KMeans):
         raise UsageError(
             f"assign was given {type(frame).__name__} and {type(model).__name__}",
-            expected="a dask dataframe and a fitted KMeans",
-            remedy="use read_embeddings(...) and KMeans.load(...), or the command `daskmeans assign` for files",
+            expected="a dataframe of dask or pandas and a fitted KMeans",
+            remedy="use read_embeddings(...) and KMeans.load(...)",
         )
     if not isinstance(dtype, str) or dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="embedding dtype", expected="float32 or float16")
-    if dtype == "float16" and is_cudf(frame._meta):
+    if dtype == "float16" and isinstance(frame, dd.DataFrame) and is_cudf(frame._meta):
         raise UsageError(
             "cuDF has no float16",
             where="embedding dtype",
@@ -91,8 +93,10 @@ def assign(
     check_column(frame, column)
     column = vector_column(frame, column)
     refuse_reserved(list(frame.columns))
-    empty = on_host(frame._meta.iloc[:0])
     index = model.index_for(frame, assign, column=column)
+    if isinstance(frame, pd.DataFrame):
+        return _assign(frame, model.placer(), index, column, dtype)  # type: ignore[no-any-return]
+    empty = on_host(frame._meta.iloc[:0])
     blank = {column: to_column(np.empty((0, model.n_features_in_), np.float32), dtype), CENTROID: np.empty(0, np.int32)}
     meta = like(frame._meta, empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)}))
     return frame.map_partitions(

@@ -8,8 +8,8 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from html import escape
 from typing import Any
 
 import dask
@@ -36,10 +36,12 @@ from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import check_column, is_lazy, partitions, prepare, prepare_on
 from daskmeans.kmeans.rows.loading import load
 from daskmeans.kmeans.values import check_flag, is_flag, is_whole, number, plain
+from daskmeans.options import Need, Range, option, options
 from daskmeans.runtime import executor, gpus
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.runtime.dashboard import add_page
 from daskmeans.storage import manifest
+from daskmeans.storage.result import html_table
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.frames import is_cudf
@@ -47,6 +49,11 @@ from daskmeans.vectors.frames import is_cudf
 ENGINES = ("auto", "native", "cuml")
 
 
+def _whole(least: int) -> Range:
+    return Range(lambda value: is_whole(value, least), f"an integer >= {least}")
+
+
+@dataclass(eq=False, repr=False)
 class KMeans:
     """k-means clustering of vectors that may be spread over many workers.
 
@@ -119,34 +126,42 @@ class KMeans:
     True
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        max_iter: int = 300,
-        tol: float = 1e-4,
-        random_state: Any = 42,
-        init: Any = "auto",
-        n_init: int = 1,
-        oversampling_factor: float = 2.0,
-        max_samples_per_batch: int = 32768,
-        sample_fraction: float = 1.0,
-        normalize: bool = True,
-        max_cluster_size: int | None = None,
-        engine: str = "auto",
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.max_iter = max_iter
-        self.tol = tol
-        self.random_state = random_state
-        self.init = init
-        self.n_init = n_init
-        self.oversampling_factor = oversampling_factor
-        self.max_samples_per_batch = max_samples_per_batch
-        self.sample_fraction = sample_fraction
-        self.normalize = normalize
-        self.max_cluster_size = max_cluster_size
-        self.engine = engine
+    n_clusters: int = option(8, "Number of clusters.", required=True, range=_whole(1))
+    _: KW_ONLY
+    max_iter: int = option(300, "Updates at most; 0 keeps --init.", range=_whole(0))
+    tol: float = option(
+        1e-4, "Relative shift at which to stop.", range=Range(lambda value: number(value) >= 0, "a number >= 0")
+    )
+    random_state: Any = option(42, "Seed of all that is random.")
+    init: Any = option("auto", "auto, k-means||, random, a .npy file or a model directory.")
+    n_init: int = option(1, "Runs, of which the best is kept.", range=_whole(1))
+    oversampling_factor: float = option(
+        2.0,
+        "Of k-means||.",
+        range=Range(lambda value: 0 < number(value) < math.inf, "a number > 0"),
+        need=Need({"init": ("auto", "k-means||")}, "--init auto or k-means||"),
+    )
+    max_samples_per_batch: int = option(
+        32768,
+        "Rows that cuML compares at once.",
+        range=_whole(1),
+        need=Need({"engine": ("cuml",)}, "--engine cuml"),
+    )
+    sample_fraction: float = option(
+        1.0, "Share of rows to fit on.", range=Range(lambda value: 0 < number(value) <= 1, "a number in (0, 1]")
+    )
+    normalize: bool = option(True, "Scale rows to unit length.", range=Range(is_flag, "True or False"))
+    max_cluster_size: int | None = option(
+        None,
+        "Split clusters of more rows after the fit.",
+        range=Range(lambda value: value is None or is_whole(value, 1), "an integer >= 1, or None"),
+    )
+    engine: str = option(
+        "auto",
+        "cuml: cuML on the workers' GPUs finds the centroids; auto is native.",
+        choices=ENGINES,
+        range=Range(lambda value: isinstance(value, str) and value in ENGINES, "'auto', 'native' or 'cuml'"),
+    )
 
     # --- scikit-learn's contract, without scikit-learn ---
 
@@ -196,8 +211,7 @@ class KMeans:
             shape = " × ".join(map(str, self.cluster_centers_.shape))
             facts = {"centroids": shape, "inertia": f"{self.inertia_:,.6g}", "updates": self.n_iter_}
             facts["converged"] = "yes" if self.converged_ else "no"
-        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in facts.items())
-        return f"<pre>{escape(repr(self))}</pre><table>{rows}</table>"
+        return html_table(repr(self), facts)
 
     # --- work ---
 
@@ -315,22 +329,10 @@ class KMeans:
 
     def check_params(self) -> None:
         """Raise UsageError for a parameter that is out of its range."""
-        most = self.max_cluster_size
-        checks = {
-            "n_clusters": (is_whole(self.n_clusters, 1), "an integer >= 1"),
-            "max_iter": (is_whole(self.max_iter, 0), "an integer >= 0"),
-            "n_init": (is_whole(self.n_init, 1), "an integer >= 1"),
-            "max_samples_per_batch": (is_whole(self.max_samples_per_batch, 1), "an integer >= 1"),
-            "max_cluster_size": (most is None or is_whole(most, 1), "an integer >= 1, or None"),
-            "tol": (number(self.tol) >= 0, "a number >= 0"),
-            "oversampling_factor": (0 < number(self.oversampling_factor) < math.inf, "a number > 0"),
-            "sample_fraction": (0 < number(self.sample_fraction) <= 1, "a number in (0, 1]"),
-            "normalize": (is_flag(self.normalize), "True or False"),
-            "engine": (isinstance(self.engine, str) and self.engine in ENGINES, "'auto', 'native' or 'cuml'"),
-        }
-        for name, (right, expected) in checks.items():
-            if not right:
-                raise UsageError(f"{name}={getattr(self, name)!r}", expected=expected)
+        for each, facts in options(self):
+            value = getattr(self, each.name)
+            if facts.range and not facts.range.holds(value):
+                raise UsageError(f"{each.name}={value!r}", expected=facts.range.says)
 
     def fit_predict(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
         """Fit, then the labels of the rows of `X`."""

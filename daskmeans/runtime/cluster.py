@@ -8,7 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
@@ -21,6 +21,7 @@ from distributed.security import Security
 
 from daskmeans import config
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
+from daskmeans.options import Need, check, flag_of, option, options
 from daskmeans.runtime import gpus
 from daskmeans.runtime.client import n_threads
 from daskmeans.runtime.dashboard import PAGE, add_page
@@ -35,38 +36,49 @@ QUIET = {
 }
 
 
+HERE = "workers on this machine: no --scheduler, no --scheduler-file"
+GPU_HELP = "GPU: as in dask-cuda."
+
+
+def _of_gpus(default: Any, **facts: Any) -> Any:
+    """Field of an argument of ``dask_cuda.LocalCUDACluster``, by its name and with its default."""
+    return option(default, GPU_HELP, group="gpu", **facts)
+
+
+def _of_any(default: Any, help: str | None = None, **facts: Any) -> Any:
+    """Field of what may be said of workers that are there already, too; the others are of workers started here."""
+    return option(default, help, group="any", **facts)
+
+
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Where a command runs; the fields are the flags of the command line.
+    """Where a command runs; the fields are the flags of the command line."""
 
-    Those from `rmm_pool_size` on are arguments of ``dask_cuda.LocalCUDACluster``, by its names and with its defaults.
-    """
-
-    device: str = "auto"
-    n_workers: int | None = None
-    threads_per_worker: int | None = None
-    memory_limit: str = "auto"
-    scheduler: str | None = None
-    scheduler_file: str | None = None
-    dashboard_address: str = "127.0.0.1:8787"
-    local_directory: str | None = None
-    rmm_pool_size: str | None = None
-    rmm_maximum_pool_size: str | None = None
-    rmm_managed_memory: bool = False
-    rmm_async: bool = False
-    device_memory_limit: str = "default"
-    enable_cudf_spill: bool = False
-    protocol: str | None = None
-    enable_tcp_over_ucx: bool | None = None
-    enable_infiniband: bool | None = None
-    enable_nvlink: bool | None = None
-    enable_rdmacm: bool | None = None
-
-
-# The others say what workers are that are started here.
-OF_ANY = ("device", "scheduler", "scheduler_file", "dashboard_address")
-_NAMES = [f.name for f in fields(ClusterSettings)]
-OF_GPUS = _NAMES[_NAMES.index("rmm_pool_size") :]
+    device: str = _of_any(
+        "auto",
+        "gpu: a worker for each GPU; auto: that, if there are GPUs and the packages.",
+        choices=("auto", "cpu", "gpu"),
+    )
+    n_workers: int | None = option(None, "Worker processes; default: one a core, or a GPU.", least=1)
+    threads_per_worker: int | None = option(None, "Default: 1, or a GPU's share of the cores.", least=1)
+    memory_limit: str = option("auto", "Of each worker, such as 4GiB.")
+    scheduler: str | None = _of_any(None, "Address of a running scheduler, instead of workers here.")
+    scheduler_file: str | None = _of_any(None, "File that a running scheduler has written.")
+    dashboard_address: str = _of_any(
+        "127.0.0.1:8787", need=Need({"scheduler": (None, ""), "scheduler_file": (None, "")}, HERE)
+    )
+    local_directory: str | None = option(None, "Where workers spill to.")
+    rmm_pool_size: str | None = _of_gpus(None)
+    rmm_maximum_pool_size: str | None = _of_gpus(None)
+    rmm_managed_memory: bool = _of_gpus(False)
+    rmm_async: bool = _of_gpus(False)
+    device_memory_limit: str = _of_gpus("default")
+    enable_cudf_spill: bool = _of_gpus(False)
+    protocol: str | None = _of_gpus(None)
+    enable_tcp_over_ucx: bool | None = _of_gpus(None)
+    enable_infiniband: bool | None = _of_gpus(None)
+    enable_nvlink: bool | None = _of_gpus(None)
+    enable_rdmacm: bool | None = _of_gpus(None)
 
 
 @contextlib.contextmanager
@@ -80,8 +92,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
     UsageError
         The settings contradict one another, or ask for a device that is not there.
     """
-    if settings.device not in ("auto", "cpu", "gpu"):
-        raise UsageError(f"unknown device {settings.device!r}", where="--device", expected="auto, cpu or gpu")
+    check(settings)
     if settings.memory_limit != "auto":
         try:
             parse_bytes(settings.memory_limit)
@@ -95,10 +106,10 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
             yield client
     else:
         on_gpus = _on_gpus(settings)
-        if not on_gpus and (given := [name for name in _given(settings) if name in OF_GPUS]):
+        if not on_gpus and (given := _given(settings, "gpu")):
             raise UsageError(
                 "no workers with a GPU are started",
-                where=_as_flags(given),
+                where=", ".join(given),
                 remedy="leave these flags out, or add --device gpu",
             )
         start = _gpu_cluster if on_gpus else _cpu_cluster
@@ -114,21 +125,22 @@ def _on_gpus(settings: ClusterSettings) -> bool:
     return settings.device == "gpu"
 
 
-def _given(settings: ClusterSettings) -> list[str]:
-    """Names of the settings that are not as they are by default."""
-    return [f.name for f in fields(settings) if getattr(settings, f.name) != f.default]
+def _of(settings: ClusterSettings, *groups: str) -> dict[str, Any]:
+    """The settings of `groups` by name."""
+    return {each.name: getattr(settings, each.name) for each, facts in options(settings) if facts.group in groups}
 
 
-def _as_flags(names: list[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+def _given(settings: ClusterSettings, *groups: str) -> list[str]:
+    """Flags of the settings of `groups` that are not as they are by default."""
+    return [flag_of(name) for name, value in _of(settings, *groups).items() if value != getattr(ClusterSettings, name)]
 
 
 def _connect(settings: ClusterSettings) -> Client:
     timeout = config.get("connect-timeout")
-    if given := [name for name in _given(settings) if name not in OF_ANY]:
+    if given := _given(settings, "", "gpu"):
         raise UsageError(
             "the workers of a scheduler that is there are what they are",
-            where=_as_flags(given),
+            where=", ".join(given),
             remedy="leave these flags out, or --scheduler",
         )
     if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
@@ -238,19 +250,9 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
             threads_per_worker=threads,
             memory_limit=settings.memory_limit,
             local_directory=settings.local_directory,
-            rmm_pool_size=settings.rmm_pool_size,
-            rmm_maximum_pool_size=settings.rmm_maximum_pool_size,
-            rmm_managed_memory=settings.rmm_managed_memory,
-            rmm_async=settings.rmm_async,
-            device_memory_limit=settings.device_memory_limit,
-            enable_cudf_spill=settings.enable_cudf_spill,
-            protocol=settings.protocol,
-            enable_tcp_over_ucx=settings.enable_tcp_over_ucx,
-            enable_infiniband=settings.enable_infiniband,
-            enable_nvlink=settings.enable_nvlink,
-            enable_rdmacm=settings.enable_rdmacm,
             dashboard_address=settings.dashboard_address,
             silence_logs=logging.CRITICAL,
+            **_of(settings, "gpu"),
         )
 
 

@@ -19,17 +19,96 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config
-from daskmeans.buckets.buckets import CENTROID, Buckets, Part, lean_of
+from daskmeans.buckets.buckets import CENTROID, Buckets, Part, lean_of, open_buckets
 from daskmeans.buckets.writer import remove_files, write_files
-from daskmeans.duplicates.against import refuse_fallen
-from daskmeans.duplicates.result import decision_files
+from daskmeans.duplicates.against import known_decisions, open_against, refuse_fallen
+from daskmeans.duplicates.decisions import dedup_inputs
+from daskmeans.duplicates.result import DedupResult, decision_files
 from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import log_event, logger, task_key
+from daskmeans.runtime.client import current_client, log_event, logger, task_key
 from daskmeans.storage import diskspace, lock, manifest, objectstore
+from daskmeans.storage.result import StepResult
 from daskmeans.storage.signature import CHECKED
-from daskmeans.vectors.files import Input, reached, reading
+from daskmeans.vectors.files import Input, open_path, reached, reading
+
+
+def append(
+    decisions: Input | DedupResult,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    client: Client | None = None,
+) -> StepResult:
+    """Add the rows that `decisions` keep to the clusters that they were held against, for the next to be held against.
+
+    What ``dedup(..., append=True)`` does in one go, for who wants to look at the decisions first. Files are added, and
+    none is changed but the manifest, last: who reads sees the old clusters or the extended ones. An interrupted call
+    is made again as it was; one that is done does nothing more.
+
+    Parameters
+    ----------
+    decisions : path or DedupResult
+        Finished decisions on clusters that were held `against` others, written into an `out`. Both must have been
+        assigned with the same model and have the same columns.
+    storage_options : dict, optional
+        Options of the filesystem.
+    client : distributed.Client, optional
+        Where to run. Default: the current client, else this process.
+
+    Returns
+    -------
+    StepResult
+        The extended clusters; a mapping: ``appended`` (the rows that were added) and ``rows`` (those that there are).
+
+    Raises
+    ------
+    UsageError
+        The decisions are not on clusters that were held against one other, or would be gone with this process.
+    OutputError
+        One of the clusters, or what is known of them, has changed since the decisions were made.
+
+    Examples
+    --------
+    >>> from upath import UPath
+    >>> import daskmeans as dkm
+    >>> at = "memory://doctest-append"
+    >>> for name, v in {"old": "[1.0, 0.1]", "new": "[0.1, 1.0]"}.items():
+    ...     _ = UPath(f"{at}/{name}.jsonl").write_text(f'{{"id": "{name}", "v": {v}}}\\n')
+    >>> _ = dkm.fit(f"{at}/old.jsonl", dkm.KMeans(n_clusters=1), f"{at}/model", overwrite=True)
+    >>> for name in ("old", "new"):
+    ...     _ = dkm.assign(f"{at}/{name}.jsonl", f"{at}/model", f"{at}/{name}", overwrite=True)
+    >>> found = dkm.dedup(f"{at}/new", 0.9, against=f"{at}/old", out=f"{at}/decisions", overwrite=True)
+    >>> dkm.append(found)
+    StepResult(appended=1, rows=2)
+    """
+    path = decisions.path if isinstance(decisions, DedupResult) else open_path(decisions, storage_options)
+    options = {**path.storage_options, **(storage_options or {})}
+    found, client = manifest.read(path, "dedup"), current_client(client)
+    made, settings = found["inputs"], Settings(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})
+    new = open_buckets(open_path(made["clusters"], options))
+    against = [open_against(open_path(_named(told), options), options) for told in made.get("against", ())]
+    check_append(new, [each.buckets for each in against], path)
+    old = against[0].buckets
+    if not is_appended(old, new, settings, path, client, options):
+        if dedup_inputs(new, [each.described() for each in against]) != made:
+            raise _changed(old.path)
+        if path not in known_decisions(new, options):
+            raise UsageError(
+                "the clusters do not know of these decisions, which may be temporary",
+                where=str(path),
+                expected="decisions that dedup has written into an `out`",
+                remedy="call dedup with out=, or with append=True",
+            )
+        extend(old, new, path, client)
+    after, batch = open_buckets(old.path), manifest.identity(new.manifest)
+    rows = next(each["rows"] for each in after.manifest["appended"] if each["made"] == batch)
+    return StepResult(old.path, {"appended": rows, "rows": after.rows})
+
+
+def _named(told: dict[str, Any]) -> str:
+    """What rows were held against, as it was named: clusters, or decisions on them that count alone."""
+    return str(told["decided"][0]["decisions"] if told.get("alone") else told["clusters"])
 
 
 def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) -> None:
@@ -132,7 +211,7 @@ def is_appended(
     return False
 
 
-def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) -> None:
+def extend(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) -> None:
     """Extend `old` by the rows of `new` that `decisions`, made on them held against `old`, keep.
 
     Raises
@@ -171,12 +250,16 @@ def append(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
 
 def _refuse_changed(old: Buckets) -> None:
     if manifest.identity(manifest.read(old.path, "assign")) != manifest.identity(old.manifest):
-        raise OutputError(
-            "the clusters have changed since the new rows were held against them",
-            where=str(old.path),
-            expected="the clusters that the new rows were held against",
-            remedy="run the command again with --overwrite",
-        )
+        raise _changed(old.path)
+
+
+def _changed(old: UPath) -> OutputError:
+    return OutputError(
+        "the clusters have changed since the new rows were held against them",
+        where=str(old),
+        expected="the clusters that the new rows were held against",
+        remedy="run the command again with --overwrite",
+    )
 
 
 def _kept(decisions: UPath, rows: int, client: Client | None) -> np.ndarray:

@@ -20,6 +20,7 @@ from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
+from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import (
@@ -48,7 +49,7 @@ def apply(
     on_bad_row: str = "error",
     overwrite: bool = False,
     client: Client | None = None,
-) -> dict[str, Any]:
+) -> StepResult:
     """Write the kept rows of the original files to `out`.
 
     Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. Row groups larger than
@@ -77,8 +78,8 @@ def apply(
 
     Returns
     -------
-    dict
-        ``rows`` read, ``kept``, ``removed``, ``rejected`` and ``files``.
+    StepResult
+        A mapping: ``rows`` read, ``kept``, ``removed``, ``rejected`` and ``files``.
 
     Raises
     ------
@@ -136,7 +137,7 @@ def apply(
         manifest.check_rows("apply", rows, kept=kept, removed=removed, rejected=len(rejects))
         summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
         step.facts |= {"counts": summary}
-    return summary
+    return StepResult(target, summary)
 
 
 def _id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:

@@ -14,13 +14,13 @@ from daskmeans.duplicates.decisions import NOTES
 from daskmeans.errors import DataError
 from daskmeans.kmeans.assign import assign as assign_rows
 from daskmeans.kmeans.assign import refuse_reserved
-from daskmeans.kmeans.centroid_index import TARGET, Index
-from daskmeans.kmeans.centroid_index import check as check_assign
+from daskmeans.kmeans.centroid_index import Index
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.runtime.client import current_client, logger
+from daskmeans.steps.settings import STORING, Storing
 from daskmeans.storage import manifest
 from daskmeans.storage.step import check_free, open_step
-from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.vectors.files import Input, directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.options import DEFAULTS, Reading
 from daskmeans.vectors.rejects import PARTS, gather_rejects
@@ -29,14 +29,11 @@ from daskmeans.vectors.source import Source
 
 def assign_files(
     inputs: Any,
-    model: str | UPath,
+    model: Input,
     out: str | UPath,
     reading: Reading = DEFAULTS,
+    storing: Storing = STORING,
     *,
-    layout: str = "bucketed",
-    embedding_dtype: str = "float32",
-    assign: str = "exact",
-    assign_recall: float = TARGET,
     overwrite: bool = False,
     client: Client | None = None,
 ) -> Buckets:
@@ -46,14 +43,8 @@ def assign_files(
     ----------
     inputs, out, reading, overwrite, client
         As in :func:`fit`.
-    model : str or UPath
-    layout : {"bucketed", "hive"}, default "bucketed"
-    embedding_dtype : {"float32", "float16"}, default "float32"
-    assign : {"exact", "ann"}, default "exact"
-        "ann": by an index over the centroids, for very many of them. What share of the labels is exact is measured, and
-        stands in the manifest as ``ann``.
-    assign_recall : float, default 0.99
-        The share that an index aims at.
+    model : path
+    storing : Storing, optional
 
     Raises
     ------
@@ -61,7 +52,7 @@ def assign_files(
         Among others: the rows have another dimension than the model; an id occurs twice.
     """
     client = current_client(client)
-    settings = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
+    settings = storing.settings(reading)
     km, path = KMeans.load(reading.path(model)), reading.path(out)
     source = reading.open(inputs, client, allow_zero=not km.normalize)
     refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
@@ -114,29 +105,6 @@ def assign_step(
         rejected = step.facts["rejected"] = gather_rejects(path, "assign", source.rows)
         source.check_unchanged()
         manifest.check_rows("assign", source.rows, written=step.facts["rows"], rejected=rejected)
-
-
-def assign_settings(
-    reading: Reading, layout: str, embedding_dtype: str, assign: str, assign_recall: float
-) -> dict[str, Any]:
-    """What determines the clusters besides the input and the model.
-
-    Raises
-    ------
-    UsageError
-        Rows cannot be assigned in this way; MissingExtraError if that takes a package.
-    """
-    check_assign(assign, assign_recall)
-    return {
-        "assign": assign,
-        "assign_recall": assign_recall if assign == "ann" else None,
-        "layout": layout,
-        "embedding_dtype": embedding_dtype,
-        "id_field": reading.id_field,
-        "embedding_field": reading.embedding_field,
-        "metadata_fields": list(reading.metadata_fields),
-        "on_bad_row": reading.on_bad_row,
-    }
 
 
 def clusters_bytes(source: Source, dtype: str) -> int:

@@ -16,7 +16,7 @@ from daskmeans.duplicates.against import Against, open_against
 from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, temporary
 from daskmeans.duplicates.ranking import check_columns
 from daskmeans.duplicates.result import DedupResult
-from daskmeans.duplicates.settings import Settings, chosen, dedup_settings
+from daskmeans.duplicates.settings import Deciding, Settings, chosen
 from daskmeans.duplicates.within import check_memory, search_inside
 from daskmeans.errors import UsageError
 from daskmeans.pairs.join import find_edges
@@ -24,8 +24,7 @@ from daskmeans.pairs.plan import n_pairs
 from daskmeans.pairs.store import PAIRS, stored_pairs
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
-from daskmeans.steps.append import append as append_kept
-from daskmeans.steps.append import check_append, is_appended
+from daskmeans.steps.append import check_append, extend, is_appended
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import Input, listed, open_path, refuse_overlap
@@ -129,7 +128,26 @@ def dedup(
     >>> sorted(dkm.dedup("memory://doctest-dedup/clusters", threshold=0.9).kept["id"].compute())
     ['b', 'c']
     """
-    settings = dedup_settings(threshold, eps, keep, rule, search, probes, floor, random_state)
+    deciding = Deciding(threshold, eps, keep, rule, search, probes, floor, random_state)
+    return dedup_step(
+        clusters, deciding, out, against=against, append=append, storage_options=storage_options, overwrite=overwrite,
+        client=client,
+    )  # fmt: skip
+
+
+def dedup_step(
+    clusters: Input,
+    deciding: Deciding,
+    out: Input | None = None,
+    *,
+    against: Input | Sequence[Input] = (),
+    append: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> DedupResult:
+    """As :func:`dedup`, with the options in one."""
+    settings = deciding.settings()
     buckets = open_buckets(open_path(clusters, storage_options))
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
@@ -154,7 +172,7 @@ def dedup(
     if not (append and held.state is manifest.State.DONE):
         _decide(buckets, held_against, settings, target, inputs, overwrite, client, noted=out is not None)
     if append:
-        append_kept(others[0], buckets, target, client)
+        extend(others[0], buckets, target, client)
     return DedupResult(target, buckets.path)
 
 

@@ -16,6 +16,7 @@ from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest, signature
+from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import check_free, open_step
 from daskmeans.vectors.files import Input, directories, open_path, refuse_overlap
 from daskmeans.vectors.ids import check_ids
@@ -44,7 +45,7 @@ def embed(
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     client: Client | None = None,
-) -> dict[str, Any]:
+) -> StepResult:
     """Make vectors of the texts in `inputs`.
 
     Parameters
@@ -71,8 +72,8 @@ def embed(
 
     Returns
     -------
-    dict
-        ``rows`` written, ``rejected`` rows, ``dimension``, ``dtype``, ``encoder`` and ``files``.
+    StepResult
+        A mapping: ``rows`` written, ``rejected`` rows, ``dimension``, ``dtype``, ``encoder`` and ``files``.
 
     Raises
     ------
@@ -129,7 +130,7 @@ def embed(
             "encoder": encoder,
             "files": source.n_partitions,
         }
-    return step.facts
+    return StepResult(target, step.facts)
 
 
 def _encode(source: Source, encoder: Encoder, dtype: str, target: UPath, client: Client | None) -> int:

@@ -27,6 +27,7 @@ from daskmeans.pairs.store import Edges
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client, task_key
 from daskmeans.storage import manifest, signature
+from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import directories, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
@@ -55,7 +56,7 @@ def leak(
     *,
     overwrite: bool = False,
     client: Client | None = None,
-) -> dict[str, Any]:
+) -> StepResult:
     """Find the rows of `test` that have a twin in `train`; all pairs are compared, and nothing is decided.
 
     Parameters
@@ -78,9 +79,9 @@ def leak(
 
     Returns
     -------
-    dict
-        ``train``, ``test`` (rows of each that were compared), ``rejected`` (rows that were left out), ``leaked``,
-        ``exact`` (of those) and ``threshold``.
+    StepResult
+        A mapping: ``train``, ``test`` (rows of each that were compared), ``rejected`` (rows that were left out),
+        ``leaked``, ``exact`` (of those) and ``threshold``.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def leak(
     Examples
     --------
     >>> from upath import UPath
-    >>> from daskmeans.steps.leak import leak
+    >>> from daskmeans import leak
     >>> for name, v in {"train": "[1.0, 0.1]", "test": "[1.0, 0.2]"}.items():
     ...     _ = UPath(f"memory://doctest-leak/{name}.jsonl").write_text(f'{{"id": "{name}", "v": {v}}}\\n')
     >>> folder = "memory://doctest-leak"
@@ -130,7 +131,7 @@ def leak(
         manifest.check_rows("leak", given, compared=sum(rows), rejected=counts["rejected"])
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}
-    return facts
+    return StepResult(target, facts)
 
 
 def _search(sources: list[Source], threshold: np.float32, client: Client | None) -> tuple[pa.Table, list[int]]:

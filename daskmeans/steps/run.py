@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from daskmeans.buckets.buckets import COSINE, L2, Buckets, as_of, index_facts, o
 from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.ranking import check_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
-from daskmeans.duplicates.settings import chosen, dedup_settings
+from daskmeans.duplicates.settings import Deciding, chosen
 from daskmeans.errors import OutputError
 from daskmeans.kmeans.assign import refuse_reserved
 from daskmeans.kmeans.centroid_index import TARGET
@@ -23,9 +23,10 @@ from daskmeans.kmeans.engine.checkpoints import CHECKPOINTS
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.pairs.plan import n_pairs
 from daskmeans.runtime.client import current_client, logger
-from daskmeans.steps.assign import assign_inputs, assign_settings, assign_step, clusters_bytes
-from daskmeans.steps.dedup import dedup
+from daskmeans.steps.assign import assign_inputs, assign_step, clusters_bytes
+from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.fit import adopt, fit_settings, fit_step, refuse_misfit, resolve
+from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import diskspace, manifest
 from daskmeans.storage.step import goes_on, sweep
 from daskmeans.vectors.files import directories, refuse_overlap
@@ -87,11 +88,26 @@ def run(
     >>> result.removed[["id", "kept_id", "reason"]].compute().to_dict("records")
     [{'id': 'a', 'kept_id': 'b', 'reason': 'exact'}]
     """
+    settings = RunSettings(
+        model,
+        Deciding(threshold, eps, keep, rule, search, probes, floor),
+        Storing(layout, embedding_dtype, assign, assign_recall),
+        reading,
+    )
+    return run_steps(inputs, out, settings, overwrite=overwrite, client=client)
+
+
+def run_steps(
+    inputs: Any, out: str | UPath, settings: RunSettings, *, overwrite: bool = False, client: Client | None = None
+) -> DedupResult:
+    """As :func:`run`, with the options in one."""
+    model, reading = settings.model, settings.reading
     client = current_client(client)
     root = reading.path(out)
     settled = resolve(model, reading, root, root / "model", overwrite)
-    assigning = assign_settings(reading, layout, embedding_dtype, assign, assign_recall)
-    deciding = dedup_settings(threshold, eps, keep, rule, search, probes, floor, settled.random_state)
+    assigning = settings.storing.settings(reading)
+    asked = replace(settings.deciding, random_state=settled.random_state)
+    deciding = asked.settings()
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
@@ -101,7 +117,7 @@ def run(
     refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
     _refuse_foreign(root, paths)
     if not (manifest.peek(paths["clusters"]) or {"finished": False})["finished"]:  # now, not after the fit
-        diskspace.check(root, clusters_bytes(source, embedding_dtype))
+        diskspace.check(root, clusters_bytes(source, settings.storing.embedding_dtype))
     refuse_misfit(source, settled)
 
     @cache
@@ -123,10 +139,7 @@ def run(
     buckets = _decided(open_buckets(paths["clusters"]), paths["dedup"])
     _once(
         paths["dedup"], "dedup", asdict(chosen(deciding, n_pairs([buckets]), False)), dedup_inputs(buckets), overwrite,
-        lambda: dedup(
-            paths["clusters"], deciding.threshold, out=paths["dedup"], keep=keep, rule=rule, search=search,
-            probes=probes, floor=floor, random_state=settled.random_state, overwrite=overwrite, client=client,
-        ),
+        lambda: dedup_step(paths["clusters"], asked, paths["dedup"], overwrite=overwrite, client=client),
     )  # fmt: skip
     result = open_decisions(paths["dedup"])
     steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_finished, paths.values())}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client
 from upath import UPath
 
+from daskmeans.options import option
 from daskmeans.runtime.client import n_processes, n_threads
 from daskmeans.runtime.memory import partition_bytes
 from daskmeans.vectors.fields import names_of
-from daskmeans.vectors.files import open_path
+from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.source import Source, open_source
 
 # Partitions for each thread, so that none waits long for the others. More would cost: a row group that is cut is
@@ -24,11 +25,19 @@ PER_THREAD = 2
 class Reading:
     """How embeddings are read; the fields are the flags of the command line."""
 
-    id_field: str = "id"
-    embedding_field: str | None = None
-    metadata_fields: tuple[str, ...] = ()  # one name may come as it is
-    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)  # may hold secrets
-    on_bad_row: str = "error"
+    id_field: str = option("id", "Column of ids.")
+    embedding_field: str | None = option(None, "Column of vectors; default: the only list of floats.")
+    metadata_fields: tuple[str, ...] = option(  # one name may come as it is
+        (), "Column that travels along; repeatable.", flag="--metadata-field"
+    )
+    storage_options: Mapping[str, Any] | None = option(  # may hold secrets
+        None, "Options of the file system, as JSON.", shown=False
+    )
+    on_bad_row: str = option(
+        "error",
+        "Stop at a bad row, or leave it out and list it below _rejects in the output.",
+        choices=("error", "skip"),
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metadata_fields", names_of(self.metadata_fields))
@@ -48,7 +57,7 @@ class Reading:
             workers=n_processes(client),
         )
 
-    def path(self, url: str | UPath) -> UPath:
+    def path(self, url: Input) -> UPath:
         """`url` with the storage options."""
         return open_path(url, self.storage_options)
 

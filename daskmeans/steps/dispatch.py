@@ -1,0 +1,180 @@
+"""Fit and assign, of files or of rows in memory: one name each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distributed import Client
+from upath import UPath
+
+from daskmeans.errors import UsageError
+from daskmeans.kmeans.assign import assign as assign_rows
+from daskmeans.kmeans.centroid_index import TARGET, Index
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.steps.assign import assign_files
+from daskmeans.steps.fit import fit as fit_files
+from daskmeans.steps.settings import Storing
+from daskmeans.vectors.files import Input
+from daskmeans.vectors.options import DEFAULTS, Reading
+
+
+def fit(
+    inputs: Any,
+    model: KMeans,
+    out: str | UPath | None = None,
+    reading: Reading = DEFAULTS,
+    *,
+    column: str | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> KMeans:
+    """Fit `model` on files of embeddings, and write it into the directory `out`; or on rows in memory.
+
+    A fit on files that was interrupted goes on from its last checkpoint when it is called again, and ends in the same
+    bits as one that was not.
+
+    Parameters
+    ----------
+    inputs : path, list of paths, array or dataframe
+        Files, directories or globs: Parquet, JSONL or ``.npy``. Or rows, as :meth:`KMeans.fit` takes them.
+    model : KMeans
+    out : path, optional
+        Directory of the model to make; of files alone, which need one.
+    reading : Reading, optional
+        How files are read.
+    column : str, optional
+        Column of a dataframe that holds the vectors; default: the only one that does.
+    overwrite : bool, default False
+        Replace a finished output, or an unfinished one of other settings or another input. One of the same goes on.
+    client : distributed.Client, optional
+        Where to run. Default: the current client, else this process.
+
+    Returns
+    -------
+    KMeans
+        `model`, fitted; its parameters are what they were.
+
+    Raises
+    ------
+    UsageError
+        A parameter is out of its range, or an argument is of no use for such an input.
+    DataError, MemoryForecastError
+        A row cannot be worked with; the rows do not fit.
+    OutputError
+        Among others: `out` holds an unfinished fit with other settings or of another input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> km = fit(np.float32([[1, 0], [0.9, 0.1], [0, 1]]), KMeans(n_clusters=2))
+    >>> km.cluster_centers_.shape
+    (2, 2)
+    """
+    if not _are_paths(inputs):
+        _refuse("rows in memory", out=out, reading=None if reading is DEFAULTS else reading, overwrite=overwrite)
+        return model.fit(inputs, column=column, client=client)
+    _refuse("files", column=column)
+    return fit_files(inputs, _needed(out), model, reading, overwrite=overwrite, client=client)
+
+
+def assign(
+    inputs: Any,
+    model: KMeans | Input,
+    out: str | UPath | None = None,
+    reading: Reading = DEFAULTS,
+    *,
+    column: str | None = None,
+    dtype: str = "float32",
+    assign: str | Index = "exact",
+    assign_recall: float = TARGET,
+    layout: str = "bucketed",
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> Any:
+    """Give every row the nearest centroid of `model` and the distances to it.
+
+    Parameters
+    ----------
+    inputs : dataframe of dask or pandas, path or list of paths
+        With a column of vectors; the other columns of a dataframe travel along. Or files, directories or globs.
+    model : KMeans or path
+        Of rows a fitted model or the directory of one; of files the directory.
+    out : path, optional
+        Directory of clusters to make; of files alone, which need one.
+    reading : Reading, optional
+        How files are read.
+    column : str, optional
+        Column of a dataframe that holds the vectors; default: the only one that does.
+    dtype : {"float32", "float16"}, default "float32"
+        How vectors are stored in the result. Distances are computed before this rounding. cuDF has no float16.
+    assign : {"exact", "ann"} or Index, default "exact"
+        "ann": by an index over the centroids, for very many of them; what share of the labels is exact is measured. An
+        index from :meth:`KMeans.build_index` is for rows in memory.
+    assign_recall : float, default 0.99
+        The share that an index aims at, of files.
+    layout : {"bucketed", "hive"}, default "bucketed"
+        Of files: few files of many clusters, or a directory for each cluster.
+    overwrite : bool, default False
+        Of files: replace a finished output.
+    client : distributed.Client, optional
+        Where to run, of files.
+
+    Returns
+    -------
+    dataframe of dask or pandas
+        Of rows: `inputs`, with vectors as the model compares them and the columns ``centroid`` (int32),
+        ``l2_dist_to_cent`` and ``cosine_dist_to_cent`` (float32). Lazy for dask.
+    Buckets
+        Of files: what is in `out`, for :func:`daskmeans.dedup`.
+
+    Raises
+    ------
+    UsageError
+        An argument is unknown, or of no use for such an input.
+    DataError
+        A row cannot be placed, or is of another dimension than the model; an id of files occurs twice.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> km = KMeans(n_clusters=2, max_iter=0, init=np.float32([[1, 0], [0, 1]])).fit(np.eye(2))
+    >>> rows = pd.DataFrame({"id": [7], "embedding": [np.float32([0.0, 3.0])]})
+    >>> assign(rows, km)[["id", "centroid", "l2_dist_to_cent"]]
+       id  centroid  l2_dist_to_cent
+    0   7         1              0.0
+    """
+    if not _are_paths(inputs):
+        given = {"out": out, "reading": None if reading is DEFAULTS else reading, "overwrite": overwrite}
+        _refuse("rows in memory", **given, client=client, layout=None if layout == "bucketed" else layout)
+        fitted = KMeans.load(model) if isinstance(model, Input) else model
+        return assign_rows(inputs, fitted, column=column, dtype=dtype, assign=assign)
+    _refuse("files", column=column)
+    if isinstance(model, KMeans):
+        raise UsageError(
+            "files are assigned to a model on disk, not to one in memory",
+            expected="the directory of a model",
+            remedy="save the model, and give its path",
+        )
+    if not isinstance(assign, str):
+        raise UsageError("an index is for rows in memory", where="assign", expected="'exact' or 'ann'")
+    storing = Storing(layout, dtype, assign, assign_recall)
+    return assign_files(inputs, model, _needed(out), reading, storing, overwrite=overwrite, client=client)
+
+
+def _are_paths(inputs: Any) -> bool:
+    """Whether `inputs` are files, and not rows."""
+    several = isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(each, Input) for each in inputs)
+    return isinstance(inputs, Input) or several
+
+
+def _refuse(inputs: str, **given: Any) -> None:
+    """Refuse arguments that do nothing for such `inputs`; None and False stand for none."""
+    if idle := [name for name, value in given.items() if value is not None and value is not False]:
+        raise UsageError("it does nothing here", where=idle[0], expected=f"no such argument with {inputs}")
+
+
+def _needed(out: str | UPath | None) -> str | UPath:
+    if out is None:
+        raise UsageError("no directory for the output is given", where="out", expected="a path, as the input is files")
+    return out

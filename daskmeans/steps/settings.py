@@ -1,0 +1,65 @@
+"""Options of assigning files, and of a run, which are those of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from daskmeans.buckets.external_sort import LAYOUTS
+from daskmeans.duplicates.settings import Deciding
+from daskmeans.kmeans.centroid_index import TARGET
+from daskmeans.kmeans.centroid_index import check as check_assign
+from daskmeans.kmeans.estimator import KMeans
+from daskmeans.options import Need, option
+from daskmeans.vectors.options import DEFAULTS, Reading
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How rows are assigned, and their clusters stored; the fields are flags of the command line."""
+
+    layout: str = option("bucketed", choices=LAYOUTS)
+    embedding_dtype: str = option("float32", choices=("float32", "float16"))
+    assign: str = option(
+        "exact",
+        "ann: by an index over the centroids, for very many; what share of the labels is exact is measured.",
+        choices=("exact", "ann"),
+    )
+    assign_recall: float = option(
+        TARGET,
+        "Share of exact labels that --assign ann aims at.",
+        need=Need({"assign": ("ann",)}, "--assign ann"),
+    )
+
+    def settings(self, reading: Reading) -> dict[str, Any]:
+        """What determines the clusters besides the input and the model.
+
+        Raises
+        ------
+        UsageError
+            Rows cannot be assigned in this way; MissingExtraError if that takes a package.
+        """
+        check_assign(self.assign, self.assign_recall)
+        return {
+            "assign": self.assign,
+            "assign_recall": self.assign_recall if self.assign == "ann" else None,
+            "layout": self.layout,
+            "embedding_dtype": self.embedding_dtype,
+            "id_field": reading.id_field,
+            "embedding_field": reading.embedding_field,
+            "metadata_fields": list(reading.metadata_fields),
+            "on_bad_row": reading.on_bad_row,
+        }
+
+
+STORING = Storing()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Options of a run; the seed is that of the model."""
+
+    model: KMeans
+    deciding: Deciding
+    storing: Storing = STORING
+    reading: Reading = DEFAULTS
