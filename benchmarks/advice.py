@@ -50,7 +50,7 @@ def measured(path: Path, out: Path, n_clusters: int) -> dict[str, dict[str, floa
     """Seconds and peak bytes of a worker, by step."""
     with cluster(ClusterSettings(dashboard_address=":0")) as client:
         run(path, out, dkm.KMeans(n_clusters), 0.9, search="clusters", client=client)
-    made = {step: json.loads((out / name / "manifest.json").read_text()) for step, name in STEPS.items()}
+    made = {step: json.loads((out / name / "_manifest.json").read_text()) for step, name in STEPS.items()}
     return {step: {"seconds": m["seconds"], "worker_bytes": m["peak_bytes"]["worker"]} for step, m in made.items()}
 
 

@@ -50,7 +50,7 @@ def fit(at: Path, rows: int, limit: int, args: argparse.Namespace) -> dict:
         foreseen = forecast_fit(rows, DIMENSION, args.n_clusters, client)
         model = dkm.KMeans(args.n_clusters, max_iter=args.max_iter)
         fit_files(at / "in", at / "model", model, overwrite=True, client=client)
-    made = json.loads((at / "model" / "manifest.json").read_text())
+    made = json.loads((at / "model" / "_manifest.json").read_text())
     return {
         "limit of a worker": limit,
         "seconds": made["seconds"],

@@ -31,7 +31,7 @@ def job(path: str, n_clusters: int, threshold: float) -> dict:
         out = Path(folder) / "out"
         result = run(path, out, dkm.KMeans(n_clusters), threshold, client=client)
         seconds = time.perf_counter() - start
-        manifests = [json.loads((out / name / "manifest.json").read_text()) for name in ("model", "clusters", "dedup")]
+        manifests = [json.loads((out / name / "_manifest.json").read_text()) for name in ("model", "clusters", "dedup")]
         steps = {m["step"]: {"seconds": m["seconds"], "peak_bytes": m["peak_bytes"]} for m in manifests}
         model = json.loads((out / "model" / "model.json").read_text())
         facts = {key: model[key] for key in ("n_iter", "converged", "inertia")}

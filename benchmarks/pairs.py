@@ -38,7 +38,7 @@ def search_daskmeans(task: dict) -> dict[str, np.ndarray]:
     result = dkm.dedup(task["clusters"], task["threshold"], search=task.get("search", "exact"), out=task["out"])
     found = {"keep": pq.read_table(str(result.path / "decisions"), columns=["keep"])["keep"].to_numpy()}
     if task.get("search") != "clusters":
-        pairs = pq.read_table(sorted(map(str, (result.path / "pairs").glob("*.parquet"))), columns=["row", "twin"])
+        pairs = pq.read_table(sorted(map(str, (result.path / "_pairs").glob("part-*"))), columns=["row", "twin"])
         found["paired"] = np.zeros(len(found["keep"]), bool)
         found["paired"][np.concatenate([pairs["row"].to_numpy(), pairs["twin"].to_numpy()])] = True
     return found

@@ -214,13 +214,13 @@ def resume(victim: psutil.Process) -> None:
 
 def begun(running: subprocess.Popen, out: Path) -> None:
     """Wait until `running` has written a first manifest into `out`, or has ended."""
-    while running.poll() is None and not any(out.rglob("manifest.json")):
+    while running.poll() is None and not any(out.rglob("_manifest.json")):
         time.sleep(0.02)
 
 
 def finished(step: str, out: Path) -> bool:
     """Whether the manifest of the output of a step, or of the last one of a run, says that it is whole."""
-    manifest = (out / "dedup" if step == "run" else out) / "manifest.json"
+    manifest = (out / "dedup" if step == "run" else out) / "_manifest.json"
     return manifest.exists() and json.loads(manifest.read_text())["finished"]
 
 
@@ -233,12 +233,12 @@ def content(out: Path) -> dict[str, object]:
     tables: dict[str, list[pa.Table]] = {}
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         name = str(file.relative_to(out))
-        if file.suffix == ".parquet":
+        if file.read_bytes().startswith(b"PAR1"):  # what is no data is not called Parquet
             table = pq.ParquetFile(file).read()
             tables.setdefault(f"{file.parent.relative_to(out)}: {', '.join(table.column_names)}", []).append(table)
         elif file.suffix == ".npy":
             found[name] = np.load(file).tobytes()
-        elif file.name == "manifest.json":
+        elif file.name == "_manifest.json":
             found[name] = json.loads(file.read_text())["finished"]
         elif file.suffix == ".json":
             facts = json.loads(file.read_text())

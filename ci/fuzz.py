@@ -571,8 +571,8 @@ def check_clusters(model: Path, clusters: Path, X: np.ndarray) -> None:
 
 def check_decisions(dedup: Path, X: np.ndarray) -> None:
     """Each row has one decision, which its scores bear out."""
-    settings = json.loads((dedup / "manifest.json").read_text())["settings"]
-    summary = json.loads((dedup / "summary.json").read_text())
+    settings = json.loads((dedup / "_manifest.json").read_text())["settings"]
+    summary = json.loads((dedup / "_summary.json").read_text())
     files = sorted((dedup / "decisions").iterdir())
     found = pa.concat_tables([pq.ParquetFile(file).read() for file in files]).to_pylist()
     if sorted(int(row["id"][4:]) for row in found) != list(range(len(X))):
@@ -688,7 +688,7 @@ def check_settings(out: Path, given: dict) -> None:
     """What a run says of its settings is what the file said."""
     made = {}
     for step in ("model", "clusters", "dedup"):
-        made |= json.loads((out / step / "manifest.json").read_text())["settings"]
+        made |= json.loads((out / step / "_manifest.json").read_text())["settings"]
     for key, value in given.items():
         name = str(key).replace("-", "_")
         if made.get(name) is not None and value is not None and not isinstance(made[name], list | dict):

@@ -56,6 +56,11 @@ def write_embeddings(
     return path
 
 
+def parquet_below(folder: Path) -> list[Path]:
+    """Files of Parquet, also those that are no data and so are not called that."""
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.read_bytes().startswith(b"PAR1")]
+
+
 def square(x: int) -> int:
     """The square of `x`, which must not be negative."""
     if x < 0:

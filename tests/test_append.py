@@ -103,7 +103,7 @@ def test_extended_clusters_are_those_of_all_rows(tmp_path, model, monkeypatch, l
     other = {"bucketed": "hive", "hive": "bucketed"}[layout]
     old = assigned(tmp_path / "old", OLD, model, layout)
     first, second = assigned(tmp_path / "first", FIRST, model, other), assigned(tmp_path / "second", SECOND, model)
-    before = contents(old, but="manifest.json")
+    before = contents(old, but="_manifest.json")
     assert open_buckets(old).n_clusters == 10
     results = [extend(first, old, tmp_path / "d1"), extend(second, old, tmp_path / "d2")]
     rows = [*OLD, *kept(*results)]
@@ -117,8 +117,8 @@ def test_extended_clusters_are_those_of_all_rows(tmp_path, model, monkeypatch, l
     assert {len(cluster.pieces) for cluster in found.clusters()} >= {1, 3}
     assert all(tables(old)[c].equals(table) for c, table in tables(whole).items())
     listed = {file["path"] for file in found.manifest["outputs"]}
-    assert listed == set(contents(old, but="manifest.json"))
-    assert before.items() <= contents(old, but="manifest.json").items()
+    assert listed == set(contents(old, but="_manifest.json"))
+    assert before.items() <= contents(old, but="_manifest.json").items()
     third = assigned(tmp_path / "third", np.arange(0, 600, 5), model, prefix="new")
     with dask.config.set(SMALL):
         mine, theirs = (
@@ -153,7 +153,7 @@ def test_the_manifest_tells_what_was_appended(tmp_path, stores):
         "clusters": str(first),
         "made": manifest.identity(open_buckets(first).manifest),
         "decisions": str(tmp_path / "d1"),
-        "decided": manifest.identity(json.loads((tmp_path / "d1" / "manifest.json").read_text())),
+        "decided": manifest.identity(json.loads((tmp_path / "d1" / "_manifest.json").read_text())),
         "rows": result.summary["kept"],
     }
     assert manifest.identity(before) != manifest.identity(after)
@@ -175,7 +175,7 @@ def test_the_manifest_tells_what_was_appended(tmp_path, stores):
 def test_clusters_that_another_run_has_taken_are_not_extended(tmp_path, stores, monkeypatch):
     """This run was taken for dead while its workers wrote."""
     old, first, _ = stores
-    before = (old / "manifest.json").read_bytes()
+    before = (old / "_manifest.json").read_bytes()
     write = append._write
 
     def late(*args):
@@ -187,7 +187,7 @@ def test_clusters_that_another_run_has_taken_are_not_extended(tmp_path, stores, 
     monkeypatch.setattr(append, "_write", late)
     with pytest.raises(OutputError, match="another run has taken the output"):
         extend(first, old, tmp_path / "d1")
-    assert (old / "manifest.json").read_bytes() == before
+    assert (old / "_manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "hive"])
@@ -274,7 +274,7 @@ def test_clusters_that_change_meanwhile_are_left_alone(tmp_path, stores, monkeyp
     monkeypatch.setattr(append, "write_files", overtaken)
     with pytest.raises(OutputError, match="the clusters have changed"):
         extend(second, old, tmp_path / "d2")
-    assert "appended" not in json.loads((old / "manifest.json").read_text())
+    assert "appended" not in json.loads((old / "_manifest.json").read_text())
 
 
 def test_one_append_at_a_time(tmp_path, stores):
@@ -291,11 +291,11 @@ def test_one_append_at_a_time(tmp_path, stores):
 
 def test_a_batch_of_copies_adds_no_file(tmp_path, stores, model):
     old = stores[0]
-    before = contents(old, but="manifest.json")
+    before = contents(old, but="_manifest.json")
     copies = assigned(tmp_path / "copies", OLD, model, prefix="copy")
     result = extend(copies, old, tmp_path / "d")
     assert result.summary["kept"] == 0
-    assert contents(old, but="manifest.json") == before
+    assert contents(old, but="_manifest.json") == before
     assert extend(copies, old, tmp_path / "d").summary["kept"] == 0
     assert describe(old)["appended"] == {"times": 1, "rows": 0, "last_from": str(copies)}
 
@@ -343,7 +343,7 @@ def dying(call, at):  # in the call with that number, after half of its work
 new, old, out, moment = sys.argv[1:]
 replaced = manifest.write_json
 def write_json(path, value):
-    if str(path) != f"{old}/manifest.json":
+    if str(path) != f"{old}/_manifest.json":
         return replaced(path, value)
     if moment == "manifest aside":
         Path(f"{path}.tmp").write_text("{")

@@ -235,7 +235,7 @@ def test_a_row_without_a_decision(tmp_path, applied):
     assert not (tmp_path / "out").exists()
     facts = apply(decisions, source, tmp_path / "out", on_bad_row="skip")
     assert (facts["rows"], facts["kept"], facts["rejected"]) == (N + 1, len(kept), 1)
-    rejects = pq.read_table(tmp_path / "out" / "_rejects/rejects.parquet").to_pylist()
+    rejects = pq.read_table(tmp_path / "out" / "_rejects/rejects").to_pylist()
     assert rejects == [{"id": "777", "file": str(source / "rows.parquet"), "row": 10, "reason": "no decision"}]
     assert set(pq.read_table(tmp_path / "out" / "rows.parquet")["id"].to_pylist()) == kept
 
@@ -283,7 +283,7 @@ def test_numbers_that_no_decision_can_be_on(tmp_path, applied):
         apply(decisions, source, tmp_path / "out")
     counts = apply(decisions, source, tmp_path / "out", on_bad_row="skip")
     assert counts == {"rows": N + 4, "kept": len(kept), "removed": N - len(kept), "rejected": 4, "files": 2}
-    rejects = pq.read_table(tmp_path / "out" / "_rejects/rejects.parquet")
+    rejects = pq.read_table(tmp_path / "out" / "_rejects/rejects")
     assert rejects["id"].to_pylist() == large.cast(pa.string()).to_pylist()
 
 
@@ -324,7 +324,7 @@ def test_a_file_whose_ids_are_all_null(tmp_path, applied):
         apply(decisions, source, tmp_path / "out")
     counts = apply(decisions, source, tmp_path / "out", on_bad_row="skip")
     assert (counts["kept"], counts["rejected"]) == (len(kept), 3)
-    rejects = pq.read_table(tmp_path / "out" / "_rejects/rejects.parquet").to_pydict()
+    rejects = pq.read_table(tmp_path / "out" / "_rejects/rejects").to_pydict()
     assert (rejects["id"], rejects["row"]) == ([None] * 3, [0, 1, 2])
 
 
@@ -464,7 +464,7 @@ def test_rows_that_repeat_an_id_are_left_out_as_they_were_when_deciding(tmp_path
     assert counts == {"rows": 6, "kept": 4, "removed": 0, "rejected": 2, "files": 2}
     kept = pa.concat_tables([pq.read_table(tmp_path / "kept" / f"{i}.parquet") for i in range(2)])
     assert kept["n"].to_pylist() == [0, 1, 10, 12]
-    rejects = pq.read_table(tmp_path / "kept" / "_rejects/rejects.parquet").to_pydict()
+    rejects = pq.read_table(tmp_path / "kept" / "_rejects/rejects").to_pydict()
     assert (rejects["row"], rejects["reason"]) == ([2, 1], ["duplicate id"] * 2)
     with pytest.raises(DataError, match="some ids repeat"):
         apply(tmp_path / "out" / "dedup", tmp_path / "in", tmp_path / "again")

@@ -153,7 +153,7 @@ def test_the_manifest_and_the_screen_tell_the_recall(tmp_path, km, two_workers):
     done = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)["ann"]
-    found = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    found = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert (found["ann"], found["settings"]["assign"], found["settings"]["assign_recall"]) == (facts, "ann", 0.9)
     labels = labels_in(tmp_path / "out")
     assert holds(facts, np.array([labels[f"row-{i:05d}"] for i in range(3000)]), spread(3000), km)

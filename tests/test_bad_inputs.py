@@ -111,7 +111,7 @@ def other_model(at: Path) -> None:
 
 def unfinished_model(at: Path) -> None:
     modelled(at)
-    manifest = at / "model" / "manifest.json"
+    manifest = at / "model" / "_manifest.json"
     manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
 
 
@@ -370,7 +370,7 @@ def test_skipped_rows_are_listed_with_their_reasons(tmp_path, two_workers):
     result = CliRunner().invoke(main, [*words.split(), "--scheduler", two_workers.scheduler_address])
     assert result.exit_code == 0, result.output
     for step in ("model", "clusters"):
-        rejects = pq.read_table(tmp_path / "out" / step / "_rejects/rejects.parquet").to_pydict()
+        rejects = pq.read_table(tmp_path / "out" / step / "_rejects/rejects").to_pydict()
         assert rejects["row"] == [3, 4, 5, 7]
         assert rejects["id"] == ["row-3", "row-4", "row-5", "row-6"]
         assert all(rejects["reason"])

@@ -158,7 +158,7 @@ def test_integer_ids_and_other_file_systems(model):
     buckets = write_buckets(assign(frame(X, 2, ids=list(range(100))), model), url)
     assert sorted(everything(buckets)["id"].to_pylist()) == list(range(100))
     assert open_buckets("memory://buckets/integer").rows == 100
-    assert not (url / "runs").exists()
+    assert not (url / "_runs").exists()
 
 
 def test_same_files_from_two_processes(tmp_path, model, client):

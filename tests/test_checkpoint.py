@@ -328,7 +328,7 @@ def test_an_error_keeps_what_is_done_and_a_fit_that_has_nothing_leaves_nothing(r
         with pytest.raises(ZeroDivisionError):
             fit_files(rows, tmp_path / "nothing", km())
     assert not (tmp_path / "nothing").exists()
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["checkpoints", "manifest.json"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["_manifest.json", "checkpoints"]
     fit_files(rows, tmp_path / "model", km())
     fit_files(rows, tmp_path / "whole", km())
     assert whole(UPath(tmp_path / "model")) == whole(UPath(tmp_path / "whole"))
@@ -434,7 +434,7 @@ def test_rows_that_were_skipped_are_listed_once(tmp_path):
     skipping = Reading(on_bad_row="skip")
     interrupt(3, fit_files, rows, tmp_path / "model", km(), skipping)
     fit_files(rows, tmp_path / "model", km(), skipping)
-    assert pq.read_table(tmp_path / "model" / "_rejects/rejects.parquet")["row"].to_pylist() == [3, 170]
+    assert pq.read_table(tmp_path / "model" / "_rejects/rejects")["row"].to_pylist() == [3, 170]
     assert manifest.read(UPath(tmp_path / "model"), "fit")["rejected"] == 2
 
 
@@ -570,4 +570,4 @@ def test_a_model_is_not_replaced_by_the_fit_that_starts_from_it(tmp_path, rows):
             fit_files(rows, model, km(init=str(init)), overwrite=True)
         with pytest.raises(OutputError, match="apart from"):
             dkm.run(rows, tmp_path / "work", km(init=str(init)), threshold=0.9, overwrite=True)
-    assert json.loads((model / "manifest.json").read_text())["finished"]
+    assert json.loads((model / "_manifest.json").read_text())["finished"]

@@ -88,7 +88,7 @@ def test_decisions_on_files(tmp_path, layout, rule, keep):
     reasons = [row["reason"] for row in found]
     assert reasons.count("exact") > 10
     assert reasons.count("semantic") > 10
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
     assert summary == result.summary
     assert summary["rows"] == len(ids)
     assert summary["kept"] == reasons.count(None)

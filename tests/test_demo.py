@@ -50,7 +50,7 @@ def test_the_copies_are_found(shown: DemoResult, tmp_path: Path) -> None:
     assert len(pq.read_table(tmp_path / "out" / "docstrings.parquet")) == 120
     assert shown.report.read_text(encoding="utf-8").startswith("<!doctype html>")
     for place in ("embeddings", "run/model", "run/clusters", "run/dedup"):
-        assert (tmp_path / "out" / place / "manifest.json").exists()
+        assert (tmp_path / "out" / place / "_manifest.json").exists()
 
 
 def test_what_is_printed(shown: DemoResult) -> None:

@@ -143,11 +143,11 @@ def test_skipped_rows_are_listed(tmp_path: Path) -> None:
     summary = embed(source, tmp_path / "out", on_bad_row="skip")
     assert summary["rows"] == 2 and summary["rejected"] == 5
     assert read(tmp_path / "out")["id"].to_pylist() == ["a", "d"]
-    rejects = sorted(pq.read_table(tmp_path / "out" / "_rejects/rejects.parquet").to_pylist(), key=lambda r: r["row"])
+    rejects = sorted(pq.read_table(tmp_path / "out" / "_rejects/rejects").to_pylist(), key=lambda r: r["row"])
     assert [(r["id"], r["row"]) for r in rejects] == [("b", 1), ("c", 2), ("e", 4), ("f", 5), ("d", 6)]
     assert {r["file"] for r in rejects} == {str(source)}
     assert "zero" in rejects[1]["reason"] and "finite" in rejects[2]["reason"] and "duplicate" in rejects[4]["reason"]
-    assert [file.name for file in (tmp_path / "out" / "_rejects").iterdir()] == ["rejects.parquet"]
+    assert [file.name for file in (tmp_path / "out" / "_rejects").iterdir()] == ["rejects"]
 
 
 @pytest.mark.usefixtures("length_encoder")

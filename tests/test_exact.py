@@ -95,14 +95,14 @@ def test_it_finds_more_than_a_search_inside_clusters(clusters):
 
 
 def all_edges(folder):
-    files = sorted(folder.glob("part-*.parquet"))
+    files = sorted(folder.glob("part-*"))
     return sorted(tuple(row.values()) for file in files for row in pq.read_table(file).to_pylist())
 
 
 def test_stored_pairs_are_all_pairs(tmp_path, clusters):
     X, *_ = make_rows()
     dedup(clusters, THRESHOLD, floor=0.8, out=tmp_path / "out", search="exact")
-    found = {frozenset(edge[:2]): edge for edge in all_edges(tmp_path / "out" / "pairs")}
+    found = {frozenset(edge[:2]): edge for edge in all_edges(tmp_path / "out" / "_pairs")}
     scores = scores_of(X)
     linked = {frozenset(edge[:2]) for edge in found.values() if edge[3]}
     head = np.array([int(np.flatnonzero(row == 1)[0]) for row in scores])
@@ -322,11 +322,11 @@ def test_more_pairs_than_fit_are_kept_for_a_higher_threshold(tmp_path, clusters,
 
 def test_a_failure_leaves_finished_pairs_alone(tmp_path, clusters, monkeypatch):
     dedup(clusters, 0.8, out=tmp_path / "out", search="exact")
-    before = all_edges(tmp_path / "out" / "pairs")
+    before = all_edges(tmp_path / "out" / "_pairs")
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
         broken.setattr(decisions, "rank", interrupt)
         dedup(clusters, 0.9, out=tmp_path / "out", search="exact", overwrite=True)
-    assert all_edges(tmp_path / "out" / "pairs") == before
+    assert all_edges(tmp_path / "out" / "_pairs") == before
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):  # a first search leaves nothing half done
         broken.setattr(plan, "tasks_of", interrupt)
         dedup(clusters, 0.9, out=tmp_path / "other", search="exact")
@@ -348,8 +348,8 @@ def test_pairs_of_other_clusters_are_not_used(tmp_path):
             decide_again(0.95)
     again = dedup(clusters, 0.9, out=tmp_path / "out", search="exact", overwrite=True)
     assert again.decisions.compute().equals(dedup(clusters, 0.9, search="exact").decisions.compute())
-    kept = (tmp_path / "out" / "pairs" / "manifest.json").read_text()
-    (tmp_path / "out" / "pairs" / "manifest.json").write_text(kept.replace('"daskmeans": "', '"daskmeans": "0.'))
+    kept = (tmp_path / "out" / "_pairs" / "_manifest.json").read_text()
+    (tmp_path / "out" / "_pairs" / "_manifest.json").write_text(kept.replace('"daskmeans": "', '"daskmeans": "0.'))
     with pytest.raises(NotFoundError):  # found by another version
         again.at(0.95)
 
@@ -368,10 +368,10 @@ def test_decisions_of_a_search_that_was_made_again(tmp_path, clusters):
 
 def test_pairs_that_are_gone_are_missed(tmp_path, clusters):
     result = dedup(clusters, 0.8, out=tmp_path / "out", search="exact")
-    sorted((tmp_path / "out" / "pairs").glob("part-*"))[0].unlink()
+    sorted((tmp_path / "out" / "_pairs").glob("part-*"))[0].unlink()
     with pytest.raises(NotFoundError, match=r"pairs: the pairs of these clusters .*\n.*dedup"):
         result.at(0.9)
-    manifest.remove(UPath(tmp_path / "out" / "pairs"))
+    manifest.remove(UPath(tmp_path / "out" / "_pairs"))
     with pytest.raises(NotFoundError, match="no longer"):
         result.at(0.9)
 

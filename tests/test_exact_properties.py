@@ -85,7 +85,7 @@ def all_scores(X):
 
 def check_pairs(folder, scores, same, floor, off):
     """Every pair is stored, if need be as one of copies of the two, and none that should not be."""
-    files = sorted(folder.glob("part-*.parquet"))
+    files = sorted(folder.glob("part-*"))
     found = [row for file in files for row in pq.read_table(file).to_pylist()]
     edges = [(row["id"], row["twin_id"], row["score"], row["exact"]) for row in found]
     head = np.arange(len(scores))
@@ -142,7 +142,7 @@ def check(path, rows, threshold, rule, *, cuts=(), dtype="float32", band=4096, c
         clusters = write_clusters(path / "clusters", rows, dtype=dtype, partitions=cuts)
         dedup(clusters, threshold, search="exact", rule=rule, out=path / "out", client=client)
     scores, same = all_scores(rows[0])
-    check_pairs(path / "out" / "pairs", scores, same, threshold, off)
+    check_pairs(path / "out" / "_pairs", scores, same, threshold, off)
     check_decisions(decisions_of(path / "out"), rows, scores, same, threshold, rule, off)
 
 

@@ -209,7 +209,7 @@ def test_flags_and_arguments_of_python_have_the_same_defaults(verb: str, groups,
 def test_what_a_run_is_asked_stands_in_its_manifests(tmp_path) -> None:
     given = write_embeddings(tmp_path / "in.parquet", blobs(100))
     dkm.run(given, tmp_path / "out", dkm.KMeans(2), 0.9)
-    found = {name: json.loads((tmp_path / "out" / name / "manifest.json").read_text())["settings"]
+    found = {name: json.loads((tmp_path / "out" / name / "_manifest.json").read_text())["settings"]
              for name in ("model", "clusters", "dedup")}  # fmt: skip
     reading = names(Reading) - {"storage_options"}
     assert set(found["model"]) == names(dkm.KMeans) - {"max_samples_per_batch"} | {"embedding_field", "on_bad_row"}

@@ -116,7 +116,7 @@ def test_a_fit_larger_than_memory_takes_no_more_than_forecast_and_gives_the_same
             found[limit] = forecast_fit(*X.shape, 20, client)
             model = fit_files(path, tmp_path / limit, dkm.KMeans(20, max_iter=2), client=client)
         models[limit] = model.cluster_centers_.tobytes(), model.inertia_
-        peak = json.loads((tmp_path / limit / "manifest.json").read_text())["peak_bytes"]["worker"]
+        peak = json.loads((tmp_path / limit / "_manifest.json").read_text())["peak_bytes"]["worker"]
         print(limit, peak >> 20, found[limit].worker >> 20, found[limit].cached >> 20)
         assert peak <= found[limit].worker
     assert models["600MiB"] == models["4GiB"]

@@ -23,7 +23,7 @@ from daskmeans.storage import manifest, signature
 from daskmeans.storage.manifest import FORMAT
 from daskmeans.vectors.options import Reading
 from daskmeans.vectors.source import open_source
-from helpers import blobs, write_embeddings
+from helpers import blobs, parquet_below, write_embeddings
 
 PACKAGE = Path(dkm.__path__[0])
 SKIP = Reading(on_bad_row="skip")
@@ -39,9 +39,9 @@ def test_every_parquet_file_says_what_wrote_it(tmp_path):
     dkm.apply(result.path, rows, tmp_path / "kept", on_bad_row="skip")
     leak(rows, rows, tmp_path / "leaks", 0.9, SKIP)
     expected = {"model": "fit", "clusters": "assign", "dedup": "dedup", "kept": "apply", "leaks": "leak"}
-    expected |= {"pairs": "pairs", "review.parquet": "review"}
+    expected |= {"_pairs": "pairs", "_review": "review"}
     seen = set()
-    for file in tmp_path.rglob("*.parquet"):
+    for file in parquet_below(tmp_path):
         if file == rows:
             continue
         told = pq.read_schema(file).metadata
@@ -161,13 +161,13 @@ def test_apply_counts_what_it_writes(tmp_path, monkeypatch):
 
 def test_append_counts_what_it_writes(tmp_path, monkeypatch):
     old, new = clusters(tmp_path), clusters(tmp_path, "new", first=1000)
-    before = (old / "manifest.json").read_text()
+    before = (old / "_manifest.json").read_text()
     real = append._kept_rows
     monkeypatch.setattr(append, "_kept_rows", lambda *args: ((c, table[:0]) for c, table in real(*args)))
     monkeypatch.setattr(append, "_kept", lambda *args: np.ones(200, bool))
     with pytest.raises(RunError, match="append: 200 rows went in, but 0 were written"):
         dkm.dedup(new, 0.9, out=tmp_path / "out", against=[old], append=True)
-    assert (old / "manifest.json").read_text() == before
+    assert (old / "_manifest.json").read_text() == before
 
 
 def test_the_metadata_of_others_stays():

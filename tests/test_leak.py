@@ -113,7 +113,7 @@ def test_metadata_of_both_rows(tmp_path, sets, n_workers):
         one, twin = int(row["id"][4:]), int(row["twin_id"][4:])
         assert (row["stars"], row["twin_stars"]) == (one, twin)
         assert (row["text"], row["twin_text"]) == (f"test {one}", f"train {twin}")
-    assert pq.read_metadata(tmp_path / "out" / "_rejects" / "rejects.parquet").num_rows == 4
+    assert pq.read_metadata(tmp_path / "out" / "_rejects" / "rejects").num_rows == 4
 
 
 def test_metadata_where_nothing_leaks(tmp_path):
@@ -165,13 +165,13 @@ def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers, monkeypat
     ):
         facts = leak(*paths.values(), tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"), client=client)
     assert (facts["train"], facts["test"], facts["rejected"]) == (197, 98, 5)
-    listed = pq.read_table(tmp_path / "out" / "_rejects/rejects.parquet").to_pylist()
+    listed = pq.read_table(tmp_path / "out" / "_rejects/rejects").to_pylist()
     assert [(row["input"], row["file"], row["row"], row["id"]) for row in listed] == [
         (input_, str(paths[input_]), row, name(row)) for input_ in ("test", "train") for row in bad[input_]
     ]
     assert {row["reason"] for row in listed} == {"the vector holds NaN, infinity or a number beyond float32"}
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "_rejects", "leaks.parquet", "manifest.json"
+        "_manifest.json", "_rejects", "leaks.parquet"
     ]  # fmt: skip
 
 

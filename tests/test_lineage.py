@@ -84,7 +84,7 @@ class Lineage(RuleBasedStateMachine):
 
     def finished(self) -> dict[Path, dict[str, Any]]:
         """Manifests of all finished decisions."""
-        found = {path.parent: json.loads(path.read_text()) for path in self.root.rglob("manifest.json")}
+        found = {path.parent: json.loads(path.read_text()) for path in self.root.rglob("_manifest.json")}
         return {path: made for path, made in found.items() if made["step"] == "dedup" and made["finished"]}
 
     def kept(self) -> dict[Path, set[str]]:
@@ -289,7 +289,7 @@ class Lineage(RuleBasedStateMachine):
 
 
 def manifest_of(path: Path) -> dict[str, Any] | None:
-    file = path / "manifest.json"
+    file = path / "_manifest.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 

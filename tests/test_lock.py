@@ -60,7 +60,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(out):
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     make(out)
-    assert names(out) == ["file.txt", manifest.NAME]
+    assert names(out) == [manifest.NAME, "file.txt"]
 
 
 def test_a_run_on_another_machine_counts_as_long_as_it_is_seen(out):
@@ -70,7 +70,7 @@ def test_a_run_on_another_machine_counts_as_long_as_it_is_seen(out):
     assert names(out) == [lock.NAME]
     leave(out, seen=time.time() - lock.DEAD - 1)
     make(out)
-    assert names(out) == ["file.txt", manifest.NAME]
+    assert names(out) == [manifest.NAME, "file.txt"]
 
 
 def test_the_number_of_a_dead_process_may_be_anothers_by_now(out):
@@ -99,7 +99,7 @@ def test_a_run_that_was_taken_for_dead_neither_finishes_nor_removes(out):
     with pytest.raises(OutputError, match="another run has taken"), open_step(out, "fit", {}, {}) as step:
         leave(out)
         (step.path / "file.txt").write_text("of the other run")
-    assert names(out) == ["file.txt", lock.NAME, manifest.NAME]
+    assert names(out) == [lock.NAME, manifest.NAME, "file.txt"]
     assert not (manifest.peek(out) or {})["finished"]
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_fails_after_that_removes_nothing_either(out):
         leave(out)
         (out / "file.txt").write_text("of the other run")
         raise ZeroDivisionError
-    assert names(out) == ["file.txt", lock.NAME, manifest.NAME]
+    assert names(out) == [lock.NAME, manifest.NAME, "file.txt"]
 
 
 def test_a_run_gives_signs_of_life(out, monkeypatch):
@@ -136,4 +136,4 @@ def test_object_stores():
         make(out)
     (out / lock.NAME).unlink()
     make(out)
-    assert names(out) == ["file.txt", manifest.NAME]
+    assert names(out) == [manifest.NAME, "file.txt"]

@@ -144,7 +144,7 @@ def test_a_killed_step_is_recognised_and_done_again(tmp_path):
     with pytest.raises(OutputError, match="unfinished"):
         manifest.read(UPath(out), "fit")
     make(UPath(out))
-    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "result.txt"]
+    assert sorted(p.name for p in out.iterdir()) == ["_manifest.json", "result.txt"]
 
 
 def begin(out: UPath, settings: dict, inputs: dict, *, fail: bool = True, **kwargs) -> list[str]:
@@ -169,7 +169,7 @@ def test_a_step_goes_on_from_what_it_has_left(out):
         manifest.read(out, "fit")
     assert begin(out, {"k": 3}, {"rows": 7}, fail=False, overwrite=True) == ["0.txt", "1.txt", "2.txt"]
     assert manifest.read(out, "fit")["finished"]
-    assert sorted(path.name for path in out.iterdir()) == ["half.txt", "manifest.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["_manifest.json", "half.txt"]
     assert begin(out, {"k": 3}, {"rows": 7}, overwrite=True) == []
 
 

@@ -51,7 +51,7 @@ def expected_pairs(rows, threshold, probes):
 def stored_pairs(folder):
     return [
         tuple(sorted((row["id"], row["twin_id"])))
-        for file in sorted(folder.glob("part-*.parquet"))
+        for file in sorted(folder.glob("part-*"))
         for row in pq.read_table(file, columns=["id", "twin_id"]).to_pylist()
     ]
 
@@ -63,11 +63,11 @@ def test_pairs_are_those_that_meet(tmp_path, layout, probes):
     clusters = write_clusters(tmp_path / "clusters", rows, layout=layout)
     result = dedup(clusters, THRESHOLD, probes=probes, out=tmp_path / "out")
     expected = expected_pairs(rows, THRESHOLD, probes)
-    found = stored_pairs(tmp_path / "out" / "pairs")
+    found = stored_pairs(tmp_path / "out" / "_pairs")
     assert sorted(found) == sorted(pair for pair, met in expected.items() if met)
     assert result.summary["search"] == "clusters"
     assert result.summary["probes"] == probes
-    assert not list((tmp_path / "out" / "pairs").glob("near-*"))
+    assert not list((tmp_path / "out" / "_pairs").glob("near-*"))
 
 
 def test_copies_in_other_clusters_visit_from_there(tmp_path):
@@ -76,7 +76,7 @@ def test_copies_in_other_clusters_visit_from_there(tmp_path):
     rows[1][-20:] = (rows[1][:20] + 5) % 12
     dedup(write_clusters(tmp_path / "clusters", rows), THRESHOLD, probes=2, out=tmp_path / "out")
     expected = expected_pairs(rows, THRESHOLD, 2)
-    assert sorted(stored_pairs(tmp_path / "out" / "pairs")) == sorted(pair for pair, met in expected.items() if met)
+    assert sorted(stored_pairs(tmp_path / "out" / "_pairs")) == sorted(pair for pair, met in expected.items() if met)
     assert 0 < sum(expected[i, 380 + i] for i in range(20)) < 20
 
 

@@ -13,7 +13,6 @@ import pytest
 from upath import UPath
 
 from daskmeans import KMeans, apply, dedup, run
-from daskmeans.errors import UsageError
 from daskmeans.steps import leak
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.embed import embed
@@ -61,7 +60,7 @@ def test_readers_of_a_glob_meet_the_rows_alone(spoilt, layout: str, data: str) -
         "daskmeans, all below": open_source(f"{clusters}/**").frame().compute(scheduler="threads"),
     }
     assert {name: sorted(frame["id"]) == expected for name, frame in read.items()} == dict.fromkeys(read, True)
-    assert pq.read_table(clusters / "_rejects" / "rejects.parquet")["row"].to_pylist() == [3, 50, 79]
+    assert pq.read_table(clusters / "_rejects" / "rejects")["row"].to_pylist() == [3, 50, 79]
 
 
 def test_every_step_lists_them_in_one_place(spoilt) -> None:
@@ -71,7 +70,7 @@ def test_every_step_lists_them_in_one_place(spoilt) -> None:
     leak(spoilt, spoilt, out / "leaks", 0.9, SKIP)
     for step, rows in {"model": 3, "clusters": 3, "kept": 3, "leaks": 6}.items():
         lists = [file.relative_to(out / step) for file in (out / step).rglob("*rejects*") if file.is_file()]
-        assert list(map(str, lists)) == ["_rejects/rejects.parquet"]
+        assert list(map(str, lists)) == ["_rejects/rejects"]
         assert pq.read_metadata(out / step / lists[0]).num_rows == rows
     kept = pd.read_parquet(glob.glob(f"{out}/kept/*.parquet"))
     assert set(kept["id"]) == set(dedup(clusters, 0.9).kept["id"].compute())
@@ -88,15 +87,6 @@ def test_lists_among_the_rows_of_an_older_output_are_no_data(tmp_path) -> None:
 def test_a_file_of_rows_may_have_their_name(tmp_path) -> None:
     data = write_embeddings(tmp_path / "rejects.parquet", blobs(100, 4))
     assert find_files(tmp_path) == [UPath(data)]
-
-
-def test_apply_refuses_to_write_rows_where_they_are_listed(spoilt) -> None:
-    clusters, out = clusters_of(spoilt, "bucketed"), spoilt.parent
-    dedup(clusters, 0.9, out=out / "dedup")
-    (spoilt / "_rejects").mkdir()
-    (spoilt / "b.parquet").rename(spoilt / "_rejects" / "rejects.parquet")
-    with pytest.raises(UsageError, match="like the list of rejected rows"):
-        apply(out / "dedup", [spoilt / "a.parquet", spoilt / "_rejects" / "rejects.parquet"], out / "kept")
 
 
 def many(path: Path, bad: int) -> Path:
@@ -127,14 +117,14 @@ def test_every_step_tells_of_many(tmp_path, caplog) -> None:
     assert len(lines) == len(expected)
     for line, (step, start) in zip(lines, expected.items(), strict=True):
         assert line.startswith(start)
-        assert line.endswith(f"{tmp_path}/{step}/_rejects/rejects.parquet")
+        assert line.endswith(f"{tmp_path}/{step}/_rejects/rejects")
 
 
 def test_few_are_no_matter(tmp_path, caplog) -> None:
     given = many(tmp_path / "in.parquet", 19)
     fit(given, tmp_path / "model", KMeans(3), SKIP)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
-    assert pq.read_metadata(tmp_path / "model" / "_rejects" / "rejects.parquet").num_rows == 19
+    assert pq.read_metadata(tmp_path / "model" / "_rejects" / "rejects").num_rows == 19
 
 
 def test_a_file_of_data_is_no_list_because_of_its_name(tmp_path):

@@ -21,8 +21,8 @@ def test_pairs_around_the_threshold(tmp_path, search):
     floor = {"floor": 0.85} if search == "exact" else {}
     result = dedup(clusters, 0.95, out=tmp_path / "out", search=search, **floor)
     page = write_review(result, 20)
-    assert page == UPath(tmp_path / "out" / "review.html")
-    pairs = pq.read_table(tmp_path / "out" / "review.parquet").to_pylist()
+    assert page == UPath(tmp_path / "out" / "_review" / "review.html")
+    pairs = pq.read_table(tmp_path / "out" / "_review" / "review").to_pylist()
     known = {row["id"]: row for row in result.decisions.compute().to_dict("records")}
     scores = [pair["score"] for pair in pairs]
     assert len(pairs) == 20
@@ -56,7 +56,7 @@ def test_twins_with_other_metadata(tmp_path):
         write_buckets(dd.from_pandas(frame, npartitions=2), tmp_path / name)
     result = dedup(tmp_path / "new", 0.9, against=tmp_path / "old", out=tmp_path / "out")
     write_review(result, 20)
-    table = pq.read_table(tmp_path / "out" / "review.parquet")
+    table = pq.read_table(tmp_path / "out" / "_review" / "review")
     rows = table.to_pylist()
     assert {"score", "score_", "twin_score", "twin_place"} <= set(table.column_names)
     held = [row for row in rows if row["twin_id"].startswith("old")]
@@ -75,6 +75,6 @@ def test_nothing_to_look_at(tmp_path):
     clusters = write_clusters(tmp_path / "clusters", [column[::4] for column in make_rows()])
     result = dedup(clusters, 1.0, search="exact", out=tmp_path / "out")
     write_review(result, 5)
-    assert pq.read_table(tmp_path / "out" / "review.parquet").num_rows == 0
+    assert pq.read_table(tmp_path / "out" / "_review" / "review").num_rows == 0
     with pytest.raises(UsageError, match="--review: 0 pairs"):
         write_review(result, 0)

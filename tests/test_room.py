@@ -20,7 +20,7 @@ from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
 from daskmeans.storage import diskspace, manifest
 from daskmeans.vectors.options import Reading
-from helpers import blobs, write_embeddings
+from helpers import blobs, parquet_below, write_embeddings
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -64,7 +64,7 @@ def step(name: str, whole: Path, out: Path) -> None:
 
 
 def content(out: Path) -> dict[str, list]:
-    return {str(file.relative_to(out)): pq.ParquetFile(file).read().to_pylist() for file in out.rglob("*.parquet")}
+    return {str(file.relative_to(out)): pq.ParquetFile(file).read().to_pylist() for file in parquet_below(out)}
 
 
 @pytest.mark.parametrize("size", [0, 300, 2500])

@@ -317,7 +317,7 @@ def test_a_job_that_is_killed_is_finished_by_the_next(store, whole):
     assert running.wait() == -signal.SIGKILL
     store.fault = no_fault
     assert lock._read(out / "clusters" / lock.NAME)["pid"] == running.pid
-    assert (out / "clusters" / "runs").exists()
+    assert (out / "clusters" / "_runs").exists()
     do(given, out)
     assert content(out) == content(whole / "out")
 
@@ -342,7 +342,7 @@ def test_an_interrupted_fit_goes_on_and_a_store_that_does_not_answer_is_no_reaso
     interrupted_fit(given, out, reading)
     left = set(content(out))
     assert any(name.startswith("checkpoints/") for name in left)
-    store.fault = on("GET", "out/model/manifest.json", "refused")
+    store.fault = on("GET", "out/model/_manifest.json", "refused")
     with pytest.raises(PermissionError):
         fit_files(given, out, dkm.KMeans(3, max_iter=4), reading)
     store.fault = no_fault
@@ -484,7 +484,7 @@ def test_steps_on_workers_make_the_same_and_tell_nobody_secrets(store, whole, cl
     shown += [*logs, *capfd.readouterr(), caplog.text]
     assert not [text for text in shown if SECRET in text]
     files = {name: store.at("").fs.cat_file(name) for name in store.at("").fs.find("bucket/")}
-    assert {"bucket/out/dedup/review.html", "bucket/out/model/model.json"} <= set(files)
+    assert {"bucket/out/dedup/_review/review.html", "bucket/out/model/model.json"} <= set(files)
     assert not [name for name, data in files.items() if SECRET.encode() in data]
 
 

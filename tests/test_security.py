@@ -47,7 +47,7 @@ class Payload:
 
 def spoil(path: Path, change) -> None:
     """Write the manifest in the directory `path` anew, as somebody would who knows how its checksum is made."""
-    found = json.loads((path / "manifest.json").read_text())
+    found = json.loads((path / "_manifest.json").read_text())
     change(found)
     manifest.write(UPath(path), found)
 
@@ -122,7 +122,7 @@ def test_json_that_is_nested_too_deep(tmp_path):
     result = CliRunner().invoke(main, ["info", str(tmp_path), "--storage-options", deep])
     assert result.exit_code == 2
     assert "not valid JSON" in result.stderr
-    (tmp_path / "manifest.json").write_text(deep)
+    (tmp_path / "_manifest.json").write_text(deep)
     assert manifest.peek(UPath(tmp_path)) is None
 
 
@@ -162,7 +162,7 @@ def test_names_below_a_directory(name):
     assert inside(UPath("/data"), name).path == f"/data/{name}"
 
 
-@pytest.mark.parametrize("file", ["model/model.json", "model/centroids.npy", "dedup/summary.json"])
+@pytest.mark.parametrize("file", ["model/model.json", "model/centroids.npy", "dedup/_summary.json"])
 def test_what_was_changed_by_hand_is_not_read(made, tmp_path, file):
     shutil.copytree(made / "job", tmp_path / "job")
     target = tmp_path / "job" / file

@@ -101,7 +101,7 @@ def test_the_scheduler_hears_of_steps_and_iterations(tmp_path, embeddings, clien
 
 
 def made(out: Path) -> dict[str, float]:
-    return {name: (out / name / "manifest.json").stat().st_mtime_ns for name in ("model", "clusters", "dedup")}
+    return {name: (out / name / "_manifest.json").stat().st_mtime_ns for name in ("model", "clusters", "dedup")}
 
 
 def test_finished_steps_are_not_done_again(tmp_path, embeddings):
@@ -124,7 +124,7 @@ def test_finished_steps_are_not_done_again(tmp_path, embeddings):
     assert again(max_iter=2, overwrite=True) == {"model", "clusters", "dedup"}
     before = decisions(out)
     # A step that was interrupted is done again, and what lies before it is not.
-    file = out / "clusters" / "manifest.json"
+    file = out / "clusters" / "_manifest.json"
     file.write_text(file.read_text().replace('"finished": true', '"finished": false'))
     assert "model" not in again(max_iter=2)
     assert decisions(out) == before
@@ -134,7 +134,7 @@ def test_what_another_version_has_made_is_not_taken_for_ours(tmp_path, embedding
     out = tmp_path / "out"
     dkm.run(embeddings, out, dkm.KMeans(8), threshold=0.9)
     first, at = decisions(out), made(out)
-    file = out / "clusters" / "manifest.json"
+    file = out / "clusters" / "_manifest.json"
     told = json.loads(file.read_text())
     ours = told["versions"]["daskmeans"]
     manifest.write(UPath(out / "clusters"), told | {"versions": told["versions"] | {"daskmeans": "0.0.9"}})
@@ -194,9 +194,9 @@ def test_a_configuration_file_fills_the_flags(tmp_path, embeddings, two_workers)
     words = ["run", str(config), "--out", str(tmp_path / "out"), "--max-iter", "2", "--json"]
     done = CliRunner().invoke(main, [*words, "--scheduler", two_workers.scheduler_address])
     assert done.exit_code == 0, done.output
-    settings = json.loads((tmp_path / "out" / "model" / "manifest.json").read_text())["settings"]
+    settings = json.loads((tmp_path / "out" / "model" / "_manifest.json").read_text())["settings"]
     assert (settings["n_clusters"], settings["max_iter"]) == (8, 2)  # the command line goes first
-    clusters = json.loads((tmp_path / "out" / "clusters" / "manifest.json").read_text())
+    clusters = json.loads((tmp_path / "out" / "clusters" / "_manifest.json").read_text())
     assert clusters["metadata_fields"] == ["text"]
 
 

@@ -42,7 +42,7 @@ def check_work(done: subprocess.CompletedProcess[str], out: Path) -> None:
     assert dkm.KMeans.load(out / "model").cluster_centers_.shape == (N_CLUSTERS, 32)
     buckets = [pq.read_table(file, columns=["id"]) for file in (out / "clusters").glob("bucket-*.parquet")]
     assert len(set(pa.concat_tables(buckets)["id"].to_pylist())) == N_ROWS
-    summary = json.loads((out / "decisions" / "summary.json").read_text())
+    summary = json.loads((out / "decisions" / "_summary.json").read_text())
     assert (summary["kept"], summary["removed"]["exact"]) == (N_ROWS - N_COPIES, N_COPIES)
 
 

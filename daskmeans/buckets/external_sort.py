@@ -32,7 +32,7 @@ from daskmeans.vectors.files import is_local, open_path
 from daskmeans.vectors.frames import schema_of, table_of, with_fixed
 from daskmeans.vectors.matrix import vector_columns
 
-RUNS = "runs"
+RUNS = "_runs"
 LAYOUTS = ("bucketed", "hive")
 _RUN_BATCH = 1024
 _AHEAD = 2**20

@@ -223,7 +223,8 @@ def assign(
 @click.argument("clusters")
 @click.option("--out", required=True, help="Directory of decisions to make.")
 @options.deciding
-@click.option("--review", type=click.IntRange(1), help="Write so many pairs around the threshold into OUT/review.html.")
+@click.option("--review", type=click.IntRange(1),
+              help="Write so many pairs around the threshold into OUT/_review/review.html.")  # fmt: skip
 @click.option("--against", multiple=True, metavar="CLUSTERS",
               help="Clusters whose kept rows stay, and rows like them go; or decisions on them.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then add the rows that are kept to the clusters --against.")

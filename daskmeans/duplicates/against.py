@@ -111,9 +111,9 @@ def known_decisions(buckets: Buckets, storage_options: Mapping[str, Any] | None 
 def _decisions_on(buckets: Buckets, storage_options: Mapping[str, Any] | None) -> dict[UPath, str]:
     """How decisions on `buckets` are, by directory: finished, unfinished, or gone from where they were noted."""
     options = {**buckets.path.storage_options, **(storage_options or {})}
-    notes = sorted((buckets.path / NOTES).glob("*.json"), key=str) if (buckets.path / NOTES).exists() else []
+    notes = sorted((buckets.path / NOTES).glob("*"), key=str) if (buckets.path / NOTES).exists() else []
     noted = []
-    for note in notes:
+    for note in (note for note in notes if note.suffix in ("", ".json")):  # which earlier versions gave them
         with reading(note):
             noted.append(json.loads(note.read_text())["decisions"])
     beside = buckets.path.parent / BESIDE

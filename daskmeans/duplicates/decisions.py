@@ -30,8 +30,9 @@ from daskmeans.runtime.client import logger, task_key
 from daskmeans.storage import manifest, objectstore
 from daskmeans.storage.step import Step
 
-SUMMARY = "summary.json"
-# Directory of the clusters in which the decisions on them are noted; other readers of Parquet pass it over.
+SUMMARY = "_summary.json"
+# Directory of the clusters in which the decisions on them are noted. Its files are JSON, but not called so: some
+# readers take a directory to be of the format that most of its files have.
 NOTES = "_decisions"
 # Where a run has its decisions, beside its clusters: these need no note.
 BESIDE = "dedup"
@@ -100,7 +101,7 @@ def summarize(
 def conclude(
     step: Step, buckets: Buckets, summary: dict[str, Any], outputs: list[dict[str, Any]], *, noted: bool
 ) -> None:
-    """Write ``summary.json``, and note for the manifest what it needs of it; the clusters learn of decisions to stay.
+    """Write ``_summary.json``, and note for the manifest what it needs of it; the clusters learn of decisions to stay.
 
     They do before the manifest says that these are finished: finished ones are always known.
     """
@@ -113,7 +114,7 @@ def conclude(
 
 def _note(buckets: Buckets, decisions: UPath) -> None:
     """Note in the directory of `buckets` where `decisions` on them are."""
-    note = buckets.path / NOTES / f"{hashlib.sha256(str(decisions).encode()).hexdigest()[:16]}.json"
+    note = buckets.path / NOTES / hashlib.sha256(str(decisions).encode()).hexdigest()[:16]
     try:
         note.parent.mkdir(exist_ok=True)
         manifest.write_json(note, {"decisions": str(decisions)})

@@ -42,7 +42,7 @@ from daskmeans.duplicates.groups import (
 )
 from daskmeans.duplicates.settings import Settings, rounded, share
 from daskmeans.errors import DataError, NotFoundError, UsageError
-from daskmeans.pairs.store import PAIRS, StoredPairs, open_pairs
+from daskmeans.pairs.store import StoredPairs, open_pairs
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
@@ -59,7 +59,7 @@ class DedupResult(Result):
     path : UPath
         The directory.
     summary : dict
-        Content of ``summary.json``.
+        Content of ``_summary.json``.
 
     See Also
     --------
@@ -171,9 +171,9 @@ class DedupResult(Result):
 
     def _pairs(self, inputs: dict[str, Any], settings: Settings) -> StoredPairs:
         """The pairs: below the directory of the decisions, or, of decisions made :meth:`at`, below another."""
-        here = self.path / PAIRS
-        there = open_path(self.summary["pairs"]["path"], self._clusters.storage_options)
-        return open_pairs(here if here.exists() else there, inputs, settings)
+        stored = open_path(self.summary["pairs"]["path"], self._clusters.storage_options)
+        here = self.path / stored.name
+        return open_pairs(here if here.exists() else stored, inputs, settings)
 
     def at(self, threshold: float, *, out: Input | None = None, client: Client | None = None) -> DedupResult:
         """Decisions at another threshold, from the pairs that a search has stored; nothing is searched.

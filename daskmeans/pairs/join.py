@@ -57,7 +57,7 @@ def find_edges(
         # Dask takes tasks that are ready in the order of their keys.
         keys = [task_key(f"dedup-compare-{i:07d}") for i in range(len(plan.tasks))]
         tasks = [
-            task(shelf, work, least, folder / f"part-{i:05d}.parquet", gauge, dask_key_name=key)
+            task(shelf, work, least, folder / f"part-{i:05d}", gauge, dask_key_name=key)
             for i, (work, key) in enumerate(zip(plan.tasks, keys, strict=True))
         ]
         pace = progress.Pace(dict(zip(keys, plan.pairs, strict=True)), "pairs")

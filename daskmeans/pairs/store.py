@@ -21,8 +21,9 @@ from daskmeans.storage.signature import CHECKED
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import reading
 
-# Directory of the pairs below that of the decisions.
-PAIRS = "pairs"
+# Directory of the pairs below that of the decisions. Its files are Parquet, but not called so: some readers look into
+# hidden directories too.
+PAIRS = "_pairs"
 # Its file with the scores of the rows on which recall is measured.
 GAUGE = "gauge.npy"
 # Pairs that are read at a time.
@@ -84,7 +85,7 @@ class StoredPairs:
         parts = [[none] for none in Edges.none()]
         count = taken = 0
         columns = ["row", "twin", "score", "exact"]
-        for file in sorted(self.path.glob("part-*.parquet"), key=lambda file: file.name):
+        for file in sorted(self.path.glob("part-*"), key=lambda file: file.name):
             with reading(file), pq.ParquetFile(file.path, filesystem=file.fs, **CHECKED) as found:
                 for batch in found.iter_batches(BATCH_PAIRS, columns=columns):
                     count += len(batch)

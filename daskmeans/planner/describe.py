@@ -50,7 +50,7 @@ def describe(
     path = open_path(url, storage_options)
     found = manifest.peek(path) if path.is_dir() else None
     if found is None:
-        if path.is_dir() and (path / "model" / manifest.NAME).exists():
+        if path.is_dir() and manifest.peek(path / "model"):
             return _run(path)
         return _embeddings(url, id_field, embedding_field, storage_options)
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}

@@ -24,7 +24,8 @@ from daskmeans.vectors.files import Input, open_path
 
 # Pairs are shown from this far below the threshold to this far above it.
 SPREAD = 0.1
-FILES = "review.html", "review.parquet"
+# Directory below that of the decisions. The table in it is Parquet, but not called so, as are the pairs.
+REVIEW = "_review"
 
 
 def write_review(
@@ -47,7 +48,8 @@ def write_review(
     n : int
         Pairs at most.
     out : path, optional
-        Directory for ``review.html`` and ``review.parquet``. Default: that of the decisions.
+        Directory for ``review.html`` and ``review.parquet``. Default: ``_review`` below that of the decisions, where
+        the table is called ``review``, so that readers of the decisions pass it over.
     text_field : str, default "text"
         Metadata column of texts, of which differing words are marked.
     client : distributed.Client, optional
@@ -78,14 +80,17 @@ def write_review(
     )
     pairs = _spread(found, n)
     known = result.look_up(pa.concat_arrays([*pairs["id"].chunks, *pairs["twin_id"].chunks]))
-    target = result.path if out is None else open_path(out)
+    target = result.path / REVIEW if out is None else open_path(out)
     target.mkdir(parents=True, exist_ok=True)
     with pa.BufferOutputStream() as stream:
         signature.write_table(_table(pairs, known, threshold), stream, "review")
-        objectstore.replace(target / FILES[1], stream.getvalue().to_pybytes(), "tmp")
+        objectstore.replace(
+            target / ("review" if out is None else "review.parquet"), stream.getvalue().to_pybytes(), "tmp"
+        )
     shown = _page(pairs, known, threshold, result.summary.get("floor"), text_field)
-    objectstore.replace(target / FILES[0], shown.encode(), "tmp")
-    return target / FILES[0]
+    file = target / "review.html"
+    objectstore.replace(file, shown.encode(), "tmp")
+    return file
 
 
 def _near(file: UPath, low: float, threshold: float, high: float, n: int) -> pa.Table:

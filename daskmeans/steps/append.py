@@ -245,6 +245,7 @@ def extend(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
         _refuse_changed(old)
         mine.check()
         manifest.write(old.path, old.manifest | facts)
+        manifest.remove(old.path / manifest.old_name(manifest.NAME))
     log_event("daskmeans", {"step": "append", "out": str(old.path), "rows": batch["rows"]}, client)
 
 

@@ -35,7 +35,7 @@ from daskmeans.vectors.files import (
     refuse_overlap,
 )
 from daskmeans.vectors.listing import find_files
-from daskmeans.vectors.rejects import LIST, write_rejects
+from daskmeans.vectors.rejects import write_rejects
 from daskmeans.vectors.source import open_source
 
 
@@ -70,7 +70,7 @@ def apply(
     storage_options : dict, optional
         Options of the filesystem.
     on_bad_row : {"error", "skip"}, default "error"
-        What to do with a row without a decision: stop, or leave it out and record it in ``_rejects/rejects.parquet``.
+        What to do with a row without a decision: stop, or leave it out and record it in ``_rejects/rejects``.
     overwrite : bool, default False
         Replace a finished output.
     client : distributed.Client, optional
@@ -179,10 +179,7 @@ def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
     """Names of `files` below `root`, or else below the directory that all of them have in common."""
     paths = [file.path for file in files]
     base = common_parent(paths) if root is None else root.path.rstrip("/") + "/"
-    names = [path.removeprefix(base) for path in paths]
-    if LIST in names:
-        raise UsageError(f"an input is called {LIST}, like the list of rejected rows", where=base, remedy="rename it")
-    return names
+    return [path.removeprefix(base) for path in paths]
 
 
 def _rewrite_all(

@@ -63,7 +63,7 @@ def embed(
         How the elements of vectors are stored.
     on_bad_row : {"error", "skip"}, default "error"
         Whether a row without a text, or of which no vector can be made, is an error, or is left out and listed in
-        ``_rejects/rejects.parquet``.
+        ``_rejects/rejects``.
     storage_options : mapping, optional
         For fsspec.
     overwrite : bool, default False

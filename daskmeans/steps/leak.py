@@ -68,7 +68,7 @@ def leak(
         (the most similar row of `train`; of equals a copy, or else the first), ``score``, ``exact`` (the two are the
         same bit for bit) and ``twins`` (how many rows of `train` are similar enough), then for each metadata field
         ``FIELD`` and ``twin_FIELD``, the values of the row and of its twin. Rows of either that were left out
-        are listed in ``_rejects/rejects.parquet``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or
+        are listed in ``_rejects/rejects``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or
         ``test``).
     threshold : float
         Cosine similarity in [0.5, 1] from which two rows are twins.

@@ -18,7 +18,7 @@ from upath import UPath
 from daskmeans.errors import OutputError
 from daskmeans.storage import objectstore
 
-NAME = "lock.json"
+NAME = "_lock.json"
 # Seconds between signs of life of the run that holds a lock, and after which one without a sign is taken for dead, if
 # it is on a machine where nobody can look.
 BEAT, DEAD = 30.0, 300.0

@@ -1,8 +1,11 @@
-"""What a finished step is: a directory whose ``manifest.json`` says so.
+"""What a finished step is: a directory whose ``_manifest.json`` says so.
 
 The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so the same
 holds on object stores. A step may name a directory below its own from which it can go on after it was interrupted;
 what lies there is kept as long as the step has the same settings and inputs.
+
+What is no data lies behind an underscore, and its name does not end in ``.parquet``. So other readers find the rows
+alone: some pass over what is hidden, the others go by the ending.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from upath import UPath
 from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
 from daskmeans.storage import objectstore
 
-NAME = "manifest.json"
+NAME = "_manifest.json"
 # Of manifests and of what they describe; goes up when a reader of the one before would be wrong.
 FORMAT = 1
 # Seconds between attempts to remove a directory.
@@ -49,6 +52,17 @@ def identity(found: dict[str, Any]) -> str:
 def checksum(content: bytes) -> str:
     """SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
+
+
+def old_name(name: str) -> str:
+    """How earlier versions called a file that is no data.
+
+    Examples
+    --------
+    >>> old_name(NAME)
+    'manifest.json'
+    """
+    return name.removeprefix("_")
 
 
 def write(path: UPath, found: dict[str, Any]) -> None:
@@ -231,11 +245,13 @@ def read_checked(path: UPath, name: str, found: dict[str, Any]) -> bytes:
     DataError
         It is not what was written, or not there.
     """
+    known = found.get("checksums", {})
+    name = name if name in known else old_name(name)
     try:
         content = (path / name).read_bytes()
     except FileNotFoundError:
         content = None
-    if content is None or found.get("checksums", {}).get(name, checksum(content)) != checksum(content):
+    if content is None or known.get(name, checksum(content)) != checksum(content):
         raise _damaged(path / name)
     return content
 
@@ -252,7 +268,11 @@ def _damaged(file: UPath) -> DataError:
 def peek(path: UPath) -> dict[str, Any] | None:
     """The manifest in `path`, finished or not; None where there is none of ours, whatever has its name."""
     try:
-        found = json.loads((path / NAME).read_text())
+        try:
+            content = (path / NAME).read_bytes()
+        except FileNotFoundError:
+            content = (path / old_name(NAME)).read_bytes()
+        found = json.loads(content)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None  # but storage that does not answer is no reason to take hours of work for nothing
     ours = isinstance(found, dict) and isinstance(found.get("finished"), bool) and isinstance(found.get("step"), str)

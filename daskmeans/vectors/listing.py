@@ -15,7 +15,7 @@ from upath import UPath
 
 from daskmeans.errors import NotFoundError, UsageError
 from daskmeans.runtime.client import logger
-from daskmeans.storage import lock, manifest, objectstore
+from daskmeans.storage import manifest, objectstore
 from daskmeans.storage.signature import is_signed
 from daskmeans.vectors.files import SUFFIXES, Input, format_of, inside, is_local, listed, open_path, reading, real
 from daskmeans.vectors.lakes import refuse_parts, refuse_tables
@@ -241,7 +241,7 @@ def _is_old_list(file: UPath) -> bool:
 
 def _is_no_data(file: UPath) -> bool:
     """Whether the name of `file`, which tells no format, is that of what writers of data leave beside it."""
-    return _is_hidden(file.name) or file.name.startswith((manifest.NAME, lock.NAME)) or file.name.endswith(".crc")
+    return _is_hidden(file.name) or file.name == manifest.old_name(manifest.NAME) or file.name.endswith(".crc")
 
 
 def _is_hidden(name: str) -> bool:

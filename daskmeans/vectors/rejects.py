@@ -14,8 +14,8 @@ from daskmeans.storage import manifest, signature
 from daskmeans.storage.signature import CHECKED
 
 # Below an output, where neither a glob of its data nor what else reads directories of Parquet looks: they have other
-# columns.
-LIST, PARTS = "_rejects/rejects.parquet", "_rejects/parts"
+# columns. The list is Parquet, but not called so: some readers look into hidden directories too.
+LIST, PARTS = "_rejects/rejects", "_rejects/parts"
 # Share of the rows from which those that are left out are worth a warning.
 MANY = 0.1
 
