@@ -26,9 +26,9 @@ from common import TOLERANCE
 from synthetic import embeddings
 
 import daskmeans as dkm
+from daskmeans.kernels import step as kernels_step
 from daskmeans.kernels.gpu import dense
 from daskmeans.kernels.gpu.device import Device
-from daskmeans.kmeans.engine import passes
 from daskmeans.runtime import gpus
 
 # Different rows that are made; the others are near to these.
@@ -145,13 +145,13 @@ def fits(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
 
 def larger_than_the_device(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
     """Seconds of four updates with rows that stay on the device, and with rows that are sent for each pass."""
-    found, room = {}, passes.KEEP
+    found, room = {}, kernels_step.KEEP
     for name, share in (("rows stay", room), ("rows are sent", 0.0)):
-        passes.KEEP = share
+        kernels_step.KEEP = share
         start = time.perf_counter()
         dkm.KMeans(k, max_iter=4, init="random", normalize=False, random_state=1).fit(X)
         found[name] = time.perf_counter() - start
-    passes.KEEP = room
+    kernels_step.KEEP = room
     return found
 
 
@@ -189,7 +189,7 @@ def main() -> None:
     if args.processor:
         gpus._cuda = Device  # type: ignore[assignment]
     with dask.config.set({"daskmeans.device": "gpu"}):
-        device = gpus.needed()
+        device = gpus.needed().device
         record: dict[str, Any] = {
             "arguments": {key: str(value) for key, value in vars(args).items()},
             "gpus": gpus.models(),

@@ -23,6 +23,7 @@ import daskmeans as dkm
 import fake_cudf
 from daskmeans import KMeans, SemanticDeduplicator, assign, write_buckets
 from daskmeans.errors import DataError, MissingExtraError, UsageError
+from daskmeans.kernels.backend import Gpu
 from daskmeans.kernels.gpu.device import Device
 from daskmeans.kmeans.rows import block, inputs
 from daskmeans.runtime import gpus
@@ -143,7 +144,7 @@ def test_rows_on_a_device_have_the_bits_of_rows_in_memory(kind, normalize):
     if "unit" in kind:
         X[: 60 if kind == "unit" else 9] /= np.linalg.norm(X[: 60 if kind == "unit" else 9], axis=1, keepdims=True)
     given = column(X.astype(float).tolist(), pa.float64() if kind == "float64" else pa.float32())
-    found = inputs.prepare_on(Device(), given, normalize)
+    found = inputs.prepare_on(Gpu(Device()), given, normalize)
     np.testing.assert_array_equal(found, inputs.prepare(given, normalize))
     assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
 
@@ -164,7 +165,7 @@ def test_bad_rows_are_told_with_the_words_for_memory(bad):
     given = column([[1, 2], [3, 4], BAD[bad][0]], pa.float64())
     for normalize in (True, False)[: 1 if bad == "zeros" else 2]:
         told = []
-        for prepare in (inputs.prepare, partial(inputs.prepare_on, Device())):
+        for prepare in (inputs.prepare, partial(inputs.prepare_on, Gpu(Device()))):
             with pytest.raises(DataError, match=rf"here, row(.|\n)*{BAD[bad][1]}") as caught:
                 prepare(given, normalize, "here", 10)
             told.append(str(caught.value))
@@ -173,9 +174,9 @@ def test_bad_rows_are_told_with_the_words_for_memory(bad):
 
 def test_numbers_too_large_for_sums_of_squares_are_refused_and_large_ones_are_not():
     with pytest.raises(DataError, match="above 1e15"):
-        inputs.prepare_on(Device(), column([[1, 2], [2e15, 1]]), False)
+        inputs.prepare_on(Gpu(Device()), column([[1, 2], [2e15, 1]]), False)
     given = column([[9e14, 9e14]])  # whose square is too large, but neither number is
-    np.testing.assert_array_equal(inputs.prepare_on(Device(), given, False), np.float32([[9e14, 9e14]]))
+    np.testing.assert_array_equal(inputs.prepare_on(Gpu(Device()), given, False), np.float32([[9e14, 9e14]]))
 
 
 # --- fit, predict, assign, write, decide ---
@@ -532,4 +533,4 @@ def test_real_columns_are_matrices_and_back():
     for bad, _ in BAD.values():
         series = cudf.Series.from_arrow(pa.array([[1.0, 2.0], bad], pa.list_(pa.float64())))
         with pytest.raises(DataError):
-            inputs.prepare_on(gpus.Cuda(), series, True)
+            inputs.prepare_on(Gpu(gpus.Cuda()), series, True)

@@ -20,13 +20,13 @@ from sklearn.cluster import KMeans as Reference
 import daskmeans as dkm
 from daskmeans import KMeans
 from daskmeans.errors import ClusterError, MemoryForecastError, MissingExtraError, RunError, UsageError
+from daskmeans.kernels.gpu.memory import DEVICE
 from daskmeans.kmeans.engine import cuml as engine
 from daskmeans.kmeans.memory import check_devices, device_bytes
 from daskmeans.kmeans.rows.loading import load
 from daskmeans.runtime import cluster
 from daskmeans.runtime import gpus as installed
 from daskmeans.runtime.cluster import ClusterSettings
-from daskmeans.runtime.memory import DEVICE
 from daskmeans.steps.fit import fit
 from helpers import blobs
 

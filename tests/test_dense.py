@@ -19,12 +19,14 @@ import daskmeans as dkm
 from daskmeans.errors import ClusterError, UsageError
 from daskmeans.kernels import distances as processor
 from daskmeans.kernels import quantize
+from daskmeans.kernels import step as kernels_step
 from daskmeans.kernels.all_pairs import find_pairs, sketch
+from daskmeans.kernels.backend import CPU, Gpu
 from daskmeans.kernels.gpu import dense
+from daskmeans.kernels.gpu.memory import pairs_bytes
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.simd import dot64, squared_distance64
 from daskmeans.kernels.sums import move_rows
-from daskmeans.kmeans.engine import passes
 from daskmeans.runtime import gpus
 from helpers import KINDS, adversarial, blobs, decisions_of, make_rows, write_clusters
 
@@ -42,7 +44,7 @@ def test_labels_and_distances_are_the_processors(device, kind, shape, monkeypatc
     np.testing.assert_array_equal(labels, expected[0])
     np.testing.assert_array_equal(squares, expected[1])
     assert labels.dtype == np.int32
-    np.testing.assert_array_equal(processor.nearest_labels(X, C, device), labels)
+    np.testing.assert_array_equal(Gpu(device).nearest_labels(X, C), labels)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,6 +142,43 @@ def test_nothing_is_compared_with_nothing(device):
     assert len(labels) == len(squares) == 0
 
 
+# --- one backend in place of the other ---
+
+
+def test_rows_that_lie_on_a_device_serve_as_those_in_memory(device):
+    X, C = adversarial("plain", 60, 19, 7, seed=4)
+    labels, wide = np.arange(60, dtype=np.int32) % 7, X.astype(float)
+    squares = ((wide - C[labels]) ** 2).sum(axis=1)
+    lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(C.astype(float), axis=1)[labels]
+    cosines = 1 - (wide * C[labels]).sum(axis=1) / lengths
+    found = []
+    for home in (CPU, Gpu(device)):
+        there = home.own(home.place(X))
+        some = home.take(there, labels == 3)
+        np.testing.assert_array_equal(home.host(some), X[labels == 3])
+        for which in ([0, 1, 2], [5, 59, 3]):  # as they lie, and as they come
+            for places in (np.arange(3) + 2, np.array([0, 2, 7])):
+                out = np.zeros((9, 19), np.float32)
+                home.copy_rows(there, np.array(which), out, places)
+                np.testing.assert_array_equal(out[places], X[which])
+                assert not np.delete(out, places, axis=0).any()
+        assert home.largest_coordinate(there) == np.abs(X).max()
+        found.append((home.squared_distances(there, C, labels), home.cosine_distances(there, C, labels)))
+        np.testing.assert_allclose(found[-1][0], squares, rtol=1e-12)
+        np.testing.assert_allclose(found[-1][1], cosines, rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_process_keeps_as_many_bands_as_its_device_has_memory_for(device, monkeypatch):
+    assert CPU.room(10**9, 100, 16) == 10**9
+    assert Gpu(device).room(10, 100, 16) == 10
+    monkeypatch.setattr(device, "memory", lambda: 1 << 30)
+    room = Gpu(device).room(10**9, 100, 16)
+    assert 0 < room * dense.row_bytes(16) <= (1 << 30) // 2
+    monkeypatch.setattr(device, "memory", lambda: pairs_bytes(100, 16))
+    assert Gpu(device).room(10**9, 100, 16) == 0
+
+
 # --- the estimator and the steps ---
 
 
@@ -151,7 +190,7 @@ def fitted(X, where, **params):
 @pytest.mark.parametrize("room", [0.6, 0.0])
 def test_a_fit_has_the_bits_of_the_processors(device, room, monkeypatch):
     """With rows that stay on the device, and with rows that are sent again in every pass."""
-    monkeypatch.setattr(passes, "KEEP", room)
+    monkeypatch.setattr(kernels_step, "KEEP", room)
     monkeypatch.setattr("daskmeans.kmeans.engine.lloyd.LEAST_SAMPLE", 1000)
     X = blobs(12_000, d=8, k=20)
     here, there = (fitted(X, where, n_clusters=30, random_state=1) for where in ("cpu", "gpu"))
@@ -247,8 +286,10 @@ def test_arrays_of_cupy_and_columns_of_cudf_are_taken():
 
 def test_a_process_computes_on_its_cores_unless_it_is_told(device):
     assert gpus.device() is None
+    assert gpus.backend() is CPU
     with dask.config.set({"daskmeans.device": "gpu"}):
         assert gpus.device() is device
+        assert gpus.backend() == gpus.needed() == Gpu(device)
     with dask.config.set({"daskmeans.device": "tpu"}), pytest.raises(UsageError, match="tpu"):
         gpus.device()
     with pytest.raises(ClusterError, match="others compute on GPUs"):

@@ -13,11 +13,11 @@ import daskmeans as dkm
 from daskmeans.errors import ClusterError, MemoryForecastError, RunError
 from daskmeans.kernels import distances
 from daskmeans.kernels import norms as kernels_norms
+from daskmeans.kernels import step as kernels_step
 from daskmeans.kernels.gpu import dense, norms
-from daskmeans.kernels.gpu.device import Cuda, Device
+from daskmeans.kernels.gpu.device import Copy, Cuda, Device
 from daskmeans.kernels.gpu.memory import nearest_bytes, pairs_bytes
 from daskmeans.kernels.sums import largest_coordinate
-from daskmeans.kmeans.engine import passes
 from daskmeans.kmeans.memory import check_compare
 from daskmeans.runtime import gpus
 from helpers import KINDS, adversarial, blobs
@@ -116,20 +116,24 @@ def test_a_fit_and_an_assignment_are_refused_before_they_begin(device, monkeypat
 
 def test_rows_stay_on_a_device_only_as_far_as_a_pass_leaves_room(device, monkeypatch):
     monkeypatch.setattr(device, "memory", lambda: 1 << 30)
-    sent, kept = [], passes._rows_on
+    stayed, add = [], kernels_step.GpuStep.add
 
-    def counted(*args):
-        found = kept(*args)
-        sent.append(not isinstance(found, list))
+    def counted(self, X, arrays, begins, copy):
+        found = add(self, X, arrays, begins, copy)
+        assert copy is None or found is copy  # what stays is not sent again
+        stayed.append(found)
         return found
 
-    monkeypatch.setattr(passes, "_rows_on", counted)
+    monkeypatch.setattr(kernels_step.GpuStep, "add", counted)
     for others, expected in ((0, False), (1 << 30, True)):
-        sent.clear()
-        monkeypatch.setitem(passes._held, -1, others)  # no object has this id
+        stayed.clear()
+        other = Copy(device, [], others)
         with dask.config.set({"daskmeans.device": "gpu"}):
             dkm.KMeans(5).fit(blobs(500))
-        assert set(sent) == {expected}
+        assert {copy is None for copy in stayed} == {expected}
+        assert expected or sum(copy.nbytes for copy in set(stayed)) == 500 * dense.row_bytes(16)
+        stayed.clear()
+        assert device.copied() == other.nbytes  # after the fit nothing stays
 
 
 def test_a_full_device_is_an_error_of_ours(device):

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from daskmeans.kernels.bounds import Bounds, still
-from daskmeans.kernels.gpu import dense
-from daskmeans.kernels.gpu.device import Device
 from daskmeans.kernels.jit import frozen, kernel
 from daskmeans.kernels.norms import squared_norms64
 from daskmeans.kernels.quantize import as_bytes, encode, layout, screen, squares_about
@@ -19,15 +17,13 @@ from daskmeans.kernels.yinyang import ALL_GROUPS, search
 BATCH_ROWS, BATCH_COORDINATES = 2048, 3 << 18
 
 
-def nearest(X: np.ndarray, centroids: np.ndarray, device: Device | None = None) -> tuple[np.ndarray, np.ndarray]:
+def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Label of the nearest centroid of each row, and the squared distance to it; ties go to the lower label.
 
     Parameters
     ----------
     X : ndarray of float32, shape (n, d), C-contiguous
     centroids : ndarray of float32, shape (k, d), C-contiguous
-    device : Device, optional
-        Where they are compared, with the same result; default: here, by kernels for processors.
 
     Returns
     -------
@@ -42,16 +38,12 @@ def nearest(X: np.ndarray, centroids: np.ndarray, device: Device | None = None) 
     >>> labels.tolist(), squares.tolist()
     ([0, 1, 0], [0.0, 2.0, 50.0])
     """
-    if device is not None:
-        return dense.nearest(device, X, centroids)
     squares = np.empty(len(X))
     return _searched(X, centroids, squares), squares
 
 
-def nearest_labels(X: np.ndarray, centroids: np.ndarray, device: Device | None = None) -> np.ndarray:
+def nearest_labels(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The labels that :func:`nearest` finds, in less time."""
-    if device is not None:
-        return dense.nearest(device, X, centroids, squares=False)[0]
     return _searched(X, centroids, np.empty(0))
 
 

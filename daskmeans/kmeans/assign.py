@@ -11,9 +11,7 @@ import pandas as pd
 
 from daskmeans.buckets.buckets import CENTROID, COSINE, L2
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.distances import cosine_distances, nearest, squared_distances
-from daskmeans.kernels.gpu import norms
-from daskmeans.kernels.gpu.device import Device
+from daskmeans.kernels.backend import CPU, Gpu
 from daskmeans.kmeans.centroid_index import Index
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.memory import check_compare
@@ -122,19 +120,18 @@ def refuse_reserved(columns: list[str]) -> None:
 
 
 def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: str) -> Any:
-    device, centroids = gpus.device(), model.cluster_centers_
-    if device is not None and index is None:
-        check_compare(len(part), len(centroids), centroids.shape[1], device.memory())
-        if is_cudf(part) and len(part):
-            return _assign_on(device, part, model, column)
+    backend, centroids = CPU if index is not None else gpus.backend(), model.cluster_centers_
+    check_compare(len(part), len(centroids), centroids.shape[1], backend.memory())
     if is_cudf(part):
+        if isinstance(backend, Gpu) and len(part):
+            return _assign_on(backend, part, model, column)
         return like(part, _assign(on_host(part), model, index, column, dtype))
     X = model.rows(part[column])
     if index is not None:
         labels = index.nearest(X, centroids)
-        squares = squared_distances(X, centroids, labels)
+        squares = CPU.squared_distances(X, centroids, labels)
     else:
-        labels, squares = nearest(X, centroids, device)
+        labels, squares = backend.nearest(X, centroids)
     with np.errstate(over="ignore"):
         stored = to_column(X, dtype)
     if dtype == "float16" and not model.normalize:
@@ -145,23 +142,23 @@ def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: s
             column: stored,
             CENTROID: labels,
             L2: np.sqrt(squares).astype(np.float32),
-            COSINE: cosine_distances(X, centroids, labels).astype(np.float32),
+            COSINE: CPU.cosine_distances(X, centroids, labels).astype(np.float32),
         }
     )
 
 
-def _assign_on(device: Device, part: Any, model: KMeans, column: str) -> Any:
+def _assign_on(home: Gpu, part: Any, model: KMeans, column: str) -> Any:
     """As :func:`_assign`, of a frame of cuDF, whose vectors do not leave the device."""
-    with device.turn():
-        X, centroids = model.rows(part[column], device=device), device.xp.asarray(model.cluster_centers_)
-        labels, squares = nearest(X, model.cluster_centers_, device)
-        cosines = norms.cosine_distances(device, X, centroids, device.xp.asarray(labels))
+    with home.turn():
+        X, centroids = model.rows(part[column], home=home), model.cluster_centers_
+        labels, squares = home.nearest(X, centroids)
+        cosines = home.cosine_distances(X, centroids, labels)
         return part.assign(
             **{
                 column: column_on(X, part.index),
                 CENTROID: labels,
                 L2: np.sqrt(squares).astype(np.float32),
-                COSINE: device.host(cosines).astype(np.float32),
+                COSINE: cosines.astype(np.float32),
             }
         )
 

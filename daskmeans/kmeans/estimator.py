@@ -20,8 +20,8 @@ from upath import UPath
 
 from daskmeans import config
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
+from daskmeans.kernels.backend import CPU, Backend
 from daskmeans.kernels.distances import all_distances, nearest_labels
-from daskmeans.kernels.gpu.device import Device
 from daskmeans.kmeans import centroid_index, model
 from daskmeans.kmeans.engine import cuml
 from daskmeans.kmeans.engine.lloyd import fit_blocks, measured
@@ -33,7 +33,7 @@ from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.params import seed_from
 from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import check_column, is_lazy, partitions, prepare, prepare_on
+from daskmeans.kmeans.rows.inputs import check_column, is_lazy, partitions, prepare_on
 from daskmeans.kmeans.rows.loading import load
 from daskmeans.kmeans.values import check_flag, is_flag, is_whole, number, plain
 from daskmeans.options import Need, Range, option, options
@@ -258,9 +258,9 @@ class KMeans:
             add_page(client)
         if self._by_cuml():
             cuml.devices(client)  # before anything is read
-        places = gpus.places(client)
+        memory = gpus.memory(client)
         blocks = load(
-            X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters, on_device=self._by_cuml()
+            X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters, memory > 0, self._by_cuml()
         )
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
@@ -271,8 +271,7 @@ class KMeans:
                 else f"set n_clusters to {blocks.n_rows} or less",
             )
         warn_of_rounding(blocks.roundings)
-        if memory := gpus.smallest(places):
-            check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
+        check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
         with contextlib.nullcontext() if client else executor.one_thread_each():  # once, not for each of many calls
             runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
@@ -432,7 +431,7 @@ class KMeans:
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
         self._check_fits(X, column)
-        blocks = load(X, column, self.normalize, 1.0, 0, client)
+        blocks = load(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0)
         if not blocks.n_rows:
             raise UsageError("Found array with 0 sample(s)", expected="at least one row")
         inertia, _ = measured(blocks, self.cluster_centers_)
@@ -479,17 +478,14 @@ class KMeans:
         placer.cluster_centers_, placer.n_features_in_ = self.cluster_centers_.copy(), self.n_features_in_
         return placer
 
-    def rows(self, X: Any, where: str = "", device: Device | None = None) -> Any:
+    def rows(self, X: Any, where: str = "", home: Backend = CPU) -> Any:
         """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension.
 
-        With a `device`, a column of cuDF becomes a matrix there; all else becomes one of numpy.
+        A column of cuDF becomes a matrix in the memory of `home`; all else becomes one of numpy.
         """
         if not len(X):  # a column of lists without rows does not know its dimension
             return np.empty((0, self.n_features_in_), np.float32)
-        if device is not None and is_cudf(X):
-            rows = prepare_on(device, X, self.normalize, where)
-        else:
-            rows = prepare(X, self.normalize, where)
+        rows = prepare_on(home if is_cudf(X) else CPU, X, self.normalize, where)
         if rows.shape[1] != self.n_features_in_:
             raise DataError(
                 f"X has {rows.shape[1]} features, but KMeans is expecting {self.n_features_in_} features as input",
@@ -560,12 +556,10 @@ class KMeans:
 def _labels(X: Any, km: KMeans, index: centroid_index.Index | None) -> np.ndarray:
     if index is not None:
         return index.nearest(km.rows(X), km.cluster_centers_)
-    device, centroids = gpus.device(), km.cluster_centers_
-    if device is None:
-        return nearest_labels(km.rows(X), centroids)
-    check_compare(len(X), len(centroids), centroids.shape[1], device.memory())
-    with device.turn():
-        return nearest_labels(km.rows(X, device=device), centroids, device)
+    backend, centroids = gpus.backend(), km.cluster_centers_
+    check_compare(len(X), len(centroids), centroids.shape[1], backend.memory())
+    with backend.turn():
+        return backend.nearest_labels(km.rows(X, home=backend), centroids)
 
 
 def _distances(X: Any, km: KMeans) -> np.ndarray:

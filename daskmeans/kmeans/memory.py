@@ -12,10 +12,10 @@ from daskmeans import config
 from daskmeans.errors import ClusterError, MemoryForecastError
 from daskmeans.kernels.bounds import n_bounds
 from daskmeans.kernels.center_groups import n_near
-from daskmeans.kernels.gpu.memory import nearest_bytes
+from daskmeans.kernels.gpu.memory import DEVICE, nearest_bytes
 from daskmeans.runtime import resources
 from daskmeans.runtime.client import logger, n_processes, threads_each
-from daskmeans.runtime.memory import COPIES, DEVICE, check_device_bytes, reading_bytes
+from daskmeans.runtime.memory import COPIES, check_device_bytes, reading_bytes
 
 # Blocks of a fit, those of a sample of a third of the rows counted too, as a multiple of those of all rows.
 SAMPLES = 4 / 3
@@ -199,11 +199,15 @@ def check_devices(
 def check_compare(rows: int, n_clusters: int, dimension: int, memory: int) -> None:
     """Make sure that partitions of `rows` rows can be compared with centroids on a device of `memory` bytes.
 
+    Cores have 0 bytes of their own, and take what they need a tile at a time.
+
     Raises
     ------
     MemoryForecastError
         Not even a tile of them fits.
     """
+    if not memory:
+        return
     what = f"comparing rows of {dimension} dimensions with {n_clusters:,} centroids"
     check_device_bytes(what, nearest_bytes(rows, n_clusters, dimension), memory)
 

@@ -18,7 +18,7 @@ from daskmeans.duplicates.settings import Settings
 from daskmeans.kernels.all_pairs import Pairs, Sketches, find_among
 from daskmeans.pairs.plan import Task, make_plan
 from daskmeans.pairs.recall import Gauge
-from daskmeans.pairs.row_blocks import Loaded, Shelf, Visits, all_pairs, write_array
+from daskmeans.pairs.row_blocks import Loaded, Shelf, Visits, write_array
 from daskmeans.pairs.store import GAUGE, Edges, StoredPairs, how_found
 from daskmeans.runtime import executor, progress
 from daskmeans.runtime.client import task_key
@@ -105,7 +105,7 @@ def pairs_of(one: Loaded, other: Loaded, floor: np.float32) -> Iterator[Edges]:
 def _found(one: Loaded, other: Loaded, floor: np.float32, same: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Pairs]]:
     """Pairs of distinct rows, as places in `one` and in `other`; of rows that visit clusters, those that meet."""
     if one.visits is None or other.visits is None:
-        for found in all_pairs(one.sketches, other.sketches, floor, same=same):
+        for found in one.backend.find_pairs(one.sketches, other.sketches, floor, same=same):
             yield found.rows, found.columns, found
         return
     mine, theirs = cast(Sketches, one.sketches), cast(Sketches, other.sketches)  # rows that visit are no device's

@@ -22,17 +22,7 @@ from daskmeans.kernels.jit import warm_seconds
 from daskmeans.pairs.memory import check_bands, search_bytes
 from daskmeans.pairs.probes import survey
 from daskmeans.pairs.recall import Gauge
-from daskmeans.pairs.row_blocks import (
-    Band,
-    Reader,
-    all_pairs,
-    band_rows,
-    bands_of,
-    comparable,
-    load,
-    sample_vectors,
-    vectors,
-)
+from daskmeans.pairs.row_blocks import Band, Reader, band_rows, bands_of, load, sample_vectors, vectors
 from daskmeans.runtime import executor, gpus, progress
 from daskmeans.runtime.client import logger, n_processes, n_threads
 
@@ -125,8 +115,7 @@ def _trial(sources: Sequence[Buckets], bands: Sequence[Band], room: int, floor: 
     rows, processes = sum(each.rows for each in sources), n_processes(client)
     # What does not fit into memory is read again for about every task.
     loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
-    comparing = processes if gpus.places(client)[0] else n_threads(client)  # a device is one thread's at a time
-    seconds = n_pairs(sources) * pair / comparing + loads * row / n_threads(client)
+    seconds = n_pairs(sources) * pair / gpus.n_computing(client) + loads * row / n_threads(client)
     return Trial(P, pair, seconds, search_bytes(bands[0].rows, rows, room, P.shape[0], client))
 
 
@@ -162,8 +151,9 @@ def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Cl
 def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.ndarray) -> tuple[float, float]:
     """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
     half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
-    few, one, other = (comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:]))
-    comparing = warm_seconds(lambda rows: list(all_pairs(rows, other, np.float32(floor))), few, one)
+    backend = gpus.backend()
+    few, one, other = (backend.comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:]))
+    comparing = warm_seconds(lambda rows: list(backend.find_pairs(rows, other, np.float32(floor))), few, one)
     cluster, start, _ = band.place[0]
     head = replace(band, rows=1, place=[(cluster, start, start + 1)])
     loading = warm_seconds(lambda rows: load(reader, rows, P), head, band)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from upath import UPath
 
 from daskmeans.buckets.buckets import Buckets, Cluster
-from daskmeans.kernels.all_pairs import Pairs, Sketches, find_pairs, sketch
-from daskmeans.kernels.gpu import dense
-from daskmeans.kernels.gpu.memory import pairs_bytes
+from daskmeans.kernels.backend import CPU, Backend, Compared
 from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.within_cluster import first_copies
 from daskmeans.runtime import gpus
-from daskmeans.runtime.memory import device_room
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.matrix import to_matrix
@@ -56,11 +54,6 @@ class Band:
     place: Any
     staying: np.ndarray | None = field(default=None, compare=False)
 
-
-# Rows as they are compared: by their sketches, or on a device whole.
-Compared = Sketches | dense.Rows
-# Share of a device's memory that bands may take.
-KEEP = 0.5
 
 # Reads the unit vectors at a place (float32, shape (rows, d), a copy) and their ids.
 Reader = Callable[[Any], tuple[np.ndarray, pa.Array]]
@@ -136,6 +129,8 @@ class Loaded(NamedTuple):
     """int64, shape (m,): numbers of the distinct rows among all rows, ascending."""
     sketches: Compared
     """Of the distinct rows."""
+    backend: Backend
+    """What they are compared with."""
     copies: np.ndarray
     """int64, shape (c, 2): numbers of a row and of the first one that is the same bit for bit."""
     zero: int
@@ -171,30 +166,22 @@ def load_rows(
     copies = np.flatnonzero(first != np.arange(len(X)))
     if len(copies):
         X = X[distinct]
-    zeros = np.flatnonzero(~X.any(axis=1))
+    zeros, backend = np.flatnonzero(~X.any(axis=1)), _backend(visiting=near is not None)
     return Loaded(
         start,
         ids,
         numbers[distinct],
-        comparable(X, P) if near is None else sketch(X, P),
+        backend.comparable(X, P),
+        backend,
         np.stack([numbers[copies], numbers[first[copies]]], axis=1),
         int(numbers[distinct[zeros[0]]]) if len(zeros) else -1,
         None if visited is None else visits_of(visited[distinct]),
     )
 
 
-def comparable(X: np.ndarray, P: np.ndarray) -> Compared:
-    """Unit rows, ready to be compared where this runs; sketches are along the directions `P`."""
-    device = gpus.device()
-    return sketch(X, P) if device is None else dense.rows_on(device, X)
-
-
-def all_pairs(one: Compared, other: Compared, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
-    """The pairs of all rows whose score is at least `floor`, some at a time, as :func:`find_pairs` yields them."""
-    if isinstance(one, dense.Rows):
-        return dense.find_pairs(gpus.needed(), one, cast(dense.Rows, other), floor, same=same)
-    whole = slice(0, len(one.X)), slice(0, len(other.X))
-    return find_pairs(one, cast(Sketches, other), floor, *whole, same=same)
+def _backend(visiting: bool) -> Backend:
+    """What this process compares bands with: rows that visit clusters are compared on the cores."""
+    return CPU if visiting else gpus.backend()
 
 
 def read_array(file: UPath) -> np.ndarray:
@@ -275,7 +262,7 @@ class Shelf:
                 found = self._held[i] = Future()
                 self._rows += self.bands[i].rows
             self._held.move_to_end(i)
-            while len(self._held) > 1 and self._rows > self._room():
+            while len(self._held) > 1 and self._rows > self._room:
                 self._rows -= self.bands[self._held.popitem(last=False)[0]].rows
         if mine:
             band = self.bands[i]
@@ -289,11 +276,8 @@ class Shelf:
                 raise
         return found.result()
 
+    @functools.cached_property
     def _room(self) -> int:
-        """Rows that this process keeps: as many as its device has memory for, where it compares them there."""
-        device = None if self.near else gpus.device()
-        if device is None:
-            return self.room
-        d, most = self.P.shape[0], max(band.rows for band in self.bands)
-        room = device_room(device.memory(), KEEP, pairs_bytes(most, d))
-        return min(self.room, room // dense.row_bytes(d))
+        """Rows that this process keeps."""
+        most = max(band.rows for band in self.bands)
+        return _backend(visiting=self.near is not None).room(self.room, most, self.P.shape[0])

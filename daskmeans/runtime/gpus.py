@@ -17,8 +17,9 @@ from distributed import Client
 from daskmeans import config
 from daskmeans.errors import ClusterError, UsageError
 from daskmeans.kernels import microkernel
+from daskmeans.kernels.backend import CPU, Backend, Gpu
 from daskmeans.kernels.gpu.device import Cuda, Device
-from daskmeans.runtime.client import each_worker, logger
+from daskmeans.runtime.client import each_worker, logger, n_processes, n_threads
 
 # Where the driver lists them; to ask it, libraries would have to be loaded.
 DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -64,8 +65,14 @@ def device(dask_worker: Any = None) -> Device | None:
     return _cuda()
 
 
-def needed() -> Device:
-    """The GPU on which this process computes.
+def backend() -> Backend:
+    """What this process computes with, by :func:`device`."""
+    found = device()
+    return CPU if found is None else Gpu(found)
+
+
+def needed() -> Gpu:
+    """What this process computes with, where it is to be a GPU.
 
     Raises
     ------
@@ -79,7 +86,7 @@ def needed() -> Device:
             where=socket.gethostname(),
             remedy="start workers with `dask cuda worker` only, or all with DASK_DASKMEANS__DEVICE=cpu",
         )
-    return found
+    return Gpu(found)
 
 
 class Place(NamedTuple):
@@ -109,6 +116,17 @@ def places(client: Client | None) -> list[Place | None]:
     found = list(each_worker(_place, client).values())
     refuse_shared(place.name for place in found if place)
     return found
+
+
+def n_computing(client: Client | None) -> int:
+    """How many threads of all workers, or of this process, compute at a time: a GPU is one thread's.
+
+    Raises
+    ------
+    ClusterError
+        Two workers compute on one GPU.
+    """
+    return n_processes(client) if places(client)[0] else n_threads(client)
 
 
 def refuse_shared(names: Iterable[str]) -> None:

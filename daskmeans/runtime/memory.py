@@ -8,13 +8,12 @@ from distributed import Client
 from daskmeans import config
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kernels.gpu.device import REMEDY
+from daskmeans.kernels.gpu.memory import DEVICE
 from daskmeans.runtime import resources
 from daskmeans.runtime.client import threads_each
 
 # A task holds its partition as stored, as float32, normalised and sorted; a bucket likewise while it is merged.
 COPIES = 4
-# Of a device's memory: what CUDA contexts and the gaps between allocations leave.
-DEVICE = 0.8
 # Below this a partition is mostly overhead.
 LEAST = 4 << 20
 
@@ -33,17 +32,6 @@ def check_device_bytes(what: str, need: int, memory: int, where: str = "", remed
             where=where,
             remedy=remedy,
         )
-
-
-def device_room(memory: int, share: float, need: int) -> int:
-    """Bytes of a device that rows may take which stay there: a `share` of its memory, as far as `need` leaves it.
-
-    Examples
-    --------
-    >>> device_room(1000, 0.6, 100), device_room(1000, 0.6, 700), device_room(1000, 0.6, 900)
-    (600, 100, 0)
-    """
-    return max(0, int(min(share * memory, DEVICE * memory - need)))
 
 
 def partition_bytes(client: Client | None) -> int:

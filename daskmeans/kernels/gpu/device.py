@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,6 +42,14 @@ def explained() -> Iterator[None]:
         ) from error
 
 
+class Copy:
+    """Rows that stay on a device from one step to the next: as long as this lives, which whoever has the rows holds."""
+
+    def __init__(self, device: Device, tiles: Any, nbytes: int) -> None:
+        self.tiles, self.nbytes = tiles, nbytes
+        device.keep(self)
+
+
 class Device:
     """This processor.
 
@@ -53,6 +62,7 @@ class Device:
     def __init__(self) -> None:
         self.xp: Any = np
         self._lock = threading.RLock()
+        self._copies: weakref.WeakSet[Copy] = weakref.WeakSet()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -81,6 +91,18 @@ class Device:
         for start in range(0, len(X), size):
             rows = slice(start, min(start + size, len(X)))
             yield rows, X[rows]
+
+    def holds(self, X: Any) -> bool:
+        """Whether rows are on the device already, in memory that nothing else is sent to: here it is everybody's."""
+        return False
+
+    def keep(self, copy: Copy) -> None:
+        """Count what `copy` takes, as long as it lives."""
+        self._copies.add(copy)
+
+    def copied(self) -> int:
+        """Bytes of the copies that stay. What is free is no measure: a pool of rmm takes all it may at once."""
+        return sum(copy.nbytes for copy in self._copies)
 
     def host(self, array: Any) -> np.ndarray:
         """`array` as one of numpy."""
@@ -136,7 +158,7 @@ class Cuda(Device):
         import cupyx
         from cupy.cuda import Event, Stream, get_current_stream
 
-        if isinstance(X, self.xp.ndarray):
+        if self.holds(X):
             yield from super().tiles(X, size)
             return
         if not len(X):
@@ -169,6 +191,10 @@ class Cuda(Device):
             yield now
             used[t % 2].record(computing)
         copying.synchronize()
+
+    def holds(self, X: Any) -> bool:
+        """Whether rows are on the device already."""
+        return isinstance(X, self.xp.ndarray)
 
     def host(self, array: Any) -> np.ndarray:
         """`array` as one of numpy, once it is computed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from daskmeans.kernels.gpu import dense
 
+# Of a device's memory: what CUDA contexts and the gaps between allocations leave.
+DEVICE = 0.8
 # Bytes of a coordinate while rows become float16, and while pairs of rows are settled: float32, float16, float64, of
 # which several are there at a time, and two buffers through which rows come.
 ROWS, PAIRS = 64, 32
@@ -11,6 +13,17 @@ ROWS, PAIRS = 64, 32
 OTHERS = 8
 # Bytes of each pair of a row and a centroid that may have to be settled.
 CLOSE = 64
+
+
+def spare_bytes(memory: int, share: float, need: int) -> int:
+    """Bytes of a device that rows may take which stay there: a `share` of its memory, as far as `need` leaves it.
+
+    Examples
+    --------
+    >>> spare_bytes(1000, 0.6, 100), spare_bytes(1000, 0.6, 700), spare_bytes(1000, 0.6, 900)
+    (600, 100, 0)
+    """
+    return max(0, int(min(share * memory, DEVICE * memory - need)))
 
 
 def nearest_bytes(rows: int, n_clusters: int, n_features: int) -> int:

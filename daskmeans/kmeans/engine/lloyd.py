@@ -26,7 +26,7 @@ from daskmeans.kmeans.engine import passes
 from daskmeans.kmeans.engine.passes import Pass
 from daskmeans.kmeans.engine.state import CANCELLED, Checkpoints, Fit, Forgetful, Stop
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.runtime import gpus, progress
+from daskmeans.runtime import progress
 from daskmeans.runtime.client import log_event
 
 # The first sample holds this many rows for each cluster, and this many in any case (few clusters end in worse optima
@@ -121,14 +121,14 @@ def fit_blocks(
             log_event("daskmeans-kmeans", facts, blocks.client)
             checkpoints.save(run, fit)
 
-        span, on_device = _measure(blocks, seed), gpus.memory(blocks.client) > 0
+        span = _measure(blocks, seed)
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
             sample = blocks.subset(size, seed)
             stop = Stop(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
-            _Series(sample, fit, span, relax=True, on_device=on_device).improve(stop, report)
+            _Series(sample, fit, span, relax=True).improve(stop, report)
             sample.release()
-        series = _Series(blocks, fit, span, relax=grow, on_device=on_device)
+        series = _Series(blocks, fit, span, relax=grow)
         if math.isinf(fit.inertia):
             series.improve(Stop(max_iter, tol), report)
             fit.inertia = series.inertia()
@@ -159,12 +159,12 @@ def _measure(blocks: Blocks, seed: int) -> _Span:
 class _Series:
     """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
 
-    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool, on_device: bool) -> None:
+    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool) -> None:
         self.blocks, self.fit, self.relax = blocks, fit, relax
         k = len(fit.centroids)
         order = neighbours(fit.origin, COLUMNS)
         middles = group_middles(fit.origin, order, COLUMNS)
-        self.near = n_near(k) if relax and not on_device else 0  # a device compares with all as fast
+        self.near = n_near(k) if relax and not blocks.on_gpus else 0  # a device compares with all as fast
         self.now = Pass(
             fit=uuid4().hex,
             number=-1,
@@ -175,7 +175,6 @@ class _Series:
             near=0,
             travel=Drift(np.zeros(k), np.zeros(n_bounds(k))),
             scale=scale_for(span.largest, blocks.n_rows),
-            on_device=on_device,
         )
         self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
         self.energy = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from daskmeans.kernels.gpu.device import Device
+from daskmeans.kernels.backend import CPU, Backend
+from daskmeans.kernels.gpu.device import Copy
 from daskmeans.kmeans.memory import engine_bytes, note_bytes
 from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.rows.spill import shelf
+from daskmeans.runtime import gpus
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,15 @@ class Quota:
         What an engine allocates beside the rows depends on it.
     threads : int
         Tasks of the engine that this process runs at a time.
+    on_gpus : bool
+        Whether all processes pass over the rows on their GPUs.
     """
 
     fit: str
     memory: int
     n_clusters: int = 1
     threads: int = 0
+    on_gpus: bool = False
 
 
 class Block:
@@ -47,20 +53,22 @@ class Block:
     Parameters
     ----------
     rows : ndarray of float32, shape (n, d)
-        C-contiguous. Kept, not copied, where it stays in memory. With a `device`, an array of that.
+        C-contiguous. Kept, not copied, where it stays in memory. An array of its `home`.
     quota : Quota
     numbers : ndarray of int64, shape (n,), optional
         Numbers of the rows in the whole input. Without them the rows follow one another from `first` on.
     borrowed : bool, default False
         Whether somebody else holds `rows` in memory too, so that they take none.
-    device : Device, optional
-        Where the rows lie and stay. Those of a block that dask moves arrive in memory.
+    home : Backend, default CPU
+        In whose memory the rows lie and stay. Those of a block that dask moves arrive in that of the cores.
 
     Attributes
     ----------
     n_rows : int
     there : array or None
-        The rows on the device.
+        The rows, where they lie in the memory of a GPU.
+    copy : Copy or None
+        What a GPU keeps of the rows for the next pass.
     notes : dict
         Small values of the engine.
     first : int
@@ -86,21 +94,27 @@ class Block:
         numbers: np.ndarray | None = None,
         *,
         borrowed: bool = False,
-        device: Device | None = None,
+        home: Backend = CPU,
     ) -> None:
         self.n_rows, self.dimension = rows.shape
-        self.device = device
-        self.there: Any = None if device is None else rows
-        held = (0 if borrowed or device else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
+        self.home, away = home, home is not CPU
+        self.there: Any = rows if away else None
+        self.copy: Copy | None = None
+        held = (0 if borrowed or away else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
         noted = note_bytes(self.n_rows, self.dimension, quota.n_clusters)
         working = quota.threads * engine_bytes(self.dimension, quota.n_clusters)
         self._quota, self._shelf = quota, shelf(quota.fit, held + noted, quota.memory - working)
-        self.nbytes = 0 if self._shelf.on_disk or device else rows.nbytes
+        self.nbytes = 0 if self._shelf.on_disk or away else rows.nbytes
         self.notes: dict[str, Any] = {}
         self.first = 0
         self.rounding: Rounding | None = None
         self._numbers = None if numbers is None else {"numbers": self._shelf.keep(numbers)}
-        self._arrays = {} if device else {"rows": self._shelf.keep(rows)}
+        self._arrays = {} if away else {"rows": self._shelf.keep(rows)}
+
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """What passes over the rows compute with, in this process."""
+        return gpus.needed() if self._quota.on_gpus else CPU
 
     @property
     def on_disk(self) -> bool:
@@ -122,7 +136,11 @@ class Block:
         are copied to memory if they are asked for.
         """
         opened = self._shelf.open(self._arrays)
-        return opened if self.device is None else self._fetching(opened)
+        return opened if self.there is None else self._fetching(opened)
+
+    def lying(self, arrays: dict[str, np.ndarray]) -> Any:
+        """The rows where they lie, for methods of their `home`; `arrays` are those that are open."""
+        return arrays["rows"] if self.there is None else self.there
 
     @contextlib.contextmanager
     def _fetching(self, opened: AbstractContextManager[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
@@ -156,7 +174,7 @@ class _Fetched(dict[str, np.ndarray]):
         self._block = block
 
     def __missing__(self, name: str) -> np.ndarray:
-        if name != "rows" or self._block.device is None:
+        if name != "rows":
             raise KeyError(name)
-        self[name] = self._block.device.host(self._block.there)
+        self[name] = self._block.home.host(self._block.there)
         return self[name]

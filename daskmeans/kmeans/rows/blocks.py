@@ -55,6 +55,11 @@ class Blocks:
         self._groups = self._measured(range(len(held)))
 
     @property
+    def on_gpus(self) -> bool:
+        """Whether all processes pass over the rows on their GPUs."""
+        return self._quota.on_gpus
+
+    @property
     def n_rows(self) -> int:
         """Rows of all blocks."""
         return sum(self.lengths)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +22,7 @@ from distributed import Future
 
 from daskmeans import config
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.gpu import norms
-from daskmeans.kernels.gpu.device import Device
+from daskmeans.kernels.backend import Backend
 from daskmeans.kernels.jit import frozen
 from daskmeans.kernels.norms import unit_rows, unusual_rows
 from daskmeans.runtime.client import n_threads, task_key
@@ -244,19 +244,13 @@ def prepare(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.n
     return X
 
 
-def prepare_on(device: Device, column: Any, normalize: bool, where: str = "", first: int = 0) -> Any:
-    """As :func:`prepare`, of a column of cuDF, and the matrix is one on the device.
+def prepare_on(home: Backend, part: Any, normalize: bool, where: str = "", first: int = 0) -> Any:
+    """As :func:`prepare`, and the matrix lies in the memory of `home`; a GPU is for columns of cuDF.
 
     Whether all is as it should be is seen there; if not, :func:`prepare` gets the column, and tells what is wrong.
     """
-    X = matrix_on(column)
-    if X is not None:
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
-            X = device.xp.ascontiguousarray(X, np.float32)
-        squares = norms.squared_norms(device, X)
-        if norms.usual(device, squares, normalize):
-            return norms.unit_rows(device, X, squares) if normalize else X
-    return device.xp.asarray(prepare(column, normalize, where, first))
+    X = home.adopt(partial(matrix_on, part), normalize)
+    return home.place(prepare(part, normalize, where, first)) if X is None else X
 
 
 def _at(where: str, row: int) -> str:

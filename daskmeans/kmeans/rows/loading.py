@@ -19,12 +19,13 @@ import numpy as np
 from dask.utils import format_bytes
 from distributed import Client
 
+from daskmeans.kernels.backend import CPU
 from daskmeans.kernels.hashing import sampled
 from daskmeans.kmeans.memory import check_fit
 from daskmeans.kmeans.rounding import rounding_of
 from daskmeans.kmeans.rows.block import Block, Quota
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare, prepare_on
+from daskmeans.kmeans.rows.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare_on
 from daskmeans.runtime import executor, gpus, resources
 from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_each
 from daskmeans.runtime.memory import reading_bytes
@@ -47,7 +48,7 @@ class Taking:
     quota : Quota
     given : bool
         Whether partitions are parts of a matrix that somebody holds in this process.
-    on_device : bool
+    stay : bool
         Whether partitions are columns of cuDF, of which blocks are made that stay on the device.
     """
 
@@ -56,7 +57,7 @@ class Taking:
     seed: int
     quota: Quota
     given: bool
-    on_device: bool
+    stay: bool
 
 
 def load(
@@ -67,12 +68,13 @@ def load(
     seed: int,
     client: Client | None,
     n_clusters: int = 1,
-    on_device: bool = False,
+    on_gpus: bool = False,
+    stay: bool = False,
 ) -> Blocks:
     """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
 
     With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew. With
-    `on_device`, the rows of a dataframe of cuDF stay on the devices of the workers, for those that compute there.
+    `on_gpus` all workers pass over the rows on their GPUs; the rows of a dataframe of cuDF may `stay` there.
 
     Raises
     ------
@@ -94,13 +96,13 @@ def load(
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=task_key("count")) for part in parts]
         firsts = _starts(executor.compute(sizes, "count rows", client))
     kept = max(0, resources.memory_to_keep(client) - reading_bytes(client))
-    quota = Quota(uuid4().hex, kept, n_clusters, threads_each(client))
+    quota = Quota(uuid4().hex, kept, n_clusters, threads_each(client), on_gpus)
     given = not lazy and client is None
     if counted and (normalize or not given):
         rows, dimension = X.shape
         check_fit(rows, dimension, n_clusters, sample_fraction, client)
-    on_device = on_device and isinstance(X, (dd.DataFrame, dd.Series)) and is_cudf(X._meta)
-    taking = Taking(normalize, sample_fraction, seed, quota, given, on_device)
+    stay = stay and on_gpus and isinstance(X, (dd.DataFrame, dd.Series)) and is_cudf(X._meta)
+    taking = Taking(normalize, sample_fraction, seed, quota, given, stay)
     places = ["" if counted else f"partition {i}" for i in range(len(parts))]
     calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
 
@@ -164,19 +166,13 @@ class _Loaded(Blocks):
 
 def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
     """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
-    device = gpus.device() if taking.on_device else None
-    if device is not None:
-        with device.turn():
-            there = prepare_on(device, part, taking.normalize, where, 0 if where else first)
-            if taking.fraction < 1.0:
-                there = there[device.xp.asarray(_chosen(len(there), first, taking))]
-            return Block(there, taking.quota, device=device)
-    X = prepare(part, taking.normalize, where, 0 if where else first)
-    if taking.fraction < 1.0:
-        X = X[_chosen(len(X), first, taking)]
+    home = gpus.backend() if taking.stay else CPU
+    with home.turn():
+        X = prepare_on(home, part, taking.normalize, where, 0 if where else first)
+        if taking.fraction < 1.0:
+            X = home.take(X, _chosen(len(X), first, taking))
     borrowed = taking.given and np.may_share_memory(X, part)
-    # A view of a column may be a view of a larger one, all of which it would keep.
-    block = Block(X if borrowed or X.base is None else X.copy(), taking.quota, borrowed=borrowed)
+    block = Block(X if borrowed else home.own(X), taking.quota, borrowed=borrowed, home=home)
     block.rounding = None if is_cudf(part) else rounding_of(part)
     return block
 

@@ -106,14 +106,8 @@ def copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
     """Copy rows of a group to where their numbers are among `wanted`, which ascend."""
     for block in group:
         places, mine = _among(wanted, block.numbers)
-        if block.device is not None:
-            X[places] = block.device.host(block.there[block.device.xp.asarray(mine)])
-            continue
         with block.open() as arrays:
-            if len(mine) and places[-1] - places[0] == len(places) - 1:
-                np.take(arrays["rows"], mine, axis=0, out=X[places[0] : places[-1] + 1], mode="clip")
-            else:
-                X[places] = arrays["rows"][mine]
+            block.home.copy_rows(block.lying(arrays), mine, X, places)
 
 
 def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,219 @@
+"""What a process computes with, its cores or its GPU: the same methods, with the same bits.
+
+Which one is chosen where rows are loaded, by :func:`daskmeans.runtime.gpus.backend`; whoever has the rows asks no more.
+Matrices lie in the memory of the process, or in that of a GPU, as their `home` has it: methods about rows where they
+lie are those of the home.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daskmeans.kernels import all_pairs, distances, quantize, sums
+from daskmeans.kernels.all_pairs import Pairs, Sketches
+from daskmeans.kernels.bounds import Drift, n_bounds
+from daskmeans.kernels.gpu import dense, norms
+from daskmeans.kernels.gpu.device import Device
+from daskmeans.kernels.gpu.memory import pairs_bytes, spare_bytes
+from daskmeans.kernels.step import CpuStep, GpuStep
+
+# Share of a device's memory that bands may take.
+KEEP = 0.5
+
+# The arrays that are kept beside the rows of a block from step to step: their shapes and types.
+Layout = dict[str, tuple[tuple[int, ...], Any]]
+# Rows as they are compared: by their sketches, or on a device whole.
+Compared = Sketches | dense.Rows
+
+
+class Cpu:
+    """The cores of this process."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Around what a thread computes with rows: threads do not wait for one another."""
+        return contextlib.nullcontext()
+
+    def memory(self) -> int:
+        """Bytes of memory of its own, used or not: cores have that of the process, which others look after."""
+        return 0
+
+    # --- k-means ---
+
+    def layout(self, rows: int, n_features: int, n_clusters: int) -> Layout:
+        """What a step keeps beside `rows` rows."""
+        bounds: Layout = {
+            "labels": ((rows,), np.int32),
+            "upper": ((rows,), np.float32),
+            "lower": ((rows, n_bounds(n_clusters)), np.float32),
+        }
+        return quantize.layout(rows, n_features, quantize.as_bytes(n_features)) | bounds
+
+    def step(
+        self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, travel: Drift, scale: float
+    ) -> CpuStep:
+        """A step towards `centroids`; see :class:`daskmeans.kmeans.engine.passes.Pass`."""
+        return CpuStep(centroids, center, order, travel, scale)
+
+    def nearest(self, X: Any, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See :func:`daskmeans.kernels.distances.nearest`; a GPU takes rows that lie there, too."""
+        return distances.nearest(X, centroids)
+
+    def nearest_labels(self, X: Any, centroids: np.ndarray) -> np.ndarray:
+        """The labels that :meth:`nearest` finds, in less time."""
+        return distances.nearest_labels(X, centroids)
+
+    # --- pairs ---
+
+    def comparable(self, X: np.ndarray, P: np.ndarray) -> Sketches:
+        """Unit rows, ready to be compared; sketches are along the directions `P`."""
+        return all_pairs.sketch(X, P)
+
+    def find_pairs(self, one: Any, other: Any, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
+        """The pairs of all rows whose score is at least `floor`, some at a time; `same` if `one` is `other`."""
+        return all_pairs.find_pairs(one, other, floor, slice(0, len(one.X)), slice(0, len(other.X)), same=same)
+
+    def room(self, rows: int, most: int, n_features: int) -> int:
+        """How many of `rows` comparable rows may stay, where two bands of up to `most` are compared."""
+        return rows
+
+    # --- rows where they lie ---
+
+    def adopt(self, matrix: Callable[[], Any], normalize: bool) -> Any:
+        """What `matrix` gives, rows that lie here, as rows to compute with; None if they do not, or one may be bad."""
+        return None
+
+    def place(self, X: np.ndarray) -> Any:
+        """Rows in memory, brought here."""
+        return X
+
+    def own(self, X: Any) -> Any:
+        """Rows that keep no others in memory: a view of a column may be a view of a larger one."""
+        return X if X.base is None else X.copy()
+
+    def host(self, X: Any) -> np.ndarray:
+        """Rows brought to memory."""
+        return X  # type: ignore[no-any-return]
+
+    def take(self, X: Any, which: np.ndarray) -> Any:
+        """Some of the rows."""
+        return X[which]
+
+    def copy_rows(self, X: Any, which: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """Copy the rows `which` to `places` of `out`, which ascend."""
+        if len(which) and places[-1] - places[0] == len(places) - 1:
+            np.take(X, which, axis=0, out=out[places[0] : places[-1] + 1], mode="clip")
+        else:
+            out[places] = X[which]
+
+    def squared_distances(self, X: Any, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Squared distance of each row to the centroid of its label; float64, shape (n,)."""
+        return distances.squared_distances(X, centroids, labels)  # type: ignore[no-any-return]
+
+    def cosine_distances(self, X: Any, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Cosine distance of each row to the centroid of its label; float64, shape (n,)."""
+        return distances.cosine_distances(X, centroids, labels)  # type: ignore[no-any-return]
+
+    def largest_coordinate(self, X: Any) -> float:
+        """The largest absolute coordinate of the rows."""
+        return sums.largest_coordinate(X)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device; what is not told here is as of :class:`Cpu`."""
+
+    device: Device
+
+    def turn(self) -> AbstractContextManager[None]:
+        """One thread at a time; see :meth:`Device.turn`."""
+        return self.device.turn()
+
+    def memory(self) -> int:
+        """Bytes of its memory, used or not."""
+        return self.device.memory()
+
+    # --- k-means ---
+
+    def layout(self, rows: int, n_features: int, n_clusters: int) -> Layout:
+        """Labels alone."""
+        return {"labels": ((rows,), np.int32)}
+
+    def step(
+        self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, travel: Drift, scale: float
+    ) -> GpuStep:
+        """With all centroids, whatever their order and travel."""
+        return GpuStep(self.device, centroids, center, scale)
+
+    def nearest(self, X: Any, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return dense.nearest(self.device, X, centroids)
+
+    def nearest_labels(self, X: Any, centroids: np.ndarray) -> np.ndarray:
+        return dense.nearest(self.device, X, centroids, squares=False)[0]
+
+    # --- pairs ---
+
+    def comparable(self, X: np.ndarray, P: np.ndarray) -> dense.Rows:
+        """Whole rows, on the device."""
+        return dense.rows_on(self.device, X)
+
+    def find_pairs(self, one: Any, other: Any, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
+        return dense.find_pairs(self.device, one, other, floor, same=same)
+
+    def room(self, rows: int, most: int, n_features: int) -> int:
+        """As many as the device has memory for."""
+        room = spare_bytes(self.device.memory(), KEEP, pairs_bytes(most, n_features))
+        return min(rows, room // dense.row_bytes(n_features))
+
+    # --- rows where they lie ---
+
+    def adopt(self, matrix: Callable[[], Any], normalize: bool) -> Any:
+        X = matrix()
+        if X is None:
+            return None
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+            X = self.device.xp.ascontiguousarray(X, np.float32)
+        squares = norms.squared_norms(self.device, X)
+        if not norms.usual(self.device, squares, normalize):
+            return None
+        return norms.unit_rows(self.device, X, squares) if normalize else X
+
+    def place(self, X: np.ndarray) -> Any:
+        return self.device.xp.asarray(X)
+
+    def own(self, X: Any) -> Any:
+        """As they are: a column is not copied."""
+        return X
+
+    def host(self, X: Any) -> np.ndarray:
+        return self.device.host(X)
+
+    def take(self, X: Any, which: np.ndarray) -> Any:
+        return X[self.device.xp.asarray(which)]
+
+    def copy_rows(self, X: Any, which: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        out[places] = self.host(self.take(X, which))
+
+    def squared_distances(self, X: Any, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        device, xp = self.device, self.device.xp
+        with device.turn():
+            own = xp.arange(len(X))
+            return device.host(dense.squared_distances(device, X, xp.asarray(centroids), own, xp.asarray(labels)))
+
+    def cosine_distances(self, X: Any, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        device, xp = self.device, self.device.xp
+        with device.turn():
+            return device.host(norms.cosine_distances(device, X, xp.asarray(centroids), xp.asarray(labels)))
+
+    def largest_coordinate(self, X: Any) -> float:
+        with self.device.turn():
+            return norms.largest_coordinate(self.device, X)
+
+
+Backend = Cpu | Gpu
+CPU = Cpu()

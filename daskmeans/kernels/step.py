@@ -1,0 +1,125 @@
+"""A step of k-means over blocks of rows: each row goes to its nearest centroid, and the sums follow it.
+
+What is kept beside the rows from step to step only saves work: a block that has lost it is compared anew, with the same
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from daskmeans.kernels.bounds import Bounds, Drift, groups_per_bound
+from daskmeans.kernels.gpu import dense
+from daskmeans.kernels.gpu.device import Copy, Device
+from daskmeans.kernels.gpu.memory import nearest_bytes, spare_bytes
+from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.quantize import Codes, as_bytes, encode, screen, squares_about
+from daskmeans.kernels.sums import exact_sum, move_rows
+from daskmeans.kernels.yinyang import ALL_GROUPS, search
+
+# Share of a device's memory that rows may take.
+KEEP = 0.6
+
+
+class CpuStep:
+    """A step on the cores, by bounds: codes, labels and bounds of the rows are kept.
+
+    Attributes
+    ----------
+    energy : int
+        Exact sum of squared distances to the center, of rows that begin anew.
+    moved : int
+        Rows whose label has changed.
+    compared : int
+        Pairs of rows and centroids that were scored.
+    """
+
+    def __init__(
+        self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, travel: Drift, scale: float
+    ) -> None:
+        self._center, self._scale = center, scale
+        self._columns, self._travel = screen(centroids, center, order), Drift(*map(frozen, travel))
+        self._together = groups_per_bound(len(centroids))
+        self._sums, self._counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
+        self.energy = self.moved = self.compared = 0
+
+    def add(self, X: np.ndarray, arrays: dict[str, np.ndarray], begins: str, copy: Copy | None) -> Copy | None:
+        """Bring the labels of a block up to date, and what of them has changed into the sums.
+
+        Parameters
+        ----------
+        X : ndarray of float32, shape (n, d)
+        arrays : dict of ndarray
+            What is kept: that of :meth:`Cpu.layout`, and "near", if rows are compared with some groups only.
+        begins : {"", "labels", "all"}
+            What begins anew.
+        copy : Copy or None
+            What the last step has returned for the block.
+
+        Returns
+        -------
+        Copy or None
+            What stays of the rows on a device, until the next step gets it; the cores need none.
+        """
+        codes = Codes(*(arrays.get(name, X) for name in Codes._fields))
+        bounds = Bounds(arrays["labels"], arrays["upper"], arrays["lower"])
+        if begins:
+            if begins == "all":
+                encode(X, self._center, arrays)
+            bounds.labels[:], bounds.lower[:] = -1, 0.0
+            squares = codes.squares if as_bytes(X.shape[1]) else squares_about(X, frozen(self._center))
+            self.energy += exact_sum(squares)
+        before, near = bounds.labels.copy(), arrays.get("near", ALL_GROUPS)
+        self.compared += search(X, codes, self._columns, bounds, self._travel, self._together, near, np.empty(0))
+        self.moved += move_rows(X, before, bounds.labels, self._scale, self._sums, self._counts)
+        return None
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Change of the scaled sums of the rows of each cluster, and of their numbers; int64, shapes (k, d), (k,)."""
+        return self._sums, self._counts
+
+
+class GpuStep:
+    """As :class:`CpuStep`, on a device. Bounds would not pay there: rows keep their labels alone."""
+
+    def __init__(self, device: Device, centroids: np.ndarray, center: np.ndarray, scale: float) -> None:
+        self._device = device
+        self._sums = dense.Sums(device, centroids.shape, scale)
+        self._to = dense.centroids_on(device, centroids, center)
+        self.energy = self.moved = self.compared = 0
+
+    def add(self, X: Any, arrays: dict[str, np.ndarray], begins: str, copy: Copy | None) -> Copy | None:
+        """As on the cores, of rows in memory or on the device."""
+        device, to, labels = self._device, self._to, arrays["labels"]
+        if begins:
+            labels[:] = -1
+        tiles, copy = (copy.tiles, copy) if copy else self._sent(X)
+        for part, rows in tiles:
+            if begins:
+                squares = dense.squares_about(device, rows.X, to.center)
+                self.energy += exact_sum(device.host(squares))
+            found = dense.closest(device, rows, to)
+            self.moved += self._sums.move(rows.X, device.xp.asarray(labels[part]), found)
+            labels[part] = device.host(found)
+        self.compared += len(labels) * len(to.rows.X)
+        return copy
+
+    def _sent(self, X: Any) -> tuple[Iterable[tuple[slice, dense.Rows]], Copy | None]:
+        """The rows of a block on the device, tile by tile, and the copy that stays, if there is room for it."""
+        device, to = self._device, self._to
+        k, d = to.rows.X.shape
+        sent = ((part, dense.encode(device, tile, to.center)) for part, tile in device.tiles(X, dense.tile_rows(k, d)))
+        room = spare_bytes(device.memory(), KEEP, nearest_bytes(len(X), k, d))
+        nbytes = len(X) * dense.row_bytes(d)
+        if device.copied() + nbytes > room:
+            return sent, None
+        # What has come through a buffer is copied from it, before the next comes.
+        kept = [(part, rows if device.holds(X) else rows._replace(X=rows.X.copy())) for part, rows in sent]
+        return kept, Copy(device, kept, nbytes)
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """As of the cores."""
+        return self._sums.host()
