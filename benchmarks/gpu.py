@@ -12,6 +12,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,10 +27,10 @@ from common import TOLERANCE
 from synthetic import embeddings
 
 import daskmeans as dkm
-from daskmeans.kernels import step as kernels_step
 from daskmeans.kernels.gpu import dense
 from daskmeans.kernels.gpu.device import Device
 from daskmeans.runtime import gpus
+from daskmeans.tuning import DEFAULT
 
 # Different rows that are made; the others are near to these.
 MADE = 100_000
@@ -79,7 +80,7 @@ def assignment(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
     """Labels of rows that are on the device, and of rows that are sent there, with their distances."""
     C = X[np.random.default_rng(1).choice(len(X), k, replace=False)]
     to = dense.centroids_on(device, C, C.mean(axis=0, dtype=np.float64))
-    few = X[: min(len(X), dense.tile_rows(*C.shape))]
+    few = X[: min(len(X), dense.tile_rows(k, X.shape[1], device.tuning))]
     rows = dense.encode(device, device.xp.asarray(few), to.center)
     there = seconds(lambda: dense.closest(device, rows, to), device)
     sent = seconds(lambda: dense.nearest(device, X, C), device, runs=2)
@@ -145,13 +146,13 @@ def fits(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
 
 def larger_than_the_device(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
     """Seconds of four updates with rows that stay on the device, and with rows that are sent for each pass."""
-    found, room = {}, kernels_step.KEEP
-    for name, share in (("rows stay", room), ("rows are sent", 0.0)):
-        kernels_step.KEEP = share
+    found = {}
+    for name, tuning in (("rows stay", DEFAULT), ("rows are sent", replace(DEFAULT, rows_share=0.0))):
+        device.tuning = tuning
         start = time.perf_counter()
         dkm.KMeans(k, max_iter=4, init="random", normalize=False, random_state=1).fit(X)
         found[name] = time.perf_counter() - start
-    kernels_step.KEEP = room
+    device.tuning = DEFAULT
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import itertools
 import os
@@ -26,7 +27,9 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_info
 
 from daskmeans.buckets.external_sort import write_buckets
+from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import DaskmeansError, DataError
+from daskmeans.steps.dedup import dedup_step
 from daskmeans.vectors.matrix import to_column
 
 
@@ -251,6 +254,13 @@ def write_clusters(path, rows, ids=None, layout="bucketed", dtype="float32", par
     with dask.config.set({"daskmeans.bucket-bytes": bucket_rows * 4 * X.shape[1]}):
         write_buckets(lazy, str(path), id_field="key", layout=layout)
     return path
+
+
+def tuned_dedup(tuning, clusters, threshold=None, **arguments):
+    """As `dedup`, with work in the sizes of `tuning`."""
+    names = [each.name for each in dataclasses.fields(Deciding)]
+    options = {name: arguments.pop(name) for name in names if name in arguments}
+    return dedup_step(clusters, Deciding(threshold, **options), tuning=tuning, **arguments)
 
 
 def decisions_of(path):

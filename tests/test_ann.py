@@ -117,7 +117,7 @@ def test_equal_centroids_and_rows_on_them():
 
 
 @needs_faiss
-def test_a_label_depends_on_the_row_alone(monkeypatch):
+def test_a_label_depends_on_the_row_alone():
     X, centroids = spread(5000), spread(700, seed=1)
     index, again = tune(X, centroids), tune(X, centroids)
     labels = index.nearest(X, centroids)
@@ -126,8 +126,7 @@ def test_a_label_depends_on_the_row_alone(monkeypatch):
     order = np.random.default_rng(0).permutation(len(X))
     pieces = np.split(order, [1, 2, 30, 31, 2500])
     assert np.concatenate([sent.nearest(X[rows], centroids) for rows in pieces]).tolist() == labels[order].tolist()
-    monkeypatch.setattr(centroid_index, "TILE", 7)
-    assert index.nearest(X[:100], centroids).tolist() == labels[:100].tolist()
+    assert index.nearest(X[:100], centroids, tile=7).tolist() == labels[:100].tolist()
 
 
 @needs_faiss

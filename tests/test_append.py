@@ -20,19 +20,20 @@ from upath import UPath
 import daskmeans as dkm
 from daskmeans import KMeans, apply, dedup, open_buckets, open_decisions, write_buckets
 from daskmeans import assign as assign_rows
-from daskmeans.buckets import pieces
+from daskmeans.buckets.pieces import Files
 from daskmeans.cli.main import main
 from daskmeans.errors import NotFoundError, OutputError, UsageError
-from daskmeans.pairs import join, plan, row_blocks
+from daskmeans.pairs import join
 from daskmeans.planner.describe import describe
 from daskmeans.steps import append
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.settings import Storing
 from daskmeans.storage import lock, manifest
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.options import Reading
 from daskmeans.vectors.source import read_embeddings
-from helpers import decisions_of, make_rows, write_embeddings
+from helpers import decisions_of, make_rows, tuned_dedup, write_embeddings
 
 THRESHOLD = 0.995
 READING = Reading(metadata_fields=("stars", "text"))
@@ -70,9 +71,9 @@ def stores(tmp_path, model):
     ]
 
 
-def extend(new: Path, old: Path, out: Path, **settings):
+def extend(new: Path, old: Path, out: Path, tuning: Tuning = DEFAULT, **settings):
     with dask.config.set(SMALL):
-        return dedup(new, THRESHOLD, search="exact", against=old, out=out, append=True, **settings)
+        return tuned_dedup(tuning, new, THRESHOLD, search="exact", against=old, out=out, append=True, **settings)
 
 
 def kept(*results) -> list[int]:
@@ -96,16 +97,14 @@ def by_id(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "hive"])
-def test_extended_clusters_are_those_of_all_rows(tmp_path, model, monkeypatch, layout):
-    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
-    monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
-    monkeypatch.setattr(pieces, "OPEN", 1)
+def test_extended_clusters_are_those_of_all_rows(tmp_path, model, layout):
+    tuning = Tuning(band_rows=17, task_pairs=600)
     other = {"bucketed": "hive", "hive": "bucketed"}[layout]
     old = assigned(tmp_path / "old", OLD, model, layout)
     first, second = assigned(tmp_path / "first", FIRST, model, other), assigned(tmp_path / "second", SECOND, model)
     before = contents(old, but="_manifest.json")
     assert open_buckets(old).n_clusters == 10
-    results = [extend(first, old, tmp_path / "d1"), extend(second, old, tmp_path / "d2")]
+    results = [extend(first, old, tmp_path / "d1", tuning), extend(second, old, tmp_path / "d2", tuning)]
     rows = [*OLD, *kept(*results)]
     assert len(OLD) < len(rows) < 600
     whole = assigned(tmp_path / "whole", sorted(rows), model, layout)
@@ -116,13 +115,18 @@ def test_extended_clusters_are_those_of_all_rows(tmp_path, model, monkeypatch, l
     assert [c.rows for c in found.clusters()] == [c.rows for c in expected.clusters()]
     assert {len(cluster.pieces) for cluster in found.clusters()} >= {1, 3}
     assert all(tables(old)[c].equals(table) for c, table in tables(whole).items())
+    files = Files(UPath(old), most=1)
+    for cluster in found.clusters():
+        whole_pieces = [(piece, 0, piece.rows) for piece in cluster.pieces]
+        assert sum(len(files.read([each], ["id"])) for each in whole_pieces) == cluster.rows
     listed = {file["path"] for file in found.manifest["outputs"]}
     assert listed == set(contents(old, but="_manifest.json"))
     assert before.items() <= contents(old, but="_manifest.json").items()
     third = assigned(tmp_path / "third", np.arange(0, 600, 5), model, prefix="new")
     with dask.config.set(SMALL):
         mine, theirs = (
-            dedup(third, 0.9, against=path, out=tmp_path / f"against-{path.name}", keep="easy") for path in (old, whole)
+            tuned_dedup(tuning, third, 0.9, against=path, out=tmp_path / f"against-{path.name}", keep="easy")
+            for path in (old, whole)
         )
     assert by_id(mine.path) == by_id(theirs.path)
     assert {row["kept_id"][:2] for row in by_id(mine.path)} == {"id"}  # there is a row of each kind already

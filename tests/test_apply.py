@@ -18,6 +18,7 @@ from daskmeans import KMeans, apply, dedup, open_decisions, run
 from daskmeans.buckets.external_sort import write_buckets
 from daskmeans.cli.main import main
 from daskmeans.duplicates.lookup import Lookup, make_lookup
+from daskmeans.duplicates.rewrite import BLOCK_BYTES
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.runtime.cluster import ClusterSettings, cluster
 from daskmeans.storage import manifest
@@ -145,10 +146,10 @@ def test_json_lines_are_compressed_whatever_the_case_of_the_name(tmp_path, appli
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst", "rows.ndjson"])
 @pytest.mark.parametrize("last", [b"", b"\n"])
-def test_json_lines_keep_their_bytes(tmp_path, vectors, text_ids, name, last, monkeypatch):
-    monkeypatch.setattr("daskmeans.duplicates.rewrite.BLOCK_BYTES", 200)
+def test_json_lines_keep_their_bytes(tmp_path, vectors, text_ids, name, last):
+    width = BLOCK_BYTES // (2 * N)  # so that there are several blocks
     lines = [
-        json.dumps({"n": i, "id": one, "t": {"x": "é"}}, ensure_ascii=i % 2 == 0).encode()
+        json.dumps({"n": i, "id": one, "t": {"x": "é" * width}}, ensure_ascii=i % 2 == 0).encode()
         for i, one in enumerate(text_ids)
     ]
     lines[3] = lines[3].replace(b": ", b" :   ") + b"  \r"
@@ -440,13 +441,14 @@ def test_ids_with_the_same_hash_are_told_apart(kind):
     assert honest.find(pa.array([None, 5, 1000]).cast(kind)).tolist() == [-1, places[5], -1]
 
 
-def test_many_blocks(tmp_path, vectors, monkeypatch):
-    monkeypatch.setattr("daskmeans.duplicates.rewrite.BLOCK_BYTES", 100)
-    np.save(tmp_path / "a.npy", vectors)
+def test_many_blocks(tmp_path, vectors):
+    """Rows are copied as they are, however wide: these are four blocks."""
+    wide = np.random.default_rng(0).random((N, 4 * BLOCK_BYTES // (N * 4)), np.float32)
+    np.save(tmp_path / "a.npy", wide)
     decisions, kept = decide(tmp_path, vectors, np.arange(N))
     with dask.config.set(scheduler="sync"):
         apply(decisions, tmp_path / "a.npy", tmp_path / "out")
-    np.testing.assert_array_equal(np.load(tmp_path / "out" / "a.npy"), vectors[sorted(kept)])
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "a.npy"), wide[sorted(kept)])
 
 
 def test_rows_that_repeat_an_id_are_left_out_as_they_were_when_deciding(tmp_path):

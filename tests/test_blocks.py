@@ -15,11 +15,11 @@ from dask._task_spec import GraphNode
 from dask.highlevelgraph import HighLevelGraph
 
 from daskmeans.errors import DataError
-from daskmeans.kmeans.rows import loading
 from daskmeans.kmeans.rows.block import Block, Quota
 from daskmeans.kmeans.rows.loading import load
-from daskmeans.runtime import executor, resources
+from daskmeans.runtime import executor
 from daskmeans.runtime.client import n_threads
+from daskmeans.tuning import DEFAULT, Tuning
 from helpers import blobs, count_visits, rows_of
 
 
@@ -33,15 +33,14 @@ def place(request):
 
 
 @pytest.fixture(params=["memory", "disk"])
-def shelf(request, monkeypatch):
-    if request.param == "disk":
-        monkeypatch.setattr(resources, "memory_to_keep", lambda client: 0)
+def shelf(request):
     return request.param
 
 
-def loaded(X, place, chunk=70, **options):
+def loaded(X, place, chunk=70, shelf="memory", **options):
+    tuning = Tuning(memory=0) if shelf == "disk" else DEFAULT
     settings = {"column": None, "normalize": False, "sample_fraction": 1.0, "seed": 3, "client": place} | options
-    return load(da.from_array(X, chunks=(chunk, -1)), **settings)
+    return load(da.from_array(X, chunks=(chunk, -1)), **settings, tuning=tuning)
 
 
 def numbered(blocks):
@@ -55,7 +54,7 @@ def numbered(blocks):
 
 def test_rows_lie_once_and_keep_their_numbers(place, shelf):
     X = blobs(n=500)
-    blocks = loaded(X, place)
+    blocks = loaded(X, place, shelf=shelf)
     assert (blocks.n_rows, blocks.dimension) == X.shape
     assert all(on_disk == (shelf == "disk") for part in blocks.map(rows_of, name="t") for _, _, on_disk in part)
     numbers, rows = numbered(blocks)
@@ -66,7 +65,7 @@ def test_rows_lie_once_and_keep_their_numbers(place, shelf):
 
 
 def test_what_an_engine_notes_stays_with_the_block(place, shelf):
-    blocks = loaded(blobs(n=500), place)
+    blocks = loaded(blobs(n=500), place, shelf=shelf)
     for visit in (1, 2, 3):
         seen = [entry for part in blocks.map(count_visits, 10, name="test-visits") for entry in part]
         assert seen == [(visit, 10.0 * visit)] * len(blocks.lengths)
@@ -74,7 +73,7 @@ def test_what_an_engine_notes_stays_with_the_block(place, shelf):
 
 def test_subsets_are_nested_and_do_not_depend_on_the_cut(place, shelf):
     X = blobs(n=2000)
-    blocks = loaded(X, place)
+    blocks = loaded(X, place, shelf=shelf)
     alone = loaded(X, None, chunk=333)
     before = np.empty(0, np.int64)
     for count in (20, 300, 1500, 2000):
@@ -101,10 +100,10 @@ def test_a_subset_of_a_subset_is_one_of_its_rows(place):
 
 def test_a_sample_is_the_same_wherever_rows_lie(place, shelf):
     X = blobs(n=2000)
-    numbers, rows = loaded(X, place).sample(100, seed=5)
+    numbers, rows = loaded(X, place, shelf=shelf).sample(100, seed=5)
     np.testing.assert_array_equal(rows, X[numbers])
     np.testing.assert_array_equal(numbers, loaded(X, None, chunk=999).sample(100, seed=5)[0])
-    of_subset, _ = loaded(X, place).subset(1000, seed=5).sample(100, seed=5)
+    of_subset, _ = loaded(X, place, shelf=shelf).subset(1000, seed=5).sample(100, seed=5)
     assert len(np.unique(of_subset)) == 100
 
 
@@ -200,8 +199,7 @@ def sent(monkeypatch):
     ("kind", "tasks"),
     [("stored", 20), ("computed", 20), ("delayed", 20), ("held", 20), ("narrow", 20), ("shared", 254)],
 )
-def test_small_chunks_are_read_by_the_task_that_needs_them(kind, tasks, place, sent, monkeypatch):
-    monkeypatch.setattr(loading, "BLOCKS_EACH", 20 // n_threads(place))
+def test_small_chunks_are_read_by_the_task_that_needs_them(kind, tasks, place, sent):
     stored = da.from_array(blobs(n=1000), chunks=(10, -1), name=False)
     makers = {
         "stored": lambda: stored,
@@ -215,7 +213,7 @@ def test_small_chunks_are_read_by_the_task_that_needs_them(kind, tasks, place, s
     }
     X = makers[kind]()
     whole = X.compute().astype(np.float32)
-    blocks = load(X, None, False, 1.0, 0, place)
+    blocks = load(X, None, False, 1.0, 0, place, tuning=Tuning(blocks_each=20 // n_threads(place)))
     assert blocks.lengths == [50] * 20
     assert sent == [tasks]
     np.testing.assert_array_equal(blocks.rows(np.arange(1000)), whole)

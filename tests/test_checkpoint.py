@@ -20,14 +20,12 @@ from upath import UPath
 
 import daskmeans as dkm
 from daskmeans.errors import OutputError, UsageError
-from daskmeans.kernels import center_groups
-from daskmeans.kmeans.engine import checkpoints as engine_checkpoints
-from daskmeans.kmeans.engine import lloyd
 from daskmeans.kmeans.engine.checkpoints import Checkpoints
 from daskmeans.kmeans.engine.state import Fit
 from daskmeans.steps import run as steps_run
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.storage import manifest
+from daskmeans.tuning import Tuning
 from daskmeans.vectors.options import Reading
 from helpers import blobs, write_embeddings
 
@@ -40,10 +38,9 @@ def place(request, tmp_path) -> UPath:
 
 
 @pytest.fixture(autouse=True)
-def every_update(request):
+def every_update():
     """Keep every update, whatever the clock says."""
-    with dask.config.set({"daskmeans.checkpoint-seconds": 0}), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_checkpoints, "SHARE", 0)
+    with dask.config.set({"daskmeans.checkpoint-seconds": 0}):
         yield
 
 
@@ -114,7 +111,6 @@ def test_the_first_and_the_last_update_and_whatever_is_due_are_kept(place, monke
 
 def test_slow_storage_is_written_to_less_often(place, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(engine_checkpoints, "SHARE", 20)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     write = Checkpoints._write
 
@@ -483,15 +479,16 @@ def test_kill_9_at_several_updates_costs_no_bit(tmp_path, two_workers):
 # --- where the engine stands ---
 
 
-def interrupted_everywhere(X, **settings) -> None:
+def interrupted_everywhere(X, tuning, **settings) -> None:
     """Stop a fit after each of its updates, one by one, and compare what comes of it with one that was not stopped."""
-    whole = km(**settings).fit(X)
+    whole = km(**settings)._fit(X, tuning=tuning)
     path = UPath(f"memory://everywhere/{time.monotonic_ns()}")
     updates = 0
     while True:
         patch = interrupted_after(1)
         try:
-            parts = km(**settings).fit(X, checkpoints=Checkpoints(path, {}, max_iter=whole.max_iter, every=0))
+            checkpoints = Checkpoints(path, {}, max_iter=whole.max_iter, every=0)
+            parts = km(**settings)._fit(X, checkpoints=checkpoints, tuning=tuning)
             break
         except KeyboardInterrupt:
             updates += 1
@@ -502,19 +499,16 @@ def interrupted_everywhere(X, **settings) -> None:
         assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
 
 
-def test_a_fit_that_grows_through_samples_goes_on_in_each(monkeypatch):
-    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
-    rows = blobs(n=4000, d=8, k=9)
-    assert km(init="auto", n_clusters=4).fit(rows).iterations_[-1]["phases"] > 2
-    interrupted_everywhere(rows, init="auto", n_clusters=4, tol=1e-4)
+def test_a_fit_that_grows_through_samples_goes_on_in_each():
+    rows, tuning = blobs(n=4000, d=8, k=9), Tuning(least_sample=0)
+    assert km(init="auto", n_clusters=4)._fit(rows, tuning=tuning).iterations_[-1]["phases"] > 2
+    interrupted_everywhere(rows, tuning, init="auto", n_clusters=4, tol=1e-4)
 
 
-def test_a_fit_that_begins_with_near_groups_goes_on_in_each_update(monkeypatch):
-    monkeypatch.setattr(center_groups, "NEAR", 1)
-    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
-    rows = blobs(n=12_000, d=8, k=40)
-    assert km(init="auto", n_clusters=120, max_iter=4).fit(rows).iterations_[-1]["phases"] == 2
-    interrupted_everywhere(rows, init="auto", n_clusters=120, tol=1e-4, max_iter=4)
+def test_a_fit_that_begins_with_near_groups_goes_on_in_each_update():
+    rows, tuning = blobs(n=12_000, d=8, k=40), Tuning(least_sample=0, near_groups=1)
+    assert km(init="auto", n_clusters=120, max_iter=4)._fit(rows, tuning=tuning).iterations_[-1]["phases"] == 2
+    interrupted_everywhere(rows, tuning, init="auto", n_clusters=120, tol=1e-4, max_iter=4)
 
 
 # --- warm starts ---

@@ -9,9 +9,7 @@ import distributed
 import pytest
 
 from daskmeans import errors
-from daskmeans.runtime import client as runtime_client
 from daskmeans.runtime import gpus
-from daskmeans.runtime.client import THREADS
 from daskmeans.runtime.cluster import ClusterSettings, cluster
 from helpers import blas_threads, square
 
@@ -24,12 +22,12 @@ def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, thr
         assert client.nthreads() and set(client.nthreads().values()) == {threads}
         assert len(client.nthreads()) == workers
         found = set(client.run(blas_threads).values())
-    assert found == {max(1, THREADS // (workers * threads))}
+    assert found == {max(1, cores() // (workers * threads))}
     assert {name: os.environ.get(name) for name in before} == before
 
 
 def test_workers_respect_omp_num_threads(monkeypatch):
-    monkeypatch.setattr(runtime_client, "THREADS", 1)  # as it is where the variable says 1
+    monkeypatch.setattr(client_module, "_allowed", "1")
     with cluster(ClusterSettings(dashboard_address=":0")) as client:
         assert len(client.nthreads()) == 1
         assert set(client.run(blas_threads).values()) == {1}

@@ -21,7 +21,6 @@ import daskmeans as dkm
 from daskmeans import KMeans
 from daskmeans.errors import ClusterError, MemoryForecastError, MissingExtraError, RunError, UsageError
 from daskmeans.kernels.gpu.memory import DEVICE
-from daskmeans.kmeans.engine import cuml as engine
 from daskmeans.kmeans.memory import check_devices, device_bytes
 from daskmeans.kmeans.rows.loading import load
 from daskmeans.runtime import cluster
@@ -253,7 +252,6 @@ def test_what_cuml_gets_wrong_is_refused(install, two, stand_in, error, words):
 
 @pytest.fixture
 def hanging(monkeypatch):
-    monkeypatch.setattr(engine, "PERIOD", 0.05)
     monkeypatch.setattr(Hangs, "released", threading.Event())
     yield Hangs
     Hangs.released.set()
@@ -468,13 +466,11 @@ class FakeCluster(distributed.LocalCluster):
 
 
 @pytest.fixture
-def gpus(install, monkeypatch, tmp_path):
+def gpus(install, monkeypatch):
     install()
     monkeypatch.setitem(sys.modules, "dask_cuda", module("dask_cuda", LocalCUDACluster=FakeCluster))
-    for name in ("0000:01:00.0", "0000:02:00.0"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setattr(installed, "DRIVER", tmp_path)
-    monkeypatch.setattr(cluster.runtime, "THREADS", 8)
+    monkeypatch.setattr(installed, "listed", lambda: [Path("0000:01:00.0"), Path("0000:02:00.0")])
+    monkeypatch.setattr(dask.system, "CPU_COUNT", 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 

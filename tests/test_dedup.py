@@ -3,10 +3,12 @@
 import json
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import dask
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,12 +20,12 @@ from daskmeans.duplicates import within
 from daskmeans.duplicates.lookup import read_lookup
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.pairs import recall
-from daskmeans.runtime import client as runtime_client
 from daskmeans.runtime import resources
 from daskmeans.runtime.client import n_threads
 from daskmeans.runtime.cluster import ClusterSettings, cluster
 from daskmeans.storage import manifest
-from helpers import decisions_of, make_rows, write_clusters
+from daskmeans.tuning import Tuning
+from helpers import decisions_of, make_rows, tuned_dedup, write_clusters
 
 THRESHOLD = 0.95
 dedup = partial(daskmeans.dedup, search="clusters")
@@ -125,17 +127,18 @@ def test_the_work_on_a_large_cluster_is_shared_out(tmp_path, layout, rule, threa
     clusters = write_clusters(
         tmp_path / "clusters", (X, np.where(np.arange(400) % 3, 0, labels), *others), layout=layout
     )
-    dedup(clusters, 0.9, rule=rule, out=tmp_path / "one")
-    monkeypatch.setattr(within, "LEAST_ROWS", 50)
+    daskmeans.dedup(clusters, 0.9, search="clusters", rule=rule, out=tmp_path / "one")
+    dedup = partial(tuned_dedup, Tuning(task_rows=50), search="clusters")
     runs, slices = [], []
     nearest_in_run, mark_twins = within.nearest_in_run, recall.mark_twins
     monkeypatch.setattr(within, "nearest_in_run", lambda *args: [runs.append(args[1:3]), nearest_in_run(*args)][1])
     monkeypatch.setattr(recall, "mark_twins", lambda *args: [slices.append(args[2:4]), mark_twins(*args)][1])
     # In this process, as many at a time as there is memory for.
-    monkeypatch.setattr(runtime_client, "THREADS", 3)
+    monkeypatch.setattr(dask.system, "CPU_COUNT", 3)
     for memory, expected in ((1 << 40, 6), (0, 0)):
         runs.clear()
-        monkeypatch.setattr(resources, "memory_to_keep", lambda client=None, memory=memory: memory)
+        free = SimpleNamespace(available=memory)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
         dedup(clusters, 0.9, rule=rule, out=tmp_path / f"{memory}")
         assert len(runs) == expected
         assert decisions_of(tmp_path / f"{memory}") == decisions_of(tmp_path / "one")

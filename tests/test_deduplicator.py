@@ -1,19 +1,19 @@
 """The operator, against the search on files."""
 
 import pickle
+from types import SimpleNamespace
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pytest
 
 from daskmeans import KMeans, SemanticDeduplicator, assign, dedup, write_buckets
 from daskmeans.duplicates import deduplicator as module
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, UsageError
-from daskmeans.pairs import store
-from daskmeans.pairs.join import runtime
 from daskmeans.vectors.matrix import to_column
 from helpers import make_rows
 
@@ -78,7 +78,6 @@ def test_directions_change_nothing(model, monkeypatch):
     decide = SemanticDeduplicator(model, THRESHOLD)
     expected = decide(frame_of())
     made = []
-    monkeypatch.setattr(module, "DIRECTED", 0)
     monkeypatch.setattr(module, "directions", lambda *_: made.append(np.eye(12, 3, dtype=np.float32)) or made[-1])
     assert decide(frame_of()).equals(expected)
     assert made
@@ -246,6 +245,6 @@ def test_without_a_model(tmp_path):
 
 
 def test_more_pairs_than_fit(model, monkeypatch):
-    monkeypatch.setattr(store, "PAIR_BYTES", runtime.memory_to_keep(None))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=200))
     with pytest.raises(MemoryForecastError, match="smaller partitions"):
         SemanticDeduplicator(model, THRESHOLD)(frame_of())

@@ -19,7 +19,6 @@ import daskmeans as dkm
 from daskmeans.errors import ClusterError, UsageError
 from daskmeans.kernels import distances as processor
 from daskmeans.kernels import quantize
-from daskmeans.kernels import step as kernels_step
 from daskmeans.kernels.all_pairs import find_pairs, sketch
 from daskmeans.kernels.backend import CPU, Gpu
 from daskmeans.kernels.gpu import dense
@@ -28,6 +27,7 @@ from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.simd import dot64, squared_distance64
 from daskmeans.kernels.sums import move_rows
 from daskmeans.runtime import gpus
+from daskmeans.tuning import DEFAULT, Tuning
 from helpers import KINDS, adversarial, blobs, decisions_of, make_rows, write_clusters
 
 SHAPES = [(70, 40, 120), (64, 16, 48), (33, 3, 2), (1, 1, 1), (50, 37, 5)]
@@ -35,10 +35,10 @@ SHAPES = [(70, 40, 120), (64, 16, 48), (33, 3, 2), (1, 1, 1), (50, 37, 5)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_labels_and_distances_are_the_processors(device, kind, shape, monkeypatch):
+def test_labels_and_distances_are_the_processors(device, kind, shape):
     n, d, k = shape
     X, C = adversarial(kind, n, d, k, seed=d)
-    monkeypatch.setattr(dense, "SCORES", 16 * k)  # sixteen rows at a time, and one row that is settled
+    device.tuning = Tuning(scores=16 * k)  # sixteen rows at a time, and one row that is settled
     labels, squares = dense.nearest(device, X, C)
     expected = processor.nearest(X, C)
     np.testing.assert_array_equal(labels, expected[0])
@@ -84,11 +84,11 @@ def test_sums_of_float64_are_added_in_the_order_of_the_processor(device):
     np.testing.assert_array_equal(device.host(about), quantize.squares_about(X, center))
 
 
-def test_sums_are_the_processors(device, monkeypatch):
+def test_sums_are_the_processors(device):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(300, 7)) * 10).astype(np.float32)
     before, labels = rng.integers(-1, 5, 300, dtype=np.int32), rng.integers(0, 5, 300, dtype=np.int32)
-    monkeypatch.setattr(dense, "COORDINATES", 7 * 100)
+    device.tuning = Tuning(coordinates=7 * 100)
     sums, counts = np.zeros((5, 7), np.int64), np.zeros(5, np.int64)
     moved = move_rows(X, before, labels, 2.0**45, sums, counts)
     found = dense.Sums(device, (5, 7), 2.0**45)
@@ -109,13 +109,12 @@ def unit_rows(n, d, seed):
 
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("d", [8, 100])
-def test_pairs_are_the_processors(device, d, same, monkeypatch):
+def test_pairs_are_the_processors(device, d, same):
     """The floor is the score of one of the pairs, to the bit."""
     X = unit_rows(120, d, seed=d)
     Y = X if same else unit_rows(90, d, seed=d)[::-1].copy()
     for mine, theirs in {(scores, coordinates) for scores in (1 << 20, 1000) for coordinates in (1 << 20, 10 * d)}:
-        monkeypatch.setattr(dense, "SCORES", mine)
-        monkeypatch.setattr(dense, "COORDINATES", theirs)
+        device.tuning = Tuning(scores=mine, coordinates=theirs)
         one, other = dense.rows_on(device, X), dense.rows_on(device, Y)
         for floor in np.float32([0.5, 0.99, dot64(X[3], Y[2]), 1.0]):
             if floor < 0.1:
@@ -182,18 +181,17 @@ def test_a_process_keeps_as_many_bands_as_its_device_has_memory_for(device, monk
 # --- the estimator and the steps ---
 
 
-def fitted(X, where, **params):
+def fitted(X, where, tuning=DEFAULT, **params):
     with dask.config.set({"daskmeans.device": where}):
-        return dkm.KMeans(**params).fit(X)
+        return dkm.KMeans(**params)._fit(X, tuning=tuning)
 
 
 @pytest.mark.parametrize("room", [0.6, 0.0])
-def test_a_fit_has_the_bits_of_the_processors(device, room, monkeypatch):
+def test_a_fit_has_the_bits_of_the_processors(device, room):
     """With rows that stay on the device, and with rows that are sent again in every pass."""
-    monkeypatch.setattr(kernels_step, "KEEP", room)
-    monkeypatch.setattr("daskmeans.kmeans.engine.lloyd.LEAST_SAMPLE", 1000)
+    device.tuning = tuning = Tuning(rows_share=room, least_sample=1000)
     X = blobs(12_000, d=8, k=20)
-    here, there = (fitted(X, where, n_clusters=30, random_state=1) for where in ("cpu", "gpu"))
+    here, there = (fitted(X, where, tuning, n_clusters=30, random_state=1) for where in ("cpu", "gpu"))
     np.testing.assert_array_equal(here.cluster_centers_, there.cluster_centers_)
     np.testing.assert_array_equal(here.labels_, there.labels_)
     assert here.inertia_ == there.inertia_

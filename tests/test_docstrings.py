@@ -120,12 +120,11 @@ def test_other_peoples_escapes_neither_warn_nor_break(site: Path) -> None:
     assert docstrings.collect().table["text"].to_pylist() == [f"A \\d and a lone surrogate ?. {LONG}"]
 
 
-def test_chunks_do_not_change_the_result(site: Path, monkeypatch: pytest.MonkeyPatch, client: object) -> None:
+def test_chunks_do_not_change_the_result(site: Path, client: object) -> None:
     for number in range(20):
         write(site / "zoo" / f"m{number:02d}.py", f'"""{number} {LONG}"""\ndef f():\n    """{number}. {LONG}"""\n')
     whole = docstrings.collect()
-    monkeypatch.setattr(docstrings, "CHUNK_BYTES", 300)
-    assert docstrings.collect().table.equals(whole.table)
+    assert docstrings.collect(chunk_bytes=300).table.equals(whole.table)
     assert len(whole.table) == 40
 
 

@@ -1,33 +1,31 @@
 """The exact search on files, against all products in float64."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import dask
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from daskmeans import dedup, open_decisions
+from daskmeans import open_decisions
 from daskmeans.buckets.buckets import open_buckets
 from daskmeans.duplicates import decisions
 from daskmeans.duplicates.greedy import resolve
 from daskmeans.errors import MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.pairs import join, plan, row_blocks
-from daskmeans.pairs import store as pairs_store
-from daskmeans.runtime import resources
 from daskmeans.runtime.cluster import ClusterSettings, cluster
 from daskmeans.storage import manifest
-from helpers import decisions_of, make_rows, write_clusters
+from daskmeans.tuning import Tuning
+from helpers import decisions_of, make_rows, tuned_dedup, write_clusters
 
 THRESHOLD = 0.95
-
-
-@pytest.fixture(autouse=True)
-def small_bands(monkeypatch):
-    """Many bands of few rows, which cut through clusters, and many tasks."""
-    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
-    monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
+# With many bands of few rows, which cut through clusters, and many tasks.
+dedup = partial(tuned_dedup, Tuning(band_rows=17, task_pairs=600))
 
 
 @pytest.fixture
@@ -134,7 +132,7 @@ def test_bands_cover_all_rows_once(clusters):
 @given(rows=st.lists(st.integers(1, 400), min_size=1, max_size=40), data=st.data())
 def test_tasks_compare_all_bands_once(rows, data):
     own = data.draw(st.integers(1, len(rows)))
-    tasks = plan.tasks_of(rows, own)
+    tasks = plan.tasks_of(rows, own, 600)
     pairs = [(task.row, column) for task in tasks for column in task.columns]
     assert sorted(pairs) == [(i, j) for i in range(own) for j in (*range(i + 1), *range(own, len(rows)))]
 
@@ -307,8 +305,7 @@ def test_an_id_in_two_of_the_clusters_held_against(tmp_path, clusters):
 
 
 def test_more_pairs_than_fit_are_kept_for_a_higher_threshold(tmp_path, clusters, monkeypatch):
-    memory = resources.memory_to_keep
-    monkeypatch.setattr(pairs_store, "PAIR_BYTES", memory(None) // 10)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2000))
     with pytest.raises(MemoryForecastError, match=r"--threshold: deciding on .* pairs"):
         dedup(clusters, 0.8, out=tmp_path / "out", search="exact")
     with pytest.raises(OutputError, match="unfinished"):

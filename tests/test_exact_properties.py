@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskmeans import dedup
 from daskmeans.kernels.all_pairs import directions
-from daskmeans.pairs import plan, row_blocks
-from helpers import decisions_of, write_clusters
+from daskmeans.pairs import plan
+from daskmeans.tuning import Tuning
+from helpers import decisions_of, tuned_dedup, write_clusters
 
 # How far a score may be from the one that is computed here. Within it of the threshold either decision is right.
 NEAR = 1e-6
@@ -138,9 +138,9 @@ def check_decisions(decisions, rows, scores, same, threshold, rule, off):
 
 def check(path, rows, threshold, rule, *, cuts=(), dtype="float32", band=4096, client=None, off=NEAR):
     """Search and compare with all products."""
-    with mock.patch.object(row_blocks, "LEAST_ROWS", band), mock.patch.object(plan, "LEAST_PAIRS", 4 * band**2):
-        clusters = write_clusters(path / "clusters", rows, dtype=dtype, partitions=cuts)
-        dedup(clusters, threshold, search="exact", rule=rule, out=path / "out", client=client)
+    clusters = write_clusters(path / "clusters", rows, dtype=dtype, partitions=cuts)
+    tuning = Tuning(band_rows=band, task_pairs=4 * band**2)
+    tuned_dedup(tuning, clusters, threshold, search="exact", rule=rule, out=path / "out", client=client)
     scores, same = all_scores(rows[0])
     check_pairs(path / "out" / "_pairs", scores, same, threshold, off)
     check_decisions(decisions_of(path / "out"), rows, scores, same, threshold, rule, off)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -16,13 +17,10 @@ import distributed
 import numpy as np
 import pytest
 
-from daskmeans import KMeans, dedup, run
+from daskmeans import KMeans, run
 from daskmeans.errors import ConvergenceWarning
-from daskmeans.kernels import center_groups
-from daskmeans.kmeans.engine import lloyd
 from daskmeans.kmeans.rows.loading import load
-from daskmeans.pairs import plan, row_blocks
-from daskmeans.runtime import resources
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.options import Reading
 from faults import Wire, content, outside
 from helpers import (
@@ -37,6 +35,7 @@ from helpers import (
     rows_of,
     spare,
     stop,
+    tuned_dedup,
     write_clusters,
     write_embeddings,
 )
@@ -82,13 +81,13 @@ def everything(blocks) -> list[np.ndarray]:
     ],
     indirect=["mortal"],
 )
-def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monkeypatch):
+def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path):
     X = blobs(n=900)
     alone = load(X, None, True, 1.0, 0, None)
-    if shelf == "disk":
-        monkeypatch.setattr(resources, "memory_to_keep", lambda client: 0)
+    tuning = Tuning(memory=0) if shelf == "disk" else DEFAULT
     mortal.register_plugin(Trap(phase, tmp_path / "killed"))
-    blocks = load(X if given == "matrix" else da.from_array(X, chunks=(90, -1)), None, True, 1.0, 0, mortal)
+    rows = X if given == "matrix" else da.from_array(X, chunks=(90, -1))
+    blocks = load(rows, None, True, 1.0, 0, mortal, tuning=tuning)
     subset = blocks.subset(300, 1)
     for found, expected in ((blocks, alone), (subset, alone.subset(300, 1))):
         found.map(count_visits, 1, name="test-visits")
@@ -110,16 +109,15 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path, monk
     ],
     indirect=["mortal"],
 )
-def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path, monkeypatch):
-    monkeypatch.setattr(center_groups, "NEAR", 1)
-    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
+def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path):
+    tuning = Tuning(least_sample=0, near_groups=1)
     X = blobs(n=12_000, d=24, k=120)
     settings = {"n_clusters": 120, "random_state": 3, "max_iter": 6, "tol": 0}
     with pytest.warns(ConvergenceWarning):
-        alone = KMeans(**settings).fit(X)
+        alone = KMeans(**settings)._fit(X, tuning=tuning)
     mortal.register_plugin(Trap(phase, tmp_path / "killed", nth))
     with pytest.warns(ConvergenceWarning):
-        found = KMeans(**settings).fit(da.from_array(X, chunks=(1000, -1)), client=mortal)
+        found = KMeans(**settings)._fit(da.from_array(X, chunks=(1000, -1)), client=mortal, tuning=tuning)
     assert (tmp_path / "killed").exists()
     np.testing.assert_array_equal(found.cluster_centers_, alone.cluster_centers_)
     np.testing.assert_array_equal(found.labels_.compute(), alone.labels_)
@@ -137,9 +135,8 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
     ],
     indirect=["mortal"],
 )
-def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path, monkeypatch):
-    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
-    monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
+def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path):
+    dedup = partial(tuned_dedup, Tuning(band_rows=17, task_pairs=600))
     clusters = write_clusters(tmp_path / "clusters", make_rows())
     dedup(clusters, 0.9, out=tmp_path / "alone", search="exact")
     mortal.register_plugin(Trap(phase, tmp_path / "killed", nth))
@@ -175,9 +172,7 @@ def rows(tmp_path_factory) -> Path:
 
 def job(rows: Path, out: Path, client: distributed.Client | None = None) -> dict[str, object]:
     """All that the whole job makes, in more tasks than so few rows need."""
-    with dask.config.set({"daskmeans.partition-bytes": 6000}), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_blocks, "LEAST_ROWS", 100)
-        patch.setattr(plan, "LEAST_PAIRS", 10_000)
+    with dask.config.set({"daskmeans.partition-bytes": 6000, "daskmeans.bucket-bytes": 9600}):
         run(rows, out, KMeans(30), 0.9, Reading(metadata_fields=("text",)), client=client)
     return content(out)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import dask
 import distributed
 import numpy as np
+import psutil
 import pytest
 from upath import UPath
 
@@ -42,7 +44,7 @@ def disk(monkeypatch):
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    monkeypatch.setattr(resources, "memory_to_keep", lambda client: 0)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
 
 
 @pytest.mark.parametrize("n_clusters", [20, 2300, 4800])

@@ -52,9 +52,8 @@ def as_rows(found: pa.Table) -> list[tuple]:
 )
 def test_all_later_occurrences_are_found(tmp_path, ids: list, ranges: int) -> None:
     source = source_of(tmp_path, ids)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ids_module, "ROWS_PER_RANGE", max(1, len(ids) // ranges))
-        assert as_rows(find_duplicate_ids(source)) == truth(source, ids)
+    found = find_duplicate_ids(source, rows_per_range=max(1, len(ids) // ranges))
+    assert as_rows(found) == truth(source, ids)
 
 
 def test_equal_hashes_of_different_ids_are_no_duplicates(tmp_path, monkeypatch) -> None:

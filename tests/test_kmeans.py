@@ -25,14 +25,13 @@ from upath import UPath
 
 from daskmeans import KMeans
 from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
-from daskmeans.kernels import center_groups
-from daskmeans.kmeans.engine import lloyd
 from daskmeans.kmeans.engine.lloyd import fit_blocks
 from daskmeans.kmeans.engine.seeding import plus_plus
 from daskmeans.kmeans.engine.state import Fit, Forgetful
 from daskmeans.kmeans.rows.loading import load
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.storage import manifest
+from daskmeans.tuning import Tuning
 from daskmeans.vectors.matrix import to_column
 from helpers import KINDS, adversarial, blobs, write_embeddings
 
@@ -68,15 +67,21 @@ def test_empty_clusters_are_refilled_as_scikit_learn_does():
     assert len(np.unique(ours.labels_)) == 5
 
 
-def test_a_cluster_that_is_refilled_stays_among_the_rows(monkeypatch):
+def test_a_cluster_that_is_refilled_stays_among_the_rows():
     """Long steps must not carry a centroid on that has jumped to a row from far away."""
     X = blobs(n=600, d=2, k=6)
     start = np.vstack([X[:5], [[500, -500]]]).astype(np.float32)
-    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
     after_the_sample = Forgetful()
     after_the_sample.last = lambda run: Fit(start, start, start, phase=1, phases=2)
     ours, _ = fit_blocks(
-        load(X, None, False, 1.0, 0, None), list, max_iter=50, tol=0, seed=0, grow=True, checkpoints=after_the_sample
+        load(X, None, False, 1.0, 0, None),
+        list,
+        max_iter=50,
+        tol=0,
+        seed=0,
+        grow=True,
+        checkpoints=after_the_sample,
+        tuning=Tuning(least_sample=0),
     )
     theirs = Reference(6, init=start.astype(float), tol=0, n_init=1).fit(X.astype(float))
     assert ours.inertia < 1.02 * theirs.inertia_
@@ -108,17 +113,20 @@ def test_quality_is_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
-def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client, monkeypatch):
-    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
+def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
     X = blobs(n=1300, d=24, k=12)
     settings = {"n_clusters": 12, "init": init, "max_iter": 8, "random_state": 5, "n_init": 2}
-    alone = KMeans(**settings).fit(X)
-    others = {f"{n} partitions": KMeans(**settings).fit(frame(X, n)) for n in (1, 7, 64)}
-    others["dask array"] = KMeans(**settings).fit(da.from_array(X, chunks=(131, 10)))
+
+    def fitted(X, client=None):
+        return KMeans(**settings)._fit(X, client=client, tuning=Tuning(least_sample=0))
+
+    alone = fitted(X)
+    others = {f"{n} partitions": fitted(frame(X, n)) for n in (1, 7, 64)}
+    others["dask array"] = fitted(da.from_array(X, chunks=(131, 10)))
     for workers in (1, 4):
-        others[f"{workers} workers"] = KMeans(**settings).fit(frame(X, 7), client=thread_client(workers))
-    others["2 processes"] = KMeans(**settings).fit(frame(X, 7), client=client)
-    others["2 processes, numpy"] = KMeans(**settings).fit(X, client=client)
+        others[f"{workers} workers"] = fitted(frame(X, 7), client=thread_client(workers))
+    others["2 processes"] = fitted(frame(X, 7), client=client)
+    others["2 processes, numpy"] = fitted(X, client=client)
     for name, km in others.items():
         np.testing.assert_array_equal(km.cluster_centers_, alone.cluster_centers_, err_msg=name)
         np.testing.assert_array_equal(np.asarray(km.labels_), alone.labels_, err_msg=name)
@@ -126,17 +134,19 @@ def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client, 
         assert km.inertia_history_ == alone.inertia_history_, name
 
 
-def test_updates_on_near_groups_give_equal_bits_and_exact_labels(client, thread_client, monkeypatch):
-    monkeypatch.setattr(center_groups, "NEAR", 1)
+def test_updates_on_near_groups_give_equal_bits_and_exact_labels(client, thread_client):
+    def fitted(X, client=None):
+        return KMeans(150, random_state=5, max_iter=8)._fit(X, client=client, tuning=Tuning(near_groups=1))
+
     X = blobs(n=1500, d=24, k=40)
-    alone = KMeans(150, random_state=5, max_iter=8).fit(X)
+    alone = fitted(X)
     compared = [update["compared"] for update in alone.iterations_]
     assert max(compared[:3]) < 0.8 < compared[3]
     np.testing.assert_array_equal(alone.predict(X), alone.labels_)
     for found in (
-        KMeans(150, random_state=5, max_iter=8).fit(frame(X, 7)),
-        KMeans(150, random_state=5, max_iter=8).fit(frame(X, 7), client=thread_client(4)),
-        KMeans(150, random_state=5, max_iter=8).fit(X, client=client),
+        fitted(frame(X, 7)),
+        fitted(frame(X, 7), client=thread_client(4)),
+        fitted(X, client=client),
     ):
         np.testing.assert_array_equal(found.cluster_centers_, alone.cluster_centers_)
         np.testing.assert_array_equal(np.asarray(found.labels_), alone.labels_)
@@ -375,16 +385,15 @@ class Kept:
 
 
 @pytest.mark.parametrize("init", ["auto", "random"])
-def test_a_fit_goes_on_from_any_update_to_the_same_bits(init, monkeypatch):
-    monkeypatch.setattr(lloyd, "LEAST_SAMPLE", 0)
+def test_a_fit_goes_on_from_any_update_to_the_same_bits(init):
     X = blobs(n=4000, d=12, k=30)
     settings = {"n_clusters": 25, "init": init, "random_state": 3}
-    kept = Kept()
-    whole = KMeans(**settings).fit(X, checkpoints=kept)
+    kept, tuning = Kept(), Tuning(least_sample=0)
+    whole = KMeans(**settings)._fit(X, checkpoints=kept, tuning=tuning)
     phases = {fit.phase for fit in kept.fits}
     assert phases == ({0, 1} if init == "auto" else {0})
     for at in range(len(kept.fits)):
-        again = KMeans(**settings).fit(X, checkpoints=Kept(at, kept.fits))
+        again = KMeans(**settings)._fit(X, checkpoints=Kept(at, kept.fits), tuning=tuning)
         np.testing.assert_array_equal(again.cluster_centers_, whole.cluster_centers_, err_msg=str(at))
         np.testing.assert_array_equal(again.labels_, whole.labels_)
         assert (again.inertia_, again.inertia_history_) == (whole.inertia_, whole.inertia_history_)

@@ -15,7 +15,7 @@ import daskmeans
 
 PACKAGE = Path(daskmeans.__file__).parent
 MODULES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
-# The lowest first. What is in no folder (errors, options, config) everyone may import.
+# The lowest first. What is in no folder (errors, options, config, tuning) everyone may import.
 LAYERS = [
     *("kernels", "runtime", "storage", "encoders", "vectors", "buckets"),
     *("kmeans", "pairs", "duplicates", "steps", "planner", "report", "cli"),
@@ -44,7 +44,14 @@ def test_every_folder_has_its_layer() -> None:
 
 def test_few_files_are_at_the_top() -> None:
     at_the_top = {name for name in MODULES if "." not in name}
-    assert at_the_top == {"__init__", "__main__", "config", "errors", "options"}  # __main__ for `python -m daskmeans`
+    assert at_the_top == {
+        "__init__",
+        "__main__",
+        "config",
+        "errors",
+        "options",
+        "tuning",
+    }  # __main__ for `python -m daskmeans`
 
 
 def test_no_import_goes_up() -> None:

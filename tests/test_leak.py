@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, OutputError, UsageError
-from daskmeans.pairs import plan
 from daskmeans.runtime.cluster import ClusterSettings, cluster
-from daskmeans.steps import leak
-from daskmeans.vectors.options import Reading
+from daskmeans.steps.leak import find_leaks, leak
+from daskmeans.tuning import Tuning
+from daskmeans.vectors.options import DEFAULTS, Reading
 from helpers import make_rows, write_embeddings
 
 THRESHOLD = 0.95
@@ -50,10 +50,9 @@ def round_(scores):
     return np.where(scores == 1, 2, scores.astype(np.float32))
 
 
-def test_rows_with_a_twin_are_listed(tmp_path, sets, monkeypatch):
-    monkeypatch.setattr(plan, "LEAST_PAIRS", 500)
+def test_rows_with_a_twin_are_listed(tmp_path, sets):
     train, test, A, B = sets
-    facts = leak(train, test, tmp_path / "out", THRESHOLD)
+    facts = find_leaks(train, test, tmp_path / "out", THRESHOLD, DEFAULTS, tuning=Tuning(task_pairs=500))
     found = pq.read_table(tmp_path / "out" / "leaks.parquet").to_pylist()
     expected = expected_leaks(A, B)
     assert [row["id"] for row in found] == sorted(expected)
@@ -151,9 +150,9 @@ def test_wrong_use(tmp_path, sets):
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers, monkeypatch):
+def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers):
     """Once each, although every worker reads what it needs, and some of it several times."""
-    monkeypatch.setattr(plan, "LEAST_PAIRS", 500)
+    reading, tuning = Reading(on_bad_row="skip"), Tuning(task_pairs=500)
     A, B = sets[2:]
     bad = {"train": [0, 70, 199], "test": [3, 99]}
     paths = {}
@@ -163,7 +162,7 @@ def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers, monkeypat
     with (
         cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) if n_workers else nullcontext() as client
     ):
-        facts = leak(*paths.values(), tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"), client=client)
+        facts = find_leaks(*paths.values(), tmp_path / "out", THRESHOLD, reading, client=client, tuning=tuning)
     assert (facts["train"], facts["test"], facts["rejected"]) == (197, 98, 5)
     listed = pq.read_table(tmp_path / "out" / "_rejects/rejects").to_pylist()
     assert [(row["input"], row["file"], row["row"], row["id"]) for row in listed] == [

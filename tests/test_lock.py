@@ -111,9 +111,8 @@ def test_a_run_that_fails_after_that_removes_nothing_either(out):
     assert names(out) == [lock.NAME, manifest.NAME, "file.txt"]
 
 
-def test_a_run_gives_signs_of_life(out, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.01)
-    with lock.hold(out):
+def test_a_run_gives_signs_of_life(out):
+    with lock.hold(out, every=0.01):
         first = lock._read(out / lock.NAME)["seen"]
         while lock._read(out / lock.NAME)["seen"] == first:
             time.sleep(0.01)

@@ -20,13 +20,14 @@ from daskmeans.kernels.gpu.memory import nearest_bytes, pairs_bytes
 from daskmeans.kernels.sums import largest_coordinate
 from daskmeans.kmeans.memory import check_compare
 from daskmeans.runtime import gpus
+from daskmeans.tuning import Tuning
 from helpers import KINDS, adversarial, blobs
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_norms_and_what_follows_from_them_are_the_processors(device, kind, monkeypatch):
+def test_norms_and_what_follows_from_them_are_the_processors(device, kind):
     X, C = adversarial(kind, 60, 37, 9, seed=1)
-    monkeypatch.setattr(dense, "COORDINATES", 37 * 16)
+    device.tuning = Tuning(coordinates=37 * 16)
     there, squares = device.xp.asarray(X), kernels_norms.squared_norms64(X)
     found = norms.squared_norms(device, there)
     np.testing.assert_array_equal(device.host(found), squares)
@@ -54,6 +55,8 @@ def test_rows_of_unit_length_stay_what_they_are(device):
 
 # --- memory ---
 
+SMALL = Tuning(scores=1 << 17, coordinates=1 << 15)
+
 
 def peak(function) -> int:
     """Bytes of numpy's that a second call of `function` takes, as a first one compiles."""
@@ -67,24 +70,20 @@ def peak(function) -> int:
 
 
 @pytest.mark.parametrize("shape", [(4000, 300, 64), (2000, 20, 500), (300, 1000, 16), (3000, 3, 8)])
-def test_comparing_takes_no_more_than_was_forecast(shape, monkeypatch):
+def test_comparing_takes_no_more_than_was_forecast(shape):
     """By numpy, whose arrays are those of cupy: with tiles that do not hold all rows."""
     n, k, d = shape
-    monkeypatch.setattr(dense, "SCORES", 1 << 17)
-    monkeypatch.setattr(dense, "COORDINATES", 1 << 15)
-    X, device = blobs(n, d=d, k=30), Device()
+    X, device = blobs(n, d=d, k=30), Device(SMALL)
     centroids = X[:k] + np.float32(0.01)
-    need = nearest_bytes(n, k, d)
+    need = nearest_bytes(n, k, d, SMALL)
     assert peak(lambda: dense.nearest(device, X, centroids)) < need + 12 * n  # labels and squares come to memory
     assert need < 40 * peak(lambda: dense.nearest(device, X, centroids))
 
 
 @pytest.mark.parametrize("shape", [(1500, 64), (300, 500)])
-def test_comparing_bands_takes_no_more_than_was_forecast(shape, monkeypatch):
+def test_comparing_bands_takes_no_more_than_was_forecast(shape):
     n, d = shape
-    monkeypatch.setattr(dense, "SCORES", 1 << 17)
-    monkeypatch.setattr(dense, "COORDINATES", 1 << 15)
-    X, device = blobs(n, d=d, k=200), Device()
+    X, device = blobs(n, d=d, k=200), Device(SMALL)
     X /= np.linalg.norm(X, axis=1, keepdims=True)
 
     def compare():
@@ -92,7 +91,7 @@ def test_comparing_bands_takes_no_more_than_was_forecast(shape, monkeypatch):
         return sum(len(found.scores) for found in dense.find_pairs(device, rows, rows, np.float32(0.9), same=True))
 
     found = compare()
-    assert peak(compare) < pairs_bytes(n, d) + 25 * found
+    assert peak(compare) < pairs_bytes(n, d, SMALL) + 25 * found
 
 
 def test_a_device_that_is_too_small_is_told_of_with_the_remedy():

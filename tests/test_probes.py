@@ -1,24 +1,21 @@
 """Rows compared with those of the clusters nearest to them: what meets, what is missed; and the choice of a search."""
 
+from functools import partial
+
 import dask
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from daskmeans import dedup, open_decisions
+from daskmeans import open_decisions
 from daskmeans.errors import UsageError
-from daskmeans.pairs import plan, row_blocks
 from daskmeans.runtime.cluster import ClusterSettings, cluster
-from helpers import decisions_of, write_clusters
+from daskmeans.tuning import Tuning
+from helpers import decisions_of, tuned_dedup, write_clusters
 
 THRESHOLD = 0.9
-
-
-@pytest.fixture(autouse=True)
-def small_bands(monkeypatch):
-    """Many bands of few rows, which cut through clusters, and many tasks."""
-    monkeypatch.setattr(row_blocks, "LEAST_ROWS", 17)
-    monkeypatch.setattr(plan, "LEAST_PAIRS", 600)
+# With many bands of few rows, which cut through clusters, and many tasks.
+dedup = partial(tuned_dedup, Tuning(band_rows=17, task_pairs=600))
 
 
 def near_rows(seed=0, n=400, d=10, k=12, copies=20, zeros=0, noise=0.12):

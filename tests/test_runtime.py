@@ -16,7 +16,6 @@ from rich.console import Console
 
 from daskmeans import config, errors
 from daskmeans.cli.displays import RichProgress
-from daskmeans.runtime import client as runtime_client
 from daskmeans.runtime import executor, progress, resources
 from daskmeans.runtime.client import current_client, each_worker, log_event
 from helpers import DeadlyOnce, blas_threads, die, die_once, miss_a_file, square, take_memory
@@ -208,7 +207,7 @@ def test_workers_that_are_lost_are_called_that(shared, end, words):
 
 
 def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):
-    monkeypatch.setattr(runtime_client, "THREADS", 2)
+    monkeypatch.setattr(dask.system, "CPU_COUNT", 2)
     began, written = threading.Event(), []
 
     def fail():

@@ -11,9 +11,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
+import dask.system
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +29,6 @@ from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.kmeans.engine.checkpoints import Checkpoints
 from daskmeans.planner import advise
 from daskmeans.planner.describe import describe
-from daskmeans.runtime import client as runtime_client
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.storage import lock, manifest
@@ -67,7 +68,7 @@ Fault = Callable[[Request], str | None]
 def one_thread() -> Iterator[None]:
     """As many partitions and buckets, and so requests, on every machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime_client, "THREADS", 1)
+        patch.setattr(dask.system, "CPU_COUNT", 1)
         yield
 
 
@@ -294,7 +295,7 @@ def test_errors_that_pass_change_nothing(store, whole):
 
 @pytest.mark.parametrize("writes", [2, 12, 22, 32])
 def test_a_job_whose_store_goes_away_is_finished_by_the_next(store, whole, writes, monkeypatch):
-    monkeypatch.setattr(manifest, "WAITS", ())
+    monkeypatch.setattr(manifest, "time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
     given, out = write_input(store.at("in")), store.at("out")
     store.fault = refused_after(writes)
     with pytest.raises((OSError, OutputError, DataError)):
@@ -433,10 +434,9 @@ def test_a_lock_that_could_not_be_removed_speaks_for_nobody(store):
         assert mine.held
 
 
-def test_signs_of_life_go_on_when_some_cannot_be_given(store, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.01)
+def test_signs_of_life_go_on_when_some_cannot_be_given(store):
     out = store.at("out")
-    with lock.hold(out):
+    with lock.hold(out, every=0.01):
         store.fault = lambda request: "refused" if request.writes else None
         while sum(request.writes for request in store.requests) < 4:
             time.sleep(0.01)

@@ -40,9 +40,9 @@ def rows_of(kind, seed, n, d):
     return X
 
 
-def found_pairs(one, other, floor, rows, columns, same):
+def found_pairs(one, other, floor, rows, columns, same, **room):
     """All pairs, as lists."""
-    parts = list(find_pairs(one, other, floor, rows, columns, same=same))
+    parts = list(find_pairs(one, other, floor, rows, columns, same=same, **room))
     return [value for part in parts for value in zip(*(column.tolist() for column in part), strict=True)]
 
 
@@ -109,13 +109,12 @@ def test_products_of_sketches_are_bounds(seed, d, p, scale):
     assert np.median(above) < 2 * scale**2
 
 
-def test_more_pairs_than_are_collected_at_a_time(monkeypatch):
-    monkeypatch.setattr(module, "ROOM", module.CHUNK * 48)
+def test_more_pairs_than_are_collected_at_a_time():
     X = np.ones((1500, 4), np.float32) + np.linspace(0, 1e-3, 1500, dtype=np.float32)[:, None] * [1, 0, 0, 0]
     X = X.astype(np.float32)
     normalize_rows(X)
     rows = sketch(X, np.empty((4, 0), np.float32))
-    found = found_pairs(rows, rows, np.float32(0.9), slice(0, 1500), slice(0, 1500), True)
+    found = found_pairs(rows, rows, np.float32(0.9), slice(0, 1500), slice(0, 1500), True, room=module.CHUNK * 48)
     assert sorted(pair[:2] for pair in found) == [(i, j) for i in range(1500) for j in range(i)]
 
 

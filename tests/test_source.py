@@ -18,9 +18,11 @@ from upath import UPath
 
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
 from daskmeans.storage import manifest
+from daskmeans.vectors import jsonl, parquet
 from daskmeans.vectors.files import open_path, refuse_overlap
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_matrix
+from daskmeans.vectors.partitioning import Slice
 from daskmeans.vectors.source import Source, open_source, read_embeddings
 from helpers import write_embeddings
 
@@ -106,13 +108,17 @@ def test_json_lines(tmp_path, suffix: str, rows_per_partition: int) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 50, 333])
-def test_json_lines_across_the_bounds_of_blocks(tmp_path, monkeypatch, block: int) -> None:
-    monkeypatch.setattr("daskmeans.vectors.jsonl.BLOCK_BYTES", block)
-    monkeypatch.setattr("daskmeans.vectors.jsonl.HEAD_BYTES", block)
+def test_json_lines_across_the_bounds_of_blocks(tmp_path, block: int) -> None:
     X = vectors(25)
     text = "\n\n" + "\r\n".join(json_lines(X))  # and no end of line at the end
-    (tmp_path / "a.jsonl").write_bytes(text.encode())
-    check(open_source(tmp_path, partition_bytes=12 * 6), X)
+    path = UPath(tmp_path / "a.jsonl")
+    path.write_bytes(text.encode())
+    found, rows = jsonl.survey(path, 6, block, block), []
+    for unit in found.units:
+        piece = Slice(path, len(rows), unit.rows, len(rows), unit.start, unit.end)
+        rows += pa.concat_tables(jsonl.tables(piece, found.schema, block)).to_pylist()
+    assert rows == [json.loads(line) for line in json_lines(X)]
+    assert len(found.units) > 1
 
 
 def test_integers_in_json_vectors(tmp_path) -> None:
@@ -137,13 +143,16 @@ def test_numpy_files_have_the_numbers_of_the_rows_as_ids(tmp_path, dtype, rows_p
     assert got["id"].to_list() == list(range(25))
 
 
-def test_row_groups_larger_than_a_partition_are_read_in_ranges(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("daskmeans.vectors.parquet.BATCH_BYTES", 200)
+def test_row_groups_larger_than_a_partition_are_read_in_ranges(tmp_path) -> None:
     X = vectors(100)
     write_parquet(tmp_path / "a.parquet", X, row_group_size=60)
     source = open_source(tmp_path, partition_bytes=12 * 25)
     check(source, X)
     assert [partition.rows for partition in source.partitions] == [20, 20, 20, 20, 20]
+    pieces = [piece for partition in source.partitions for piece in partition.slices]
+    parts = [part for piece in pieces for part in parquet.tables(piece, table(X).schema, batch_bytes=200)]
+    assert pa.concat_tables(parts)["id"].to_pylist() == list(range(100))
+    assert len(parts) > len(pieces)
 
 
 def test_tiny_files_are_packed(tmp_path) -> None:

@@ -154,9 +154,9 @@ def test_extras_and_what_they_lack(monkeypatch):
 def test_gpus_that_the_driver_lists(tmp_path, monkeypatch):
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
-    monkeypatch.setattr(gpus, "DRIVER", tmp_path)
+    monkeypatch.setattr(gpus, "listed", lambda: [tmp_path / "0000:01:00.0"])
     assert system.describe_system()["gpu"]["found"] == "NVIDIA H200"
-    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "none")
+    monkeypatch.setattr(gpus, "listed", list)
     assert system.describe_system()["gpu"] == {"found": "none", "used": "none"}
 
 

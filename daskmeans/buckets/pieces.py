@@ -32,10 +32,10 @@ class Piece:
 
 
 class Files:
-    """The Parquet files below the directory `path`; those that were read last stay open."""
+    """The Parquet files below the directory `path`; `most` of them, those that were read last, stay open."""
 
-    def __init__(self, path: UPath) -> None:
-        self._open = lru_cache(OPEN)(partial(_open, path))
+    def __init__(self, path: UPath, most: int = OPEN) -> None:
+        self._open = lru_cache(most)(partial(_open, path))
 
     def schema(self, name: str) -> pa.Schema:
         """Columns of the file `name`."""

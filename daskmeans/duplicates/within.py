@@ -29,13 +29,11 @@ from daskmeans.pairs import recall
 from daskmeans.pairs.memory import dedup_bytes
 from daskmeans.runtime import executor, resources
 from daskmeans.runtime.client import n_threads, task_key
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.matrix import to_matrix
 
 # A cluster, the first of some of its rows, and the one after the last.
 Slice = tuple[Cluster, int, int]
-
-# Rows of a cluster that are worth more than one task.
-LEAST_ROWS = 10_000
 
 
 def check_memory(buckets: Buckets, client: Client | None) -> None:
@@ -53,7 +51,7 @@ def check_memory(buckets: Buckets, client: Client | None) -> None:
 
 
 def search_inside(
-    buckets: Buckets, settings: Settings, out: UPath, start: float, client: Client | None
+    buckets: Buckets, settings: Settings, out: UPath, start: float, client: Client | None, tuning: Tuning = DEFAULT
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Decide on all rows; the summary, and the files of decisions with their rows.
 
@@ -67,7 +65,7 @@ def search_inside(
     tile_bytes = config.get_bytes("tile-bytes")
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
     task, lean = delayed(decide_part, pure=False), lean_of(buckets)
-    ahead = _ahead(buckets, settings, tile_bytes, client)
+    ahead = _ahead(buckets, settings, tile_bytes, client, tuning)
     tasks = [
         task(
             lean, part, settings, limit, file, tile_bytes,
@@ -78,11 +76,13 @@ def search_inside(
     ]  # fmt: skip
     done = executor.compute(tasks, label="dedup", client=client)
     sample = recall.join_samples([sample for _, sample in done], wanted)
-    found = _measure(buckets, sample, settings, tile_bytes, run, client)
+    found = _measure(buckets, sample, settings, tile_bytes, run, client, tuning)
     return summarize(buckets, settings, files, [counts for counts, _ in done], found, start, client)
 
 
-def _ahead(buckets: Buckets, settings: Settings, tile_bytes: int, client: Client | None) -> dict[int, list[Delayed]]:
+def _ahead(
+    buckets: Buckets, settings: Settings, tile_bytes: int, client: Client | None, tuning: Tuning
+) -> dict[int, list[Delayed]]:
     """Tasks that compare the rows of large clusters, by centroid: one thread would be at them when all others are done.
 
     Each task reads its cluster again, which is soon done beside what it compares. In this process there are no more of
@@ -95,7 +95,7 @@ def _ahead(buckets: Buckets, settings: Settings, tile_bytes: int, client: Client
         runs = -(-2 * threads * cluster.rows**2 // total)
         if client is None:
             runs = min(runs, resources.memory_to_keep() // dedup_bytes(cluster.rows, buckets.dimension))
-        if runs > 1 and cluster.rows >= LEAST_ROWS:
+        if runs > 1 and cluster.rows >= tuning.task_rows:
             found[cluster.centroid] = [
                 task(lean, cluster, settings, i, runs, tile_bytes, dask_key_name=task_key("dedup-nearest"))
                 for i in range(runs)
@@ -155,12 +155,18 @@ def read_clusters(
 
 
 def _measure(
-    buckets: Buckets, sample: recall.Sample, settings: Settings, tile_bytes: int, run: str, client: Client | None
+    buckets: Buckets,
+    sample: recall.Sample,
+    settings: Settings,
+    tile_bytes: int,
+    run: str,
+    client: Client | None,
+    tuning: Tuning,
 ) -> dict[str, Any]:
     """Recall of the search inside clusters; the clusters are read once more."""
     shared, lean, threshold = executor.share(sample, client), lean_of(buckets), np.float32(settings.threshold)
     task = delayed(find_sample_twins, pure=False)
-    most = max(LEAST_ROWS, buckets.rows // (2 * n_threads(client)))
+    most = max(tuning.task_rows, buckets.rows // (2 * n_threads(client)))
     tasks = [
         task(lean, slices, shared, threshold, tile_bytes, dask_key_name=f"dedup-recall-{run}-{i}")
         for i, slices in enumerate(_slices(buckets, most) if len(sample.rows) else ())

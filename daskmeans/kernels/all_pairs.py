@@ -178,7 +178,14 @@ def sketch(X: np.ndarray, P: np.ndarray) -> Sketches:
 
 
 def find_pairs(
-    one: Sketches, other: Sketches, floor: np.float32, rows: slice, columns: slice, *, same: bool = False
+    one: Sketches,
+    other: Sketches,
+    floor: np.float32,
+    rows: slice,
+    columns: slice,
+    *,
+    same: bool = False,
+    room: int = ROOM,
 ) -> Iterator[Pairs]:
     """The pairs of rows whose score is at least `floor`, some at a time.
 
@@ -191,6 +198,8 @@ def find_pairs(
         Which rows of `one` are compared with which of `other`.
     same : bool, default False
         `one` is `other`: pairs come out once, the later row first.
+    room : int
+        About how many pairs are collected at a time.
 
     Yields
     ------
@@ -207,17 +216,24 @@ def find_pairs(
     """
     picks = np.arange(rows.start, rows.stop, dtype=np.int32)
     jobs = np.array([[0, len(picks), columns.start, columns.stop]])
-    return find_among(one, other, floor, picks, jobs, same=same)
+    return find_among(one, other, floor, picks, jobs, same=same, room=room)
 
 
 def find_among(
-    one: Sketches, other: Sketches, floor: np.float32, picks: np.ndarray, jobs: np.ndarray, *, same: bool = False
+    one: Sketches,
+    other: Sketches,
+    floor: np.float32,
+    picks: np.ndarray,
+    jobs: np.ndarray,
+    *,
+    same: bool = False,
+    room: int = ROOM,
 ) -> Iterator[Pairs]:
     """As :func:`find_pairs`, among some rows and some columns after others.
 
     Parameters
     ----------
-    one, other, floor, same
+    one, other, floor, same, room
         As there.
     picks : ndarray of int32
         Rows of `one`.
@@ -230,7 +246,7 @@ def find_among(
     least = _least(one.codes, other.screen, np.float64(floor), one.loose + other.loose)
     counts = jobs[:, 1] - jobs[:, 0]
     most = int((counts * (jobs[:, 3] - jobs[:, 2])).sum())
-    room = min(ROOM, most) + min(CHUNK, int(counts.max(initial=0))) * COLUMNS
+    room = min(room, most) + min(CHUNK, int(counts.max(initial=0))) * COLUMNS
     while state[0] < len(jobs):
         buffer = Pairs(
             np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.bool_)

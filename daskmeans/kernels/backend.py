@@ -167,7 +167,7 @@ class Gpu:
 
     def room(self, rows: int, most: int, n_features: int) -> int:
         """As many as the device has memory for."""
-        room = spare_bytes(self.device.memory(), KEEP, pairs_bytes(most, n_features))
+        room = spare_bytes(self.device.memory(), KEEP, pairs_bytes(most, n_features, self.device.tuning))
         return min(rows, room // dense.row_bytes(n_features))
 
     # --- rows where they lie ---

@@ -12,24 +12,23 @@ from daskmeans.kernels.microkernel import COLUMNS, ROWS, n_groups, score_tile
 from daskmeans.kernels.norms import squared_norms64
 from daskmeans.kernels.quantize import floats
 from daskmeans.kernels.simd import dot64, squared_distance64
+from daskmeans.tuning import DEFAULT
 
-# Groups that a row is compared with, where there are at least three times as many.
-NEAR = 16
 # How often a cut between two halves is improved, and how often centroids may change to a group that is nearer.
 CUTS, CHANGES = 8, 2
 # Groups that a centroid may change to.
 CHOICES = 8
 
 
-def n_near(n_clusters: int) -> int:
-    """Groups that a row is compared with as long as exact labels are not needed; 0: all.
+def n_near(n_clusters: int, groups: int = DEFAULT.near_groups) -> int:
+    """Groups that a row is compared with as long as exact labels are not needed: `groups`, or 0 for all.
 
     Examples
     --------
     >>> n_near(1000), n_near(4096)
     (0, 16)
     """
-    return NEAR if n_groups(n_clusters) >= 3 * NEAR else 0
+    return groups if n_groups(n_clusters) >= 3 * groups else 0
 
 
 def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:

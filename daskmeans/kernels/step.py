@@ -20,9 +20,6 @@ from daskmeans.kernels.quantize import Codes, as_bytes, encode, screen, squares_
 from daskmeans.kernels.sums import exact_sum, move_rows
 from daskmeans.kernels.yinyang import ALL_GROUPS, search
 
-# Share of a device's memory that rows may take.
-KEEP = 0.6
-
 
 class CpuStep:
     """A step on the cores, by bounds: codes, labels and bounds of the rows are kept.
@@ -111,8 +108,10 @@ class GpuStep:
         """The rows of a block on the device, tile by tile, and the copy that stays, if there is room for it."""
         device, to = self._device, self._to
         k, d = to.rows.X.shape
-        sent = ((part, dense.encode(device, tile, to.center)) for part, tile in device.tiles(X, dense.tile_rows(k, d)))
-        room = spare_bytes(device.memory(), KEEP, nearest_bytes(len(X), k, d))
+        size = dense.tile_rows(k, d, device.tuning)
+        sent = ((part, dense.encode(device, tile, to.center)) for part, tile in device.tiles(X, size))
+        need = nearest_bytes(len(X), k, d, device.tuning)
+        room = spare_bytes(device.memory(), device.tuning.rows_share, need)
         nbytes = len(X) * dense.row_bytes(d)
         if device.copied() + nbytes > room:
             return sent, None

@@ -87,7 +87,7 @@ class Index:
         with _one_thread():
             return self._index.search_preassigned(X, self.shortlist, probes, np.zeros(probes.shape, np.float32))[1]  # type: ignore[no-any-return]
 
-    def nearest(self, X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    def nearest(self, X: np.ndarray, centroids: np.ndarray, tile: int = TILE) -> np.ndarray:
         """Label of the nearest centroid of each row, as far as the index finds it; ties go to the lower label.
 
         Parameters
@@ -95,6 +95,8 @@ class Index:
         X : ndarray of float32, shape (n, d), C-contiguous
         centroids : ndarray of float32, shape (k, d)
             Those that the index was made of.
+        tile : int
+            Rows that are compared at a time.
 
         Returns
         -------
@@ -102,7 +104,7 @@ class Index:
         """
         half_norms = 0.5 * squared_norms64(centroids)
         labels = np.empty(len(X), np.int32)
-        for rows in tiles(len(X), TILE):
+        for rows in tiles(len(X), tile):
             nearest_of(X[rows], centroids, half_norms, self.candidates(X[rows]), labels[rows])
         if len(lost := np.flatnonzero(labels < 0)):  # all their lists are empty
             labels[lost] = nearest_labels(X[lost], centroids)

@@ -43,6 +43,7 @@ from daskmeans.runtime.dashboard import add_page
 from daskmeans.storage import manifest
 from daskmeans.storage.result import html_table
 from daskmeans.storage.step import open_step
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.frames import is_cudf
 
@@ -249,6 +250,16 @@ class KMeans:
             Of the engine "cuml": a package, a worker or its device is missing. Of either engine: two workers share a
             GPU, or a GPU has no room for what a pass takes.
         """
+        return self._fit(X, column, client, checkpoints)
+
+    def _fit(
+        self,
+        X: Any,
+        column: str | None = None,
+        client: Client | None = None,
+        checkpoints: Checkpoints | None = None,
+        tuning: Tuning = DEFAULT,
+    ) -> KMeans:
         self.check_params()
         check_column(X, column)
         init = resolve_init(self.init, self.n_clusters)
@@ -260,7 +271,16 @@ class KMeans:
             cuml.devices(client)  # before anything is read
         memory = gpus.memory(client)
         blocks = load(
-            X, column, self.normalize, self.sample_fraction, seed, client, self.n_clusters, memory > 0, self._by_cuml()
+            X,
+            column,
+            self.normalize,
+            self.sample_fraction,
+            seed,
+            client,
+            self.n_clusters,
+            on_gpus=memory > 0,
+            stay=self._by_cuml(),
+            tuning=tuning,
         )
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
@@ -273,7 +293,7 @@ class KMeans:
         warn_of_rounding(blocks.roundings)
         check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
         with contextlib.nullcontext() if client else executor.one_thread_each():  # once, not for each of many calls
-            runs = [self._run(blocks, init, run, checkpoints) for run in range(self.n_init)]
+            runs = [self._run(blocks, init, run, checkpoints, tuning) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
         if self.max_cluster_size is not None:
@@ -286,7 +306,7 @@ class KMeans:
             warnings.warn(
                 f"k-means stopped after max_iter = {self.max_iter} updates, before it converged to tol = {self.tol}",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         self._name_features(feature_names(X, column))
         known = not is_lazy(X) and self.sample_fraction == 1.0
@@ -295,7 +315,7 @@ class KMeans:
         return self
 
     def _run(
-        self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None
+        self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None, tuning: Tuning
     ) -> tuple[Fit, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
         n_clusters, max_iter, tol = map(plain, (self.n_clusters, self.max_iter, self.tol))
@@ -321,6 +341,7 @@ class KMeans:
             grow=isinstance(init, str) and init == "auto",
             run=run,
             checkpoints=checkpoints,
+            tuning=tuning,
         )
 
     def _by_cuml(self) -> bool:

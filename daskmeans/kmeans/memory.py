@@ -93,11 +93,17 @@ class FitForecast:
         return self.cached * disk.processes // sum(each.processes for each in self.disks)
 
 
-def forecast_fit(rows: int, dimension: int, n_clusters: int, client: Client | None) -> FitForecast:
-    """What a fit on `rows` vectors will take: in the memory of the workers what fits there, the rest on their disks."""
+def forecast_fit(
+    rows: int, dimension: int, n_clusters: int, client: Client | None, kept: int | None = None
+) -> FitForecast:
+    """What a fit on `rows` vectors will take: in the memory of the workers what fits there, the rest on their disks.
+
+    `kept` are bytes that each may keep in memory; default: as many as it can.
+    """
     blocks = int(SAMPLES * (fit_bytes(rows, dimension) + note_bytes(rows, dimension, n_clusters)))
     engine = threads_each(client) * engine_bytes(dimension, n_clusters)
-    memory = max(0, resources.memory_to_keep(client) - reading_bytes(client) - engine)
+    kept = resources.memory_to_keep(client) if kept is None else kept
+    memory = max(0, kept - reading_bytes(client) - engine)
     worker = min(memory, blocks) + reading_bytes(client, 4 * rows * dimension) + engine
     # Partitions come to the workers as these have time, so some may be full while others are not.
     spread = int(EVEN * memory * n_processes(client))
@@ -108,7 +114,14 @@ def forecast_fit(rows: int, dimension: int, n_clusters: int, client: Client | No
     )
 
 
-def check_fit(rows: int, dimension: int, n_clusters: int, sample_fraction: float, client: Client | None) -> FitForecast:
+def check_fit(
+    rows: int,
+    dimension: int,
+    n_clusters: int,
+    sample_fraction: float,
+    client: Client | None,
+    kept: int | None = None,
+) -> FitForecast:
     """The forecast of a fit, told to the log; where its rows do not fit into memory, it tells where they will lie.
 
     Raises
@@ -116,7 +129,7 @@ def check_fit(rows: int, dimension: int, n_clusters: int, sample_fraction: float
     MemoryForecastError
         They do not fit onto the local disks either.
     """
-    foreseen = forecast_fit(int(rows * sample_fraction), dimension, n_clusters, client)
+    foreseen = forecast_fit(int(rows * sample_fraction), dimension, n_clusters, client, kept)
     for disk in foreseen.disks:
         need = format_bytes(foreseen.on(disk))
         if foreseen.on(disk) > disk.free or disk.in_memory:

@@ -83,7 +83,7 @@ def _is_held(type_: Any) -> bool:
 
 
 def warn_of_rounding(parts: Sequence[Rounding]) -> None:
-    """Warn the caller of the caller if float32 loses too much of the spread of all rows that `parts` tell of."""
+    """Warn who fits if float32 loses too much of the spread of all rows that `parts` tell of."""
     if not parts:
         return
     rows = sum(part.rows for part in parts)
@@ -96,7 +96,7 @@ def warn_of_rounding(parts: Sequence[Rounding]) -> None:
             f"{spread:.2g} about their mean: rows that are less apart are taken for the same. Subtract the mean first, "
             "as it is: X - X.mean(axis=0)",
             PrecisionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

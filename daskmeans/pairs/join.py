@@ -24,6 +24,7 @@ from daskmeans.runtime import executor, progress
 from daskmeans.runtime.client import task_key
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.step import open_step
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import reached
 
 
@@ -34,6 +35,7 @@ def find_edges(
     inputs: dict[str, Any],
     client: Client | None,
     staying: Sequence[np.ndarray | None] = (),
+    tuning: Tuning = DEFAULT,
 ) -> StoredPairs:
     """Write the pairs whose score is at least the floor, rounded to float32, to Parquet files in `folder`.
 
@@ -45,7 +47,7 @@ def find_edges(
     :meth:`Gauge.best` has found.
     """
     with open_step(folder, "pairs", how_found(settings), inputs, overwrite=True, client=client) as step:
-        plan = make_plan(sources, settings, folder, client, staying)
+        plan = make_plan(sources, settings, folder, client, staying, tuning)
         # A task, so that it is made again if all workers that have it are lost; dask does not look through arguments.
         shelf = delayed(partial(Shelf, plan.readers, plan.bands, plan.P, plan.room, plan.near), pure=False)(
             dask_key_name=task_key("dedup-shelf")

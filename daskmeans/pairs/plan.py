@@ -25,11 +25,12 @@ from daskmeans.pairs.recall import Gauge
 from daskmeans.pairs.row_blocks import Band, Reader, band_rows, bands_of, load, sample_vectors, vectors
 from daskmeans.runtime import executor, gpus, progress
 from daskmeans.runtime.client import logger, n_processes, n_threads
+from daskmeans.tuning import DEFAULT, Tuning
 
 # Rows of the sample on which directions are found that a cluster gives at most.
 SAMPLE_OF_CLUSTER = 64
-# Tasks that the whole work makes, and pairs of a task: enough of them to balance, each worth its cost.
-TASKS, LEAST_PAIRS, MOST_PAIRS = 256, 10**8, 4 * 10**9
+# Tasks that the whole work makes, and pairs of a task at most: enough of them to balance.
+TASKS, MOST_PAIRS = 256, 4 * 10**9
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ def make_plan(
     folder: UPath,
     client: Client | None,
     staying: Sequence[np.ndarray | None] = (),
+    tuning: Tuning = DEFAULT,
 ) -> Plan:
     """What a search with `settings` does; how long an exact one takes is told. Files are made in `folder`.
 
     `staying` says of each source after the first which of its rows are compared; default: all.
     """
     if settings.search == "clusters":
-        return _plan_probes(sources[0], settings, folder, client)
-    bands, room = _bands(sources, client, staying=staying)
+        return _plan_probes(sources[0], settings, folder, client, tuning)
+    bands, room = _bands(sources, client, tuning, staying=staying)
     trial = _trial(sources, bands, room, settings.floor, client)
     logger.info(
         "search exact: all %s pairs of rows are compared, in about %s and with up to %s in each process; --search "
@@ -80,7 +82,7 @@ def make_plan(
         progress.duration(trial.seconds),
         format_bytes(trial.nbytes),
     )
-    return Plan(_readers(sources), bands, trial.P, room, *_tasks(bands))
+    return Plan(_readers(sources), bands, trial.P, room, *_tasks(bands, tuning))
 
 
 def n_pairs(sources: Sequence[Buckets]) -> int:
@@ -102,9 +104,9 @@ class Trial(NamedTuple):
     """What each process will take, at most."""
 
 
-def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None) -> Trial:
+def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None, tuning: Tuning = DEFAULT) -> Trial:
     """A trial of an exact search, which takes a moment."""
-    return _trial(sources, *_bands(sources, client), floor, client)
+    return _trial(sources, *_bands(sources, client, tuning), floor, client)
 
 
 def _trial(sources: Sequence[Buckets], bands: Sequence[Band], room: int, floor: float, client: Client | None) -> Trial:
@@ -119,16 +121,16 @@ def _trial(sources: Sequence[Buckets], bands: Sequence[Band], room: int, floor: 
     return Trial(P, pair, seconds, search_bytes(bands[0].rows, rows, room, P.shape[0], client))
 
 
-def _tasks(bands: Sequence[Band]) -> tuple[list[Task], list[int]]:
+def _tasks(bands: Sequence[Band], tuning: Tuning) -> tuple[list[Task], list[int]]:
     """Tasks that compare all bands of the first source with one another and with the others; and the pairs of each."""
     rows, own = [band.rows for band in bands], sum(band.source == 0 for band in bands)
-    tasks = tasks_of(rows, own)
+    tasks = tasks_of(rows, own, tuning.task_pairs)
     return tasks, [sum(rows[t.row] * rows[j] // (1 + (j == t.row)) for j in t.columns) for t in tasks]
 
 
-def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Client | None) -> Plan:
+def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Client | None, tuning: Tuning) -> Plan:
     """A search that compares each row with those of its own cluster and of the nearest others."""
-    (bands, room), (reader,) = _bands([buckets], client, settings.probes), _readers([buckets])
+    (bands, room), (reader,) = _bands([buckets], client, tuning, settings.probes), _readers([buckets])
     wanted = min(buckets.rows, config.get("recall-sample"))
     numbers = np.sort(np.random.default_rng(settings.random_state % 2**64).choice(buckets.rows, wanted, replace=False))
     found = survey(reader, bands, numbers, settings.probes, folder, client)
@@ -142,7 +144,7 @@ def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Cl
         format_bytes(nbytes),
     )
     P = directions(_sample([buckets]), settings.floor)
-    tasks, pairs = _tasks(bands)
+    tasks, pairs = _tasks(bands, tuning)
     share = found.pairs / max(1, sum(pairs))
     gauge = Gauge(numbers, sketch(found.rows, P), found.near)
     return Plan([reader], bands, P, room, tasks, [round(share * each) for each in pairs], found.files, gauge)
@@ -161,11 +163,16 @@ def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.nd
 
 
 def _bands(
-    sources: Sequence[Buckets], client: Client | None, probes: int = 0, staying: Sequence[np.ndarray | None] = ()
+    sources: Sequence[Buckets],
+    client: Client | None,
+    tuning: Tuning,
+    probes: int = 0,
+    staying: Sequence[np.ndarray | None] = (),
 ) -> tuple[list[Band], int]:
     """All rows in bands, and how many rows each process may keep, with what they visit."""
     dimension = sources[0].dimension
-    most = band_rows(sum(each.rows for each in sources), dimension, config.get_bytes("bucket-bytes"))
+    rows = sum(each.rows for each in sources)
+    most = band_rows(rows, dimension, config.get_bytes("bucket-bytes"), tuning.band_rows)
     room = check_bands(most, dimension, str(sources[0].path), client, probes)
     firsts, masks = accumulate((each.rows for each in sources), initial=0), [None, *staying]
     bands = [
@@ -184,21 +191,24 @@ def _sample(sources: Sequence[Buckets]) -> np.ndarray:
     return np.concatenate([sample_vectors(each, wanted, SAMPLE_OF_CLUSTER) for each in sources])
 
 
-def tasks_of(rows: Sequence[int], own: int) -> list[Task]:
+def tasks_of(rows: Sequence[int], own: int, least: int = DEFAULT.task_pairs) -> list[Task]:
     """Tasks that compare each of the first `own` bands with itself, all before it, and all after those.
 
     `rows` are those of each band.
     """
-    return tasks_between(rows, [(i, run) for i in range(own) for run in (range(i + 1), range(own, len(rows)))])
+    beside = [(i, run) for i in range(own) for run in (range(i + 1), range(own, len(rows)))]
+    return tasks_between(rows, beside, least)
 
 
-def tasks_between(rows: Sequence[int], beside: Sequence[tuple[int, range]]) -> list[Task]:
-    """Tasks that compare bands with runs of others, `beside` them.
+def tasks_between(
+    rows: Sequence[int], beside: Sequence[tuple[int, range]], least: int = DEFAULT.task_pairs
+) -> list[Task]:
+    """Tasks that compare bands with runs of others, `beside` them; `least` pairs or more in each.
 
     They come in an order in which a process needs few bands at a time: those of one run after the other.
     """
     pairs = sum(rows[i] * rows[j] for i, run in beside for j in run)
-    most = min(max(pairs // TASKS, LEAST_PAIRS), MOST_PAIRS)
+    most = min(max(pairs // TASKS, least), MOST_PAIRS)
     wide = max(1, most // max(1, *rows) ** 2)
     tasks = [Task(i, run[j : j + wide]) for i, run in beside for j in range(0, len(run), wide)]
     return sorted(tasks, key=lambda task: (task.columns[0], task.row))

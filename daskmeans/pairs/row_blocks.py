@@ -21,13 +21,13 @@ from daskmeans.kernels.hashing import hash_rows
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.within_cluster import first_copies
 from daskmeans.runtime import gpus
+from daskmeans.tuning import DEFAULT
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import reading
 from daskmeans.vectors.matrix import to_matrix
 
-# Bands of all rows at least, and rows of a band at least: enough of them to share among many cores, each of which has
-# something to do.
-BANDS, LEAST_ROWS = 24, 4096
+# Bands of all rows at least: enough of them to share among many cores.
+BANDS = 24
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def bands_of(
     return [Band(source, first + i * most, rows[i], tuple(pieces), masks[i]) for i, pieces in enumerate(bands)]
 
 
-def band_rows(rows: int, dimension: int, nbytes: int) -> int:
-    """Rows of a band, of which no more than `nbytes` are vectors.
+def band_rows(rows: int, dimension: int, nbytes: int, least: int = DEFAULT.band_rows) -> int:
+    """Rows of a band: `least`, or more if there are many, of which no more than `nbytes` are vectors.
 
     Examples
     --------
     >>> band_rows(10_000, 384, 32 << 20), band_rows(200_000, 384, 32 << 20), band_rows(10_000_000, 384, 32 << 20)
     (4096, 8334, 21845)
     """
-    return max(1, min(max(LEAST_ROWS, -(-rows // BANDS)), nbytes // (4 * dimension)))
+    return max(1, min(max(least, -(-rows // BANDS)), nbytes // (4 * dimension)))
 
 
 class Visits(NamedTuple):

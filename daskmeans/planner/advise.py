@@ -15,7 +15,6 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans.duplicates.settings import are_few
-from daskmeans.duplicates.within import LEAST_ROWS
 from daskmeans.kernels.microkernel import COLUMNS, n_groups
 from daskmeans.kmeans.memory import assign_bytes, engine_bytes, fit_bytes, forecast_fit
 from daskmeans.pairs.memory import dedup_bytes
@@ -23,6 +22,7 @@ from daskmeans.planner.trial import FEWEST_ROWS, THRESHOLD, Costs, Trial, measur
 from daskmeans.runtime import progress, resources
 from daskmeans.runtime.client import current_client, n_processes, n_threads, threads_each
 from daskmeans.runtime.memory import partition_bytes, reading_bytes
+from daskmeans.tuning import DEFAULT
 from daskmeans.vectors.options import PER_THREAD, Reading
 
 # Numbers of clusters that may be proposed: these times powers of ten.
@@ -203,7 +203,7 @@ class Model:
         threads, pair = self._threads, self.costs.pair
         rest = self._curve(density, lambda t: max(0.0, self._variable(t, "dedup") - t.pairs * pair / threads) / t.rows)
         mates = min(self.rows, density * self._curve(density, lambda t: t.pairs / t.rows / t.density))
-        pairs = max(self.rows * mates / threads, min(largest, LEAST_ROWS) ** 2)  # that much is one thread's work
+        pairs = max(self.rows * mates / threads, min(largest, DEFAULT.task_rows) ** 2)  # that much is one thread's work
         return self._fixed("dedup") + self.rows * rest + pairs * pair
 
     def _growth(self, trial: Trial) -> float:

@@ -54,7 +54,9 @@ class Corpus:
     broken: tuple[str, ...]
 
 
-def collect(packages: Collection[str] | None = None, *, client: Client | None = None) -> Corpus:
+def collect(
+    packages: Collection[str] | None = None, *, client: Client | None = None, chunk_bytes: int = CHUNK_BYTES
+) -> Corpus:
     """Docstrings of the modules, classes and functions of the installed packages.
 
     They are read from the source, and nothing is imported. Docstrings of fewer than 40 characters and those of tests
@@ -66,6 +68,8 @@ def collect(packages: Collection[str] | None = None, *, client: Client | None = 
         Top-level names to read, such as ``{"numpy", "dask"}``. Default: all.
     client : distributed.Client, optional
         Where to read; workers must see the same files.
+    chunk_bytes : int
+        What one task reads, about.
 
     Raises
     ------
@@ -81,7 +85,7 @@ def collect(packages: Collection[str] | None = None, *, client: Client | None = 
     found = [(root, file) for root in _roots() for file in _sources(root, packages)]
     tasks = [
         dask.delayed(_read_chunk, pure=False)(chunk, dask_key_name=f"docstrings-{dask.base.tokenize(chunk)}-{number}")
-        for number, chunk in enumerate(_chunks(found))
+        for number, chunk in enumerate(_chunks(found, chunk_bytes))
     ]
     read = executor.compute(tasks, label="collect docstrings", client=client)
     table = pa.concat_tables([SCHEMA.empty_table(), *(part for part, _ in read)])
@@ -106,13 +110,13 @@ def _sources(root: Path, packages: Collection[str] | None) -> Iterator[str]:
                 yield file.as_posix()
 
 
-def _chunks(found: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
-    """`found` in consecutive parts of about equal bytes."""
+def _chunks(found: list[tuple[Path, str]], nbytes: int) -> Iterator[list[tuple[Path, str]]]:
+    """`found` in consecutive parts of about `nbytes`."""
     chunk, size = [], 0
     for root, file in found:
         chunk.append((root, file))
         size += (root / file).stat().st_size
-        if size >= CHUNK_BYTES:
+        if size >= nbytes:
             yield chunk
             chunk, size = [], 0
     if chunk:

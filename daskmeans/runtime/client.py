@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import dask.system
 import distributed
-from dask.system import CPU_COUNT
 from distributed import Client
 
 logger = logging.getLogger("daskmeans")
@@ -29,7 +29,12 @@ def allowed_threads(cores: int, limit: str) -> int:
 
 
 # As it was in the beginning: distributed sets the variable to 1 in this process when it starts workers.
-THREADS = allowed_threads(CPU_COUNT, os.environ.get("OMP_NUM_THREADS", ""))
+_allowed = os.environ.get("OMP_NUM_THREADS", "")
+
+
+def cores() -> int:
+    """Cores that this process may take: those of its affinity and cgroup, or ``OMP_NUM_THREADS`` where that is less."""
+    return allowed_threads(dask.system.CPU_COUNT, _allowed)
 
 
 def current_client(client: Client | None = None) -> Client | None:
@@ -48,21 +53,19 @@ def current_client(client: Client | None = None) -> Client | None:
 
 
 def n_threads(client: Client | None = None) -> int:
-    """Threads that run tasks at the same time: those of all workers, or what this process may take.
-
-    That is the number of cores its affinity and cgroup allow, or ``OMP_NUM_THREADS`` where that is less.
+    """Threads that run tasks at the same time: those of all workers, or the cores of this process.
 
     Examples
     --------
-    >>> 1 <= n_threads() <= CPU_COUNT
+    >>> 1 <= n_threads() <= dask.system.CPU_COUNT
     True
     """
-    return THREADS if client is None else max(1, sum(client.nthreads().values()))
+    return cores() if client is None else max(1, sum(client.nthreads().values()))
 
 
 def threads_each(client: Client | None = None) -> int:
     """Threads that run tasks in one process, at most."""
-    return THREADS if client is None else max(client.nthreads().values(), default=1)
+    return cores() if client is None else max(client.nthreads().values(), default=1)
 
 
 def n_processes(client: Client | None = None) -> int:

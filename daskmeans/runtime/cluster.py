@@ -23,7 +23,7 @@ from daskmeans import config
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 from daskmeans.options import Need, check, flag_of, option, options
 from daskmeans.runtime import gpus
-from daskmeans.runtime.client import n_threads
+from daskmeans.runtime.client import cores
 from daskmeans.runtime.dashboard import PAGE, add_page
 
 # What workers import as they start, so that no step waits for it: the package imports nothing before it is asked for.
@@ -214,7 +214,7 @@ def _check_device(device: str, client: Client) -> None:
 
 def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     threads = settings.threads_per_worker or 1
-    workers = settings.n_workers or max(1, n_threads() // threads)
+    workers = settings.n_workers or max(1, cores() // threads)
     with _starting(workers, threads) as loop:
         return LocalCluster(
             loop=loop,
@@ -242,7 +242,7 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
     from dask_cuda import LocalCUDACluster
 
     workers = settings.n_workers or gpus.count()
-    threads = settings.threads_per_worker or max(1, n_threads() // workers)
+    threads = settings.threads_per_worker or max(1, cores() // workers)
     with _starting(workers, threads) as loop:
         return LocalCUDACluster(
             loop=loop,
@@ -259,7 +259,7 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
 @contextlib.contextmanager
 def _starting(workers: int, threads: int) -> Iterator[Any]:
     """The loop of a cluster that starts, on which kernel threads times worker threads is the number of cores."""
-    kernel_threads = max(1, n_threads() // (workers * threads))
+    kernel_threads = max(1, cores() // (workers * threads))
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     try:
         with deaf_loop() as loop, _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():

@@ -21,24 +21,27 @@ from daskmeans.kernels.backend import CPU, Backend, Gpu
 from daskmeans.kernels.gpu.device import Cuda, Device
 from daskmeans.runtime.client import each_worker, logger, n_processes, n_threads
 
-# Where the driver lists them; to ask it, libraries would have to be loaded.
-DRIVER = Path("/proc/driver/nvidia/gpus")
 # What the extra `gpu` brings, as it is imported.
 PACKAGES = ("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask")
 
 microkernel.ask(functools.partial(config.get, "kernels"))
 
 
+def listed() -> list[Path]:
+    """Directories in which the driver describes the GPUs; to ask it, libraries would have to be loaded."""
+    return sorted(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
 def models() -> list[str]:
     """What the GPUs are called."""
-    return [_model(file) for file in sorted(DRIVER.glob("*/information"))]
+    return [_model(file) for place in listed() if (file := place / "information").exists()]
 
 
 def count() -> int:
     """GPUs that CUDA_VISIBLE_DEVICES does not hide."""
-    listed, chosen = [*DRIVER.glob("*")], os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not listed or chosen is None:
-        return len(listed)
+    there, chosen = len(listed()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not there or chosen is None:
+        return there
     return len([name for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
 
 

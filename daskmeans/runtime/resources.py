@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
+import dask.system
 import distributed
 import psutil
 from distributed import Client

@@ -27,6 +27,7 @@ from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import Input, listed, open_path, refuse_overlap
 
 # Bytes that a decision takes on disk, about.
@@ -145,8 +146,9 @@ def dedup_step(
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     client: Client | None = None,
+    tuning: Tuning = DEFAULT,
 ) -> DedupResult:
-    """As :func:`dedup`, with the options in one."""
+    """As :func:`dedup`, with the options in one, and work in the sizes of `tuning`."""
     settings = deciding.settings()
     buckets = open_buckets(open_path(clusters, storage_options))
     if not buckets.rows:
@@ -170,7 +172,7 @@ def dedup_step(
     inputs = dedup_inputs(buckets, [each.described() for each in held_against])
     held = manifest.status(manifest.peek(target), "dedup", asdict(settings), inputs)
     if not (append and held.state is manifest.State.DONE):
-        _decide(buckets, held_against, settings, target, inputs, overwrite, client, noted=out is not None)
+        _decide(buckets, held_against, settings, target, inputs, overwrite, client, tuning, noted=out is not None)
     if append:
         extend(others[0], buckets, target, client)
     return DedupResult(target, buckets.path)
@@ -184,6 +186,7 @@ def _decide(
     inputs: dict[str, Any],
     overwrite: bool,
     client: Client | None,
+    tuning: Tuning,
     *,
     noted: bool,
 ) -> None:
@@ -207,10 +210,10 @@ def _decide(
             if stored is None:
                 manifest.remove(target / PAIRS)
                 staying = [each.staying(client) for each in against]
-                stored = find_edges([buckets, *others], settings, target / PAIRS, inputs, client, staying)
+                stored = find_edges([buckets, *others], settings, target / PAIRS, inputs, client, staying, tuning)
             made = decide_stored(buckets, others, settings, stored, target, start, client)
         else:
-            made = search_inside(buckets, settings, target, start, client)
+            made = search_inside(buckets, settings, target, start, client, tuning)
         conclude(step, buckets, *made, noted=noted)
 
 

@@ -29,6 +29,7 @@ from daskmeans.runtime.client import current_client, task_key
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import directories, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.options import DEFAULTS, Reading
@@ -100,6 +101,20 @@ def leak(
     >>> leak(f"{folder}/train.jsonl", f"{folder}/test.jsonl", f"{folder}/out", 0.9, overwrite=True)["leaked"]
     1
     """
+    return find_leaks(train, test, out, threshold, reading, overwrite, client)
+
+
+def find_leaks(
+    train: Any,
+    test: Any,
+    out: str | UPath,
+    threshold: float,
+    reading: Reading,
+    overwrite: bool = False,
+    client: Client | None = None,
+    tuning: Tuning = DEFAULT,
+) -> StepResult:
+    """As :func:`leak`, with work in the sizes of `tuning`."""
     least = rounded(share("--threshold", threshold))
     if least < LEAST_FLOOR:
         raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
@@ -120,7 +135,7 @@ def leak(
     inputs = {"test": sources[0].identity(), "train": sources[1].identity()}
     with open_step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
         sources = [each.rejecting_to(target / PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
-        found, rows = _search(sources, np.float32(least), client)
+        found, rows = _search(sources, np.float32(least), client, tuning)
         found = _described(found, opened, client)
         signature.write_table(found, target / FILE, "leak")
         exact = int(found["exact"].to_numpy().sum())
@@ -134,7 +149,9 @@ def leak(
     return StepResult(target, facts)
 
 
-def _search(sources: list[Source], threshold: np.float32, client: Client | None) -> tuple[pa.Table, list[int]]:
+def _search(
+    sources: list[Source], threshold: np.float32, client: Client | None, tuning: Tuning
+) -> tuple[pa.Table, list[int]]:
     """The rows of the first of `sources` with a twin in the second, in their order, and the rows of both.
 
     ``row`` and ``twin`` tell where the two are: all rows of the partitions before, and the good ones of its own before.
@@ -152,9 +169,10 @@ def _search(sources: list[Source], threshold: np.float32, client: Client | None)
     shelf = delayed(partial(Shelf, readers, bands, P, room), pure=False)(dask_key_name=task_key("leak-shelf"))
     task = delayed(_compare, pure=False)
     beside = [(i, range(own, len(bands))) for i in range(own)]
+    work = tasks_between([band.rows for band in bands], beside, tuning.task_pairs)
     tasks = [
-        task(shelf, work, threshold, dask_key_name=task_key(f"leak-compare-{number:07d}"))
-        for number, work in enumerate(tasks_between([band.rows for band in bands], beside))
+        task(shelf, each, threshold, dask_key_name=task_key(f"leak-compare-{number:07d}"))
+        for number, each in enumerate(work)
     ]
     tables, counts = zip(*executor.compute(tasks, "compare", client), strict=True)
     rows = {band: count for counted in counts for band, count in counted.items()}

@@ -30,8 +30,8 @@ _tokens: set[str] = set()
 class Lock:
     """The right to write an output, as long as nobody has taken it for dead."""
 
-    def __init__(self, directory: UPath) -> None:
-        self._file = directory / NAME
+    def __init__(self, directory: UPath, every: float = BEAT) -> None:
+        self._file, self._every = directory / NAME, every
         self._ended = threading.Event()
         self.token = uuid4().hex
         self._owner = {"token": self.token, "pid": os.getpid(), "started": _started(os.getpid()), **_here()}
@@ -87,7 +87,7 @@ class Lock:
         aside.unlink()
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(self._every):
             with objectstore.tolerated():  # if nothing can be written, the step will say so
                 if self.held:
                     objectstore.replace(self._file, self._told(), self.token)
@@ -108,17 +108,18 @@ def _just_begun(file: UPath) -> OutputError:
 
 
 @contextlib.contextmanager
-def hold(directory: UPath) -> Iterator[Lock]:
+def hold(directory: UPath, every: float = BEAT) -> Iterator[Lock]:
     """Keep other runs from writing the output `directory`, which exists, in the ``with`` block.
 
-    A run that was killed is recognised: at once on its machine, elsewhere when it has not been seen for some minutes.
+    It gives a sign of life every so many seconds. A run that was killed is recognised: at once on its machine,
+    elsewhere when it has not been seen for some minutes.
 
     Raises
     ------
     OutputError
         Another run is writing it.
     """
-    lock = Lock(directory)
+    lock = Lock(directory, every)
     _tokens.add(lock.token)
     try:
         lock._take()

@@ -30,7 +30,7 @@ ROWS_PER_RANGE = 8 * 2**20
 EXAMPLES = 3
 
 
-def find_duplicate_ids(source: Source, client: Client | None = None) -> pa.Table:
+def find_duplicate_ids(source: Source, client: Client | None = None, rows_per_range: int = ROWS_PER_RANGE) -> pa.Table:
     """All later occurrences of ids that an earlier row of the input has; null ids are no ids.
 
     Returns
@@ -48,7 +48,7 @@ def find_duplicate_ids(source: Source, client: Client | None = None) -> pa.Table
     >>> find_duplicate_ids(open_source("memory://doctest-ids")).to_pylist()
     [{'partition': 0, 'row': 2, 'id': 'a', 'first_partition': 0, 'first_row': 0}]
     """
-    suspects = np.empty(0, np.int64) if source.format == "npy" else _suspects(source, client)
+    suspects = np.empty(0, np.int64) if source.format == "npy" else _suspects(source, client, rows_per_range)
     starts = np.cumsum([0, *(partition.rows for partition in source.partitions)])
     ids = _ids_of(source, suspects, starts, client)
     first, later = _repeated(ids)
@@ -112,9 +112,9 @@ def _error(source: Source, found: pa.Table) -> DataError:
     )
 
 
-def _suspects(source: Source, client: Client | None) -> np.ndarray:
+def _suspects(source: Source, client: Client | None, rows_per_range: int) -> np.ndarray:
     """Numbers of all rows whose id hashes like that of another row, ascending. int64."""
-    ranges = -(-source.rows // ROWS_PER_RANGE)
+    ranges = -(-source.rows // rows_per_range)
     run = uuid.uuid4().hex[:8]
     hashed: list[Any] = []
     start = 0

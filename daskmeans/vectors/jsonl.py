@@ -27,28 +27,28 @@ NULL = re.compile(rb"\s*null")
 Read = Callable[[int], bytes]
 
 
-def survey(path: UPath, rows: int | None) -> Survey:
+def survey(path: UPath, rows: int | None, head_bytes: int = HEAD_BYTES, block_bytes: int = BLOCK_BYTES) -> Survey:
     """Schema of `path` from its first lines, and units of `rows` lines; without `rows`, only the first lines are read.
 
     A compressed file is one unit.
     """
     with reading(path), opened(path) as read:
-        head = next((block for block in blocks(read, HEAD_BYTES) if len(line_starts(block))), b"")
+        head = next((block for block in blocks(read, head_bytes) if len(line_starts(block))), b"")
         if not head:
             return Survey(pa.schema([]), ())
         schema = _infer(head, path)
         if rows is None:
             return Survey(schema, (Unit(len(line_starts(head)), 0, len(head), divisible=False),), complete=False)
     with reading(path), opened(path) as read:
-        units = _units(blocks(read, BLOCK_BYTES), 2**62 if codec(path) else rows)
+        units = _units(blocks(read, block_bytes), 2**62 if codec(path) else rows)
     return Survey(schema, tuple(units), complete=False)
 
 
-def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
+def tables(piece: Slice, schema: pa.Schema, block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]:
     """Rows of `piece` in order, with the columns of `schema` in its types."""
     row, end = piece.first, piece.first + piece.rows
     with reading(piece.path), opened(piece.path, piece.start, piece.end) as read:
-        for block in blocks(read, BLOCK_BYTES):
+        for block in blocks(read, block_bytes):
             table = parse_or_refuse(block, schema, piece.path, row)
             row += len(table)
             if len(table):

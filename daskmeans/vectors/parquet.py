@@ -33,7 +33,7 @@ def _values(group: pq.RowGroupMetaData) -> int:
     return max(group.column(i).num_values for i in range(group.num_columns))
 
 
-def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
+def tables(piece: Slice, schema: pa.Schema, batch_bytes: int = BATCH_BYTES) -> Iterator[pa.Table]:
     """Rows of `piece` in order, with the columns of `schema` in the types that the file has."""
     path, columns = piece.path, schema.names
     with reading(path):
@@ -47,7 +47,7 @@ def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
         # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
         stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
         with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **CHECKED, **stream) as file:
-            size = min(_batch_rows(metadata), skipped + piece.rows)
+            size = min(_batch_rows(metadata, batch_bytes), skipped + piece.rows)
             batches = file.iter_batches(size, numbers, columns=columns, use_threads=False)
             yield from map(_viewless, _cut(batches, skipped, piece.rows))
 
@@ -107,7 +107,7 @@ def _groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[int, in
     return touched, skipped
 
 
-def _batch_rows(metadata: pq.FileMetaData) -> int:
-    """Rows of a batch of about BATCH_BYTES, by the size that the footer gives for all columns together."""
+def _batch_rows(metadata: pq.FileMetaData, nbytes: int) -> int:
+    """Rows of a batch of about `nbytes`, by the size that the footer gives for all columns together."""
     size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    return max(1, BATCH_BYTES * metadata.num_rows // max(1, size))
+    return max(1, nbytes * metadata.num_rows // max(1, size))

@@ -18,9 +18,8 @@ import numpy as np
 from daskmeans.kernels.all_pairs import Pairs
 from daskmeans.kernels.gpu import scores as loops
 from daskmeans.kernels.gpu.device import Device
+from daskmeans.tuning import DEFAULT, Tuning
 
-# Scores that are there at a time, and coordinates of float64: 1 GiB each.
-SCORES, COORDINATES = 1 << 28, 1 << 27
 # Tensor cores want rows of float16 at multiples of 16 bytes.
 ALIGNED = 8
 # Sums of all numbers that a row's norm is made of, in whatever order: rounded up.
@@ -68,9 +67,9 @@ def accumulation_bound(n_features: int) -> float:
     return nu / (1.0 - nu)
 
 
-def tile_rows(n_columns: int, n_features: int) -> int:
+def tile_rows(n_columns: int, n_features: int, tuning: Tuning = DEFAULT) -> int:
     """Rows that are compared with `n_columns` others at once."""
-    return max(1, min(SCORES // n_columns, COORDINATES // n_features))
+    return max(1, min(tuning.scores // n_columns, tuning.coordinates // n_features))
 
 
 def encode(device: Device, X: Any, center: Any) -> Rows:
@@ -130,7 +129,7 @@ def parts(n: int, size: int) -> Iterator[slice]:
 def squared_distances(device: Device, X: Any, Y: Any, rows: Any, columns: Any) -> Any:
     """Squared distances of some rows of `X` to some of `Y`, pair by pair; the bits of ``squared_distance64``."""
     out = device.xp.empty(len(rows), np.float64)
-    for part in parts(len(rows), COORDINATES // X.shape[1]):
+    for part in parts(len(rows), device.tuning.coordinates // X.shape[1]):
         apart = X[rows[part]].astype(np.float64) - Y[columns[part]]
         out[part] = in_order(device.xp, apart * apart)
     return out
@@ -176,7 +175,7 @@ def closest(device: Device, rows: Rows, to: Centroids) -> Any:
     device.each(loops.pick, n, scores, halves, -_below(xp, -2.0 * slack), labels, tops, alone)
     unsure = xp.flatnonzero(~alone)
     least = _below(xp, tops - 2.0 * slack)
-    for part in parts(len(unsure), SCORES // (16 * len(halves))):
+    for part in parts(len(unsure), device.tuning.scores // (16 * len(halves))):
         some = unsure[part]
         labels[some] = _settle(device, rows, to, some, scores[:, some] - halves[:, None] >= least[some])
     return labels
@@ -201,7 +200,8 @@ def nearest(
     labels, distances = np.empty(len(X), np.int32), np.empty(len(X) if squares else 0)
     with device.turn():
         to = centroids_on(device, centroids, centroids.mean(axis=0, dtype=np.float64))
-        for part, there in device.tiles(X, tile_rows(*centroids.shape)):
+        k, d = centroids.shape
+        for part, there in device.tiles(X, tile_rows(k, d, device.tuning)):
             found = closest(device, encode(device, there, to.center), to)
             labels[part] = device.host(found)
             if squares:
@@ -229,7 +229,7 @@ class Sums:
         """As ``update.move_rows``: how many rows have changed their label; before, -1 stands for none."""
         xp = self._device.xp
         changed = xp.flatnonzero(before != labels)
-        for part in parts(len(changed), COORDINATES // X.shape[1]):
+        for part in parts(len(changed), self._device.tuning.coordinates // X.shape[1]):
             mine = changed[part]
             values = xp.rint(X[mine].astype(np.float64) * self._scale).astype(np.int64)
             self._add(labels[mine], values, 1)
@@ -258,7 +258,8 @@ def rows_on(device: Device, X: np.ndarray) -> Rows:
 
 def find_pairs(device: Device, one: Rows, other: Rows, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
     """As :func:`daskmeans.kernels.all_pairs.find_pairs`, of all rows of `one` and `other`."""
-    for part in parts(len(one.X), SCORES // max(1, len(other.X))) if len(other.X) else ():
+    most = device.tuning.scores // max(1, len(other.X))
+    for part in parts(len(one.X), most) if len(other.X) else ():
         with device.turn():
             found = list(_pairs_of(device, one, other, part, floor, same))
         yield from found
@@ -280,7 +281,7 @@ def _pairs_of(device: Device, one: Rows, other: Rows, part: slice, floor: np.flo
     total = int(starts[-1])
     i, j = xp.empty(total, np.int64), xp.empty(total, np.int64)
     device.each(loops.enlist, m, scores, least, ends, starts, i, j)
-    for some in parts(total, COORDINATES // one.X.shape[1]):
+    for some in parts(total, device.tuning.coordinates // one.X.shape[1]):
         yield _scored(device, one, other, i[some] + part.start, j[some], floor)
 
 

@@ -19,6 +19,7 @@ import psutil
 
 from daskmeans.errors import RunError
 from daskmeans.kernels.jit import kernel
+from daskmeans.tuning import DEFAULT, Tuning
 
 _compiled = functools.cache(kernel)
 
@@ -57,10 +58,13 @@ class Device:
     ----------
     xp : module
         numpy or cupy.
+    tuning : Tuning
+        How much is compared at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning = DEFAULT) -> None:
         self.xp: Any = np
+        self.tuning = tuning
         self._lock = threading.RLock()
         self._copies: weakref.WeakSet[Copy] = weakref.WeakSet()
 
@@ -120,10 +124,10 @@ class Device:
 class Cuda(Device):
     """The current CUDA device of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning = DEFAULT) -> None:
         import cupy
 
-        super().__init__()
+        super().__init__(tuning)
         self.xp = cupy
 
     def product(self, left: Any, right: Any) -> Any:

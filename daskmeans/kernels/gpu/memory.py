@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from daskmeans.kernels.gpu import dense
+from daskmeans.tuning import DEFAULT, Tuning
 
 # Of a device's memory: what CUDA contexts and the gaps between allocations leave.
 DEVICE = 0.8
@@ -26,7 +27,7 @@ def spare_bytes(memory: int, share: float, need: int) -> int:
     return max(0, int(min(share * memory, DEVICE * memory - need)))
 
 
-def nearest_bytes(rows: int, n_clusters: int, n_features: int) -> int:
+def nearest_bytes(rows: int, n_clusters: int, n_features: int, tuning: Tuning = DEFAULT) -> int:
     """What it takes to find the nearest of `n_clusters` centroids of each of `rows` rows, and to sum the rows.
 
     The rows are taken a tile at a time; more than this is needed where very many of them lie equally near to many
@@ -37,12 +38,12 @@ def nearest_bytes(rows: int, n_clusters: int, n_features: int) -> int:
     >>> nearest_bytes(1_000_000, 4096, 768) >> 20, nearest_bytes(5_000, 4096, 768) >> 20
     (5346, 1532)
     """
-    tile = min(rows, dense.tile_rows(n_clusters, n_features))
+    tile = min(rows, dense.tile_rows(n_clusters, n_features, tuning))
     scores = tile * n_clusters
-    return ROWS * (n_clusters + tile) * (n_features + OTHERS) + 4 * scores + CLOSE * min(scores, dense.SCORES // 16)
+    return ROWS * (n_clusters + tile) * (n_features + OTHERS) + 4 * scores + CLOSE * min(scores, tuning.scores // 16)
 
 
-def pairs_bytes(rows: int, n_features: int) -> int:
+def pairs_bytes(rows: int, n_features: int, tuning: Tuning = DEFAULT) -> int:
     """What it takes to compare two bands of `rows` rows; more where very many pairs reach the floor.
 
     Examples
@@ -50,6 +51,6 @@ def pairs_bytes(rows: int, n_features: int) -> int:
     >>> pairs_bytes(20_000, 768) >> 20
     6067
     """
-    scores = min(rows * rows, dense.SCORES)
-    pairs = min(rows * rows * n_features, dense.COORDINATES)
+    scores = min(rows * rows, tuning.scores)
+    pairs = min(rows * rows * n_features, tuning.coordinates)
     return ROWS * rows * (n_features + OTHERS) + 4 * scores + PAIRS * pairs

@@ -20,7 +20,7 @@ LARGE = 1e30
 def squared_norms(device: Device, X: Any) -> Any:
     """As ``products.squared_norms64``; float64, shape (n,)."""
     out = device.xp.empty(len(X), np.float64)
-    for part in dense.parts(len(X), dense.COORDINATES // max(1, X.shape[1])):
+    for part in dense.parts(len(X), device.tuning.coordinates // max(1, X.shape[1])):
         wide = X[part].astype(np.float64)
         out[part] = dense.in_order(device.xp, wide * wide)
     return out
@@ -43,7 +43,7 @@ def unit_rows(device: Device, X: Any, squares: Any) -> Any:
         return X
     norms = xp.where(same, 1.0, xp.sqrt(squares))
     out = xp.empty_like(X)
-    for part in dense.parts(len(X), dense.COORDINATES // X.shape[1]):
+    for part in dense.parts(len(X), device.tuning.coordinates // X.shape[1]):
         out[part] = X[part].astype(np.float64) / norms[part, None]
     return out
 
@@ -53,7 +53,7 @@ def cosine_distances(device: Device, X: Any, centroids: Any, labels: Any) -> Any
     xp = device.xp
     out = xp.empty(len(X), np.float64)
     norms = xp.sqrt(squared_norms(device, centroids))
-    for part in dense.parts(len(X), dense.COORDINATES // X.shape[1]):
+    for part in dense.parts(len(X), device.tuning.coordinates // X.shape[1]):
         rows, mine = X[part].astype(np.float64), labels[part]
         scale = xp.sqrt(dense.in_order(xp, rows * rows)) * norms[mine]
         products = dense.in_order(xp, rows * centroids[mine])

@@ -43,7 +43,7 @@ class Checkpoints:
     max_iter : int
         Updates on all rows that a run makes at most.
     every : float
-        Seconds between two checkpoints. The first update of each run and the last are always kept.
+        Seconds between two checkpoints, or 0 to keep every update. The first of each run and the last are always kept.
 
     Examples
     --------
@@ -84,7 +84,7 @@ class Checkpoints:
             return
         self._write(run, fit)
         now = time.monotonic()
-        self._run, self._due = run, now + max(self._every, SHARE * (now - start))
+        self._run, self._due = run, now + (max(self._every, SHARE * (now - start)) if self._every else 0.0)
 
     def _write(self, run: int, fit: Fit) -> None:
         numbers = [int(name.rpartition("-")[2]) for name in self._names(run)]

@@ -28,11 +28,11 @@ from daskmeans.kmeans.engine.state import CANCELLED, Checkpoints, Fit, Forgetful
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import log_event
+from daskmeans.tuning import DEFAULT, Tuning
 
-# The first sample holds this many rows for each cluster, and this many in any case (few clusters end in worse optima
-# after smaller ones), each further one GROWTH times as many, while that is less than 1 / GROWTH of all rows: a sample
-# nearly as large as the whole would cost more updates than it saves.
-FIRST_SAMPLE, LEAST_SAMPLE, GROWTH = 32, 1 << 15, 3
+# The first sample holds this many rows for each cluster, each further one GROWTH times as many, while that is less than
+# 1 / GROWTH of all rows: a sample nearly as large as the whole would cost more updates than it saves.
+FIRST_SAMPLE, GROWTH = 32, 3
 # Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
 # would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
 SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.3
@@ -45,8 +45,8 @@ NEAR_UPDATES = 3
 MIDDLE_ROWS = 1024
 
 
-def sample_sizes(n_rows: int, n_clusters: int) -> list[int]:
-    """Rows of the samples that a fit grows through; empty where all rows are few enough to begin with.
+def sample_sizes(n_rows: int, n_clusters: int, least: int = DEFAULT.least_sample) -> list[int]:
+    """Rows of the samples that a fit grows through, `least` in the first; none where all rows are few enough.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def sample_sizes(n_rows: int, n_clusters: int) -> list[int]:
     []
     """
     sizes = []
-    size = max(FIRST_SAMPLE * n_clusters, LEAST_SAMPLE)
+    size = max(FIRST_SAMPLE * n_clusters, least)
     while GROWTH * size < n_rows:
         sizes.append(size)
         size *= GROWTH
@@ -73,6 +73,7 @@ def fit_blocks(
     grow: bool,
     run: int = 0,
     checkpoints: Checkpoints | None = None,
+    tuning: Tuning = DEFAULT,
 ) -> tuple[Fit, Callable[[], np.ndarray]]:
     """Improve centroids until they stay where they are.
 
@@ -93,6 +94,7 @@ def fit_blocks(
     run : int, default 0
         Which of several runs this is.
     checkpoints : Checkpoints
+    tuning : Tuning
 
     Raises
     ------
@@ -111,7 +113,7 @@ def fit_blocks(
         raise DataError(
             f"the rows have {blocks.dimension} dimensions", expected=f"{fit.centroids.shape[1]}, as the centroids"
         )
-    sizes = sample_sizes(blocks.n_rows, len(fit.centroids)) if grow and max_iter else []
+    sizes = sample_sizes(blocks.n_rows, len(fit.centroids), tuning.least_sample) if grow and max_iter else []
     fit.phases = len(sizes) + 1
     with progress.line("k-means", None) as line:
 
@@ -122,13 +124,15 @@ def fit_blocks(
             checkpoints.save(run, fit)
 
         span = _measure(blocks, seed)
+        # A device compares with all as fast.
+        near = n_near(len(fit.centroids), tuning.near_groups) if grow and not blocks.on_gpus else 0
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
             sample = blocks.subset(size, seed)
             stop = Stop(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
-            _Series(sample, fit, span, relax=True).improve(stop, report)
+            _Series(sample, fit, span, relax=True, near=near).improve(stop, report)
             sample.release()
-        series = _Series(blocks, fit, span, relax=grow)
+        series = _Series(blocks, fit, span, relax=grow, near=near)
         if math.isinf(fit.inertia):
             series.improve(Stop(max_iter, tol), report)
             fit.inertia = series.inertia()
@@ -159,12 +163,11 @@ def _measure(blocks: Blocks, seed: int) -> _Span:
 class _Series:
     """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
 
-    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool) -> None:
-        self.blocks, self.fit, self.relax = blocks, fit, relax
+    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool, near: int) -> None:
+        self.blocks, self.fit, self.relax, self.near = blocks, fit, relax, near
         k = len(fit.centroids)
         order = neighbours(fit.origin, COLUMNS)
         middles = group_middles(fit.origin, order, COLUMNS)
-        self.near = n_near(k) if relax and not blocks.on_gpus else 0  # a device compares with all as fast
         self.now = Pass(
             fit=uuid4().hex,
             number=-1,

@@ -182,7 +182,7 @@ def _warn(crowd: Crowd) -> None:
         f"cluster {crowd.cluster} keeps {crowd.size:,} rows, more than max_cluster_size={crowd.limit:,}: "
         f"{most:,} of them are copies of one row, which no centroids can part",
         ClusterSizeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

@@ -29,10 +29,8 @@ from daskmeans.kmeans.rows.inputs import as_matrix, fused, is_lazy, joined, part
 from daskmeans.runtime import executor, gpus, resources
 from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_each
 from daskmeans.runtime.memory import reading_bytes
+from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.frames import is_cudf
-
-# Blocks for each thread, at least, that small chunks of an array are joined to.
-BLOCKS_EACH = 8
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ def load(
     n_clusters: int = 1,
     on_gpus: bool = False,
     stay: bool = False,
+    tuning: Tuning = DEFAULT,
 ) -> Blocks:
     """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
 
@@ -87,7 +86,7 @@ def load(
     X = X if lazy else as_matrix(X, column)
     client = current_client(client)
     if isinstance(X, da.Array):
-        (X,) = dask.optimize(joined(X, BLOCKS_EACH * n_threads(client)))
+        (X,) = dask.optimize(joined(X, tuning.blocks_each * n_threads(client)))
     parts = partitions(X, column)
     firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
     if counted:
@@ -95,12 +94,13 @@ def load(
     elif sample_fraction < 1.0:
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=task_key("count")) for part in parts]
         firsts = _starts(executor.compute(sizes, "count rows", client))
-    kept = max(0, resources.memory_to_keep(client) - reading_bytes(client))
+    memory = resources.memory_to_keep(client) if tuning.memory is None else tuning.memory
+    kept = max(0, memory - reading_bytes(client))
     quota = Quota(uuid4().hex, kept, n_clusters, threads_each(client), on_gpus)
     given = not lazy and client is None
     if counted and (normalize or not given):
         rows, dimension = X.shape
-        check_fit(rows, dimension, n_clusters, sample_fraction, client)
+        check_fit(rows, dimension, n_clusters, sample_fraction, client, memory)
     stay = stay and on_gpus and isinstance(X, (dd.DataFrame, dd.Series)) and is_cudf(X._meta)
     taking = Taking(normalize, sample_fraction, seed, quota, given, stay)
     places = ["" if counted else f"partition {i}" for i in range(len(parts))]
