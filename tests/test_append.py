@@ -330,9 +330,11 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import dask
-from daskmeans import dedup, manifest
-from daskmeans.duplicates import append, decisions
-from daskmeans.vectors import writer
+from daskmeans import dedup
+from daskmeans.buckets import writer
+from daskmeans.duplicates import decisions
+from daskmeans.steps import append
+from daskmeans.storage import manifest
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

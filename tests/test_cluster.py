@@ -9,7 +9,9 @@ import distributed
 import pytest
 
 from daskmeans import errors
+from daskmeans.runtime import client as client_module
 from daskmeans.runtime import gpus
+from daskmeans.runtime.client import cores
 from daskmeans.runtime.cluster import ClusterSettings, cluster
 from helpers import blas_threads, square
 

@@ -338,7 +338,7 @@ def test_it_is_told_where_only_some_workers_have_a_gpu(device, caplog):
 
 SIMULATED = """
 import numpy as np
-from daskmeans.kernels import cuda, scores as loops
+from daskmeans.kernels.gpu import cuda, scores as loops
 rng = np.random.default_rng(0)
 for rows, columns in ((5, 300), (1, 1), (40, 7)):
     S = rng.integers(0, 9, (rows, columns)).astype(np.float32)

@@ -19,8 +19,8 @@ from daskmeans.storage.step import open_step
 PROGRAM = """
 import sys, time
 from upath import UPath
-from daskmeans import manifest
-with manifest.step(UPath(sys.argv[1]), "fit", {}, {}) as step:
+from daskmeans.storage.step import open_step
+with open_step(UPath(sys.argv[1]), "fit", {}, {}) as step:
     (step.path / "half.txt").write_text("half")
     time.sleep(60)
 """

@@ -131,8 +131,8 @@ def test_an_output_in_another_format_says_which_and_is_replaced(out, format):
 def test_a_killed_step_is_recognised_and_done_again(tmp_path):
     out = tmp_path / "out"
     script = (
-        "import time; from upath import UPath; from daskmeans import lock, manifest\n"
-        f"with manifest.step(UPath({str(out)!r}), 'fit', {{}}, {{}}) as step:\n"
+        "import time; from upath import UPath; from daskmeans.storage.step import open_step\n"
+        f"with open_step(UPath({str(out)!r}), 'fit', {{}}, {{}}) as step:\n"
         "    (step.path / 'half.txt').write_text('half'); time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script])

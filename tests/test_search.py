@@ -209,18 +209,15 @@ MACHINES = {
 
 PROGRAM = """
 import sys, numpy as np
-from daskmeans.kernels import tile
+from daskmeans.kernels import microkernel
 if sys.argv[1]:
-    tile.features = lambda: frozenset(sys.argv[1].split(","))
+    microkernel.features = lambda: frozenset(sys.argv[1].split(","))
 from daskmeans import KMeans
-from daskmeans.kernels import groups
-from daskmeans.kmeans import native
-groups.NEAR = 1
-native.LEAST_SAMPLE = 0
+from daskmeans.tuning import Tuning
 X = np.random.default_rng(0).normal(size=(16000, 40)).astype(np.float32)
-km = KMeans(150, max_iter=5).fit(X)
+km = KMeans(150, max_iter=5)._fit(X, tuning=Tuning(least_sample=0, near_groups=1))
 history = [inertia.hex() for inertia in km.inertia_history_]
-print(tile.capability(), km.inertia_.hex(), history, km.labels_.sum(), km.cluster_centers_.tobytes().hex(), sep="|")
+print(microkernel.capability(), km.inertia_.hex(), history, km.labels_.sum(), km.cluster_centers_.tobytes().hex(), sep="|")
 """
 
 

@@ -66,7 +66,7 @@ def test_a_kernel_is_compiled_again_when_one_that_it_calls_has_changed(tmp_path)
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
 
     assert [norm(), norm()] == ["[9.]\n"] * 2
-    lanes = tmp_path / "daskmeans" / "kernels" / "lanes.py"
+    lanes = tmp_path / "daskmeans" / "kernels" / "simd.py"
     lanes.write_text(lanes.read_text().replace("return _products(x, y)", "return 1.0 + _products(x, y)"))
     assert norm() == "[10.]\n"
 
@@ -83,12 +83,13 @@ class Compiled(event.Listener):
 event.register("numba:compile", Compiled())
 time.perf_counter = lambda: Compiled.count  # a clock that goes on only while kernels are compiled
 from upath import UPath
-from daskmeans.duplicates import plan
+from daskmeans.pairs import plan
 from daskmeans.kernels.all_pairs import directions
 from daskmeans.buckets.buckets import open_buckets
+from daskmeans.tuning import DEFAULT
 
 buckets = open_buckets(UPath(sys.argv[1]))
-(band, *_), _ = plan._bands([buckets], None)
+(band, *_), _ = plan._bands([buckets], None, DEFAULT)
 sample = plan._sample([buckets])
 print(plan._pace(plan._readers([buckets])[0], band, directions(sample, 0.9), 0.9, sample))
 print(Compiled.count > 0)
