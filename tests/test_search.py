@@ -217,7 +217,8 @@ from daskmeans.tuning import Tuning
 X = np.random.default_rng(0).normal(size=(16000, 40)).astype(np.float32)
 km = KMeans(150, max_iter=5)._fit(X, tuning=Tuning(least_sample=0, near_groups=1))
 history = [inertia.hex() for inertia in km.inertia_history_]
-print(microkernel.capability(), km.inertia_.hex(), history, km.labels_.sum(), km.cluster_centers_.tobytes().hex(), sep="|")
+print(microkernel.capability(), km.inertia_.hex(), history, km.labels_.sum(), sep="|", end="|")
+print(km.cluster_centers_.tobytes().hex())
 """
 
 
