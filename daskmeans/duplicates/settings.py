@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from daskmeans import config
 from daskmeans.duplicates.ranking import parse_keep
 from daskmeans.errors import UsageError
 from daskmeans.options import Range, check, option
+from daskmeans.pairs.settings import LEAST_FLOOR, PairSettings, are_few, check_floor
 
-# Below this nearly everything is similar to something.
-LEAST_FLOOR = 0.5
 # With more, what rows visit takes more memory than the rows.
 MOST_PROBES = 100
 # Seeds are less, whatever their sign: they are hashed and stored as int64.
@@ -37,21 +35,12 @@ SEED = Range(lambda value: _is_integer(value) and -SEEDS < value < SEEDS, "an in
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PairSettings):
     """What follows from the options of `dedup`, and stands in its manifest."""
 
     threshold: float
     keep: tuple[str, ...]
     rule: str
-    search: str
-    probes: int
-    floor: float
-    random_state: int
-
-    @property
-    def stores_pairs(self) -> bool:
-        """Whether the search writes down the pairs that it finds, from which rows are then decided."""
-        return self.search == "exact" or self.probes > 1
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ class Deciding:
             remedy = "leave it out, or --search clusters"
             raise UsageError("an exact search has no probes", where="--probes", remedy=remedy)
         made = Settings(
-            threshold, parse_keep(self.keep), self.rule, self.search, int(self.probes), floor, int(self.random_state)
+            self.search, int(self.probes), floor, int(self.random_state), threshold, parse_keep(self.keep), self.rule
         )
         if self.floor is not None and self.search == "clusters" and not made.stores_pairs:
             raise UsageError(
@@ -99,7 +88,7 @@ class Deciding:
                 remedy="leave it out, or add --search exact or --probes 2",
             )
         if made.stores_pairs:
-            _check_floor(floor)
+            check_floor(floor)
         return made
 
     def _least(self) -> float:
@@ -136,22 +125,8 @@ def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
     few = are_few(pairs) and settings.floor >= LEAST_FLOOR
     exact = against or (settings.probes == 1 and (few or settings.floor < settings.threshold))
     if exact:
-        _check_floor(settings.floor)
+        check_floor(settings.floor)
     return replace(settings, search="exact" if exact else "clusters", probes=1 if exact else settings.probes)
-
-
-def are_few(pairs: int) -> bool:
-    """Whether so many pairs of rows are all compared, unless it is asked otherwise."""
-    return pairs <= config.get("exact-pairs")  # type: ignore[no-any-return]
-
-
-def _check_floor(floor: float) -> None:
-    if floor < LEAST_FLOOR:
-        raise UsageError(
-            f"from {floor} on there would be more pairs than anybody can use",
-            where="--threshold, --floor",
-            expected=f"{LEAST_FLOOR} or more, but for --search clusters without --probes",
-        )
 
 
 def share(name: str, value: object) -> float:

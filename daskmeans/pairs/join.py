@@ -14,11 +14,11 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans.buckets.buckets import Buckets
-from daskmeans.duplicates.settings import Settings
 from daskmeans.kernels.all_pairs import Pairs, Sketches, find_among
 from daskmeans.pairs.plan import Task, make_plan
 from daskmeans.pairs.recall import Gauge
 from daskmeans.pairs.row_blocks import Loaded, Shelf, Visits, write_array
+from daskmeans.pairs.settings import PairSettings
 from daskmeans.pairs.store import GAUGE, Edges, StoredPairs, how_found
 from daskmeans.runtime import executor, progress
 from daskmeans.runtime.client import task_key
@@ -30,7 +30,7 @@ from daskmeans.vectors.files import reached
 
 def find_edges(
     sources: Sequence[Buckets],
-    settings: Settings,
+    settings: PairSettings,
     folder: UPath,
     inputs: dict[str, Any],
     client: Client | None,

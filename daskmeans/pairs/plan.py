@@ -16,13 +16,13 @@ from upath import UPath
 
 from daskmeans import config
 from daskmeans.buckets.buckets import Buckets, lean_of
-from daskmeans.duplicates.settings import Settings
 from daskmeans.kernels.all_pairs import directions, sample_rows, sketch
 from daskmeans.kernels.jit import warm_seconds
 from daskmeans.pairs.memory import check_bands, search_bytes
 from daskmeans.pairs.probes import survey
 from daskmeans.pairs.recall import Gauge
 from daskmeans.pairs.row_blocks import Band, Reader, band_rows, bands_of, load, sample_vectors, vectors
+from daskmeans.pairs.settings import PairSettings
 from daskmeans.runtime import executor, gpus, progress
 from daskmeans.runtime.client import logger, n_processes, n_threads
 from daskmeans.tuning import DEFAULT, Tuning
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
 
 def make_plan(
     sources: Sequence[Buckets],
-    settings: Settings,
+    settings: PairSettings,
     folder: UPath,
     client: Client | None,
     staying: Sequence[np.ndarray | None] = (),
@@ -128,7 +128,9 @@ def _tasks(bands: Sequence[Band], tuning: Tuning) -> tuple[list[Task], list[int]
     return tasks, [sum(rows[t.row] * rows[j] // (1 + (j == t.row)) for j in t.columns) for t in tasks]
 
 
-def _plan_probes(buckets: Buckets, settings: Settings, folder: UPath, client: Client | None, tuning: Tuning) -> Plan:
+def _plan_probes(
+    buckets: Buckets, settings: PairSettings, folder: UPath, client: Client | None, tuning: Tuning
+) -> Plan:
     """A search that compares each row with those of its own cluster and of the nearest others."""
     (bands, room), (reader,) = _bands([buckets], client, tuning, settings.probes), _readers([buckets])
     wanted = min(buckets.rows, config.get("recall-sample"))

@@ -13,8 +13,8 @@ from dask.utils import format_bytes
 from upath import UPath
 
 from daskmeans import config
-from daskmeans.duplicates.settings import Settings
 from daskmeans.errors import MemoryForecastError, NotFoundError
+from daskmeans.pairs.settings import PairSettings
 from daskmeans.runtime import resources
 from daskmeans.storage import manifest
 from daskmeans.storage.signature import CHECKED
@@ -103,7 +103,7 @@ class StoredPairs:
         return npy.load(manifest.read_checked(self.path, GAUGE, self.manifest))
 
 
-def stored_pairs(folder: UPath, inputs: dict[str, Any], settings: Settings) -> StoredPairs | None:
+def stored_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) -> StoredPairs | None:
     """The pairs of `inputs` that a search with `settings` finds; None if `folder` has not all from its floor on.
 
     Raises
@@ -119,7 +119,7 @@ def stored_pairs(folder: UPath, inputs: dict[str, Any], settings: Settings) -> S
     return StoredPairs(folder, float(floor), manifest.read(folder, "pairs"))
 
 
-def open_pairs(folder: UPath, inputs: dict[str, Any], settings: Settings) -> StoredPairs:
+def open_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) -> StoredPairs:
     """The pairs of `inputs` in `folder` that a search with `settings` has found.
 
     Raises
@@ -141,7 +141,7 @@ def pairs_are_gone(folder: UPath, floor: float) -> NotFoundError:
     )
 
 
-def how_found(settings: Settings) -> dict[str, Any]:
+def how_found(settings: PairSettings) -> dict[str, Any]:
     """Settings of the step that finds pairs."""
     found: dict[str, Any] = {name: getattr(settings, name) for name in ("search", "probes", "floor")}
     if settings.search == "clusters":

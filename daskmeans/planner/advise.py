@@ -14,10 +14,10 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
-from daskmeans.duplicates.settings import are_few
 from daskmeans.kernels.microkernel import COLUMNS, n_groups
 from daskmeans.kmeans.memory import assign_bytes, engine_bytes, fit_bytes, forecast_fit
 from daskmeans.pairs.memory import dedup_bytes
+from daskmeans.pairs.settings import are_few
 from daskmeans.planner.trial import FEWEST_ROWS, THRESHOLD, Costs, Trial, measure
 from daskmeans.runtime import progress, resources
 from daskmeans.runtime.client import current_client, n_processes, n_threads, threads_each

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
-from daskmeans.duplicates.settings import LEAST_FLOOR
 from daskmeans.errors import OutputError
 from daskmeans.kmeans.estimator import KMeans
+from daskmeans.pairs.settings import LEAST_FLOOR
 from daskmeans.report import docstrings, examples
 from daskmeans.report.docstrings import Corpus
 from daskmeans.report.examples import Example

@@ -14,8 +14,8 @@ from upath import UPath
 
 from daskmeans.duplicates.groups import Found, read_decisions
 from daskmeans.duplicates.result import DedupResult, decision_files
-from daskmeans.duplicates.settings import LEAST_FLOOR
 from daskmeans.errors import UsageError
+from daskmeans.pairs.settings import LEAST_FLOOR
 from daskmeans.report.examples import Row
 from daskmeans.report.html import page, pair_card
 from daskmeans.runtime import executor

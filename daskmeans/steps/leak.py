@@ -15,7 +15,7 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.duplicates.settings import LEAST_FLOOR, rounded, share
+from daskmeans.duplicates.settings import rounded, share
 from daskmeans.errors import UsageError
 from daskmeans.kernels.all_pairs import directions, sample_rows
 from daskmeans.kernels.norms import normalize_rows
@@ -23,6 +23,7 @@ from daskmeans.pairs.join import pairs_of
 from daskmeans.pairs.memory import check_bands
 from daskmeans.pairs.plan import Task, tasks_between
 from daskmeans.pairs.row_blocks import Band, Loaded, Shelf
+from daskmeans.pairs.settings import LEAST_FLOOR
 from daskmeans.pairs.store import Edges
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client, task_key
