@@ -40,6 +40,9 @@ WHEELS = {
 # A class on the left takes any keyword argument, hands it to one on the right on each worker, and asks that one for
 # attributes that it has not itself.
 FORWARDS = {"cuml.dask.cluster.kmeans.KMeans": "cuml.cluster.kmeans.KMeans"}
+# A call of the function on the left gives keyword arguments: fields of a dataclass in the same file, which the one on
+# the right makes.
+FIELDS = {"_of": "_of_gpus"}
 
 
 # --- what our code uses ---
@@ -64,6 +67,7 @@ class Collector(ast.NodeVisitor):
 
     def __init__(self, file: str) -> None:
         self.file, self.uses, self.scopes = file, [], [{}]  # type: ignore[var-annotated]
+        self.fields: dict[str, list[str]] = {}
 
     def use(self, node: ast.AST, name: str, **call: object) -> None:
         self.uses.append(Use(name, f"{self.file}:{node.lineno}", **call))  # type: ignore[attr-defined, arg-type]
@@ -91,6 +95,11 @@ class Collector(ast.NodeVisitor):
         for target in node.targets:
             self.bind(target, node.value)
 
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        self.generic_visit(node)
+        if isinstance(node.target, ast.Name) and (made_by := _called(node.value)):
+            self.fields.setdefault(made_by, []).append(node.target.id)
+
     def visit_With(self, node: ast.With) -> None:
         for item in node.items:
             self.bind(item.optional_vars, item.context_expr)
@@ -102,10 +111,12 @@ class Collector(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         if name := self.name_of(node.func):
-            if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
+            hidden = [self.fields.get(FIELDS.get(_called(k.value), "")) for k in node.keywords if k.arg is None]
+            if any(isinstance(a, ast.Starred) for a in node.args) or not all(hidden):
                 sys.exit(f"{self.file}:{node.lineno}: {name} is called with * or **, which cannot be checked")
-            keywords = tuple(str(keyword.arg) for keyword in node.keywords)
-            self.use(node, name, called=True, positional=len(node.args), keywords=keywords)
+            keywords = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+            keywords += [each for names in hidden for each in names or ()]
+            self.use(node, name, called=True, positional=len(node.args), keywords=tuple(keywords))
             for each in [_innermost(node.func), *node.args, *(keyword.value for keyword in node.keywords)]:
                 self.visit(each)
         else:
@@ -129,6 +140,11 @@ class Collector(ast.NodeVisitor):
         if isinstance(node, ast.Name):
             return next((scope[node.id] for scope in reversed(self.scopes) if node.id in scope), None)
         return None
+
+
+def _called(node: ast.expr | None) -> str:
+    """Name of the function that `node` calls."""
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
 
 
 def _innermost(node: ast.expr) -> ast.expr:

@@ -32,6 +32,8 @@ class Option:
 
     help: str | None = None
     choices: tuple[str, ...] = ()
+    says: str = ""
+    """How the choices are listed, if not with "or" between all."""
     range: Range | None = None
     least: int | None = None
     """Of an integer, for the command line to check."""
@@ -72,7 +74,8 @@ def check(settings: Any) -> None:
     for each, facts in options(settings):
         value, where = getattr(settings, each.name), flag_of(each.name)
         if facts.choices and value not in facts.choices:
-            raise UsageError(f"unknown {each.name} {value!r}", where=where, expected=_listed(facts.choices))
+            expected = facts.says or " or ".join(facts.choices)
+            raise UsageError(f"unknown {each.name} {value!r}", where=where, expected=expected)
         if facts.range and value is not each.default and not facts.range.holds(value):
             raise UsageError(f"{value!r} is out of range", where=where, expected=facts.range.says)
 
@@ -89,7 +92,3 @@ def kind_of(settings: type, name: str) -> Any:
 def flag_of(name: str) -> str:
     """The flag of an option that is written by its name."""
     return f"--{name.replace('_', '-')}"
-
-
-def _listed(choices: tuple[str, ...]) -> str:
-    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))

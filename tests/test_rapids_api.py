@@ -156,3 +156,15 @@ def test_calls_that_hide_their_arguments_are_refused(tmp_path):
     done = check(tmp_path, "import cuml\ncuml.KMeans(**{})\n")
     assert done.returncode == 1
     assert "cannot be checked" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "right"), [("dashboard_address", True), ("dashboard_adress", False)])
+def test_fields_that_are_handed_over_are_arguments(tmp_path, name, right):
+    code = (
+        f"class Settings:\n    n_workers: int = _of_gpus(1)\n    {name}: str = _of_gpus(':0')\n    other: int = 3\n\n\n"
+    )
+    code += 'from dask_cuda import LocalCUDACluster\nLocalCUDACluster(**_of(Settings(), "gpu"))\n'
+    done = check(tmp_path, code)
+    assert done.returncode == (0 if right else 1), done.stderr
+    assert f"LocalCUDACluster(n_workers, {name})" in done.stdout
+    assert (f"no argument {name}" in done.stdout) != right

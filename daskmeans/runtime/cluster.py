@@ -58,6 +58,7 @@ class ClusterSettings:
         "auto",
         "gpu: a worker for each GPU; auto: that, if there are GPUs and the packages.",
         choices=("auto", "cpu", "gpu"),
+        says="auto, cpu or gpu",
     )
     n_workers: int | None = option(None, "Worker processes; default: one a core, or a GPU.", least=1)
     threads_per_worker: int | None = option(None, "Default: 1, or a GPU's share of the cores.", least=1)
