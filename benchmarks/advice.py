@@ -23,7 +23,7 @@ from synthetic import embeddings
 
 import daskmeans as dkm
 from daskmeans.planner.advise import advise
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.run import run
 from daskmeans.vectors.matrix import to_column
 
@@ -48,7 +48,7 @@ def inputs(args: argparse.Namespace, folder: Path) -> Iterator[tuple[int, Path]]
 
 def measured(path: Path, out: Path, n_clusters: int) -> dict[str, dict[str, float]]:
     """Seconds and peak bytes of a worker, by step."""
-    with cluster(ClusterSettings(dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(dashboard_address=":0")) as client:
         run(path, out, dkm.KMeans(n_clusters), 0.9, search="clusters", client=client)
     made = {step: json.loads((out / name / "_manifest.json").read_text()) for step, name in STEPS.items()}
     return {step: {"seconds": m["seconds"], "worker_bytes": m["peak_bytes"]["worker"]} for step, m in made.items()}
@@ -69,7 +69,7 @@ def main() -> None:
     print("|---:|---:|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for rows, path in inputs(args, Path(folder)):
-            with cluster(ClusterSettings(dashboard_address=":0")) as client:
+            with open_cluster(ClusterSettings(dashboard_address=":0")) as client:
                 advice = advise(path, n_clusters=[k for k in args.n_clusters if k <= rows], client=client)
             for forecast in advice["forecasts"]:
                 k = forecast["n_clusters"]
@@ -83,7 +83,7 @@ def main() -> None:
                         f"| {format_bytes(took['worker_bytes'])} | {memory / took['worker_bytes']:.2f} |",
                         flush=True,
                     )
-            with cluster(ClusterSettings(dashboard_address=":0")) as client:
+            with open_cluster(ClusterSettings(dashboard_address=":0")) as client:
                 clusters = Path(folder) / f"{rows}-{k}" / "clusters"
                 took = dkm.dedup(clusters, 0.9, search="exact", client=client).summary["seconds"]
             said = advice["exact"]["seconds"]

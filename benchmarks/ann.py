@@ -66,7 +66,7 @@ def main() -> None:
     args = arguments.parse_args()
     X = read_rows(args.input, args.column)
     record = new_record("ann", args, rows=X.shape[0], dimension=X.shape[1])
-    record["versions"] = manifest.versions()
+    record["versions"] = manifest.library_versions()
     lines = []
     for k in args.n_clusters:
         km = fitted(X, k)

@@ -79,11 +79,11 @@ def products(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
 def assignment(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
     """Labels of rows that are on the device, and of rows that are sent there, with their distances."""
     C = X[np.random.default_rng(1).choice(len(X), k, replace=False)]
-    to = dense.centroids_on(device, C, C.mean(axis=0, dtype=np.float64))
+    to = dense.encode_centroids(device, C, C.mean(axis=0, dtype=np.float64))
     few = X[: min(len(X), dense.tile_rows(k, X.shape[1], device.tuning))]
-    rows = dense.encode(device, device.xp.asarray(few), to.center)
-    there = seconds(lambda: dense.closest(device, rows, to), device)
-    sent = seconds(lambda: dense.nearest(device, X, C), device, runs=2)
+    rows = dense.encode_rows(device, device.xp.asarray(few), to.center)
+    there = seconds(lambda: dense.closest_labels(device, rows, to), device)
+    sent = seconds(lambda: dense.nearest_centroids(device, X, C), device, runs=2)
     work = 2 * X.shape[1] * k / 1e12
     return {
         "TFLOP/s, rows on the device": len(few) * work / there,
@@ -134,7 +134,7 @@ def fits(X: np.ndarray, k: int, device: Device) -> dict[str, Any]:
         made = KMeans(n_clusters=k, max_iter=updates, init="k-means||", n_init=1, random_state=1, tol=1e-30)
         centroids = cupy.asnumpy(made.fit(cupy.asarray(X)).cluster_centers_)
         took = time.perf_counter() - start
-        inertia = float(dense.nearest(device, X, np.ascontiguousarray(centroids, np.float32))[1].sum())
+        inertia = float(dense.nearest_centroids(device, X, np.ascontiguousarray(centroids, np.float32))[1].sum())
         runs.append({"who": "cuML", "updates": updates, "seconds": took, "inertia": inertia})
     target = (1 + TOLERANCE) * runs[-1]["inertia"]
     fastest = {
@@ -188,12 +188,12 @@ def main() -> None:
     arguments.add_argument("--processor", action="store_true")
     args = arguments.parse_args()
     if args.processor:
-        gpus._cuda = Device  # type: ignore[assignment]
+        gpus._open_cuda = Device  # type: ignore[assignment]
     with dask.config.set({"daskmeans.device": "gpu"}):
-        device = gpus.needed().device
+        device = gpus.require_device().device
         record: dict[str, Any] = {
             "arguments": {key: str(value) for key, value in vars(args).items()},
-            "gpus": gpus.models(),
+            "gpus": gpus.list_models(),
         }
         record["versions"], X = versions(), rows_like_embeddings(args.rows, args.dimension)
         for part in (products, assignment, updates, fits, larger_than_the_device, decisions):

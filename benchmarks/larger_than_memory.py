@@ -22,7 +22,7 @@ from dask.utils import format_bytes, parse_bytes
 
 import daskmeans as dkm
 from daskmeans.kmeans.memory import forecast_fit
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.vectors.matrix import to_column
 
@@ -46,7 +46,7 @@ def write_rows(folder: Path, rows: int) -> None:
 def fit(at: Path, rows: int, limit: int, args: argparse.Namespace) -> dict:
     """Facts of one fit on workers of this memory limit."""
     settings = ClusterSettings(n_workers=args.n_workers, memory_limit=str(limit), dashboard_address=":0")
-    with cluster(settings) as client:
+    with open_cluster(settings) as client:
         foreseen = forecast_fit(rows, DIMENSION, args.n_clusters, client)
         model = dkm.KMeans(args.n_clusters, max_iter=args.max_iter)
         fit_files(at / "in", at / "model", model, overwrite=True, client=client)

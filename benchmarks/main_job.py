@@ -19,14 +19,14 @@ from sklearn.cluster import KMeans as Reference
 
 import daskmeans as dkm
 from daskmeans.kernels.norms import normalize_rows
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.run import run
 from daskmeans.vectors.matrix import to_matrix
 
 
 def job(path: str, n_clusters: int, threshold: float) -> dict:
     """Facts of one run over files on a cluster of this machine."""
-    with tempfile.TemporaryDirectory() as folder, cluster(ClusterSettings(dashboard_address=":0")) as client:
+    with tempfile.TemporaryDirectory() as folder, open_cluster(ClusterSettings(dashboard_address=":0")) as client:
         start = time.perf_counter()
         out = Path(folder) / "out"
         result = run(path, out, dkm.KMeans(n_clusters), threshold, client=client)

@@ -156,11 +156,11 @@ def main() -> None:
     arguments.add_argument("--peers", nargs="*", default=["faiss", "torch", "semhash"], choices=list(SEARCHES))
     args = arguments.parse_args()
     from daskmeans.buckets.buckets import open_buckets
-    from daskmeans.pairs.row_blocks import vectors
+    from daskmeans.pairs.row_blocks import read_unit_vectors
     from daskmeans.vectors.files import open_path
 
     buckets = open_buckets(open_path(args.clusters))
-    X = vectors(buckets, [(cluster, 0, cluster.rows) for cluster in buckets.clusters()])[0]
+    X = read_unit_vectors(buckets, [(cluster, 0, cluster.rows) for cluster in buckets.clusters()])[0]
     best = truth(X, args.thresholds)
     record = new_record("pairs", args, rows=X.shape[0], dimension=X.shape[1])
     lines = []

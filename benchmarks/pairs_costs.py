@@ -23,11 +23,11 @@ from synthetic import embeddings
 
 import daskmeans as dkm
 from daskmeans.buckets.buckets import Buckets, open_buckets
-from daskmeans.kernels.all_pairs import _least, features, sketch
-from daskmeans.kernels.quantize import encode
+from daskmeans.kernels.all_pairs import _least_scores, make_sketches, sketch_rows
+from daskmeans.kernels.quantize import encode_rows
 from daskmeans.pairs.plan import try_exact
-from daskmeans.pairs.row_blocks import vectors
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.pairs.row_blocks import read_unit_vectors
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.matrix import to_column
 
@@ -38,7 +38,7 @@ THRESHOLD = 0.9
 def rows_of(buckets: Buckets) -> tuple[np.ndarray, np.ndarray]:
     """All unit vectors, and their clusters."""
     clusters = list(buckets.clusters())
-    X = vectors(buckets, [(cluster, 0, cluster.rows) for cluster in clusters])[0]
+    X = read_unit_vectors(buckets, [(cluster, 0, cluster.rows) for cluster in clusters])[0]
     return X, np.repeat([cluster.centroid for cluster in clusters], [cluster.rows for cluster in clusters])
 
 
@@ -59,10 +59,10 @@ def bounds(buckets: Buckets, thresholds: list[float]) -> Iterator[dict]:
     true = X.astype(np.float64) @ X.T.astype(np.float64)
     for threshold in thresholds:
         P = try_exact([buckets], threshold, None).P
-        F, loose = features(X, P)
-        rows = sketch(X, P)
-        least = _least(rows.codes, rows.screen, np.float64(threshold), 2 * rows.loose)
-        codes = encode(F, np.zeros(F.shape[1]))  # columns are written as bytes in the same way
+        F, loose = sketch_rows(X, P)
+        rows = make_sketches(X, P)
+        least = _least_scores(rows.codes, rows.columns, np.float64(threshold), 2 * rows.loose)
+        codes = encode_rows(F, np.zeros(F.shape[1]))  # columns are written as bytes in the same way
         decoded = codes.codes[:, : F.shape[1]].astype(np.float32)
         decoded *= codes.scales[:, None] if codes.codes.dtype == np.int8 else 1
         wide = F.astype(np.float64)
@@ -75,7 +75,7 @@ def bounds(buckets: Buckets, thresholds: list[float]) -> Iterator[dict]:
 
 def searched(clusters: Path, runs: int, **how: object) -> dict:
     """Seconds of each run, and the peak memory of the process that took most."""
-    with cluster(ClusterSettings(dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(dashboard_address=":0")) as client:
         dkm.dedup(clusters, 0.999, client=client, **how)  # workers load what is compiled
         found = [dkm.dedup(clusters, THRESHOLD, client=client, **how).summary for _ in range(runs)]
     peak = max(max(each["peak_bytes"].values()) for each in found)
@@ -110,7 +110,7 @@ def giant(buckets: Buckets, folder: Path) -> Iterator[dict]:
     X, labels = rows_of(buckets)
     labels[: len(X) // 2] = 0
     path = write_clusters(folder / "giant", X, labels)
-    with cluster(ClusterSettings(n_workers=1, memory_limit="1GiB", dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(n_workers=1, memory_limit="1GiB", dashboard_address=":0")) as client:
         foreseen = try_exact([open_buckets(open_path(path))], THRESHOLD, client).nbytes
         client.restart()
         made = dkm.dedup(path, THRESHOLD, search="exact", client=client).summary
@@ -124,7 +124,7 @@ def shared(buckets: Buckets, folder: Path, runs: int) -> Iterator[dict]:
     labels[: len(X) // 2] = 0
     path = write_clusters(folder / "shared", X, labels)
     for workers in (1, 2):
-        with cluster(ClusterSettings(n_workers=workers, dashboard_address=":0")) as client:
+        with open_cluster(ClusterSettings(n_workers=workers, dashboard_address=":0")) as client:
             found = [dkm.dedup(path, THRESHOLD, search="clusters", client=client).summary for _ in range(runs + 1)][1:]
         yield {"rows": len(X), "largest cluster": int(np.bincount(labels).max()), "workers": workers,
                "seconds": [each["seconds"] for each in found], "kept": found[0]["kept"]}  # fmt: skip

@@ -23,7 +23,7 @@ from common import new_record, parser, seconds, spread, table, write
 from synthetic import embeddings
 
 import daskmeans as dkm
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.vectors.matrix import to_column
 
@@ -59,7 +59,7 @@ def fit(folder: Path, n_clusters: int, max_iter: int, workers: int, partitions: 
     rows = Stored(str(folder / "rows.npy"))
     X = da.from_array(rows, chunks=(-(-rows.shape[0] // (partitions or 1)), -1), name=False)
     km = dkm.KMeans(n_clusters, max_iter=max_iter)
-    with cluster(settings) as client:
+    with open_cluster(settings) as client:
         dkm.KMeans(8).fit(X[: 4000 * workers].rechunk((4000, -1)), client=client)
         began = time.perf_counter()
         if partitions:

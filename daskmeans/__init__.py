@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from daskmeans.steps.leak import leak
     from daskmeans.steps.run import run
     from daskmeans.storage.result import StepResult
-    from daskmeans.vectors.options import Reading
+    from daskmeans.vectors.options import ReadOptions
     from daskmeans.vectors.source import read_embeddings
 
 __version__ = version("daskmeans")
@@ -32,7 +32,7 @@ __all__ = [
     "DaskmeansError",
     "DedupResult",
     "KMeans",
-    "Reading",
+    "ReadOptions",
     "SemanticDeduplicator",
     "StepResult",
     "append",
@@ -70,7 +70,7 @@ _HOMES = {
     "steps.leak": ("leak",),
     "steps.run": ("run",),
     "storage.result": ("StepResult",),
-    "vectors.options": ("Reading",),
+    "vectors.options": ("ReadOptions",),
     "vectors.source": ("read_embeddings",),
 }
 

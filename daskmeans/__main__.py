@@ -2,13 +2,13 @@
 
 import signal
 
-from daskmeans.cli.interrupts import leave
+from daskmeans.cli.interrupts import end_process
 
 
 def main() -> None:
     """Run the command line of this process."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells do for what runs in the background
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, end_process)
     from daskmeans.cli.main import kmeans
 
     try:

@@ -25,7 +25,7 @@ class Tuning:
     near_groups : int
         Groups of centroids with which the first updates compare a row, where there are at least three times as many:
         with fewer of them these are faster, and more rows get the label of another centroid than the nearest.
-    band_rows : int
+    rows_per_block : int
         Rows of a band at least, where all pairs are compared: more bands share the work among more cores, and each of
         them is to have something to do.
     task_pairs : int
@@ -44,7 +44,7 @@ class Tuning:
     blocks_each: int = 8
     least_sample: int = 1 << 15
     near_groups: int = 16
-    band_rows: int = 4096
+    rows_per_block: int = 4096
     task_pairs: int = 10**8
     task_rows: int = 10_000
     scores: int = 1 << 28

@@ -20,7 +20,7 @@ from distributed.deploy.spec import SpecCluster
 
 from daskmeans.kernels.gpu.device import Cuda, Device
 from daskmeans.runtime import gpus
-from daskmeans.runtime.cluster import QUIET
+from daskmeans.runtime.cluster import QUIET_CONFIG
 from helpers import blobs, write_embeddings
 
 # The same cases in every run; the first call of a kernel compiles it, so time per case means nothing.
@@ -46,7 +46,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
     """A device; with ``daskmeans.device`` set to gpu, this process computes on it."""
     found = Cuda() if request.param == "cuda" else Device()
-    monkeypatch.setattr(gpus, "_cuda", lambda: found)
+    monkeypatch.setattr(gpus, "_open_cuda", lambda: found)
     return found
 
 
@@ -120,7 +120,7 @@ def embeddings(tmp_path: Path) -> Path:
 def two_workers() -> Iterator[distributed.LocalCluster]:
     """A cluster of two workers in processes of their own, which do little as long as nobody uses them."""
     with (
-        dask.config.set(QUIET),
+        dask.config.set(QUIET_CONFIG),
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
     ):
         SHARED.append(cluster)

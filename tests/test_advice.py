@@ -14,30 +14,30 @@ from click.testing import CliRunner
 
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, UsageError
-from daskmeans.planner.advise import Model, _proposed, advise
-from daskmeans.planner.trial import Costs, Exact, Trial
+from daskmeans.planner.advise import CostModel, _propose_clusters, advise
+from daskmeans.planner.trial import Costs, ExactCosts, StepsTrial
 from daskmeans.runtime.client import n_threads
 from helpers import blobs, write_embeddings
 
 UPDATES = 10
 
 
-def trial(rows: int, n_clusters: int, fixed: float, comparing: float) -> Trial:
+def trial(rows: int, n_clusters: int, fixed: float, comparing: float) -> StepsTrial:
     """Steps of which each takes `fixed` seconds, and a fit as many more as it compares rows with centroids."""
     sizes = np.full(n_clusters, rows // n_clusters)
     update = {"rows": rows, "compared": 1.0, "seconds": (fixed / 2 + comparing) / UPDATES}
     seconds = {"fit": fixed + comparing, "assign": fixed, "dedup": fixed}
-    return Trial(rows, n_clusters, seconds, [update] * UPDATES, sizes)
+    return StepsTrial(rows, n_clusters, seconds, [update] * UPDATES, sizes)
 
 
 def costs(pair: float = 1e-8, compare: float = 1e-9, read: float = 0.0) -> Costs:
     comparing = {k: UPDATES * 10_000 * k * compare / n_threads() for k in (10, 40, 160)}
     trials = tuple(trial(10_000, k, 1.0, seconds) for k, seconds in comparing.items())
-    return Costs(read, compare, pair, 0.0, trial(250, 2, 0.1, 0.0), trials, 0.0, Exact(0.1, 1e-6, 1e-9))
+    return Costs(read, compare, pair, 0.0, trial(250, 2, 0.1, 0.0), trials, 0.0, ExactCosts(0.1, 1e-6, 1e-9))
 
 
-def model(rows: int, **kwargs: float) -> Model:
-    return Model(rows, 64, costs(**kwargs), None)
+def model(rows: int, **kwargs: float) -> CostModel:
+    return CostModel(rows, 64, costs(**kwargs), None)
 
 
 def test_a_forecast_for_the_rows_of_a_trial_is_the_trial():
@@ -52,7 +52,7 @@ def test_pairs_in_clusters_take_time_with_the_square_of_the_rows():
 
 def test_fits_with_fewer_clusters_than_any_trial_take_as_long_as_the_one_with_fewest():
     slow = trial(10_000, 10, 5.0, 0.0)
-    found = Model(10_000, 64, replace(costs(), trials=(slow, *costs().trials[1:])), None)
+    found = CostModel(10_000, 64, replace(costs(), trials=(slow, *costs().trials[1:])), None)
     assert found.forecast(1).seconds["fit"] == pytest.approx(found.forecast(10).seconds["fit"])
 
 
@@ -82,14 +82,14 @@ def test_every_forecast_is_a_positive_number(rows):
 
 
 def test_dearer_pairs_ask_for_more_clusters():
-    cheap, dear = (_proposed(model(1_000_000, pair=pair))[0] for pair in (1e-10, 1e-6))
+    cheap, dear = (_propose_clusters(model(1_000_000, pair=pair))[0] for pair in (1e-10, 1e-6))
     assert cheap.n_clusters < dear.n_clusters <= 50_000
 
 
 def test_clusters_that_memory_cannot_hold_are_not_proposed(thread_client, monkeypatch):
-    roomy = _proposed(model(3_000_000, pair=1e-12))[0]
+    roomy = _propose_clusters(model(3_000_000, pair=1e-12))[0]
     monkeypatch.setattr("daskmeans.runtime.resources.memory_per_task", lambda client: 64 << 20)
-    tight = _proposed(model(3_000_000, pair=1e-12))[0]
+    tight = _propose_clusters(model(3_000_000, pair=1e-12))[0]
     assert tight.n_clusters > roomy.n_clusters
     assert tight.worker_bytes["dedup"] < roomy.worker_bytes["dedup"]
 

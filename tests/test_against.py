@@ -12,11 +12,11 @@ from upath import UPath
 
 from daskmeans import KMeans, apply, dedup, open_buckets, open_decisions, run
 from daskmeans.cli.main import main
-from daskmeans.duplicates.against import known_decisions, open_against
+from daskmeans.duplicates.against import find_decisions, open_reference
 from daskmeans.duplicates.decisions import NOTES
 from daskmeans.errors import DataError, NotFoundError, OutputError
-from daskmeans.pairs.join import pairs_of
-from daskmeans.pairs.row_blocks import Band, load
+from daskmeans.pairs.join import find_block_pairs
+from daskmeans.pairs.row_blocks import RowBlock, load_row_block
 from daskmeans.steps import assign as assign_step
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.settings import Storing
@@ -111,8 +111,8 @@ def test_a_run_goes_on_after_an_append(work, caplog):
 
 def test_directories_of_before_are_recognised(work):
     """Their clusters have no notes; the decisions of a run lie beside them."""
-    manifest.remove(UPath(work / "work/clusters" / NOTES))
-    assert known_decisions(open_buckets(work / "work/clusters")) == (UPath(work / "work/dedup"),)
+    manifest.remove_tree(UPath(work / "work/clusters" / NOTES))
+    assert find_decisions(open_buckets(work / "work/clusters")) == (UPath(work / "work/dedup"),)
     (work / "work").rename(work / "moved")
     dedup(work / "new", THRESHOLD, against=work / "moved/clusters", out=work / "e")
     check_twins(work / "e", kept_of(work / "moved/dedup", work / "e"))
@@ -136,15 +136,15 @@ def test_decisions_elsewhere_are_known_and_several_are_told(work, caplog):
         # Of the rows that count, none that is like a new one was left out.
         for one in kept_of(work / name):
             assert max(UNITS[one] @ UNITS[other] for other in counting) < THRESHOLD + NEAR
-    manifest.remove(UPath(work / "lower"))
-    assert known_decisions(open_buckets(clusters)) == (UPath(work / "work/dedup"),)
+    manifest.remove_tree(UPath(work / "lower"))
+    assert find_decisions(open_buckets(clusters)) == (UPath(work / "work/dedup"),)
 
 
 def test_decisions_that_are_not_to_stay_are_not_noted(work):
     result = dedup(work / "new", 0.8)
-    assert open_against(work / "new").decisions == ()
+    assert open_reference(work / "new").decisions == ()
     kept = result.at(THRESHOLD, out=work / "kept")
-    assert open_against(work / "new").decisions == (kept.path,)
+    assert open_reference(work / "new").decisions == (kept.path,)
 
 
 def test_clusters_that_cannot_be_written(work, caplog):
@@ -155,7 +155,7 @@ def test_clusters_that_cannot_be_written(work, caplog):
     dropped = {row["id"] for row in decisions_of(work / "d") if not row["keep"]}
     assert not dropped & {row["kept_id"] for row in decisions_of(work / "d")}
     (work / "new" / NOTES).unlink()
-    assert open_against(work / "d").decisions == (UPath(work / "d"),)
+    assert open_reference(work / "d").decisions == (UPath(work / "d"),)
 
 
 def test_rows_that_went_for_one_that_is_dropped_later(work):
@@ -173,7 +173,7 @@ def test_rows_that_went_for_one_that_is_dropped_later(work):
 
 def test_decisions_are_taken_with_their_clusters(work):
     dedup(work / "new", THRESHOLD, out=work / "d")
-    manifest.remove(UPath(work / "new"))
+    manifest.remove_tree(UPath(work / "new"))
     with pytest.raises(NotFoundError, match="new: no such path"):
         dedup(work / "work/clusters", THRESHOLD, against=work / "d", out=work / "e")
     write_embeddings(work / "more.parquet", X[:OLD], [f"more-{i}" for i in range(OLD)])
@@ -197,9 +197,11 @@ def test_rows_of_a_band_that_do_not_count(share):
     Y = np.concatenate([X[:80], X[:40], np.zeros((3, DIMENSION), np.float32)])
     ids, P = pa.array(range(1000, 1000 + len(Y))), np.empty((DIMENSION, 0), np.float32)
     staying = np.random.default_rng(1).random(len(Y)) < share
-    one = load(lambda _: (Y.copy(), ids), Band(0, 0, len(Y), None), P)
-    other = load(lambda _: (Y.copy(), ids), Band(1, 1000, len(Y), None, staying), P)
-    edges = [edge for found in pairs_of(one, other, np.float32(THRESHOLD)) for edge in zip(*found[:3], strict=True)]
+    one = load_row_block(lambda _: (Y.copy(), ids), RowBlock(0, 0, len(Y), None), P)
+    other = load_row_block(lambda _: (Y.copy(), ids), RowBlock(1, 1000, len(Y), None, staying), P)
+    edges = [
+        edge for found in find_block_pairs(one, other, np.float32(THRESHOLD)) for edge in zip(*found[:3], strict=True)
+    ]
     heads = {int(row): int(head) for row, head in one.copies}
     wide = Y.astype(np.float64)
     found = {(int(row), int(twin) - 1000) for row, twin, _ in edges}
@@ -221,18 +223,18 @@ def test_decisions_that_are_gone_by_are_not_written_over(work):
 def test_decisions_that_moved_or_are_being_made(work, caplog):
     dedup(work / "new", THRESHOLD, out=work / "d")
     (work / "d").rename(work / "moved")
-    assert open_against(work / "new").decisions == ()
+    assert open_reference(work / "new").decisions == ()
     assert f"were in {work}/d and are gone, so the rows that they dropped count" in caplog.text
-    assert open_against(work / "moved").decisions == (UPath(work / "moved"),)
-    made = manifest.read(UPath(work / "work/dedup"), "dedup")
-    manifest.write(UPath(work / "work/dedup"), made | {"finished": False})
+    assert open_reference(work / "moved").decisions == (UPath(work / "moved"),)
+    made = manifest.read_manifest(UPath(work / "work/dedup"), "dedup")
+    manifest.write_manifest(UPath(work / "work/dedup"), made | {"finished": False})
     with pytest.raises(OutputError, match="work/dedup: these decisions on the clusters are unfinished"):
         dedup(work / "new", THRESHOLD, against=work / "work/clusters", out=work / "e")
 
 
 def test_decisions_that_others_went_by_and_that_are_gone(work, caplog):
     dedup(work / "new", THRESHOLD, against=work / "work/dedup", out=work / "e")
-    manifest.remove(UPath(work / "work/dedup"))
+    manifest.remove_tree(UPath(work / "work/dedup"))
     apply(work / "e", work / "new.parquet", work / "kept")
     assert "whether all twins stay is not known" in caplog.text
 
@@ -246,9 +248,9 @@ def test_clusters_that_are_assigned_once_more_know_their_decisions(work, monkeyp
         with pytest.raises(TypeError):
             assign_files(*given, overwrite=True)
     assign_files(*given)
-    assert open_against(work / "new").decisions == (UPath(work / "d"),)
+    assert open_reference(work / "new").decisions == (UPath(work / "d"),)
     assign_files(*given, overwrite=True)
-    assert open_against(work / "new").decisions == (UPath(work / "d"),)
+    assert open_reference(work / "new").decisions == (UPath(work / "d"),)
 
 
 def test_storage_that_is_only_read(work, monkeypatch, caplog):

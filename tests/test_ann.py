@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskmeans import errors
-from daskmeans.kernels.distances import nearest
-from daskmeans.kernels.topk import closest, nearest_of, ranks
+from daskmeans.kernels.distances import nearest_centroids
+from daskmeans.kernels.topk import closest_points, nearest_candidates, own_ranks
 from daskmeans.kmeans import centroid_index
-from daskmeans.kmeans.centroid_index import Index, build, sample, tuned
+from daskmeans.kmeans.centroid_index import Index, choose_index, sample_input, tune_index
 from helpers import blobs
 
 needs_faiss = pytest.mark.skipif(
@@ -34,7 +34,7 @@ def spread(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
 
 
 def tune(X: np.ndarray, centroids: np.ndarray, recall: float = 0.95, seed: int = 0) -> Index:
-    return tuned(X, None, centroids, as_is, lambda rows: distances(rows, centroids).argmin(1), recall, seed)
+    return tune_index(X, None, centroids, as_is, lambda rows: distances(rows, centroids).argmin(1), recall, seed)
 
 
 def as_is(part: np.ndarray) -> np.ndarray:
@@ -51,9 +51,9 @@ def test_the_closest_points_are_those_of_brute_force(rng, n, m, d, reach):
     X, points = (rng.integers(-reach, reach + 1, (size, d)).astype(np.float32) for size in (n, m))
     count = int(rng.integers(1, m + 1))
     order = np.argsort(distances(X, points), axis=1, kind="stable")  # of equals the lower first
-    assert closest(X, points, count).tolist() == np.sort(order[:, :count], axis=1).tolist()
+    assert closest_points(X, points, count).tolist() == np.sort(order[:, :count], axis=1).tolist()
     own = rng.integers(0, m, n)
-    assert ranks(X, points, own).tolist() == [list(row).index(mine) for row, mine in zip(order, own, strict=True)]
+    assert own_ranks(X, points, own).tolist() == [list(row).index(mine) for row, mine in zip(order, own, strict=True)]
 
 
 @given(rng=integers, n=st.integers(0, 9), k=st.integers(1, 30), d=st.integers(1, 5))
@@ -61,7 +61,7 @@ def test_the_nearest_of_some_candidates(rng, n, k, d):
     X, points = (rng.integers(-2, 3, (size, d)).astype(np.float32) for size in (n, k))
     candidates = rng.integers(-1, k, (n, 4))
     labels = np.empty(n, np.int32)
-    nearest_of(X, points, 0.5 * (points.astype(np.float64) ** 2).sum(1), candidates, labels)
+    nearest_candidates(X, points, 0.5 * (points.astype(np.float64) ** 2).sum(1), candidates, labels)
     for row, mine, label in zip(distances(X, points), candidates, labels, strict=True):
         known = sorted(mine[mine >= 0])
         assert label == (min(known, key=lambda j: row[j]) if known else -1)
@@ -73,7 +73,7 @@ def test_the_recall_is_that_of_brute_force():
     index = tune(X, centroids)
     facts, labels = index.facts, index.nearest(X, centroids)
     exact = distances(X, centroids).argmin(1)
-    checked = sample(X, None, as_is, len(X), 0)[3000:]
+    checked = sample_input(X, None, as_is, len(X), 0)[3000:]
     right = index.nearest(checked, centroids) == distances(checked, centroids).argmin(1)
     assert facts["sampled"] == 3000
     assert facts["recall"] == right.mean()
@@ -133,20 +133,20 @@ def test_a_label_depends_on_the_row_alone():
 def test_rows_that_meet_empty_lists_are_compared_with_all_centroids():
     X, centroids = spread(50, 8), spread(40, 8, seed=1)
     lists = np.concatenate([centroids[:1] + 1000, centroids[:1]])
-    index = Index(lists, centroid_index._pack(centroids, lists), 1, 4)
+    index = Index(lists, centroid_index._serialize_index(centroids, lists), 1, 4)
     far = np.float32(X + 1000)
     assert index.nearest(far, centroids).tolist() == distances(far, centroids).argmin(1).tolist()
 
 
 def test_the_sample_does_not_depend_on_the_chunks():
     X = blobs(2000, 8)
-    whole = sample(X, None, as_is, 100, 5)
+    whole = sample_input(X, None, as_is, 100, 5)
     assert whole.shape == (100, 8)
     for chunks in (37, 500, 2000):
         parts = da.from_array(X, chunks=(chunks, 8))
-        assert sample(parts, None, as_is, 100, 5).tobytes() == whole.tobytes()
-    assert sample(X, None, as_is, 5000, 5).shape == (2000, 8)
-    assert sample(X, None, as_is, 100, 6).tobytes() != whole.tobytes()
+        assert sample_input(parts, None, as_is, 100, 5).tobytes() == whole.tobytes()
+    assert sample_input(X, None, as_is, 5000, 5).shape == (2000, 8)
+    assert sample_input(X, None, as_is, 100, 6).tobytes() != whole.tobytes()
 
 
 @needs_faiss
@@ -165,7 +165,7 @@ def test_without_faiss_the_extra_is_named(monkeypatch):
 @needs_faiss
 def test_the_index_is_built_from_what_it_is_given():
     X, centroids = spread(800), spread(300, seed=1)
-    labels = nearest(X, centroids)[0]
-    index = build(centroids, X, labels, 0.9, 0)
+    labels = nearest_centroids(X, centroids)[0]
+    index = choose_index(centroids, X, labels, 0.9, 0)
     assert (index.nearest(X, centroids) == labels).mean() >= 0.9
     assert 0 < index.facts["compared"] <= 1

@@ -20,7 +20,7 @@ from upath import UPath
 import daskmeans as dkm
 from daskmeans import KMeans, apply, dedup, open_buckets, open_decisions, write_buckets
 from daskmeans import assign as assign_rows
-from daskmeans.buckets.pieces import Files
+from daskmeans.buckets.pieces import BucketFiles
 from daskmeans.cli.main import main
 from daskmeans.errors import NotFoundError, OutputError, UsageError
 from daskmeans.pairs import join
@@ -31,12 +31,12 @@ from daskmeans.steps.settings import Storing
 from daskmeans.storage import lock, manifest
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.listing import find_files
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import read_embeddings
 from helpers import decisions_of, make_rows, tuned_dedup, write_embeddings
 
 THRESHOLD = 0.995
-READING = Reading(metadata_fields=("stars", "text"))
+READING = ReadOptions(metadata_fields=("stars", "text"))
 SMALL = {"daskmeans.bucket-bytes": 100 * 4 * 12}  # several buckets, and clusters larger than one
 X, _, _, STARS = make_rows(n=600)
 X[:, -1] = 0
@@ -98,7 +98,7 @@ def by_id(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("layout", ["bucketed", "hive"])
 def test_extended_clusters_are_those_of_all_rows(tmp_path, model, layout):
-    tuning = Tuning(band_rows=17, task_pairs=600)
+    tuning = Tuning(rows_per_block=17, task_pairs=600)
     other = {"bucketed": "hive", "hive": "bucketed"}[layout]
     old = assigned(tmp_path / "old", OLD, model, layout)
     first, second = assigned(tmp_path / "first", FIRST, model, other), assigned(tmp_path / "second", SECOND, model)
@@ -115,7 +115,7 @@ def test_extended_clusters_are_those_of_all_rows(tmp_path, model, layout):
     assert [c.rows for c in found.clusters()] == [c.rows for c in expected.clusters()]
     assert {len(cluster.pieces) for cluster in found.clusters()} >= {1, 3}
     assert all(tables(old)[c].equals(table) for c, table in tables(whole).items())
-    files = Files(UPath(old), most=1)
+    files = BucketFiles(UPath(old), most=1)
     for cluster in found.clusters():
         whole_pieces = [(piece, 0, piece.rows) for piece in cluster.pieces]
         assert sum(len(files.read([each], ["id"])) for each in whole_pieces) == cluster.rows
@@ -155,12 +155,12 @@ def test_the_manifest_tells_what_was_appended(tmp_path, stores):
     (batch,) = after["appended"]
     assert batch == {
         "clusters": str(first),
-        "made": manifest.identity(open_buckets(first).manifest),
+        "made": manifest.identity_hash(open_buckets(first).manifest),
         "decisions": str(tmp_path / "d1"),
-        "decided": manifest.identity(json.loads((tmp_path / "d1" / "_manifest.json").read_text())),
+        "decided": manifest.identity_hash(json.loads((tmp_path / "d1" / "_manifest.json").read_text())),
         "rows": result.summary["kept"],
     }
-    assert manifest.identity(before) != manifest.identity(after)
+    assert manifest.identity_hash(before) != manifest.identity_hash(after)
     assert describe(old)["appended"] == {"times": 1, "rows": batch["rows"], "last_from": str(first)}
     assert describe(old)["rows"] == len(OLD) + batch["rows"]
     for decided, threshold in ((was, 0.95), (result, THRESHOLD)):  # on what was extended, and against it
@@ -180,15 +180,15 @@ def test_clusters_that_another_run_has_taken_are_not_extended(tmp_path, stores, 
     """This run was taken for dead while its workers wrote."""
     old, first, _ = stores
     before = (old / "_manifest.json").read_bytes()
-    write = append._write
+    write = append._write_kept
 
     def late(*args):
         files = write(*args)
         told = {"token": "t", "pid": 1, "started": 0.0, "host": "elsewhere", "place": "", "seen": time.time()}
-        (old / lock.NAME).write_text(json.dumps(told))
+        (old / lock.LOCK_NAME).write_text(json.dumps(told))
         return files
 
-    monkeypatch.setattr(append, "_write", late)
+    monkeypatch.setattr(append, "_write_kept", late)
     with pytest.raises(OutputError, match="another run has taken the output"):
         extend(first, old, tmp_path / "d1")
     assert (old / "_manifest.json").read_bytes() == before
@@ -222,13 +222,13 @@ def test_finished_decisions_are_not_made_again(tmp_path, stores, monkeypatch):
         plain = dedup(first, THRESHOLD, search="exact", against=old, out=tmp_path / "d1")
     before = contents(plain.path)
     with monkeypatch.context() as broken:
-        broken.setattr(append, "write_files", interrupt)
+        broken.setattr(append, "write_bucket_files", interrupt)
         with pytest.raises(KeyboardInterrupt):
             extend(first, old, plain.path)
-        broken.setattr(join, "compare", None)
+        broken.setattr(join, "compare_row_blocks", None)
         with pytest.raises(OutputError, match="exists already"):
             extend(first, old, plain.path, keep="easy")
-    monkeypatch.setattr(join, "compare", None)
+    monkeypatch.setattr(join, "compare_row_blocks", None)
     extend(first, old, plain.path)
     assert contents(plain.path) == before
     assert open_buckets(old).rows == len(OLD) + plain.summary["kept"]
@@ -243,7 +243,7 @@ def test_decisions_of_another_version_are_not_taken_for_ours(tmp_path, stores):
         extend(first, old, made)
     assert "appended" not in open_buckets(old).manifest
     extend(first, old, made, overwrite=True)
-    assert manifest.read(made, "dedup")["versions"] == before
+    assert manifest.read_manifest(made, "dedup")["versions"] == before
     age(made)
     grown = contents(old)
     with pytest.raises(UsageError, match=r"are in there already\n.*/d1 \(daskmeans was 0\.0\.9, now "):
@@ -254,8 +254,8 @@ def test_decisions_of_another_version_are_not_taken_for_ours(tmp_path, stores):
 
 def age(path: UPath) -> dict[str, str]:
     """Make an output that of an earlier version; the versions that it told."""
-    found = manifest.read(path, "dedup")
-    manifest.write(path, found | {"versions": found["versions"] | {"daskmeans": "0.0.9"}})
+    found = manifest.read_manifest(path, "dedup")
+    manifest.write_manifest(path, found | {"versions": found["versions"] | {"daskmeans": "0.0.9"}})
     return found["versions"]
 
 
@@ -267,15 +267,15 @@ def test_clusters_that_change_meanwhile_are_left_alone(tmp_path, stores, monkeyp
     old, _, second = stores
     with dask.config.set(SMALL):
         dedup(second, THRESHOLD, search="exact", against=old, out=tmp_path / "d2")
-    write = append.write_files
+    write = append.write_bucket_files
 
     def overtaken(*args):
-        monkeypatch.setattr(append, "write_files", write)
-        found = manifest.read(UPath(old), "assign")
-        manifest.write(UPath(old), found | {"settings": found["settings"] | {"layered": True}})
+        monkeypatch.setattr(append, "write_bucket_files", write)
+        found = manifest.read_manifest(UPath(old), "assign")
+        manifest.write_manifest(UPath(old), found | {"settings": found["settings"] | {"layered": True}})
         return write(*args)
 
-    monkeypatch.setattr(append, "write_files", overtaken)
+    monkeypatch.setattr(append, "write_bucket_files", overtaken)
     with pytest.raises(OutputError, match="the clusters have changed"):
         extend(second, old, tmp_path / "d2")
     assert "appended" not in json.loads((old / "_manifest.json").read_text())
@@ -286,10 +286,10 @@ def test_one_append_at_a_time(tmp_path, stores):
     with dask.config.set(SMALL):
         dedup(first, THRESHOLD, search="exact", against=old, out=tmp_path / "d1")
     before = contents(tmp_path)
-    with lock.hold(UPath(old)):
+    with lock.hold_lock(UPath(old)):
         with pytest.raises(OutputError, match="another run is writing"):
             extend(first, old, tmp_path / "d1")
-        assert contents(tmp_path, but=lock.NAME) == before
+        assert contents(tmp_path, but=lock.LOCK_NAME) == before
     extend(first, old, tmp_path / "d1")
 
 
@@ -360,7 +360,7 @@ def write_json(path, value):
 if moment == "decisions":
     decisions.rank = die
 elif moment == "first files":
-    writer._Writer.write = dying(writer._Writer.write, 5)
+    writer._BucketWriter.write = dying(writer._BucketWriter.write, 5)
 elif moment == "all files":
     append._refuse_changed = dying(append._refuse_changed, 1)
 else:
@@ -390,7 +390,7 @@ def test_kill_9_leaves_the_old_clusters_or_the_extended_ones(tmp_path, stores, m
         if moment in ("first files", "all files"):
             assert len(contents(old)) > len(contents(tmp_path / "before"))
         extend(first, old, out)
-        assert contents(old, but=lock.NAME) == whole  # one that was killed is taken over by the next that writes
+        assert contents(old, but=lock.LOCK_NAME) == whole  # one that was killed is taken over by the next that writes
 
 
 # --- wrong use ---
@@ -415,7 +415,7 @@ def test_other_models_and_columns_are_refused(tmp_path, stores, model):
     KMeans(3, max_iter=0, init=X[:3]).fit(X).save(tmp_path / "other")
     cases = {
         "model": (tmp_path / "other", READING, {}, r"another model\n  expected: the model of .*old\n  remedy: run"),
-        "less": (model, Reading(metadata_fields=("text",)), {}, "there is no 'stars'"),
+        "less": (model, ReadOptions(metadata_fields=("text",)), {}, "there is no 'stars'"),
         "half": (model, READING, {"embedding_dtype": "float16"}, r"'embedding' is .*halffloat.*, not .*float"),
     }
     for name, (used, reading, settings, message) in cases.items():

@@ -17,14 +17,14 @@ from upath import UPath
 from daskmeans import KMeans, apply, dedup, open_decisions, run
 from daskmeans.buckets.external_sort import write_buckets
 from daskmeans.cli.main import main
-from daskmeans.duplicates.lookup import Lookup, make_lookup
+from daskmeans.duplicates.lookup import DecisionIndex, make_decision_index
 from daskmeans.duplicates.rewrite import BLOCK_BYTES
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.storage import manifest
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_column
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 
 N = 60
 
@@ -88,7 +88,7 @@ def test_parquet(tmp_path, vectors, text_ids, codec):
         assert groups[0] == groups[1]
         written.append(after.read())
     assert pa.concat_tables(written).to_pylist() == [row for row in table.to_pylist() if row["id"] in kept]
-    made = manifest.read(UPath(tmp_path / "out"), "apply")
+    made = manifest.read_manifest(UPath(tmp_path / "out"), "apply")
     assert made["counts"]["kept"] == len(kept)
 
 
@@ -181,7 +181,7 @@ def test_numpy_files_are_numbered_through(tmp_path, vectors, dtype):
 def test_numpy_files_whose_ids_have_a_name(tmp_path, vectors):
     """The decisions know the name, which is part of what tells the input from another."""
     np.save(tmp_path / "a.npy", vectors)
-    run(tmp_path / "a.npy", tmp_path / "all", KMeans(2), threshold=0.9, reading=Reading(id_field="row"))
+    run(tmp_path / "a.npy", tmp_path / "all", KMeans(2), threshold=0.9, reading=ReadOptions(id_field="row"))
     assert apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "out")["rows"] == N
     np.save(tmp_path / "b.npy", vectors)
     with pytest.raises(DataError, match="remedy: name the input as it was named there"):
@@ -191,7 +191,7 @@ def test_numpy_files_whose_ids_have_a_name(tmp_path, vectors):
 def test_on_workers(tmp_path, vectors):
     np.save(tmp_path / "a.npy", vectors)
     decisions, kept = decide(tmp_path, vectors, np.arange(N))
-    with cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
         assert apply(decisions, tmp_path / "a.npy", tmp_path / "out", client=client)["kept"] == len(kept)
 
 
@@ -212,7 +212,7 @@ def memory():
     """A directory of an object store."""
     folder = UPath("memory://apply-test")
     yield folder
-    manifest.remove(folder)
+    manifest.remove_tree(folder)
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_numbers_that_no_decision_can_be_on(tmp_path, applied):
 
 @pytest.mark.parametrize("kind", [pa.uint64(), pa.int32()])
 def test_a_lookup_finds_no_number_that_it_cannot_hold(kind):
-    lookup = make_lookup(pa.chunked_array([pa.array([5, 7], kind)]), np.array([True, False]))
+    lookup = make_decision_index(pa.chunked_array([pa.array([5, 7], kind)]), np.array([True, False]))
     ids = pa.array([7, -1, None, 2**40, 5], pa.int64())
     places = lookup.find(ids)
     assert lookup.find(ids.dictionary_encode()).tolist() == places.tolist()
@@ -428,12 +428,12 @@ def test_files_of_several_directories_keep_their_places(tmp_path, applied):
 @pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
 def test_ids_with_the_same_hash_are_told_apart(kind):
     ids = pa.array(range(100)).cast(kind)
-    honest = make_lookup(pa.chunked_array([ids]), np.arange(100) % 2 == 0)
+    honest = make_decision_index(pa.chunked_array([ids]), np.arange(100) % 2 == 0)
     order = honest.hashes.argsort()
     # Each id takes the hash of another one: a lookup by hash alone would answer, and be wrong.
-    wrong = Lookup(honest.hashes[order], honest.ids.take(pa.array(np.roll(order, 1))), honest.keep)
+    wrong = DecisionIndex(honest.hashes[order], honest.ids.take(pa.array(np.roll(order, 1))), honest.keep)
     assert (wrong.find(ids) == -1).all()
-    same = Lookup(np.full(100, honest.hashes[50]), honest.ids, honest.keep)
+    same = DecisionIndex(np.full(100, honest.hashes[50]), honest.ids, honest.keep)
     at_50 = honest.ids.slice(50, 1)
     assert same.find(at_50).tolist() == [50]
     places = honest.find(ids)
@@ -460,7 +460,7 @@ def test_rows_that_repeat_an_id_are_left_out_as_they_were_when_deciding(tmp_path
         table = pa.table({"id": ids, "embedding": vectors, "n": [10 * number + i for i in range(3)]})
         (tmp_path / "in").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
-    reading = Reading(on_bad_row="skip")
+    reading = ReadOptions(on_bad_row="skip")
     run(tmp_path / "in", tmp_path / "out", KMeans(1), threshold=1.0, reading=reading)
     counts = apply(tmp_path / "out" / "dedup", tmp_path / "in", tmp_path / "kept", on_bad_row="skip")
     assert counts == {"rows": 6, "kept": 4, "removed": 0, "rejected": 2, "files": 2}
@@ -498,10 +498,10 @@ def test_rows_go_by_the_column_that_decided(tmp_path, vectors):
 def test_decisions_of_before_their_column_was_noted(tmp_path, vectors):
     table = pa.table({"id": range(1000, 1000 + N), "key": range(N), "embedding": list(vectors)})
     pq.write_table(table, tmp_path / "v.parquet")
-    run(tmp_path / "v.parquet", tmp_path / "w", KMeans(2), threshold=0.9, reading=Reading(id_field="key"))
+    run(tmp_path / "v.parquet", tmp_path / "w", KMeans(2), threshold=0.9, reading=ReadOptions(id_field="key"))
     path = UPath(tmp_path / "w" / "dedup")
-    made = manifest.read(path, "dedup")
-    manifest.write(path, {name: value for name, value in made.items() if name != "id_field"})
+    made = manifest.read_manifest(path, "dedup")
+    manifest.write_manifest(path, {name: value for name, value in made.items() if name != "id_field"})
     assert apply(path, tmp_path / "v.parquet", tmp_path / "out")["kept"] == made["kept"]
 
 

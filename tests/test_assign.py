@@ -22,7 +22,7 @@ from daskmeans.planner.describe import describe
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.settings import Storing
 from daskmeans.vectors.matrix import to_column
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import write_embeddings
 
 K, D = 400, 24
@@ -90,7 +90,7 @@ def test_what_was_measured_is_saved_with_the_model(tmp_path, km):
 
 
 def test_nobody_gets_an_index_who_did_not_ask(tmp_path, km, monkeypatch):
-    monkeypatch.setattr(centroid_index, "tuned", None)
+    monkeypatch.setattr(centroid_index, "tune_index", None)
     X = spread(500)
     assert km.predict(X).tolist() == exact(X, km).tolist()
     assert not hasattr(km, "ann_")
@@ -171,7 +171,7 @@ def test_rows_that_are_rejected_are_listed_once(tmp_path, km):
     X[7] = np.nan
     rows = write_embeddings(tmp_path / "in" / "rows.parquet", X)
     km.save(tmp_path / "model")
-    reading = Reading(on_bad_row="skip")
+    reading = ReadOptions(on_bad_row="skip")
     made = assign_files(rows, tmp_path / "model", tmp_path / "out", reading, Storing(assign="ann"))
     assert (made.rows, made.manifest["rejected"]) == (899, 1)
 

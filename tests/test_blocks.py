@@ -15,8 +15,8 @@ from dask._task_spec import GraphNode
 from dask.highlevelgraph import HighLevelGraph
 
 from daskmeans.errors import DataError
-from daskmeans.kmeans.rows.block import Block, Quota
-from daskmeans.kmeans.rows.loading import load
+from daskmeans.kmeans.rows.block import Block, MemoryBudget
+from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import n_threads
 from daskmeans.tuning import DEFAULT, Tuning
@@ -40,7 +40,7 @@ def shelf(request):
 def loaded(X, place, chunk=70, shelf="memory", **options):
     tuning = Tuning(memory=0) if shelf == "disk" else DEFAULT
     settings = {"column": None, "normalize": False, "sample_fraction": 1.0, "seed": 3, "client": place} | options
-    return load(da.from_array(X, chunks=(chunk, -1)), **settings, tuning=tuning)
+    return load_blocks(da.from_array(X, chunks=(chunk, -1)), **settings, tuning=tuning)
 
 
 def numbered(blocks):
@@ -100,17 +100,19 @@ def test_a_subset_of_a_subset_is_one_of_its_rows(place):
 
 def test_a_sample_is_the_same_wherever_rows_lie(place, shelf):
     X = blobs(n=2000)
-    numbers, rows = loaded(X, place, shelf=shelf).sample(100, seed=5)
+    numbers, rows = loaded(X, place, shelf=shelf).sample_rows(100, seed=5)
     np.testing.assert_array_equal(rows, X[numbers])
-    np.testing.assert_array_equal(numbers, loaded(X, None, chunk=999).sample(100, seed=5)[0])
-    of_subset, _ = loaded(X, place, shelf=shelf).subset(1000, seed=5).sample(100, seed=5)
+    np.testing.assert_array_equal(numbers, loaded(X, None, chunk=999).sample_rows(100, seed=5)[0])
+    of_subset, _ = loaded(X, place, shelf=shelf).subset(1000, seed=5).sample_rows(100, seed=5)
     assert len(np.unique(of_subset)) == 100
 
 
 def test_empty_partitions_are_no_blocks_of_a_group(place):
     X = blobs(n=300)
     parts = [X[:0], X[:100], X[100:100], X[100:], X[:0]]
-    blocks = load(da.concatenate([da.from_array(p, chunks=(300, 16)) for p in parts]), None, False, 1.0, 0, place)
+    blocks = load_blocks(
+        da.concatenate([da.from_array(p, chunks=(300, 16)) for p in parts]), None, False, 1.0, 0, place
+    )
     assert blocks.lengths == [0, 100, 0, 200, 0] or sum(blocks.lengths) == 300
     assert all(n for part in blocks.map(rows_of, name="t") for n in [len(rows) for _, rows, _ in part])
     np.testing.assert_array_equal(numbered(blocks)[1], X)
@@ -120,14 +122,14 @@ def test_partitions_of_different_dimensions_are_refused(place):
     rows = [pd.Series([[1.0] * d] * 3, dtype=pd.ArrowDtype(pa.list_(pa.float32()))) for d in (4, 5)]
     frame = dd.from_delayed([dask.delayed(part) for part in rows], meta=rows[0].iloc[:0]).to_frame("v")
     with pytest.raises(DataError, match=r"(4|5) dimensions"):
-        load(frame["v"], None, False, 1.0, 0, place)
+        load_blocks(frame["v"], None, False, 1.0, 0, place)
 
 
 def test_a_block_travels_with_its_rows_alone(shelf):
     X = blobs(n=60)
-    quota = Quota("travel", memory=(1 << 20) * (shelf == "memory"))
+    budget = MemoryBudget("travel", memory=(1 << 20) * (shelf == "memory"))
     for numbers in (None, np.arange(60) * 3):
-        block = Block(X, quota, numbers)
+        block = Block(X, budget, numbers)
         block.first = 7
         block.notes["a"] = 1
         block.allocate("labels", (60,), np.int32)
@@ -143,7 +145,7 @@ def test_a_block_travels_with_its_rows_alone(shelf):
 
 def test_arrays_of_a_block(shelf):
     X = blobs(n=60)
-    block = Block(X, Quota("arrays", memory=(1 << 20) * (shelf == "memory")))
+    block = Block(X, MemoryBudget("arrays", memory=(1 << 20) * (shelf == "memory")))
     block.allocate("a", (60, 3), np.float32)
     block.allocate("none", (0, 3), np.float32)
     with block.open() as arrays:
@@ -190,8 +192,8 @@ def sent(monkeypatch):
         counts.append(sum(isinstance(node, GraphNode) for node in graph.values()))
         return held(tasks, label, client)
 
-    held = executor.hold
-    monkeypatch.setattr(executor, "hold", hold)
+    held = executor.persist
+    monkeypatch.setattr(executor, "persist", hold)
     return counts
 
 
@@ -213,7 +215,7 @@ def test_small_chunks_are_read_by_the_task_that_needs_them(kind, tasks, place, s
     }
     X = makers[kind]()
     whole = X.compute().astype(np.float32)
-    blocks = load(X, None, False, 1.0, 0, place, tuning=Tuning(blocks_each=20 // n_threads(place)))
+    blocks = load_blocks(X, None, False, 1.0, 0, place, tuning=Tuning(blocks_each=20 // n_threads(place)))
     assert blocks.lengths == [50] * 20
     assert sent == [tasks]
     np.testing.assert_array_equal(blocks.rows(np.arange(1000)), whole)
@@ -225,16 +227,18 @@ def test_a_large_chunk_among_small_ones_stays_as_it_is(place):
     small, large = (da.from_array(part, chunks=(size, -1)) for part, size in ((rows[:500], 10), (rows[500:], 500)))
     mixed = da.concatenate([small, large])
     for X in (mixed, mixed.persist()):
-        np.testing.assert_array_equal(load(X, None, False, 1.0, 0, place).rows(np.arange(1000)), rows)
+        np.testing.assert_array_equal(load_blocks(X, None, False, 1.0, 0, place).rows(np.arange(1000)), rows)
         np.testing.assert_array_equal(X.compute(), rows)
 
 
 def test_small_chunks_of_an_array_are_joined():
     X = blobs(n=3000)
     chunks = da.from_array(X, chunks=(7, -1))
-    blocks = load(chunks, None, True, 1.0, 0, None)
+    blocks = load_blocks(chunks, None, True, 1.0, 0, None)
     assert len(blocks.lengths) < 40
-    np.testing.assert_array_equal(blocks.rows(np.arange(3000)), load(X, None, True, 1.0, 0, None).rows(np.arange(3000)))
+    np.testing.assert_array_equal(
+        blocks.rows(np.arange(3000)), load_blocks(X, None, True, 1.0, 0, None).rows(np.arange(3000))
+    )
     X[1234, 3] = np.nan
     with pytest.raises(DataError, match="row 1234: the vector holds NaN"):
-        load(da.from_array(X, chunks=(7, -1)), None, True, 1.0, 0, None)
+        load_blocks(da.from_array(X, chunks=(7, -1)), None, True, 1.0, 0, None)

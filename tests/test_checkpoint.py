@@ -21,12 +21,12 @@ from upath import UPath
 import daskmeans as dkm
 from daskmeans.errors import OutputError, UsageError
 from daskmeans.kmeans.engine.checkpoints import Checkpoints
-from daskmeans.kmeans.engine.state import Fit
+from daskmeans.kmeans.engine.state import FitState
 from daskmeans.steps import run as steps_run
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.storage import manifest
 from daskmeans.tuning import Tuning
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, write_embeddings
 
 X = blobs(n=300, d=8, k=6)
@@ -44,11 +44,11 @@ def every_update():
         yield
 
 
-def at(update: int, run: int = 0, **facts) -> Fit:
+def at(update: int, run: int = 0, **facts) -> FitState:
     """A fit after `update` updates, unlike that of any other update or run."""
     rng = np.random.default_rng([update, run])
     history = rng.random(update).tolist()
-    return Fit(
+    return FitState(
         *rng.normal(size=(3, 3, 4)).astype(np.float32),
         n_iter=update,
         history=history,
@@ -57,7 +57,7 @@ def at(update: int, run: int = 0, **facts) -> Fit:
     )
 
 
-def same(a: Fit | None, b: Fit) -> bool:
+def same(a: FitState | None, b: FitState) -> bool:
     arrays = "centroids", "before", "origin"
     state = [{**vars(fit), **{name: getattr(fit, name).tobytes() for name in arrays}} for fit in (a, b) if fit]
     return len(state) == 2 and state[0] == state[1]
@@ -112,13 +112,13 @@ def test_the_first_and_the_last_update_and_whatever_is_due_are_kept(place, monke
 def test_slow_storage_is_written_to_less_often(place, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    write = Checkpoints._write
+    write = Checkpoints._write_checkpoint
 
     def slow(self, run, fit):
         write(self, run, fit)
         clock[0] += 2
 
-    monkeypatch.setattr(Checkpoints, "_write", slow)
+    monkeypatch.setattr(Checkpoints, "_write_checkpoint", slow)
     one, seen = kept(place, every=10), []
     for update in range(1, 8):
         one.save(0, at(update))
@@ -263,7 +263,7 @@ def km(**settings) -> dkm.KMeans:
 
 def whole(path: UPath) -> tuple[bytes, dict]:
     """What a finished model is, but for how much work it was."""
-    assert manifest.read(path, "fit")["finished"]
+    assert manifest.read_manifest(path, "fit")["finished"]
     assert not (path / "checkpoints").exists()
     facts = json.loads((path / "model.json").read_text())
     for iteration in facts["iterations"]:  # the first after a break looks at all rows anew
@@ -296,14 +296,14 @@ def test_a_fit_goes_on_to_the_same_bits_and_does_nothing_twice(place, rows, tmp_
     for updates in (1, 2, len(once) // 2, len(once) // 4):
         interrupt(updates, fit_files, rows, place, km(n_init=3))
         with pytest.raises(OutputError, match="unfinished"):
-            manifest.read(place, "fit")
+            manifest.read_manifest(place, "fit")
     with caplog.at_level("INFO", "daskmeans"):
         fit_files(rows, place, km(n_init=3))
     assert whole(place) == whole(UPath(tmp_path / "whole"))
     assert "run 3 goes on from a checkpoint: update" in caplog.text
     assert saved == once
     assert {run for run, _ in once} == {0, 1, 2}
-    assert manifest.read(place, "fit")["resumed"]
+    assert manifest.read_manifest(place, "fit")["resumed"]
 
 
 def test_a_fit_that_was_killed_for_its_memory_goes_on_with_less(rows, tmp_path, caplog):
@@ -389,7 +389,7 @@ def test_the_command_that_overwrites_goes_on_too(rows, tmp_path, caplog):
 def test_a_kill_while_another_fit_is_replaced_mixes_nothing(rows, tmp_path, monkeypatch, caplog):
     interrupt(3, fit_files, rows, tmp_path / "model", km(random_state=1))
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "remove", lambda path: sys.exit("killed"))
+        patch.setattr(manifest, "remove_tree", lambda path: sys.exit("killed"))
         with pytest.raises(SystemExit):
             fit_files(rows, tmp_path / "model", km(), overwrite=True)
     fit_files(rows, tmp_path / "model", km(), overwrite=True)
@@ -427,11 +427,11 @@ def test_rows_that_were_skipped_are_listed_once(tmp_path):
     spoilt = X.copy()
     spoilt[[3, 170]] = np.nan
     rows = write_embeddings(tmp_path / "rows.parquet", spoilt)
-    skipping = Reading(on_bad_row="skip")
+    skipping = ReadOptions(on_bad_row="skip")
     interrupt(3, fit_files, rows, tmp_path / "model", km(), skipping)
     fit_files(rows, tmp_path / "model", km(), skipping)
     assert pq.read_table(tmp_path / "model" / "_rejects/rejects")["row"].to_pylist() == [3, 170]
-    assert manifest.read(UPath(tmp_path / "model"), "fit")["rejected"] == 2
+    assert manifest.read_manifest(UPath(tmp_path / "model"), "fit")["rejected"] == 2
 
 
 # --- kill -9 ---

@@ -12,7 +12,7 @@ from daskmeans import errors
 from daskmeans.runtime import client as client_module
 from daskmeans.runtime import gpus
 from daskmeans.runtime.client import cores
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from helpers import blas_threads, square
 
 
@@ -20,7 +20,7 @@ from helpers import blas_threads, square
 def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, threads):
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     settings = ClusterSettings(n_workers=workers, threads_per_worker=threads, dashboard_address=":0")
-    with cluster(settings) as client:
+    with open_cluster(settings) as client:
         assert client.nthreads() and set(client.nthreads().values()) == {threads}
         assert len(client.nthreads()) == workers
         found = set(client.run(blas_threads).values())
@@ -30,7 +30,7 @@ def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, thr
 
 def test_workers_respect_omp_num_threads(monkeypatch):
     monkeypatch.setattr(client_module, "_allowed", "1")
-    with cluster(ClusterSettings(dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(dashboard_address=":0")) as client:
         assert len(client.nthreads()) == 1
         assert set(client.run(blas_threads).values()) == {1}
 
@@ -38,13 +38,13 @@ def test_workers_respect_omp_num_threads(monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_options_of_gpu_workers_are_refused_where_none_are_started(device):
     settings = ClusterSettings(device=device, rmm_pool_size="1GB", enable_nvlink=False)
-    with pytest.raises(errors.UsageError, match="--rmm-pool-size, --enable-nvlink"), cluster(settings):
+    with pytest.raises(errors.UsageError, match="--rmm-pool-size, --enable-nvlink"), open_cluster(settings):
         pass
 
 
 def test_a_scheduler_that_is_there_is_used_and_left_running(two_workers):
     for _ in range(2):
-        with cluster(ClusterSettings(scheduler=two_workers.scheduler_address)) as client:
+        with open_cluster(ClusterSettings(scheduler=two_workers.scheduler_address)) as client:
             assert client.submit(square, 3).result() == 9
 
 
@@ -52,15 +52,15 @@ def test_an_unreachable_scheduler_is_an_error_within_the_timeout(tmp_path):
     with (
         dask.config.set({"daskmeans.connect-timeout": 0.3}),
         pytest.raises(errors.ClusterError, match=r"no scheduler answered(.|\n)*dask scheduler"),
-        cluster(ClusterSettings(scheduler="tcp://127.0.0.1:9")),
+        open_cluster(ClusterSettings(scheduler="tcp://127.0.0.1:9")),
     ):
         pass
-    with pytest.raises(errors.NotFoundError), cluster(ClusterSettings(scheduler_file=str(tmp_path / "no"))):
+    with pytest.raises(errors.NotFoundError), open_cluster(ClusterSettings(scheduler_file=str(tmp_path / "no"))):
         pass
 
 
 def test_a_gpu_without_its_packages_is_a_missing_extra():
-    with pytest.raises(errors.MissingExtraError, match="gpu"), cluster(ClusterSettings(device="gpu")):
+    with pytest.raises(errors.MissingExtraError, match="gpu"), open_cluster(ClusterSettings(device="gpu")):
         pass
 
 
@@ -71,7 +71,7 @@ def test_a_scheduler_without_workers_is_an_error_within_the_timeout(monkeypatch)
         distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
         dask.config.set({"daskmeans.connect-timeout": 30}),
         pytest.raises(errors.ClusterError, match=r"no workers(.|\n)*dask worker"),
-        cluster(ClusterSettings(scheduler=empty.scheduler_address)),
+        open_cluster(ClusterSettings(scheduler=empty.scheduler_address)),
     ):
         pass
 
@@ -86,7 +86,7 @@ def test_a_scheduler_without_workers_is_an_error_within_the_timeout(monkeypatch)
 def test_what_workers_are_is_not_asked_of_a_scheduler_that_is_there(settings, where):
     with (
         pytest.raises(errors.UsageError, match=f"{where}: the workers"),
-        cluster(ClusterSettings(scheduler="tcp://127.0.0.1:9", **settings)),
+        open_cluster(ClusterSettings(scheduler="tcp://127.0.0.1:9", **settings)),
     ):
         pass
 
@@ -95,18 +95,18 @@ def test_what_workers_are_is_not_asked_of_a_scheduler_that_is_there(settings, wh
     ("device", "there", "words"),
     [
         ("gpu", None, "2 of 2 workers compute on their cores"),
-        ("cpu", gpus.Place("a", 1), "1 of 2 workers compute on a GPU"),
+        ("cpu", gpus.GpuInfo("a", 1), "1 of 2 workers compute on a GPU"),
     ],
 )
 def test_workers_of_a_scheduler_compute_on_what_is_asked_for(two_workers, monkeypatch, device, there, words):
-    monkeypatch.setattr(gpus, "places", lambda client: [None, there])
+    monkeypatch.setattr(gpus, "query_gpus", lambda client: [None, there])
     with (
         pytest.raises(errors.UsageError, match=f"--device {device}: {words}"),
-        cluster(ClusterSettings(device=device, scheduler=two_workers.scheduler_address)),
+        open_cluster(ClusterSettings(device=device, scheduler=two_workers.scheduler_address)),
     ):
         pass
-    monkeypatch.setattr(gpus, "places", lambda client: [gpus.Place("a", 1) if device == "gpu" else None])
-    with cluster(ClusterSettings(device=device, scheduler=two_workers.scheduler_address)):
+    monkeypatch.setattr(gpus, "query_gpus", lambda client: [gpus.GpuInfo("a", 1) if device == "gpu" else None])
+    with open_cluster(ClusterSettings(device=device, scheduler=two_workers.scheduler_address)):
         pass
 
 
@@ -116,6 +116,6 @@ def test_workers_that_could_not_run_our_tasks_are_named(two_workers, monkeypatch
     monkeypatch.setattr(distributed.Client, "get_versions", lambda self, packages: told)
     with (
         pytest.raises(errors.ClusterError, match=rf"10\.0\.0\.7(.|\n)*{words}"),
-        cluster(ClusterSettings(scheduler=two_workers.scheduler_address)),
+        open_cluster(ClusterSettings(scheduler=two_workers.scheduler_address)),
     ):
         pass

@@ -27,11 +27,11 @@ from daskmeans.kernels.backend import Gpu
 from daskmeans.kernels.gpu.device import Device
 from daskmeans.kmeans.rows import block, inputs
 from daskmeans.runtime import gpus
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.fit import fit
 from daskmeans.vectors import frames, parquet
-from daskmeans.vectors.options import Reading
-from daskmeans.vectors.partitioning import ELEMENTS, Survey, Unit, spread
+from daskmeans.vectors.options import ReadOptions
+from daskmeans.vectors.partitioning import MAX_LIST_ELEMENTS, FileSurvey, Unit, balance_partitions
 from daskmeans.vectors.source import read_embeddings
 from helpers import blobs, write_embeddings
 from test_cuml import install, two  # noqa: F401
@@ -43,7 +43,7 @@ def computing(request, monkeypatch):
     numbers, there = itertools.count(), request.param == "there"
     monkeypatch.setattr(Device, "name", lambda self: f"device {next(numbers)}")
     device = Device()
-    monkeypatch.setattr(gpus, "_cuda", lambda: device)
+    monkeypatch.setattr(gpus, "_open_cuda", lambda: device)
     with dask.config.set({"daskmeans.device": "gpu" if there else "cpu"}):
         yield there
 
@@ -74,8 +74,8 @@ def staying(there):
 
     with pytest.MonkeyPatch.context() as patch:
         if there:
-            patch.setattr(block._Fetched, "__missing__", refuse)
-            patch.setattr(inputs, "on_host", refuse)
+            patch.setattr(block._FetchedArrays, "__missing__", refuse)
+            patch.setattr(inputs, "array_to_host", refuse)
         yield
 
 
@@ -110,7 +110,7 @@ def same_rows(found, expected):
     """A frame of cuDF has the rows of a frame of pandas, whatever their lists are called."""
     assert type(found) is fake_cudf.DataFrame
     assert found.index.tolist() == expected.index.tolist()
-    assert frames.table_of(found).to_pylist() == frames.table_of(expected).to_pylist()
+    assert frames.to_table(found).to_pylist() == frames.to_table(expected).to_pylist()
 
 
 # --- columns and matrices ---
@@ -124,7 +124,7 @@ def column(vectors, type_=None):
 @pytest.mark.parametrize("type_", [pa.float32(), pa.float64(), pa.int16()])
 def test_a_column_is_a_matrix_without_a_copy(type_):
     X = np.arange(12).reshape(4, 3)
-    found = frames.matrix_on(column(X.tolist(), type_).iloc[1:3])
+    found = frames.to_cupy_matrix(column(X.tolist(), type_).iloc[1:3])
     np.testing.assert_array_equal(found, X[1:3])
     assert found.base is not None
 
@@ -133,8 +133,8 @@ def test_a_column_is_a_matrix_without_a_copy(type_):
     "vectors", [[[1, 2], None], [[1, 2], [3]], [[1], [2, 3]], [[1, None], [3, 4]], [[], []], [], [[1, 2], [], [3, 4]]]
 )
 def test_what_is_no_matrix_is_not_taken_for_one(vectors):
-    assert frames.matrix_on(column(vectors)) is None
-    assert frames.matrix_on(fake_cudf.Series(range(3))) is None
+    assert frames.to_cupy_matrix(column(vectors)) is None
+    assert frames.to_cupy_matrix(fake_cudf.Series(range(3))) is None
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -144,8 +144,8 @@ def test_rows_on_a_device_have_the_bits_of_rows_in_memory(kind, normalize):
     if "unit" in kind:
         X[: 60 if kind == "unit" else 9] /= np.linalg.norm(X[: 60 if kind == "unit" else 9], axis=1, keepdims=True)
     given = column(X.astype(float).tolist(), pa.float64() if kind == "float64" else pa.float32())
-    found = inputs.prepare_on(Gpu(Device()), given, normalize)
-    np.testing.assert_array_equal(found, inputs.prepare(given, normalize))
+    found = inputs.prepare_on_device(Gpu(Device()), given, normalize)
+    np.testing.assert_array_equal(found, inputs.prepare_rows(given, normalize))
     assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
 
 
@@ -165,7 +165,7 @@ def test_bad_rows_are_told_with_the_words_for_memory(bad):
     given = column([[1, 2], [3, 4], BAD[bad][0]], pa.float64())
     for normalize in (True, False)[: 1 if bad == "zeros" else 2]:
         told = []
-        for prepare in (inputs.prepare, partial(inputs.prepare_on, Gpu(Device()))):
+        for prepare in (inputs.prepare_rows, partial(inputs.prepare_on_device, Gpu(Device()))):
             with pytest.raises(DataError, match=rf"here, row(.|\n)*{BAD[bad][1]}") as caught:
                 prepare(given, normalize, "here", 10)
             told.append(str(caught.value))
@@ -174,9 +174,9 @@ def test_bad_rows_are_told_with_the_words_for_memory(bad):
 
 def test_numbers_too_large_for_sums_of_squares_are_refused_and_large_ones_are_not():
     with pytest.raises(DataError, match="above 1e15"):
-        inputs.prepare_on(Gpu(Device()), column([[1, 2], [2e15, 1]]), False)
+        inputs.prepare_on_device(Gpu(Device()), column([[1, 2], [2e15, 1]]), False)
     given = column([[9e14, 9e14]])  # whose square is too large, but neither number is
-    np.testing.assert_array_equal(inputs.prepare_on(Gpu(Device()), given, False), np.float32([[9e14, 9e14]]))
+    np.testing.assert_array_equal(inputs.prepare_on_device(Gpu(Device()), given, False), np.float32([[9e14, 9e14]]))
 
 
 # --- fit, predict, assign, write, decide ---
@@ -231,8 +231,8 @@ def test_assign_gives_a_frame_of_cudf_with_the_same_numbers(cudf, computing, nor
     with staying(computing):
         found = lazily.compute()
     same_rows(found, expected)
-    assert frames.cudf_schema(frames.schema_of(lazily._meta)) == frames.cudf_schema(frames.schema_of(found))
-    assert frames.schema_of(found).field("centroid").type == pa.int32()
+    assert frames.cudf_schema(frames.frame_schema(lazily._meta)) == frames.cudf_schema(frames.frame_schema(found))
+    assert frames.frame_schema(found).field("centroid").type == pa.int32()
 
 
 def test_assign_says_that_cudf_has_no_float16(cudf):
@@ -307,7 +307,7 @@ def test_files_are_read_onto_the_device(backend, files):
         expected = read_embeddings(files, metadata_fields=["text"]).compute(scheduler="threads")
     found = rows.compute(scheduler="threads").reset_index(drop=True)
     same_rows(found, expected.reset_index(drop=True))
-    assert frames.schema_of(found) == frames.schema_of(rows._meta)
+    assert frames.frame_schema(found) == frames.frame_schema(rows._meta)
     assert len(fake_cudf.READ) == 2
 
 
@@ -364,7 +364,7 @@ def test_rows_that_are_skipped_are_listed(backend, files, ill, tmp_path):
     rewrite(files / "1.parquet", **ILL[ill])
     for kind in ("cudf", "pandas"):
         with dask.config.set({"dataframe.backend": kind}):
-            fit(files, tmp_path / kind, KMeans(4), Reading(on_bad_row="skip"))
+            fit(files, tmp_path / kind, KMeans(4), ReadOptions(on_bad_row="skip"))
     one, other = (pq.read_table(tmp_path / kind / "_rejects/rejects") for kind in ("cudf", "pandas"))
     assert one.equals(other)
     assert len(one) == 1
@@ -429,8 +429,8 @@ def test_what_cudf_cannot_hold_and_a_missing_one_are_told_at_once(backend, files
 
 
 def cut(units, rows, dimension=8, workers=1):
-    surveys = [(f"file {i}", Survey(pa.schema([]), tuple(each))) for i, each in enumerate(units)]
-    partitions = spread(surveys, rows, dimension, workers)
+    surveys = [(f"file {i}", FileSurvey(pa.schema([]), tuple(each))) for i, each in enumerate(units)]
+    partitions = balance_partitions(surveys, rows, dimension, workers)
     numbers = [(piece.path, row) for p in partitions for piece in p.slices
                for row in range(piece.first, piece.first + piece.rows)]  # fmt: skip
     assert numbers == [(path, row) for path, survey in surveys for row in range(survey.rows)]
@@ -455,14 +455,14 @@ def test_no_column_has_too_many_elements(dimension, values):
     """By the dimension of the vectors, or by what a footer tells of any other column."""
     rows = cut([[Unit(500, values=500 * values)] * 20], 10_000, dimension)
     assert sum(rows) == 10_000
-    assert max(rows) * (1 << 20) <= ELEMENTS
+    assert max(rows) * (1 << 20) <= MAX_LIST_ELEMENTS
 
 
 def test_a_footer_tells_elements(tmp_path):
     file = write_embeddings(tmp_path / "rows.parquet", blobs(100, d=4), tokens=[[1] * 50] * 100)
     with dask.config.set({"dataframe.backend": "cudf"}):
-        assert parquet.survey(UPath(file)).units == (Unit(100, values=5000),)
-    assert parquet.survey(UPath(file)).units == (Unit(100),)
+        assert parquet.survey_parquet(UPath(file)).units == (Unit(100, values=5000),)
+    assert parquet.survey_parquet(UPath(file)).units == (Unit(100),)
 
 
 # --- the real ones ---
@@ -477,7 +477,7 @@ def test_real_frames_go_the_same_way(tmp_path, files):
         here = read_embeddings(files, metadata_fields=["text"])
         expected = KMeans(8).fit(here)
         rows = assign(here, expected).compute(scheduler="threads").sort_values("id")
-    with cluster(ClusterSettings(device="gpu", dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(device="gpu", dashboard_address=":0")) as client:
         with dask.config.set({"dataframe.backend": "cudf"}):
             there = read_embeddings(files, metadata_fields=["text"])
         assert isinstance(there, dask_cudf.DataFrame)
@@ -487,7 +487,7 @@ def test_real_frames_go_the_same_way(tmp_path, files):
         assert by_cuml.inertia_ < 1.2 * expected.inertia_
         found = assign(there, km).compute()
         assert isinstance(found, cudf.DataFrame)
-        found = frames.on_host(found).sort_values("id")
+        found = frames.frame_to_host(found).sort_values("id")
         for name in ("id", "text", "centroid", "l2_dist_to_cent", "cosine_dist_to_cent"):
             assert found[name].tolist() == rows[name].tolist()
         write_buckets(assign(there, km), tmp_path / "clusters", client=client)
@@ -524,13 +524,13 @@ def test_real_columns_are_matrices_and_back():
     import cupy
 
     X = blobs(60, d=5)
-    frame = cudf.DataFrame.from_arrow(frames.table_of(pandas_rows(X)))
-    there = frames.matrix_on(frame["embedding"])
+    frame = cudf.DataFrame.from_arrow(frames.to_table(pandas_rows(X)))
+    there = frames.to_cupy_matrix(frame["embedding"])
     assert isinstance(there, cupy.ndarray)
     np.testing.assert_array_equal(cupy.asnumpy(there), X)
-    back = frames.column_on(there, frame.index)
-    np.testing.assert_array_equal(inputs.prepare(back, False), X)
+    back = frames.to_cudf_column(there, frame.index)
+    np.testing.assert_array_equal(inputs.prepare_rows(back, False), X)
     for bad, _ in BAD.values():
         series = cudf.Series.from_arrow(pa.array([[1.0, 2.0], bad], pa.list_(pa.float64())))
         with pytest.raises(DataError):
-            inputs.prepare_on(Gpu(gpus.Cuda()), series, True)
+            inputs.prepare_on_device(Gpu(gpus.Cuda()), series, True)

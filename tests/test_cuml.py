@@ -20,9 +20,9 @@ from sklearn.cluster import KMeans as Reference
 import daskmeans as dkm
 from daskmeans import KMeans
 from daskmeans.errors import ClusterError, MemoryForecastError, MissingExtraError, RunError, UsageError
-from daskmeans.kernels.gpu.memory import DEVICE
+from daskmeans.kernels.gpu.memory import DEVICE_SHARE
 from daskmeans.kmeans.memory import check_devices, device_bytes
-from daskmeans.kmeans.rows.loading import load
+from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.runtime import cluster
 from daskmeans.runtime import gpus as installed
 from daskmeans.runtime.cluster import ClusterSettings
@@ -205,7 +205,7 @@ def test_random_rows_and_centroids_are_sent_to_the_workers_as_they_are(install, 
     KMeans(5, engine="cuml", init="random", random_state=1, normalize=False).fit(X, client=two)
     assert all(isinstance(each.knobs["init"], distributed.Future) for each in made)
     np.testing.assert_array_equal(made[0].init, start)
-    np.testing.assert_array_equal(made[1].init, load(X, None, False, 1.0, 1, None).sample(5, 1)[1])
+    np.testing.assert_array_equal(made[1].init, load_blocks(X, None, False, 1.0, 1, None).sample_rows(5, 1)[1])
 
 
 def test_a_fit_that_used_up_its_updates_has_not_converged(install, two):
@@ -307,7 +307,7 @@ def test_a_buffer_leaves_room_for_what_else_lies_there():
     rows = {"a": 10_000_000, "b": 1_000_000}
     batch, buffer = check_devices(rows, 768, 1000, 32768, 2.0, memory)
     taken = device_bytes(2 * buffer, 768, 1000, batch, 2.0) + 4 * rows["b"]
-    assert 0.9 * DEVICE * 2 * GIB < taken <= DEVICE * 2 * GIB
+    assert 0.9 * DEVICE_SHARE * 2 * GIB < taken <= DEVICE_SHARE * 2 * GIB
     with pytest.raises(ClusterError, match="b: a worker was lost"):
         check_devices(rows, 768, 1000, 32768, 2.0, {"a": GIB})
 
@@ -403,7 +403,7 @@ def test_runs_that_had_ended_are_not_made_again(install, two):
 
 
 def test_an_array_of_blocks_holds_each_once_where_it_lies(two):
-    blocks = load(blobs(), None, False, 1.0, 0, two)
+    blocks = load_blocks(blobs(), None, False, 1.0, 0, two)
     assert sum(blocks.rows_by_worker().values()) == 600
     rows = blocks.array(_rows, "test-rows")
     assert rows.shape == (600, 16)
@@ -476,7 +476,7 @@ def gpus(install, monkeypatch):
 
 def test_auto_is_a_worker_for_each_gpu_where_there_are_some(gpus):
     settings = ClusterSettings(dashboard_address=":0")
-    with cluster.cluster(settings) as client:
+    with cluster.open_cluster(settings) as client:
         assert list(client.nthreads().values()) == [4, 4]  # our own kernels run on cores
     assert FakeCluster.asked["device_memory_limit"] == "default"
 
@@ -484,12 +484,12 @@ def test_auto_is_a_worker_for_each_gpu_where_there_are_some(gpus):
 @pytest.mark.parametrize("variable", ["", "-1", "1"])
 def test_auto_is_the_cores_where_gpus_are_hidden_or_too_few(gpus, monkeypatch, variable):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert not cluster._on_gpus(ClusterSettings(n_workers=2))
+    assert not cluster._is_gpu_cluster(ClusterSettings(n_workers=2))
 
 
 def test_gpus_that_are_not_there_are_not_asked_for(gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UsageError, match="no GPU"), cluster.cluster(ClusterSettings(device="gpu")):
+    with pytest.raises(UsageError, match="no GPU"), cluster.open_cluster(ClusterSettings(device="gpu")):
         pass
 
 
@@ -507,13 +507,13 @@ def test_options_of_gpu_workers_go_by_their_names(gpus):
         "enable_nvlink": True,
         "enable_rdmacm": False,
     }
-    with cluster.cluster(ClusterSettings(device="gpu", dashboard_address=":0", n_workers=1, **asked)):
+    with cluster.open_cluster(ClusterSettings(device="gpu", dashboard_address=":0", n_workers=1, **asked)):
         assert {name: FakeCluster.asked[name] for name in asked} == asked
 
 
 def test_options_that_contradict_one_another_are_told(gpus):
     settings = ClusterSettings(device="gpu", protocol="tcp", enable_nvlink=True)
-    with pytest.raises(ClusterError, match="requires protocol"), cluster.cluster(settings):
+    with pytest.raises(ClusterError, match="requires protocol"), cluster.open_cluster(settings):
         pass
 
 
@@ -523,7 +523,7 @@ def test_options_that_contradict_one_another_are_told(gpus):
 @pytest.fixture
 def gpu_client():
     pytest.importorskip("cuml.dask", reason='no cuML: pip install "daskmeans[gpu]"', exc_type=ImportError)
-    with cluster.cluster(ClusterSettings(device="gpu", dashboard_address=":0")) as connected:
+    with cluster.open_cluster(ClusterSettings(device="gpu", dashboard_address=":0")) as connected:
         yield connected
 
 

@@ -15,9 +15,18 @@ import pytest
 
 import daskmeans as dkm
 from daskmeans.runtime import dashboard
-from daskmeans.runtime.cluster import ClusterSettings, cluster
-from daskmeans.runtime.cluster import dashboard as announced
-from daskmeans.runtime.dashboard import TOPIC, VALUES, add_page, latest_fit, legend, lines, points, words
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
+from daskmeans.runtime.cluster import describe_dashboard as announced
+from daskmeans.runtime.dashboard import (
+    TOPIC,
+    VALUES,
+    add_page,
+    format_heading,
+    format_legend,
+    latest_fit,
+    line_columns,
+    point_columns,
+)
 from helpers import blobs
 
 
@@ -68,7 +77,7 @@ def fresh_client():
 
 
 def test_points_are_what_the_updates_say():
-    found = points(FIT)
+    found = point_columns(FIT)
     assert found["update"] == [1, 2, 3, 4, 5]
     assert found["spread"] == pytest.approx([100 / 500, 80 / 500, 144 / 800, 0.2, 0.19])
     assert found["gain"] == pytest.approx([math.nan, 0.2, math.nan, math.nan, 0.05], nan_ok=True)
@@ -78,17 +87,17 @@ def test_points_are_what_the_updates_say():
 
 
 def test_a_line_for_each_phase():
-    found = lines(points(FIT))
+    found = line_columns(point_columns(FIT))
     assert found["update"] == [[1, 2], [3], [4, 5]]
     assert found["phase"] == ["sample 1 of 2, 500 rows", "sample 2 of 2, 800 rows", "all 1,000 rows"]
     assert len(set(found["color"])) == 3
-    assert all(told in legend(found) for told in found["color"] + found["phase"])
-    assert lines(points([])) == {name: [] for name in found}
+    assert all(told in format_legend(found) for told in found["color"] + found["phase"])
+    assert line_columns(point_columns([])) == {name: [] for name in found}
 
 
 def test_what_cannot_be_shown_is_not_a_number():
     worse = [update(2, 1, 0.0, relabelled=0, seconds=0.0), update(2, 2, 0.0), {"iteration": 3, "inertia": 5.0}]
-    found = points(worse)
+    found = point_columns(worse)
     assert all(math.isnan(gain) for gain in found["gain"])
     assert math.isnan(found["relabelled"][0]) and math.isnan(found["speed"][0]) and math.isnan(found["spread"][2])
 
@@ -99,15 +108,15 @@ def test_the_latest_fit_is_shown_with_all_its_runs():
     assert latest_fit(FIT + FIT + second) == FIT + second
     assert latest_fit([*FIT, *FIT[4:]]) == FIT[4:]  # taken up from a checkpoint before the last update
     assert latest_fit([]) == []
-    phases = lines(points(FIT + second))["phase"]
+    phases = line_columns(point_columns(FIT + second))["phase"]
     assert len(phases) == 6
     assert phases[3] == "run 2, sample 1 of 2, 500 rows"
 
 
 def test_the_heading_says_how_far_the_fit_is():
-    assert words([]) == "No fit has been logged since this scheduler started."
-    assert words(FIT[:1]) == "k = 7 · seed from 200 rows · 0.1 s"
-    assert words(FIT) == "k = 7 · all 1,000 rows · update 2 · inertia 190 (−5 %) · 10 % relabelled · 2k rows/s"
+    assert format_heading([]) == "No fit has been logged since this scheduler started."
+    assert format_heading(FIT[:1]) == "k = 7 · seed from 200 rows · 0.1 s"
+    assert format_heading(FIT) == "k = 7 · all 1,000 rows · update 2 · inertia 190 (−5 %) · 10 % relabelled · 2k rows/s"
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["cluster of ours", "scheduler that was there"])
@@ -118,7 +127,7 @@ def test_the_page_is_served_and_follows_the_events(there, fresh_client):
     with dask.config.set({"daskmeans.connect-timeout": 30}):
         if there:
             fresh_client.cluster.scale(1)
-        with cluster(ClusterSettings(**where)) as client:
+        with open_cluster(ClusterSettings(**where)) as client:
             assert announced(client) == f"{client.dashboard_link}, fits at /kmeans"
             for path in ("kmeans", "status"):
                 with urlopen(client.dashboard_link.replace("status", path)) as response:
@@ -130,9 +139,12 @@ def test_the_page_is_served_and_follows_the_events(there, fresh_client):
                 log(client, FIT[:3])
                 wait_for(client, session.id, "update", [1, 2])
                 log(client, FIT[3:])
-                page = wait_for(client, session.id, "spread", points(FIT)["spread"])
+                page = wait_for(client, session.id, "spread", point_columns(FIT)["spread"])
                 assert list(page.get_model_by_name("lines").data["update"]) == [[1, 2], [3], [4, 5]]
-                assert page.get_model_by_name("words").text == f"{words(FIT)}<br>{legend(lines(points(FIT)))}"
+                assert (
+                    page.get_model_by_name("words").text
+                    == f"{format_heading(FIT)}<br>{format_legend(line_columns(point_columns(FIT)))}"
+                )
 
 
 def test_the_page_is_added_once(fresh_client):
@@ -150,12 +162,12 @@ def test_a_fit_brings_the_page_and_what_it_shows(thread_client):
         assert response.status == 200
     fit = latest_fit(message for _, message in client.get_events(TOPIC))
     assert [message["phase"] for message in fit].count("seed") == 2
-    found = points(fit)
+    found = point_columns(fit)
     updates = [message for message in fit if "inertia" in message]
     assert len(found["update"]) == len(updates) >= len(km.iterations_)
     assert found["spread"] == [message["inertia"] / message["rows"] for message in updates]
     assert all(0 <= share <= 1 or math.isnan(share) for share in found["relabelled"])
-    assert words(fit).startswith("k = 4 · run 2 · all 800 rows · update ")
+    assert format_heading(fit).startswith("k = 4 · run 2 · all 800 rows · update ")
 
 
 def told(caplog, client) -> str:

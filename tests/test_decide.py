@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from daskmeans.duplicates.decide import decide
+from daskmeans.duplicates.decide import decide_cluster
 from daskmeans.duplicates.table import to_table
 from daskmeans.kernels.norms import normalize_rows
 
@@ -83,7 +83,7 @@ def rows_of(kind, seed, n, d):
 @example(kind="spread", seed=0, n=1, d=2, threshold=0.0, rule="survivors", tile_bytes=4)
 def test_decisions_are_those_of_the_definitions(kind, seed, n, d, threshold, rule, tile_bytes):
     X = rows_of(kind, seed, n, d)
-    found = decide(X, np.float32(threshold), rule, tile_bytes)
+    found = decide_cluster(X, np.float32(threshold), rule, tile_bytes)
     for i, (keep, kept, kept_score, best, score, reason) in enumerate(brute_force(X, np.float32(threshold), rule)):
         assert (found.keep[i], found.kept[i], found.best[i]) == (keep, kept, best), i
         assert found.score[i] == np.float32(score)
@@ -94,7 +94,7 @@ def test_decisions_are_those_of_the_definitions(kind, seed, n, d, threshold, rul
 @pytest.mark.parametrize("rule", ["survivors", "semdedup"])
 def test_a_larger_cluster(rule):
     X = rows_of("near", 5, 700, 24)
-    found = decide(X, np.float32(0.99), rule, 1 << 14)
+    found = decide_cluster(X, np.float32(0.99), rule, 1 << 14)
     expected = brute_force(X, np.float32(0.99), rule)
     assert found.keep.tolist() == [row[0] for row in expected]
     assert found.kept.tolist() == [row[1] for row in expected]
@@ -105,8 +105,8 @@ def test_a_larger_cluster(rule):
 def test_a_chain_shows_the_difference_between_the_rules():
     angles = np.deg2rad([0, 20, 40])
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    assert decide(X, np.float32(0.9), "survivors", 1 << 20).keep.tolist() == [True, False, True]
-    found = decide(X, np.float32(0.9), "semdedup", 1 << 20)
+    assert decide_cluster(X, np.float32(0.9), "survivors", 1 << 20).keep.tolist() == [True, False, True]
+    found = decide_cluster(X, np.float32(0.9), "semdedup", 1 << 20)
     assert found.keep.tolist() == [True, False, False]
     assert found.kept.tolist() == [-1, 0, -1]
     table = to_table(pa.array(["a", "b", "c"]), found, 7)
@@ -120,7 +120,7 @@ def test_a_chain_shows_the_difference_between_the_rules():
 
 def test_copies_at_the_highest_threshold():
     X = rows_of("same", 0, 5, 3)
-    found = decide(X, np.float32(1), "survivors", 1 << 20)
+    found = decide_cluster(X, np.float32(1), "survivors", 1 << 20)
     assert found.keep.tolist() == [True, False, False, False, False]
     assert found.score.tolist() == [0, 1, 1, 1, 1]
     assert found.best.tolist() == found.kept.clip(0).tolist() == [0] * 5

@@ -17,12 +17,12 @@ from upath import UPath
 import daskmeans
 from daskmeans import open_decisions
 from daskmeans.duplicates import within
-from daskmeans.duplicates.lookup import read_lookup
+from daskmeans.duplicates.lookup import read_decision_index
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.pairs import recall
 from daskmeans.runtime import resources
 from daskmeans.runtime.client import n_threads
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.storage import manifest
 from daskmeans.tuning import Tuning
 from helpers import decisions_of, make_rows, tuned_dedup, write_clusters
@@ -95,7 +95,7 @@ def test_decisions_on_files(tmp_path, layout, rule, keep):
     assert summary["rows"] == len(ids)
     assert summary["kept"] == reasons.count(None)
     assert summary["removed"] == {"exact": reasons.count("exact"), "semantic": reasons.count("semantic")}
-    assert manifest.read(UPath(tmp_path / "out"), "dedup")["settings"]["threshold"] == THRESHOLD
+    assert manifest.read_manifest(UPath(tmp_path / "out"), "dedup")["settings"]["threshold"] == THRESHOLD
 
 
 def test_rows_of_decisions_lie_as_in_the_clusters(tmp_path, clusters):
@@ -112,7 +112,7 @@ def test_rows_of_decisions_lie_as_in_the_clusters(tmp_path, clusters):
 def test_decisions_are_the_same_on_workers_and_for_any_tile(tmp_path, clusters):
     dedup(clusters, THRESHOLD, out=tmp_path / "here", keep="random")
     settings = ClusterSettings(n_workers=1, dashboard_address=":0")
-    with cluster(settings) as client, dask.config.set({"daskmeans.tile-bytes": 100}):
+    with open_cluster(settings) as client, dask.config.set({"daskmeans.tile-bytes": 100}):
         result = dedup(clusters, THRESHOLD, out=tmp_path / "there", keep="random", client=client)
         groups = result.groups(3)
     assert decisions_of(tmp_path / "here") == decisions_of(tmp_path / "there")
@@ -130,9 +130,9 @@ def test_the_work_on_a_large_cluster_is_shared_out(tmp_path, layout, rule, threa
     daskmeans.dedup(clusters, 0.9, search="clusters", rule=rule, out=tmp_path / "one")
     dedup = partial(tuned_dedup, Tuning(task_rows=50), search="clusters")
     runs, slices = [], []
-    nearest_in_run, mark_twins = within.nearest_in_run, recall.mark_twins
-    monkeypatch.setattr(within, "nearest_in_run", lambda *args: [runs.append(args[1:3]), nearest_in_run(*args)][1])
-    monkeypatch.setattr(recall, "mark_twins", lambda *args: [slices.append(args[2:4]), mark_twins(*args)][1])
+    nearest_in_run, mark_twins = within.find_nearest_in_run, recall.mark_neighbors
+    monkeypatch.setattr(within, "find_nearest_in_run", lambda *args: [runs.append(args[1:3]), nearest_in_run(*args)][1])
+    monkeypatch.setattr(recall, "mark_neighbors", lambda *args: [slices.append(args[2:4]), mark_twins(*args)][1])
     # In this process, as many at a time as there is memory for.
     monkeypatch.setattr(dask.system, "CPU_COUNT", 3)
     for memory, expected in ((1 << 40, 6), (0, 0)):
@@ -271,14 +271,14 @@ def test_decisions_are_those_that_the_manifest_lists(tmp_path, clusters):
     shutil.copy(files[0], files[0].with_name("part-99999.parquet"))
     assert len(result.decisions) == before
     files[1].unlink()
-    for use in (lambda: result.kept, result.groups, lambda: read_lookup(UPath(tmp_path / "out"))):
+    for use in (lambda: result.kept, result.groups, lambda: read_decision_index(UPath(tmp_path / "out"))):
         with pytest.raises(NotFoundError, match=f"{files[1].name}: the decisions are no longer there"):
             use()
 
 
 def test_groups_of_clusters_that_have_changed(tmp_path, clusters):
     result = dedup(clusters, THRESHOLD, out=tmp_path / "out")
-    manifest.remove(UPath(clusters))
+    manifest.remove_tree(UPath(clusters))
     with pytest.raises(NotFoundError):
         result.groups()
     write_clusters(clusters, make_rows(), ids=np.arange(1000, 1300))
@@ -295,7 +295,7 @@ def test_groups_of_other_vectors_with_the_same_ids(clusters, search):
     for use in (result.groups, lambda: result.look_up(pa.array([0]))):
         with pytest.raises(NotFoundError, match="the clusters that the decisions were made from"):
             use()
-    manifest.remove(UPath(clusters))
+    manifest.remove_tree(UPath(clusters))
     aside.rename(clusters)
     assert result.groups() == before
 

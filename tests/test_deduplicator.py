@@ -49,7 +49,7 @@ def searched(model, tmp_path, search, **settings):
 
 
 def by_id(frame):
-    return frame.sort_values("id").set_index("id")[list(module.ADDED)]
+    return frame.sort_values("id").set_index("id")[list(module.DECISION_COLUMNS)]
 
 
 @pytest.mark.parametrize("rule", ["survivors", "semdedup"])
@@ -78,7 +78,7 @@ def test_directions_change_nothing(model, monkeypatch):
     decide = SemanticDeduplicator(model, THRESHOLD)
     expected = decide(frame_of())
     made = []
-    monkeypatch.setattr(module, "directions", lambda *_: made.append(np.eye(12, 3, dtype=np.float32)) or made[-1])
+    monkeypatch.setattr(module, "find_directions", lambda *_: made.append(np.eye(12, 3, dtype=np.float32)) or made[-1])
     assert decide(frame_of()).equals(expected)
     assert made
 

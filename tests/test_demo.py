@@ -29,7 +29,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         body = "".join(function(verb, animal, tail) for verb in VERBS for animal in ANIMALS)
         (tmp_path / "site" / package).mkdir(parents=True)
         (tmp_path / "site" / package / "__init__.py").write_text(body)
-    monkeypatch.setattr(docstrings, "_roots", lambda: [tmp_path / "site"])
+    monkeypatch.setattr(docstrings, "_find_roots", lambda: [tmp_path / "site"])
     return tmp_path / "site"
 
 

@@ -17,9 +17,9 @@ import pytest
 
 import daskmeans as dkm
 from daskmeans.errors import ClusterError, UsageError
-from daskmeans.kernels import distances as processor
+from daskmeans.kernels import distances as cpu
 from daskmeans.kernels import quantize
-from daskmeans.kernels.all_pairs import find_pairs, sketch
+from daskmeans.kernels.all_pairs import find_pairs, make_sketches
 from daskmeans.kernels.backend import CPU, Gpu
 from daskmeans.kernels.gpu import dense
 from daskmeans.kernels.gpu.memory import pairs_bytes
@@ -35,12 +35,12 @@ SHAPES = [(70, 40, 120), (64, 16, 48), (33, 3, 2), (1, 1, 1), (50, 37, 5)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_labels_and_distances_are_the_processors(device, kind, shape):
+def test_labels_and_distances_are_those_of_the_cpu(device, kind, shape):
     n, d, k = shape
     X, C = adversarial(kind, n, d, k, seed=d)
     device.tuning = Tuning(scores=16 * k)  # sixteen rows at a time, and one row that is settled
-    labels, squares = dense.nearest(device, X, C)
-    expected = processor.nearest(X, C)
+    labels, squares = dense.nearest_centroids(device, X, C)
+    expected = cpu.nearest_centroids(X, C)
     np.testing.assert_array_equal(labels, expected[0])
     np.testing.assert_array_equal(squares, expected[1])
     assert labels.dtype == np.int32
@@ -49,14 +49,14 @@ def test_labels_and_distances_are_the_processors(device, kind, shape):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_within_their_bound(device, kind):
-    """Of the true score, computed in float64, by as much as `_slack` allows: with tensor cores too."""
+    """Of the true score, computed in float64, by as much as `_score_slack` allows: with tensor cores too."""
     X, C = adversarial(kind, 200, 130, 90, seed=3)
     center = C.mean(axis=0, dtype=float)
-    to = dense.centroids_on(device, C, center)
-    rows = dense.encode(device, device.xp.asarray(X), to.center)
+    to = dense.encode_centroids(device, C, center)
+    rows = dense.encode_rows(device, device.xp.asarray(X), to.center)
     unit = rows.scale * to.rows.scale
-    scores = device.host(device.product(to.rows.codes, rows.codes)).T.astype(float) * unit
-    slack = device.host(dense._slack(device, rows, to.longest, to.error))
+    scores = device.to_host(device.product(to.rows.codes, rows.codes)).T.astype(float) * unit
+    slack = device.to_host(dense._score_slack(device, rows, to.longest, to.error))
     true = (X - center) @ (C - center).T
     assert (np.abs(scores - true) <= slack[:, None]).all()
 
@@ -64,37 +64,37 @@ def test_scores_are_within_their_bound(device, kind):
 def test_few_rows_of_plain_data_are_settled(device, monkeypatch):
     """The bound is worth something: where nothing lies close together, hardly any row is compared in float64."""
     settled = []
-    settle = dense._settle
-    monkeypatch.setattr(dense, "_settle", lambda *args: settled.append(len(args[3])) or settle(*args))
-    dense.nearest(device, *adversarial("plain", 2000, 64, 100, seed=1))
+    settle = dense._rerank_candidates
+    monkeypatch.setattr(dense, "_rerank_candidates", lambda *args: settled.append(len(args[3])) or settle(*args))
+    dense.nearest_centroids(device, *adversarial("plain", 2000, 64, 100, seed=1))
     assert sum(settled) < 100  # one in twenty
 
 
-def test_sums_of_float64_are_added_in_the_order_of_the_processor(device):
+def test_sums_of_float64_are_added_in_the_order_of_the_cpu(device):
     rng = np.random.default_rng(0)
     X, Y = rng.normal(size=(2, 50, 53)).astype(np.float32)
     there = device.xp.asarray(X), device.xp.asarray(Y)
     own = device.xp.arange(50)
-    found = device.host(dense.squared_distances(device, *there, own, own))
+    found = device.to_host(dense.squared_distances(device, *there, own, own))
     assert found.tolist() == [squared_distance64(x, y) for x, y in zip(X, Y, strict=True)]
-    products = device.host(dense.in_order(device.xp, there[0].astype(np.float64) * there[1]))
+    products = device.to_host(dense.sum_in_order(device.xp, there[0].astype(np.float64) * there[1]))
     assert products.tolist() == [dot64(x, y) for x, y in zip(X, Y, strict=True)]
     center = rng.normal(size=53)
     about = dense.squares_about(device, there[0], device.xp.asarray(center))
-    np.testing.assert_array_equal(device.host(about), quantize.squares_about(X, center))
+    np.testing.assert_array_equal(device.to_host(about), quantize.squares_about(X, center))
 
 
-def test_sums_are_the_processors(device):
+def test_sums_are_those_of_the_cpu(device):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(300, 7)) * 10).astype(np.float32)
     before, labels = rng.integers(-1, 5, 300, dtype=np.int32), rng.integers(0, 5, 300, dtype=np.int32)
     device.tuning = Tuning(coordinates=7 * 100)
     sums, counts = np.zeros((5, 7), np.int64), np.zeros(5, np.int64)
     moved = move_rows(X, before, labels, 2.0**45, sums, counts)
-    found = dense.Sums(device, (5, 7), 2.0**45)
+    found = dense.DeviceSums(device, (5, 7), 2.0**45)
     assert found.move(*map(device.xp.asarray, (X, before, labels))) == moved
-    np.testing.assert_array_equal(found.host()[0], sums)
-    np.testing.assert_array_equal(found.host()[1], counts)
+    np.testing.assert_array_equal(found.to_host()[0], sums)
+    np.testing.assert_array_equal(found.to_host()[1], counts)
 
 
 def unit_rows(n, d, seed):
@@ -109,18 +109,18 @@ def unit_rows(n, d, seed):
 
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("d", [8, 100])
-def test_pairs_are_the_processors(device, d, same):
+def test_pairs_are_those_of_the_cpu(device, d, same):
     """The floor is the score of one of the pairs, to the bit."""
     X = unit_rows(120, d, seed=d)
     Y = X if same else unit_rows(90, d, seed=d)[::-1].copy()
     for mine, theirs in {(scores, coordinates) for scores in (1 << 20, 1000) for coordinates in (1 << 20, 10 * d)}:
         device.tuning = Tuning(scores=mine, coordinates=theirs)
-        one, other = dense.rows_on(device, X), dense.rows_on(device, Y)
+        one, other = dense.encode_unit_rows(device, X), dense.encode_unit_rows(device, Y)
         for floor in np.float32([0.5, 0.99, dot64(X[3], Y[2]), 1.0]):
             if floor < 0.1:
                 continue
             found = as_set(dense.find_pairs(device, one, other, floor, same=same))
-            sketches = [sketch(rows, np.empty((d, 0), np.float32)) for rows in (X, Y)]
+            sketches = [make_sketches(rows, np.empty((d, 0), np.float32)) for rows in (X, Y)]
             whole = slice(0, len(X)), slice(0, len(Y))
             assert found == as_set(find_pairs(*sketches, floor, *whole, same=same))
             assert len(found) > 0
@@ -134,10 +134,10 @@ def as_set(parts):
 
 
 def test_nothing_is_compared_with_nothing(device):
-    none, some = (dense.rows_on(device, np.eye(4, dtype=np.float32)[:n]) for n in (0, 4))
+    none, some = (dense.encode_unit_rows(device, np.eye(4, dtype=np.float32)[:n]) for n in (0, 4))
     for one, other in ((none, some), (some, none), (none, none)):
         assert list(dense.find_pairs(device, one, other, np.float32(0.5))) == []
-    labels, squares = dense.nearest(device, np.empty((0, 4), np.float32), np.eye(4, dtype=np.float32))
+    labels, squares = dense.nearest_centroids(device, np.empty((0, 4), np.float32), np.eye(4, dtype=np.float32))
     assert len(labels) == len(squares) == 0
 
 
@@ -154,7 +154,7 @@ def test_rows_that_lie_on_a_device_serve_as_those_in_memory(device):
     for home in (CPU, Gpu(device)):
         there = home.own(home.place(X))
         some = home.take(there, labels == 3)
-        np.testing.assert_array_equal(home.host(some), X[labels == 3])
+        np.testing.assert_array_equal(home.to_host(some), X[labels == 3])
         for which in ([0, 1, 2], [5, 59, 3]):  # as they lie, and as they come
             for places in (np.arange(3) + 2, np.array([0, 2, 7])):
                 out = np.zeros((9, 19), np.float32)
@@ -187,7 +187,7 @@ def fitted(X, where, tuning=DEFAULT, **params):
 
 
 @pytest.mark.parametrize("room", [0.6, 0.0])
-def test_a_fit_has_the_bits_of_the_processors(device, room):
+def test_a_fit_has_the_bits_of_those_of_the_cpu(device, room):
     """With rows that stay on the device, and with rows that are sent again in every pass."""
     device.tuning = tuning = Tuning(rows_share=room, least_sample=1000)
     X = blobs(12_000, d=8, k=20)
@@ -214,11 +214,11 @@ def test_many_clusters_get_exact_labels(device):
     """So many that the processor's first updates would compare near groups only, which a device has no need of."""
     X = blobs(4000, d=4, k=50)
     km = fitted(X, "gpu", n_clusters=2400, max_iter=4, normalize=False)
-    np.testing.assert_array_equal(km.labels_, processor.nearest(X, km.cluster_centers_)[0])
+    np.testing.assert_array_equal(km.labels_, cpu.nearest_centroids(X, km.cluster_centers_)[0])
     assert all(each["compared"] == 1.0 for each in km.iterations_)
 
 
-def test_predict_and_score_are_the_processors(device):
+def test_predict_and_score_are_those_of_the_cpu(device):
     X = blobs(1000, d=8)
     km = fitted(X, "cpu", n_clusters=20)
     with dask.config.set({"daskmeans.device": "gpu"}):
@@ -227,7 +227,7 @@ def test_predict_and_score_are_the_processors(device):
 
 
 @pytest.mark.parametrize("settings", [{"search": "exact", "floor": 0.7}, {"search": "clusters", "probes": 3}])
-def test_decisions_are_the_processors(device, settings, tmp_path):
+def test_decisions_are_those_of_the_cpu(device, settings, tmp_path):
     clusters = write_clusters(tmp_path / "clusters", make_rows())
     decisions = []
     for where in ("cpu", "gpu"):
@@ -238,7 +238,7 @@ def test_decisions_are_the_processors(device, settings, tmp_path):
     assert any(not row["keep"] for row in decisions[0])
 
 
-def test_a_run_on_the_device_assigns_and_decides_as_the_processor(device, embeddings, tmp_path):
+def test_a_run_on_the_device_assigns_and_decides_as_the_cpu(device, embeddings, tmp_path):
     counts = []
     for where in ("cpu", "gpu"):
         with dask.config.set({"daskmeans.device": where}):
@@ -283,22 +283,22 @@ def test_arrays_of_cupy_and_columns_of_cudf_are_taken():
 
 
 def test_a_process_computes_on_its_cores_unless_it_is_told(device):
-    assert gpus.device() is None
+    assert gpus.current_device() is None
     assert gpus.backend() is CPU
     with dask.config.set({"daskmeans.device": "gpu"}):
-        assert gpus.device() is device
-        assert gpus.backend() == gpus.needed() == Gpu(device)
+        assert gpus.current_device() is device
+        assert gpus.backend() == gpus.require_device() == Gpu(device)
     with dask.config.set({"daskmeans.device": "tpu"}), pytest.raises(UsageError, match="tpu"):
-        gpus.device()
+        gpus.current_device()
     with pytest.raises(ClusterError, match="others compute on GPUs"):
-        gpus.needed()
+        gpus.require_device()
 
 
 def test_a_gpu_that_cannot_be_used_is_told_with_a_remedy(monkeypatch):
-    gpus._cuda.cache_clear()
+    gpus._open_cuda.cache_clear()
     monkeypatch.setattr(gpus, "find_spec", lambda name: None)
     with dask.config.set({"daskmeans.device": "gpu"}), pytest.raises(UsageError, match="cupy is not installed"):
-        gpus.device()
+        gpus.current_device()
 
 
 class Worker:
@@ -309,16 +309,16 @@ class Worker:
 
 
 def test_a_worker_of_dask_cuda_computes_on_its_gpu(device):
-    assert gpus.device(Worker("dask_cuda.initialize")) is device
-    assert gpus.device(Worker("something.else")) is None
+    assert gpus.current_device(Worker("dask_cuda.initialize")) is device
+    assert gpus.current_device(Worker("something.else")) is None
     with dask.config.set({"daskmeans.device": "cpu"}):
-        assert gpus.device(Worker("dask_cuda.initialize")) is None
+        assert gpus.current_device(Worker("dask_cuda.initialize")) is None
 
 
 def test_it_is_told_where_only_some_workers_have_a_gpu(device, caplog):
     class Client:
         def __init__(self, *names):
-            self.places = {i: gpus.Place(name, 100 + i) if name else None for i, name in enumerate(names)}
+            self.places = {i: gpus.GpuInfo(name, 100 + i) if name else None for i, name in enumerate(names)}
 
         def run(self, function, on_error):
             return self.places
@@ -346,12 +346,13 @@ for rows, columns in ((5, 300), (1, 1), (40, 7)):
     answers = []
     for each in (cuda.each, lambda body, n, *arrays: [body(i, *arrays) for i in range(n)]):
         labels, tops, alone = np.zeros(columns, np.int32), np.zeros(columns, np.float32), np.zeros(columns, bool)
-        each(loops.pick, columns, S, np.float32(np.arange(rows)), np.ones(columns, np.float32), labels, tops, alone)
+        each(loops.pick_largest, columns, S, np.float32(np.arange(rows)), np.ones(columns, np.float32), labels, tops,
+             alone)
         counts = np.zeros(columns, np.int64)
-        each(loops.count, columns, S, np.full(columns, 4, np.float32), ends, counts)
+        each(loops.count_pairs, columns, S, np.full(columns, 4, np.float32), ends, counts)
         starts = np.concatenate([[0], counts.cumsum()])
         i, j = np.zeros((2, starts[-1]), np.int64)
-        each(loops.enlist, columns, S, np.full(columns, 4, np.float32), ends, starts, i, j)
+        each(loops.list_pairs, columns, S, np.full(columns, 4, np.float32), ends, starts, i, j)
         answers.append((labels, tops, alone, counts, i, j))
     expected = S - np.arange(rows)[:, None]
     assert (answers[0][0] == expected.argmax(0)).all() and (answers[0][1] == expected.max(0)).all()

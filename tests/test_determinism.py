@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 import daskmeans as dkm
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from faults import content
 from helpers import blobs, different, write_embeddings
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder) -> dict[str, object]:
     """What a run in this process holds."""
-    dkm.run(folder / "in", folder / "here", dkm.KMeans(30), 0.9, Reading(metadata_fields=("text",)))
+    dkm.run(folder / "in", folder / "here", dkm.KMeans(30), 0.9, ReadOptions(metadata_fields=("text",)))
     return content(folder / "here")
 
 

@@ -17,7 +17,7 @@ LONG = "A docstring that is long enough to be worth comparing."
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(docstrings, "_roots", lambda: [tmp_path])
+    monkeypatch.setattr(docstrings, "_find_roots", lambda: [tmp_path])
     return tmp_path
 
 
@@ -65,7 +65,7 @@ def short():
     write(site / "zoo" / "__init__.py", f'"""Zoo. {LONG}"""')
     write(site / "zoo" / "cats" / "big.py", source)
     write(site / "alone.py", f'"""Alone. {LONG}"""')
-    table = docstrings.collect().table
+    table = docstrings.collect_docstrings().table
     assert table["id"].to_pylist() == [
         "alone",
         "zoo",
@@ -97,10 +97,10 @@ def test_what_is_left_out(site: Path) -> None:
         "other/f.py",
     ):
         write(site / name, f'"""{name} {LONG}"""')
-    assert docstrings.collect({"zoo"}).table["file"].to_pylist() == ["zoo/a.py"]
-    assert docstrings.collect().table["file"].to_pylist() == ["other/f.py", "zoo/a.py"]
+    assert docstrings.collect_docstrings({"zoo"}).table["file"].to_pylist() == ["zoo/a.py"]
+    assert docstrings.collect_docstrings().table["file"].to_pylist() == ["other/f.py", "zoo/a.py"]
     with pytest.raises(DataError, match="no docstrings"):
-        docstrings.collect({"absent"})
+        docstrings.collect_docstrings({"absent"})
 
 
 def test_broken_files_are_counted(site: Path) -> None:
@@ -109,7 +109,7 @@ def test_broken_files_are_counted(site: Path) -> None:
     write(site / "zoo" / "bytes.py", f'"""{LONG}\xff"""'.encode("latin-1"))
     write(site / "zoo" / "null.py", f'"""{LONG}"""\0')
     write(site / "zoo" / "deep.py", f'"""{LONG}"""\nx = ' + "(" * 5000)
-    corpus = docstrings.collect()
+    corpus = docstrings.collect_docstrings()
     assert corpus.table["text"].to_pylist() == [f"é {LONG}"]
     assert corpus.files == 5
     assert corpus.broken == ("zoo/bytes.py", "zoo/deep.py", "zoo/null.py", "zoo/old.py")
@@ -117,21 +117,21 @@ def test_broken_files_are_counted(site: Path) -> None:
 
 def test_other_peoples_escapes_neither_warn_nor_break(site: Path) -> None:
     write(site / "zoo.py", f'"""A \\d and a lone surrogate \\ud800. {LONG}"""')
-    assert docstrings.collect().table["text"].to_pylist() == [f"A \\d and a lone surrogate ?. {LONG}"]
+    assert docstrings.collect_docstrings().table["text"].to_pylist() == [f"A \\d and a lone surrogate ?. {LONG}"]
 
 
 def test_chunks_do_not_change_the_result(site: Path, client: object) -> None:
     for number in range(20):
         write(site / "zoo" / f"m{number:02d}.py", f'"""{number} {LONG}"""\ndef f():\n    """{number}. {LONG}"""\n')
-    whole = docstrings.collect()
-    assert docstrings.collect(chunk_bytes=300).table.equals(whole.table)
+    whole = docstrings.collect_docstrings()
+    assert docstrings.collect_docstrings(chunk_bytes=300).table.equals(whole.table)
     assert len(whole.table) == 40
 
 
 def test_texts_are_those_that_python_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(json.__file__).parent.parent
-    monkeypatch.setattr(docstrings, "_roots", lambda: [root])
-    found = {row["id"]: row["text"] for row in docstrings.collect({"json"}).table.to_pylist()}
+    monkeypatch.setattr(docstrings, "_find_roots", lambda: [root])
+    found = {row["id"]: row["text"] for row in docstrings.collect_docstrings({"json"}).table.to_pylist()}
     for name, thing in {
         "json": json,
         "json:loads": json.loads,

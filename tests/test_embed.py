@@ -100,7 +100,7 @@ def test_rows_keep_their_order_text_and_metadata(tmp_path: Path, dtype: str) -> 
     assert table["stars"].to_pylist() == [1, 2, None, 4, 5]
     np.testing.assert_allclose(to_matrix(table["embedding"]), get_encoder().encode(TEXTS), rtol=1e-3, atol=1e-3)
     assert summary["rows"] == 5 and summary["rejected"] == 0 and summary["dimension"] == 256
-    assert manifest.read(UPath(tmp_path / "out"), "embed")["rows"] == 5
+    assert manifest.read_manifest(UPath(tmp_path / "out"), "embed")["rows"] == 5
 
 
 def test_jsonl_in_many_partitions_on_workers(tmp_path: Path, client: object) -> None:

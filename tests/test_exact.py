@@ -15,17 +15,17 @@ from upath import UPath
 from daskmeans import open_decisions
 from daskmeans.buckets.buckets import open_buckets
 from daskmeans.duplicates import decisions
-from daskmeans.duplicates.greedy import resolve
+from daskmeans.duplicates.greedy import greedy_select
 from daskmeans.errors import MemoryForecastError, NotFoundError, OutputError, UsageError
 from daskmeans.pairs import join, plan, row_blocks
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.storage import manifest
 from daskmeans.tuning import Tuning
 from helpers import decisions_of, make_rows, tuned_dedup, write_clusters
 
 THRESHOLD = 0.95
 # With many bands of few rows, which cut through clusters, and many tasks.
-dedup = partial(tuned_dedup, Tuning(band_rows=17, task_pairs=600))
+dedup = partial(tuned_dedup, Tuning(rows_per_block=17, task_pairs=600))
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_stored_pairs_are_all_pairs(tmp_path, clusters):
 
 def test_bands_cover_all_rows_once(clusters):
     buckets = open_buckets(UPath(clusters))
-    made = row_blocks.bands_of(buckets, 17)
+    made = row_blocks.cut_row_blocks(buckets, 17)
     assert [band.first for band in made] == list(range(0, 300, 17))
     assert sum(band.rows for band in made) == 300
     taken = [(piece[0].centroid, row) for band in made for piece in band.place for row in range(piece[1], piece[2])]
@@ -132,7 +132,7 @@ def test_bands_cover_all_rows_once(clusters):
 @given(rows=st.lists(st.integers(1, 400), min_size=1, max_size=40), data=st.data())
 def test_tasks_compare_all_bands_once(rows, data):
     own = data.draw(st.integers(1, len(rows)))
-    tasks = plan.tasks_of(rows, own, 600)
+    tasks = plan.make_self_join_tasks(rows, own, 600)
     pairs = [(task.row, column) for task in tasks for column in task.columns]
     assert sorted(pairs) == [(i, j) for i in range(own) for j in (*range(i + 1), *range(own, len(rows)))]
 
@@ -140,7 +140,7 @@ def test_tasks_compare_all_bands_once(rows, data):
 @pytest.mark.parametrize("n_workers", [1, 3])
 def test_decisions_are_the_same_on_workers(tmp_path, clusters, n_workers):
     dedup(clusters, THRESHOLD, out=tmp_path / "here", keep="random", search="exact")
-    with cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) as client:
         result = dedup(clusters, THRESHOLD, out=tmp_path / "there", keep="random", search="exact", client=client)
         groups, again = result.groups(3), result.at(0.97, client=client)
     assert decisions_of(tmp_path / "here") == decisions_of(tmp_path / "there")
@@ -152,7 +152,7 @@ def test_another_threshold_takes_no_search(tmp_path, clusters, monkeypatch):
     result = dedup(clusters, 0.9, floor=0.8, out=tmp_path / "out", search="exact")
     fresh = {t: dedup(clusters, t, floor=0.8, search="exact").decisions.compute() for t in (0.8, 0.97)}
     default = dedup(clusters, 0.97, search="exact").decisions.compute()
-    monkeypatch.setattr(join, "compare", None)
+    monkeypatch.setattr(join, "compare_row_blocks", None)
     for threshold, expected in fresh.items():
         again = result.at(threshold)
         assert again.summary["threshold"] == threshold
@@ -311,7 +311,7 @@ def test_more_pairs_than_fit_are_kept_for_a_higher_threshold(tmp_path, clusters,
     with pytest.raises(OutputError, match="unfinished"):
         open_decisions(tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(join, "compare", None)
+    monkeypatch.setattr(join, "compare_row_blocks", None)
     found = dedup(clusters, 0.95, floor=0.8, out=tmp_path / "out", search="exact")
     monkeypatch.undo()
     assert found.decisions.compute().equals(dedup(clusters, 0.95, floor=0.8, search="exact").decisions.compute())
@@ -325,7 +325,7 @@ def test_a_failure_leaves_finished_pairs_alone(tmp_path, clusters, monkeypatch):
         dedup(clusters, 0.9, out=tmp_path / "out", search="exact", overwrite=True)
     assert all_edges(tmp_path / "out" / "_pairs") == before
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):  # a first search leaves nothing half done
-        broken.setattr(plan, "tasks_of", interrupt)
+        broken.setattr(plan, "make_self_join_tasks", interrupt)
         dedup(clusters, 0.9, out=tmp_path / "other", search="exact")
     assert not (tmp_path / "other").exists()
 
@@ -338,7 +338,7 @@ def test_pairs_of_other_clusters_are_not_used(tmp_path):
     """The same number of rows, and other vectors."""
     clusters = write_clusters(tmp_path / "clusters", make_rows(seed=0))
     result = dedup(clusters, 0.9, out=tmp_path / "out", search="exact")
-    manifest.remove(UPath(clusters))
+    manifest.remove_tree(UPath(clusters))
     write_clusters(clusters, make_rows(seed=1))
     for decide_again in (result.at, lambda threshold: result.curve([threshold])):
         with pytest.raises(NotFoundError, match="the clusters that the decisions were made from"):
@@ -355,7 +355,7 @@ def test_decisions_of_a_search_that_was_made_again(tmp_path, clusters):
     derived = dedup(clusters, 0.9, floor=0.8, out=tmp_path / "out", search="exact").at(0.95, out=tmp_path / "derived")
     dedup(clusters, 0.9, out=tmp_path / "out", search="exact", overwrite=True)
     assert derived.at(0.85).summary["threshold"] == 0.85  # the pairs from 0.8 on are still there
-    manifest.remove(UPath(tmp_path / "out"))
+    manifest.remove_tree(UPath(tmp_path / "out"))
     dedup(clusters, 0.9, out=tmp_path / "out", search="exact")
     with pytest.raises(NotFoundError, match=r"from 0\.8 on"):
         derived.at(0.85)
@@ -368,7 +368,7 @@ def test_pairs_that_are_gone_are_missed(tmp_path, clusters):
     sorted((tmp_path / "out" / "_pairs").glob("part-*"))[0].unlink()
     with pytest.raises(NotFoundError, match=r"pairs: the pairs of these clusters .*\n.*dedup"):
         result.at(0.9)
-    manifest.remove(UPath(tmp_path / "out" / "_pairs"))
+    manifest.remove_tree(UPath(tmp_path / "out" / "_pairs"))
     with pytest.raises(NotFoundError, match="no longer"):
         result.at(0.9)
 
@@ -398,7 +398,7 @@ def test_pairs_of_one_copy_stand_for_all(seed, n, share, threshold, rule, old):
     heads = sorted(first.values())
     pairs += [(i, j, np.float32(scores[i, j]), False) for i in heads for j in heads if i > j and scores[i, j] >= 0.5]
     rows, twins, found, copies = map(np.array, zip(*pairs, strict=True)) if pairs else (np.empty(0, int),) * 4
-    made = resolve(n, rows.astype(int), twins.astype(int), found.astype(np.float32), copies.astype(bool),
+    made = greedy_select(n, rows.astype(int), twins.astype(int), found.astype(np.float32), copies.astype(bool),
                    np.float32(threshold), rule, old)  # fmt: skip
     stays = list(range(old))
     for i in range(old, n):

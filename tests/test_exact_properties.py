@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskmeans.kernels.all_pairs import directions
+from daskmeans.kernels.all_pairs import find_directions
 from daskmeans.pairs import plan
 from daskmeans.tuning import Tuning
 from helpers import decisions_of, tuned_dedup, write_clusters
@@ -139,7 +139,7 @@ def check_decisions(decisions, rows, scores, same, threshold, rule, off):
 def check(path, rows, threshold, rule, *, cuts=(), dtype="float32", band=4096, client=None, off=NEAR):
     """Search and compare with all products."""
     clusters = write_clusters(path / "clusters", rows, dtype=dtype, partitions=cuts)
-    tuning = Tuning(band_rows=band, task_pairs=4 * band**2)
+    tuning = Tuning(rows_per_block=band, task_pairs=4 * band**2)
     tuned_dedup(tuning, clusters, threshold, search="exact", rule=rule, out=path / "out", client=client)
     scores, same = all_scores(rows[0])
     check_pairs(path / "out" / "_pairs", scores, same, threshold, off)
@@ -193,7 +193,7 @@ def test_many_dimensions_and_directions(tmp_path):
     """What few directions leave out must be in the bound."""
     rows = make("spectrum", 3, 200, 2048, "float16")
     made = []
-    with mock.patch.object(plan, "directions", lambda *given: made.append(directions(*given)) or made[-1]):
+    with mock.patch.object(plan, "find_directions", lambda *given: made.append(find_directions(*given)) or made[-1]):
         check(tmp_path, rows, just_below(all_scores(rows[0])[0], 0.9), "survivors", dtype="float16", band=50)
     assert 0 < made[0].shape[1] < 2048
 

@@ -19,9 +19,9 @@ import pytest
 
 from daskmeans import KMeans, run
 from daskmeans.errors import ConvergenceWarning
-from daskmeans.kmeans.rows.loading import load
+from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.tuning import DEFAULT, Tuning
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from faults import Wire, content, outside
 from helpers import (
     Trap,
@@ -68,7 +68,7 @@ def everything(blocks) -> list[np.ndarray]:
     numbers, X, _ = zip(*(entry for part in blocks.map(rows_of, name="test-rows") for entry in part), strict=True)
     order = np.argsort(np.concatenate(numbers))
     held = np.concatenate(numbers)[order]
-    return [held, np.concatenate(X)[order], *blocks.sample(50, 3), blocks.rows(held[::-7])]
+    return [held, np.concatenate(X)[order], *blocks.sample_rows(50, 3), blocks.rows(held[::-7])]
 
 
 # Each phase by both kinds of cluster and on both shelves, though not by all four together.
@@ -83,11 +83,11 @@ def everything(blocks) -> list[np.ndarray]:
 )
 def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path):
     X = blobs(n=900)
-    alone = load(X, None, True, 1.0, 0, None)
+    alone = load_blocks(X, None, True, 1.0, 0, None)
     tuning = Tuning(memory=0) if shelf == "disk" else DEFAULT
     mortal.register_plugin(Trap(phase, tmp_path / "killed"))
     rows = X if given == "matrix" else da.from_array(X, chunks=(90, -1))
-    blocks = load(rows, None, True, 1.0, 0, mortal, tuning=tuning)
+    blocks = load_blocks(rows, None, True, 1.0, 0, mortal, tuning=tuning)
     subset = blocks.subset(300, 1)
     for found, expected in ((blocks, alone), (subset, alone.subset(300, 1))):
         found.map(count_visits, 1, name="test-visits")
@@ -136,7 +136,7 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
     indirect=["mortal"],
 )
 def test_an_exact_search_outlives_a_worker(phase, nth, mortal, tmp_path):
-    dedup = partial(tuned_dedup, Tuning(band_rows=17, task_pairs=600))
+    dedup = partial(tuned_dedup, Tuning(rows_per_block=17, task_pairs=600))
     clusters = write_clusters(tmp_path / "clusters", make_rows())
     dedup(clusters, 0.9, out=tmp_path / "alone", search="exact")
     mortal.register_plugin(Trap(phase, tmp_path / "killed", nth))
@@ -151,7 +151,7 @@ def test_arguments_that_went_with_the_only_worker_are_sent_again(tmp_path):
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
-        blocks = load(X, None, False, 1.0, 0, client)
+        blocks = load_blocks(X, None, False, 1.0, 0, client)
         client.register_plugin(Trap("test-large", tmp_path / "killed"))
         large = np.arange(2 << 20)
         assert sum(blocks.map(add_up, large, name="test-large")) == 900 * large.sum()
@@ -173,7 +173,7 @@ def rows(tmp_path_factory) -> Path:
 def job(rows: Path, out: Path, client: distributed.Client | None = None) -> dict[str, object]:
     """All that the whole job makes, in more tasks than so few rows need."""
     with dask.config.set({"daskmeans.partition-bytes": 6000, "daskmeans.bucket-bytes": 9600}):
-        run(rows, out, KMeans(30), 0.9, Reading(metadata_fields=("text",)), client=client)
+        run(rows, out, KMeans(30), 0.9, ReadOptions(metadata_fields=("text",)), client=client)
     return content(out)
 
 

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 import daskmeans as dkm
 from daskmeans.cli import main as cli_main
 from daskmeans.cli.main import main
-from daskmeans.duplicates.settings import Deciding, Settings
+from daskmeans.duplicates.settings import Deciding, DedupSettings
 from daskmeans.runtime.cluster import ClusterSettings
 from daskmeans.steps import run
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.settings import RunSettings, Storing
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, write_embeddings
 
 RUN = "run in.parquet --out out --n-clusters 3 --threshold 0.9"
@@ -85,12 +85,14 @@ def test_the_flags_of_reading_are_those_that_a_verb_has_a_use_for() -> None:
 
 def test_one_name_is_a_list_of_one(tmp_path) -> None:
     given = write_embeddings(tmp_path / "in.parquet", blobs(100), text=["a text"] * 100, stars=list(range(100)))
-    assert Reading(metadata_fields="stars") == Reading(metadata_fields=("stars",))
+    assert ReadOptions(metadata_fields="stars") == ReadOptions(metadata_fields=("stars",))
     assert list(dkm.read_embeddings(given, metadata_fields="stars").columns) == ["id", "embedding", "stars"]
-    result = dkm.run(given, tmp_path / "out", dkm.KMeans(2), 0.9, Reading(metadata_fields="stars"), keep="stars:desc")
+    result = dkm.run(
+        given, tmp_path / "out", dkm.KMeans(2), 0.9, ReadOptions(metadata_fields="stars"), keep="stars:desc"
+    )
     assert dkm.open_buckets(tmp_path / "out" / "clusters").metadata_fields == ("stars",)
     assert result.summary["rows"] == 100
-    assign_files(given, tmp_path / "out" / "model", tmp_path / "again", Reading(metadata_fields="text"))
+    assign_files(given, tmp_path / "out" / "model", tmp_path / "again", ReadOptions(metadata_fields="text"))
     assert dkm.open_buckets(tmp_path / "again").metadata_fields == ("text",)
     dkm.embed(given, tmp_path / "embedded", metadata_fields="stars")
     assert list(pd.read_parquet(glob.glob(f"{tmp_path}/embedded/*.parquet"))) == ["id", "embedding", "text", "stars"]
@@ -100,7 +102,7 @@ def names(settings: type) -> set[str]:
     return {each.name for each in fields(settings)}
 
 
-OF_RUN = {"model": dkm.KMeans, "deciding": Deciding, "storing": Storing, "reading": Reading}
+OF_RUN = {"model": dkm.KMeans, "deciding": Deciding, "storing": Storing, "reading": ReadOptions}
 # Options of all kinds, with values that are not their defaults.
 ASKED = {
     "model": {
@@ -145,7 +147,7 @@ HELD = {"storage_options"}
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What the command `run` hands over: where to run, then what."""
     found: list[object] = []
-    monkeypatch.setattr(cli_main, "_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
+    monkeypatch.setattr(cli_main, "_open_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
     monkeypatch.setattr(
         run,
         "run_steps",
@@ -161,7 +163,7 @@ def test_each_option_of_a_run_is_a_flag_and_a_key(tmp_path, handed_over, from_fi
         "model": names(dkm.KMeans),
         "deciding": names(Deciding) - {"random_state"},  # that of the model
         "storing": names(Storing),
-        "reading": names(Reading),
+        "reading": names(ReadOptions),
     }
     assert set(ASKED_OF_CLUSTERS) == names(ClusterSettings) - {"scheduler", "scheduler_file"}  # excluded by others
     asked: dict[str, object] = {name: value for group in ASKED.values() for name, value in group.items()}
@@ -211,7 +213,7 @@ def test_what_a_run_is_asked_stands_in_its_manifests(tmp_path) -> None:
     dkm.run(given, tmp_path / "out", dkm.KMeans(2), 0.9)
     found = {name: json.loads((tmp_path / "out" / name / "_manifest.json").read_text())["settings"]
              for name in ("model", "clusters", "dedup")}  # fmt: skip
-    reading = names(Reading) - {"storage_options"}
+    reading = names(ReadOptions) - {"storage_options"}
     assert set(found["model"]) == names(dkm.KMeans) - {"max_samples_per_batch"} | {"embedding_field", "on_bad_row"}
     assert set(found["clusters"]) == names(Storing) | reading
-    assert set(found["dedup"]) == names(Deciding) - {"eps"} == names(Settings)
+    assert set(found["dedup"]) == names(Deciding) - {"eps"} == names(DedupSettings)

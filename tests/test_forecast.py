@@ -17,12 +17,12 @@ from upath import UPath
 import daskmeans as dkm
 from daskmeans.buckets.buckets import open_buckets
 from daskmeans.errors import MemoryForecastError
-from daskmeans.kernels.quantize import as_bytes
+from daskmeans.kernels.quantize import is_bytewise
 from daskmeans.kmeans.engine.lloyd import fit_blocks
-from daskmeans.kmeans.engine.state import Forgetful
+from daskmeans.kmeans.engine.state import NoCheckpoints
 from daskmeans.kmeans.memory import check_fit, forecast_fit
 from daskmeans.kmeans.memory import note_bytes as note_bytes_of_memory
-from daskmeans.kmeans.rows.loading import load
+from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.pairs.plan import try_exact
 from daskmeans.runtime import resources
 from daskmeans.steps.fit import fit as fit_files
@@ -36,7 +36,7 @@ def disk(monkeypatch):
     """A function that puts another disk in the place of this machine's."""
 
     def use(**facts):
-        monkeypatch.setattr(resources, "disks", lambda client: [replace(DISK, **facts)])
+        monkeypatch.setattr(resources, "list_disks", lambda client: [replace(DISK, **facts)])
 
     use()
     return use
@@ -50,16 +50,16 @@ def little_memory(monkeypatch):
 @pytest.mark.parametrize("n_clusters", [20, 2300, 4800])
 def test_the_notes_beside_the_rows_are_those_that_a_fit_makes(n_clusters):
     X = blobs(n=5000, d=8)
-    blocks = load(X, None, False, 1.0, 0, None, n_clusters)
+    blocks = load_blocks(X, None, False, 1.0, 0, None, n_clusters)
     found = []
 
-    class Looking(Forgetful):
+    class Looking(NoCheckpoints):
         def save(self, run, fit):
             found.append(sum(blocks.map(note_bytes, name="test")))
 
     fit_blocks(blocks, lambda: X[:n_clusters], max_iter=1, tol=0, seed=0, grow=True, checkpoints=Looking())
     foreseen = note_bytes_of_memory(5000, 8, n_clusters)
-    if not as_bytes(8):  # a machine without byte instructions makes no codes of the rows
+    if not is_bytewise(8):  # a machine without byte instructions makes no codes of the rows
         foreseen -= X.size
     assert 0.9 * foreseen <= max(found) <= foreseen
 
@@ -92,12 +92,12 @@ def test_a_fit_that_no_disk_can_hold_is_refused_before_it_starts(tmp_path, disk,
 
 
 def test_disks_are_those_of_the_workers(client):
-    (found,) = resources.disks(client)
+    (found,) = resources.list_disks(client)
     assert found.processes == 2
     assert found.free > 0
     assert found.kind
     assert "worker" in found.path
-    (own,) = resources.disks()
+    (own,) = resources.list_disks()
     assert own.processes == 1
 
 

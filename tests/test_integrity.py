@@ -21,12 +21,12 @@ from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.manifest import FORMAT
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import open_source
 from helpers import blobs, parquet_below, write_embeddings
 
 PACKAGE = Path(dkm.__path__[0])
-SKIP = Reading(on_bad_row="skip")
+SKIP = ReadOptions(on_bad_row="skip")
 
 
 def test_every_parquet_file_says_what_wrote_it(tmp_path):
@@ -48,7 +48,7 @@ def test_every_parquet_file_says_what_wrote_it(tmp_path):
         names = [name for name in reversed(file.relative_to(tmp_path).parts) if name in expected]
         assert told[b"daskmeans.step"].decode() == expected[names[0]], file
         assert told[b"daskmeans.format"].decode() == str(FORMAT)
-        assert told[b"daskmeans.version"].decode() == manifest.versions()["daskmeans"]
+        assert told[b"daskmeans.version"].decode() == manifest.library_versions()["daskmeans"]
         seen.add(names[0])
     assert seen == set(expected)
 
@@ -141,9 +141,9 @@ def clusters(tmp_path: Path, name: str = "clusters", first: int = 0) -> Path:
 
 def test_dedup_counts_its_decisions(tmp_path, monkeypatch):
     made = clusters(tmp_path)
-    real, write = within.decide_part, decisions._write
+    real, write = within.decide_part, decisions._write_part
     monkeypatch.setattr(within, "decide_part", lambda *args: ([1, 0, 0], real(*args)[1]))
-    monkeypatch.setattr(decisions, "_write", lambda *args: [write(*args)[0], 0, 0])
+    monkeypatch.setattr(decisions, "_write_part", lambda *args: [write(*args)[0], 0, 0])
     for search in ("clusters", "exact"):
         with pytest.raises(RunError, match=r"dedup: 200 rows went in, but [\d,]+ were kept and 0 were removed"):
             dkm.dedup(made, 0.9, out=tmp_path / "out", search=search)
@@ -152,8 +152,8 @@ def test_dedup_counts_its_decisions(tmp_path, monkeypatch):
 
 def test_apply_counts_what_it_writes(tmp_path, monkeypatch):
     result = dkm.dedup(clusters(tmp_path), 0.9, out=tmp_path / "out")
-    real = rewrite.Judge.result
-    monkeypatch.setattr(rewrite.Judge, "result", lambda judge: real(judge)._replace(kept=1))
+    real = rewrite.RowFilter.result
+    monkeypatch.setattr(rewrite.RowFilter, "result", lambda judge: real(judge)._replace(kept=1))
     with pytest.raises(RunError, match="apply: 200 rows went in, but 1 were kept"):
         dkm.apply(result.path, tmp_path / "clusters.parquet", tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
@@ -162,15 +162,15 @@ def test_apply_counts_what_it_writes(tmp_path, monkeypatch):
 def test_append_counts_what_it_writes(tmp_path, monkeypatch):
     old, new = clusters(tmp_path), clusters(tmp_path, "new", first=1000)
     before = (old / "_manifest.json").read_text()
-    real = append._kept_rows
-    monkeypatch.setattr(append, "_kept_rows", lambda *args: ((c, table[:0]) for c, table in real(*args)))
-    monkeypatch.setattr(append, "_kept", lambda *args: np.ones(200, bool))
+    real = append._select_kept
+    monkeypatch.setattr(append, "_select_kept", lambda *args: ((c, table[:0]) for c, table in real(*args)))
+    monkeypatch.setattr(append, "_read_kept", lambda *args: np.ones(200, bool))
     with pytest.raises(RunError, match="append: 200 rows went in, but 0 were written"):
         dkm.dedup(new, 0.9, out=tmp_path / "out", against=[old], append=True)
     assert (old / "_manifest.json").read_text() == before
 
 
 def test_the_metadata_of_others_stays():
-    schema = signature.signed(pa.schema({"id": pa.int64()}, metadata={"pandas": "{}"}), "apply")
+    schema = signature.sign_schema(pa.schema({"id": pa.int64()}, metadata={"pandas": "{}"}), "apply")
     assert schema.metadata[b"pandas"] == b"{}"
     assert schema.metadata[b"daskmeans.step"] == b"apply"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import daskmeans as dkm
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from faults import content
 from helpers import different, hears_interrupts
 
@@ -128,7 +128,7 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "restarted"])
 def test_workers_do_not_hear_interrupts(again):
-    with cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
         if again:
             client.restart()
         assert set(client.run(hears_interrupts).values()) == {False}

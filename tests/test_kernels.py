@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from daskmeans.kernels.distances import all_distances, cosine_distances, nearest, squared_distances
-from daskmeans.kernels.hashing import hash_column, hash_integers, hash_rows, uniform
-from daskmeans.kernels.norms import normalize_rows, rounding_bound, squared_norms64, unusual_rows
+from daskmeans.kernels.distances import all_distances, cosine_distances, nearest_centroids, squared_distances
+from daskmeans.kernels.hashing import hash_column, hash_integers, hash_rows, to_uniform
+from daskmeans.kernels.norms import find_unusual_rows, normalize_rows, rounding_bound, squared_norms64
 from daskmeans.kernels.simd import dot64, largest64, squared_distance64
 from daskmeans.kernels.sums import add_rows, as_number, exact_sum, scale_for
 
@@ -59,7 +59,7 @@ def test_nearest_is_the_brute_force_argmin_with_ties_to_the_lower_label(d, data)
     X = data.draw(matrices(st.integers(1, 30), d, small))
     centroids = data.draw(matrices(st.integers(1, 12), d, small))
     brute = ((X[:, None].astype(float) - centroids[None].astype(float)) ** 2).sum(-1)
-    labels, squares = nearest(X, centroids)
+    labels, squares = nearest_centroids(X, centroids)
     np.testing.assert_array_equal(labels, brute.argmin(1))
     np.testing.assert_array_equal(squares, brute.min(1))
     np.testing.assert_array_equal(squared_distances(X, centroids, labels), brute.min(1))
@@ -72,7 +72,7 @@ def test_nearest_decides_below_the_resolution_of_float32_products(offset):
     centroids = (offset + rng.normal(size=(50, 24))).astype(np.float32)
     X = (offset + rng.normal(size=(400, 24))).astype(np.float32)
     brute = ((X[:, None].astype(float) - centroids[None].astype(float)) ** 2).sum(-1).argmin(1)
-    np.testing.assert_array_equal(nearest(X, centroids)[0], brute)
+    np.testing.assert_array_equal(nearest_centroids(X, centroids)[0], brute)
 
 
 def test_distances_against_float64():
@@ -101,14 +101,14 @@ def test_normalize_makes_unit_rows_and_leaves_zeros():
 def test_rows_that_were_normalised_stay_as_they_are(seed, d):
     X = np.random.default_rng(seed).normal(size=(20, d)).astype(np.float32) + np.float32(0.01)
     elsewhere = X / np.linalg.norm(X, axis=1, keepdims=True)
-    assert not unusual_rows(X)[3]
+    assert not find_unusual_rows(X)[3]
     normalize_rows(X)
     for rows in (X, elsewhere):
-        assert unusual_rows(rows)[3]
+        assert find_unusual_rows(rows)[3]
         again = rows.copy()
         normalize_rows(again)
         assert np.array_equal(again, rows)
-        assert not unusual_rows(np.vstack([rows, rows[:1] * np.float32(1.0001)]))[3]
+        assert not find_unusual_rows(np.vstack([rows, rows[:1] * np.float32(1.0001)]))[3]
 
 
 @given(order=st.permutations(range(12)), seed=st.integers(0, 100))
@@ -164,6 +164,6 @@ def test_hashed_rows_are_equal_exactly_for_equal_bits_but_for_the_sign_of_zero()
 
 
 def test_uniform_numbers_are_uniform():
-    u = uniform(hash_integers(np.arange(100_000, dtype=np.uint64), 7))
+    u = to_uniform(hash_integers(np.arange(100_000, dtype=np.uint64), 7))
     counts = np.histogram(u, bins=20, range=(0, 1))[0]
     assert ((counts - 5000) ** 2 / 5000).sum() < 45  # chi-squared with 19 degrees of freedom, p = 0.0007

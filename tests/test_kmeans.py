@@ -26,9 +26,9 @@ from upath import UPath
 from daskmeans import KMeans
 from daskmeans.errors import ConvergenceWarning, DataError, NotFoundError, OutputError, UsageError
 from daskmeans.kmeans.engine.lloyd import fit_blocks
-from daskmeans.kmeans.engine.seeding import plus_plus
-from daskmeans.kmeans.engine.state import Fit, Forgetful
-from daskmeans.kmeans.rows.loading import load
+from daskmeans.kmeans.engine.seeding import seed_plus_plus
+from daskmeans.kmeans.engine.state import FitState, NoCheckpoints
+from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.storage import manifest
 from daskmeans.tuning import Tuning
@@ -71,10 +71,10 @@ def test_a_cluster_that_is_refilled_stays_among_the_rows():
     """Long steps must not carry a centroid on that has jumped to a row from far away."""
     X = blobs(n=600, d=2, k=6)
     start = np.vstack([X[:5], [[500, -500]]]).astype(np.float32)
-    after_the_sample = Forgetful()
-    after_the_sample.last = lambda run: Fit(start, start, start, phase=1, phases=2)
+    after_the_sample = NoCheckpoints()
+    after_the_sample.last = lambda run: FitState(start, start, start, phase=1, phases=2)
     ours, _ = fit_blocks(
-        load(X, None, False, 1.0, 0, None),
+        load_blocks(X, None, False, 1.0, 0, None),
         list,
         max_iter=50,
         tol=0,
@@ -329,7 +329,7 @@ def test_parameters_may_be_numbers_of_numpy(tmp_path, embeddings):
     for name in ("saved", "fitted"):
         assert KMeans.load(tmp_path / name).get_params() == KMeans(**here).get_params()
     fit_files(embeddings, tmp_path / "again", KMeans(**here))
-    settings = [manifest.read(UPath(tmp_path / name), "fit")["settings"] for name in ("fitted", "again")]
+    settings = [manifest.read_manifest(UPath(tmp_path / name), "fit")["settings"] for name in ("fitted", "again")]
     assert settings[0] == settings[1]
 
 
@@ -349,7 +349,7 @@ def test_plus_plus_takes_the_row_that_lowers_the_potential_most():
     X = np.float32([[0, 0], [0, 1], [1, 0], [50, 50], [100, 100], [100, 101], [101, 100]])
     weights = np.array([5, 5, 5, 1, 5, 5, 5])
     for seed in range(20):
-        first, second = sorted(plus_plus(X, weights, 2, seed))
+        first, second = sorted(seed_plus_plus(X, weights, 2, seed))
         assert first < 3 < second
 
 
@@ -357,8 +357,8 @@ def test_plus_plus_never_takes_a_row_twice_nor_one_without_weight_while_others_a
     X = np.float32([[0, 0], [0, 0], [1, 0], [0, 2], [9, 9]])
     weights = np.array([1, 1, 1, 1, 0])
     for seed in range(20):
-        assert set(plus_plus(X, weights, 3, seed).tolist()) in ({0, 2, 3}, {1, 2, 3})
-        assert sorted(plus_plus(X, weights, 5, seed).tolist()) == [0, 1, 2, 3, 4]
+        assert set(seed_plus_plus(X, weights, 3, seed).tolist()) in ({0, 2, 3}, {1, 2, 3})
+        assert sorted(seed_plus_plus(X, weights, 5, seed).tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_a_fit_that_ends_before_it_converges_warns():
@@ -374,13 +374,13 @@ def test_a_fit_that_ends_before_it_converges_warns():
 class Kept:
     """Checkpoints of every update, in memory; `at` is the one to go on from."""
 
-    def __init__(self, at: int | None = None, fits: Sequence[Fit] = ()) -> None:
+    def __init__(self, at: int | None = None, fits: Sequence[FitState] = ()) -> None:
         self.at, self.fits = at, list(fits)
 
-    def last(self, run: int) -> Fit | None:
+    def last(self, run: int) -> FitState | None:
         return None if self.at is None else copy.deepcopy(self.fits[self.at])
 
-    def save(self, run: int, fit: Fit) -> None:
+    def save(self, run: int, fit: FitState) -> None:
         self.fits.append(copy.deepcopy(fit))
 
 

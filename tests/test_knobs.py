@@ -36,7 +36,10 @@ def test_no_constant_is_patched(file):
         ('from daskmeans.kmeans import native\npatch.setattr(native, "LEAST", 0)', ["native.LEAST"]),
         ('import daskmeans.storage.lock as lock\nmonkeypatch.setattr(lock, "BEAT", 0)', ["lock.BEAT"]),
         ('from daskmeans import a\nmonkeypatch.setattr(a.b, "ROWS_EACH", 0)', ["a.b.ROWS_EACH"]),
-        ('monkeypatch.setattr("daskmeans.storage.lock.BEAT", 0)', ["daskmeans.storage.lock.BEAT"]),
+        (
+            'monkeypatch.setattr("daskmeans.storage.lock.HEARTBEAT_SECONDS", 0)',
+            ["daskmeans.storage.lock.HEARTBEAT_SECONDS"],
+        ),
         ('from daskmeans import plan\nmock.patch.object(plan, "ROWS", 1)', ["plan.ROWS"]),
         ('from daskmeans import plan\nmonkeypatch.setattr(plan, "tasks_of", None)', []),
         ('import fake_cudf\nmonkeypatch.setattr(fake_cudf, "READ", [])', []),

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, OutputError, UsageError
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.leak import find_leaks, leak
 from daskmeans.tuning import Tuning
-from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from helpers import make_rows, write_embeddings
 
 THRESHOLD = 0.95
@@ -67,7 +67,7 @@ def test_rows_with_a_twin_are_listed(tmp_path, sets):
     assert not (tmp_path / "out" / "_rejects").exists()
     assert exact_ones > 3
     assert len(expected) > exact_ones
-    with cluster(ClusterSettings(n_workers=2, dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(n_workers=2, dashboard_address=":0")) as client:
         assert leak(train, test, tmp_path / "there", THRESHOLD, client=client) == facts
     assert pq.read_table(tmp_path / "there" / "leaks.parquet").to_pylist() == found
 
@@ -97,9 +97,11 @@ def test_metadata_of_both_rows(tmp_path, sets, n_workers):
         X[[0, 50]] = np.nan  # numbers of rows are not places among those that are left
         text = [f"{kind} {i}" for i in range(len(X))]
         write_embeddings(path, X, row_group_size=23, text=text, stars=list(range(len(X))))
-    plain, reading = Reading(on_bad_row="skip"), Reading(on_bad_row="skip", metadata_fields=("stars", "text"))
+    plain, reading = ReadOptions(on_bad_row="skip"), ReadOptions(on_bad_row="skip", metadata_fields=("stars", "text"))
     with (
-        cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) if n_workers else nullcontext() as client
+        open_cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0"))
+        if n_workers
+        else nullcontext() as client
     ):
         leak(train, test, tmp_path / "plain", THRESHOLD, plain, client=client)
         leak(train, test, tmp_path / "out", THRESHOLD, reading, client=client)
@@ -118,7 +120,7 @@ def test_metadata_of_both_rows(tmp_path, sets, n_workers):
 def test_metadata_where_nothing_leaks(tmp_path):
     for i, side in enumerate("ab"):
         write_embeddings(tmp_path / f"{side}.parquet", np.eye(8, dtype=np.float32)[4 * i : 4 * i + 4], text=["t"] * 4)
-    leak(tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out", 0.5, Reading(metadata_fields="text"))
+    leak(tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out", 0.5, ReadOptions(metadata_fields="text"))
     found = pq.read_table(tmp_path / "out" / "leaks.parquet")
     assert (found.column_names[5:], found.num_rows) == (["text", "twin_text"], 0)
 
@@ -128,7 +130,7 @@ def test_metadata_that_would_meet_another_column(tmp_path, sets, fields):
     for path, X in zip(sets[:2], sets[2:], strict=True):
         write_embeddings(path, X, **{field: [0] * len(X) for field in fields})
     with pytest.raises(UsageError, match=f"two columns '{fields[-1]}'"):
-        leak(*sets[:2], tmp_path / "out", 0.9, Reading(metadata_fields=fields))
+        leak(*sets[:2], tmp_path / "out", 0.9, ReadOptions(metadata_fields=fields))
     assert not (tmp_path / "out").exists()
 
 
@@ -152,7 +154,7 @@ def test_wrong_use(tmp_path, sets):
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers):
     """Once each, although every worker reads what it needs, and some of it several times."""
-    reading, tuning = Reading(on_bad_row="skip"), Tuning(task_pairs=500)
+    reading, tuning = ReadOptions(on_bad_row="skip"), Tuning(task_pairs=500)
     A, B = sets[2:]
     bad = {"train": [0, 70, 199], "test": [3, 99]}
     paths = {}
@@ -160,7 +162,9 @@ def test_rows_that_were_left_out_are_listed(tmp_path, sets, n_workers):
         X[bad[name_]] = np.nan
         paths[name_] = write_embeddings(tmp_path / f"bad-{name_}.parquet", X, row_group_size=23)
     with (
-        cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) if n_workers else nullcontext() as client
+        open_cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0"))
+        if n_workers
+        else nullcontext() as client
     ):
         facts = find_leaks(*paths.values(), tmp_path / "out", THRESHOLD, reading, client=client, tuning=tuning)
     assert (facts["train"], facts["test"], facts["rejected"]) == (197, 98, 5)
@@ -181,7 +185,7 @@ def test_a_partition_of_which_nothing_is_left(tmp_path, sets, which):
     rows[:46] = np.nan
     write_embeddings(bad, rows, row_group_size=23)
     given = (train, bad) if which == "test" else (bad, test)
-    facts = leak(*given, tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"))
+    facts = leak(*given, tmp_path / "out", THRESHOLD, ReadOptions(on_bad_row="skip"))
     left = {"test": (A, B[46:]), "train": (A[46:], B)}[which]
     assert facts[which] == len(left[which == "test"])
     assert facts["leaked"] == len(expected_leaks(*left))
@@ -189,7 +193,7 @@ def test_a_partition_of_which_nothing_is_left(tmp_path, sets, which):
 
 def test_of_a_train_set_of_which_nothing_is_left_nothing_leaks(tmp_path, sets):
     write_embeddings(tmp_path / "bad.parquet", np.zeros((40, 12), np.float32), row_group_size=20)
-    facts = leak(tmp_path / "bad.parquet", sets[1], tmp_path / "out", THRESHOLD, Reading(on_bad_row="skip"))
+    facts = leak(tmp_path / "bad.parquet", sets[1], tmp_path / "out", THRESHOLD, ReadOptions(on_bad_row="skip"))
     assert (facts["train"], facts["leaked"]) == (0, 0)
 
 

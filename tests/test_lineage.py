@@ -134,7 +134,7 @@ class Lineage(RuleBasedStateMachine):
     def _see(self, against: dict[Path, set[str]]) -> None:
         """Note what new decisions were held against."""
         for path, made in self.finished().items():
-            identity = manifest.identity(made) + str(made["seconds"])
+            identity = manifest.identity_hash(made) + str(made["seconds"])
             if self.known.get(path, ("",))[0] != identity:
                 self.known[path] = identity, against.get(path, set())
 

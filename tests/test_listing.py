@@ -138,7 +138,7 @@ def test_a_glob_over_many_partitions_asks_little_of_a_store(tmp_path, monkeypatc
     for i in range(30):
         write_embeddings(tmp_path / f"centroid={i}" / "part-0.parquet", X[:3])
     asked: list[UPath] = []
-    monkeypatch.setattr(lakes, "_is_log", lambda folder, ending: asked.append(folder) or False)
+    monkeypatch.setattr(lakes, "_has_log", lambda folder, ending: asked.append(folder) or False)
     assert len(find_files(f"{tmp_path}/centroid=*/*.parquet")) == 30
     assert {folder.parent for folder in asked} == {
         UPath(p) for p in (tmp_path / "centroid=0", tmp_path, tmp_path.parent)

@@ -40,7 +40,7 @@ def make(out, text="whole"):
 def leave(out, **facts):
     """The lock of a run on another machine, which was seen a moment ago."""
     told = {"token": "t", "pid": 1, "started": 0.0, "host": "elsewhere", "place": "", "seen": time.time()} | facts
-    (out / lock.NAME).write_text(json.dumps(told))
+    (out / lock.LOCK_NAME).write_text(json.dumps(told))
 
 
 def names(out):
@@ -60,38 +60,38 @@ def test_a_second_run_is_refused_until_the_first_is_killed(out):
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     make(out)
-    assert names(out) == [manifest.NAME, "file.txt"]
+    assert names(out) == [manifest.MANIFEST_NAME, "file.txt"]
 
 
 def test_a_run_on_another_machine_counts_as_long_as_it_is_seen(out):
     leave(out, seen=time.time() - 100)
     with pytest.raises(OutputError, match=r"process 1 on elsewhere, seen 1\d\d s ago"):
         make(out)
-    assert names(out) == [lock.NAME]
-    leave(out, seen=time.time() - lock.DEAD - 1)
+    assert names(out) == [lock.LOCK_NAME]
+    leave(out, seen=time.time() - lock.STALE_SECONDS - 1)
     make(out)
-    assert names(out) == [manifest.NAME, "file.txt"]
+    assert names(out) == [manifest.MANIFEST_NAME, "file.txt"]
 
 
 def test_the_number_of_a_dead_process_may_be_anothers_by_now(out):
-    leave(out, **lock._here(), pid=os.getpid(), started=1.5)
+    leave(out, **lock._this_machine(), pid=os.getpid(), started=1.5)
     make(out)
 
 
 def test_a_lock_is_taken_over_once(out):
     """Of two runs that find the lock of a dead one, the second does not take that of the first for it."""
     leave(out, seen=0)
-    dead = lock._read(out / lock.NAME)
-    with lock.hold(out) as first:
+    dead = lock._read_owner(out / lock.LOCK_NAME)
+    with lock.hold_lock(out) as first:
         with pytest.raises(OutputError, match="has just begun"):
-            lock.Lock(out)._clear(dead)
+            lock.Lock(out)._remove_stale(dead)
         assert first.held
-        assert names(out) == [lock.NAME]
+        assert names(out) == [lock.LOCK_NAME]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_lock_that_says_nothing_is_of_a_killed_run(out, text):
-    (out / lock.NAME).write_text(text)
+    (out / lock.LOCK_NAME).write_text(text)
     make(out)
 
 
@@ -99,8 +99,8 @@ def test_a_run_that_was_taken_for_dead_neither_finishes_nor_removes(out):
     with pytest.raises(OutputError, match="another run has taken"), open_step(out, "fit", {}, {}) as step:
         leave(out)
         (step.path / "file.txt").write_text("of the other run")
-    assert names(out) == [lock.NAME, manifest.NAME, "file.txt"]
-    assert not (manifest.peek(out) or {})["finished"]
+    assert names(out) == [lock.LOCK_NAME, manifest.MANIFEST_NAME, "file.txt"]
+    assert not (manifest.peek_manifest(out) or {})["finished"]
 
 
 def test_a_run_that_fails_after_that_removes_nothing_either(out):
@@ -108,19 +108,19 @@ def test_a_run_that_fails_after_that_removes_nothing_either(out):
         leave(out)
         (out / "file.txt").write_text("of the other run")
         raise ZeroDivisionError
-    assert names(out) == [lock.NAME, manifest.NAME, "file.txt"]
+    assert names(out) == [lock.LOCK_NAME, manifest.MANIFEST_NAME, "file.txt"]
 
 
 def test_a_run_gives_signs_of_life(out):
-    with lock.hold(out, every=0.01):
-        first = lock._read(out / lock.NAME)["seen"]
-        while lock._read(out / lock.NAME)["seen"] == first:
+    with lock.hold_lock(out, every=0.01):
+        first = lock._read_owner(out / lock.LOCK_NAME)["seen"]
+        while lock._read_owner(out / lock.LOCK_NAME)["seen"] == first:
             time.sleep(0.01)
     assert names(out) == []
 
 
 def test_one_thread_at_a_time_too(out):
-    with lock.hold(out), pytest.raises(OutputError, match="another run"):
+    with lock.hold_lock(out), pytest.raises(OutputError, match="another run"):
         make(out)
     make(out)
 
@@ -128,11 +128,11 @@ def test_one_thread_at_a_time_too(out):
 def test_object_stores():
     out = UPath("memory://test-lock/out")
     out.mkdir(parents=True)
-    with lock.hold(out), pytest.raises(OutputError, match="another run"), lock.hold(out):
+    with lock.hold_lock(out), pytest.raises(OutputError, match="another run"), lock.hold_lock(out):
         pass
     leave(out)
     with pytest.raises(OutputError, match="elsewhere"):
         make(out)
-    (out / lock.NAME).unlink()
+    (out / lock.LOCK_NAME).unlink()
     make(out)
-    assert names(out) == [manifest.NAME, "file.txt"]
+    assert names(out) == [manifest.MANIFEST_NAME, "file.txt"]

@@ -31,12 +31,12 @@ def out(request, tmp_path) -> UPath:
 
 def test_a_finished_step_tells_what_it_was_made_from(out):
     make(out)
-    found = manifest.read(out, "fit")
+    found = manifest.read_manifest(out, "fit")
     assert (found["settings"], found["inputs"], found["note"]) == ({"k": 3}, {"rows": 7}, "done")
     assert found["peak_bytes"]["client"] > 1e6
     assert found["seconds"] >= 0
-    assert manifest.identity(found) == manifest.identity(found | {"seconds": 99})
-    assert manifest.identity(found) != manifest.identity(found | {"inputs": {"rows": 8}})
+    assert manifest.identity_hash(found) == manifest.identity_hash(found | {"seconds": 99})
+    assert manifest.identity_hash(found) != manifest.identity_hash(found | {"inputs": {"rows": 8}})
 
 
 def test_a_failed_step_leaves_nothing(out):
@@ -56,15 +56,15 @@ def test_an_output_that_cannot_be_made(tmp_path):
 
 def test_an_unfinished_step_is_not_read_and_is_replaced_by_the_same_step_only(out):
     out.mkdir(parents=True)
-    manifest.write_json(out / manifest.NAME, {"step": "fit", "finished": False, "settings": {}, "inputs": {}})
+    manifest.write_json(out / manifest.MANIFEST_NAME, {"step": "fit", "finished": False, "settings": {}, "inputs": {}})
     (out / "leftover.txt").write_text("half")
     with pytest.raises(OutputError, match="unfinished"):
-        manifest.read(out, "fit")
+        manifest.read_manifest(out, "fit")
     with pytest.raises(OutputError, match="another step"):
         make(out, "dedup")
     make(out)
     assert not (out / "leftover.txt").exists()
-    assert manifest.read(out, "fit")["finished"]
+    assert manifest.read_manifest(out, "fit")["finished"]
 
 
 def test_all_is_on_the_disk_before_the_manifest_says_that_it_is_whole(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_all_is_on_the_disk_before_the_manifest_says_that_it_is_whole(tmp_path, 
         (step.path / "deep" / "er" / "file.txt").write_text("text")
         flushed.clear()
     *before, aside, folder = flushed
-    assert (aside, folder) == (f"{out / manifest.NAME}.tmp", str(out))
+    assert (aside, folder) == (f"{out / manifest.MANIFEST_NAME}.tmp", str(out))
     assert {str(out / "deep" / "er" / "file.txt"), f"{out / 'deep' / 'er'}", f"{out / 'deep'}", str(out)} <= set(before)
 
 
@@ -103,14 +103,14 @@ def test_what_daskmeans_did_not_write_is_never_touched(out):
 
 def test_reading_something_else(out):
     with pytest.raises(NotFoundError, match="no such path"):
-        manifest.read(out, "fit")
+        manifest.read_manifest(out, "fit")
     make(out, "dedup")
     with pytest.raises(NotFoundError, match=r"output of `daskmeans dedup`\n.*`daskmeans fit`"):
-        manifest.read(out, "fit")
+        manifest.read_manifest(out, "fit")
     for damaged in ("{", json.dumps([1]), json.dumps({"finished": 1})):
-        (out / manifest.NAME).write_text(damaged)
+        (out / manifest.MANIFEST_NAME).write_text(damaged)
         with pytest.raises(NotFoundError, match="not what it should be"):
-            manifest.read(out, "dedup")
+            manifest.read_manifest(out, "dedup")
         with pytest.raises(OutputError, match="did not write"):
             make(out, overwrite=True)
 
@@ -118,14 +118,14 @@ def test_reading_something_else(out):
 @pytest.mark.parametrize("format", [None, 0, 2])
 def test_an_output_in_another_format_says_which_and_is_replaced(out, format):
     make(out)
-    found = manifest.read(out, "fit") | {"format": format, "versions": {"daskmeans": "0.0.9"}}
+    found = manifest.read_manifest(out, "fit") | {"format": format, "versions": {"daskmeans": "0.0.9"}}
     manifest.write_json(
-        out / manifest.NAME, found if format is not None else {k: found[k] for k in found if k != "format"}
+        out / manifest.MANIFEST_NAME, found if format is not None else {k: found[k] for k in found if k != "format"}
     )
     with pytest.raises(OutputError, match=rf"has format {format or 0}, from daskmeans 0\.0\.9(.|\n)*--overwrite"):
-        manifest.read(out, "fit")
+        manifest.read_manifest(out, "fit")
     make(out, overwrite=True)
-    assert manifest.read(out, "fit")["finished"]
+    assert manifest.read_manifest(out, "fit")["finished"]
 
 
 def test_a_killed_step_is_recognised_and_done_again(tmp_path):
@@ -142,7 +142,7 @@ def test_a_killed_step_is_recognised_and_done_again(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with pytest.raises(OutputError, match="unfinished"):
-        manifest.read(UPath(out), "fit")
+        manifest.read_manifest(UPath(out), "fit")
     make(UPath(out))
     assert sorted(p.name for p in out.iterdir()) == ["_manifest.json", "result.txt"]
 
@@ -155,7 +155,11 @@ def begin(out: UPath, settings: dict, inputs: dict, *, fail: bool = True, **kwar
     ):
         parts = step.path / "parts"
         found = sorted(path.name for path in parts.iterdir()) if parts.exists() else []
-        assert sorted(path.name for path in out.iterdir()) == [lock.NAME, manifest.NAME, *(["parts"] if found else [])]
+        assert sorted(path.name for path in out.iterdir()) == [
+            lock.LOCK_NAME,
+            manifest.MANIFEST_NAME,
+            *(["parts"] if found else []),
+        ]
         parts.mkdir(exist_ok=True)
         (parts / f"{len(found)}.txt").write_text("done")
         (step.path / "half.txt").write_text("half")
@@ -166,9 +170,9 @@ def begin(out: UPath, settings: dict, inputs: dict, *, fail: bool = True, **kwar
 def test_a_step_goes_on_from_what_it_has_left(out):
     assert [begin(out, {"k": 3}, {"rows": 7}) for _ in range(3)] == [[], ["0.txt"], ["0.txt", "1.txt"]]
     with pytest.raises(OutputError, match="unfinished"):
-        manifest.read(out, "fit")
+        manifest.read_manifest(out, "fit")
     assert begin(out, {"k": 3}, {"rows": 7}, fail=False, overwrite=True) == ["0.txt", "1.txt", "2.txt"]
-    assert manifest.read(out, "fit")["finished"]
+    assert manifest.read_manifest(out, "fit")["finished"]
     assert sorted(path.name for path in out.iterdir()) == ["_manifest.json", "half.txt"]
     assert begin(out, {"k": 3}, {"rows": 7}, overwrite=True) == []
 
@@ -183,11 +187,11 @@ def test_a_step_with_other_settings_neither_goes_on_nor_replaces_unasked(out):
             begin(out, settings, inputs)
     assert begin(out, {"k": 3}, {"rows": 7}) == ["0.txt"]
     assert begin(out, {"k": 4}, {"rows": 7}, overwrite=True) == []
-    manifest.remove(out / "parts")  # nothing is lost
+    manifest.remove_tree(out / "parts")  # nothing is lost
     assert begin(out, {"k": 5}, {"rows": 7}) == []
 
 
-VERSIONS = {"daskmeans": manifest.versions()["daskmeans"], "numpy": "0.9"}  # any numpy computes the same
+VERSIONS = {"daskmeans": manifest.library_versions()["daskmeans"], "numpy": "0.9"}  # any numpy computes the same
 FIT = {"step": "fit", "finished": True, "settings": {"k": 3}, "inputs": {"rows": 7}, "versions": VERSIONS}
 
 
@@ -215,12 +219,12 @@ def test_changed_files_stand_for_what_follows_from_them():
         return {"files": files, "fingerprint": fingerprint, "rows": rows}
 
     before = {"settings": {"k": 3}, "inputs": inputs({"a": "1 byte", "b": "2 bytes"}, "5e1f", 3)}
-    told = manifest.changes(before, {"k": 3}, inputs({"b": "3 bytes", "c": "1 byte"}, "90c2", 4))
+    told = manifest.describe_changes(before, {"k": 3}, inputs({"b": "3 bytes", "c": "1 byte"}, "90c2", 4))
     assert told == ["the file a is gone", "the file b was 2 bytes, now 3 bytes", "the file c is new"]
-    reordered = manifest.changes(before, {"k": 3}, inputs({"b": "2 bytes", "a": "1 byte"}, "90c2", 3))
+    reordered = manifest.describe_changes(before, {"k": 3}, inputs({"b": "2 bytes", "a": "1 byte"}, "90c2", 3))
     assert reordered == ["the files come in another order, or other columns are read"]
     unnamed = {"fingerprint": "90c2", "rows": 3}
-    assert manifest.changes(before, {"k": 3}, unnamed) == ["fingerprint was '5e1f', now '90c2'"]
+    assert manifest.describe_changes(before, {"k": 3}, unnamed) == ["fingerprint was '5e1f', now '90c2'"]
     many = {"settings": {}, "inputs": inputs({f"{i}": "1 byte" for i in range(9)}, "5e1f", 9)}
     gone = [f"the file {i} is gone" for i in range(3)]
-    assert manifest.changes(many, {}, inputs({}, "90c2", 0)) == [*gone, "6 more files are others"]
+    assert manifest.describe_changes(many, {}, inputs({}, "90c2", 0)) == [*gone, "6 more files are others"]

@@ -65,7 +65,7 @@ def test_one_side_without_names_is_warned_of():
 
 
 def test_models_of_earlier_versions_have_no_names(tmp_path, monkeypatch):
-    monkeypatch.setattr("daskmeans.storage.manifest.read_checked", lambda path, name, made: (path / name).read_bytes())
+    monkeypatch.setattr("daskmeans.storage.manifest.read_verified", lambda path, name, made: (path / name).read_bytes())
     KMeans(3).fit(X).save(tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "model.json").read_text())
     del facts["feature_names"]

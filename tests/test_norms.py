@@ -25,22 +25,22 @@ from helpers import KINDS, adversarial, blobs
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_norms_and_what_follows_from_them_are_the_processors(device, kind):
+def test_norms_and_what_follows_from_them_are_those_of_the_cpu(device, kind):
     X, C = adversarial(kind, 60, 37, 9, seed=1)
     device.tuning = Tuning(coordinates=37 * 16)
     there, squares = device.xp.asarray(X), kernels_norms.squared_norms64(X)
     found = norms.squared_norms(device, there)
-    np.testing.assert_array_equal(device.host(found), squares)
+    np.testing.assert_array_equal(device.to_host(found), squares)
     assert norms.largest_coordinate(device, there) == largest_coordinate(X) == np.abs(X).max()
     expected = np.empty_like(X)
     kernels_norms.unit_rows(X, expected)
-    np.testing.assert_array_equal(device.host(norms.unit_rows(device, there, found)), expected)
+    np.testing.assert_array_equal(device.to_host(norms.unit_rows(device, there, found)), expected)
     labels = np.random.default_rng(0).integers(0, 9, 60).astype(np.int32)
     cosines = norms.cosine_distances(device, there, device.xp.asarray(C), device.xp.asarray(labels))
-    np.testing.assert_array_equal(device.host(cosines), distances.cosine_distances(X, C, labels))
-    infinite, large, zero, _ = kernels_norms.unusual_rows(X)
-    assert norms.usual(device, found, True) == (max(infinite, zero) < 0)
-    if not norms.usual(device, found, False):
+    np.testing.assert_array_equal(device.to_host(cosines), distances.cosine_distances(X, C, labels))
+    infinite, large, zero, _ = kernels_norms.find_unusual_rows(X)
+    assert norms.is_usual(device, found, True) == (max(infinite, zero) < 0)
+    if not norms.is_usual(device, found, False):
         assert (squares > norms.LARGE).any()
     else:
         assert max(infinite, large) < 0
@@ -50,7 +50,7 @@ def test_rows_of_unit_length_stay_what_they_are(device):
     X = device.xp.asarray(np.eye(5, dtype=np.float32))
     assert norms.unit_rows(device, X, norms.squared_norms(device, X)) is X
     bad = np.float32([[1, np.nan], [1, 0]])
-    assert not norms.usual(device, norms.squared_norms(device, device.xp.asarray(bad)), False)
+    assert not norms.is_usual(device, norms.squared_norms(device, device.xp.asarray(bad)), False)
 
 
 # --- memory ---
@@ -76,8 +76,10 @@ def test_comparing_takes_no_more_than_was_forecast(shape):
     X, device = blobs(n, d=d, k=30), Device(SMALL)
     centroids = X[:k] + np.float32(0.01)
     need = nearest_bytes(n, k, d, SMALL)
-    assert peak(lambda: dense.nearest(device, X, centroids)) < need + 12 * n  # labels and squares come to memory
-    assert need < 40 * peak(lambda: dense.nearest(device, X, centroids))
+    assert (
+        peak(lambda: dense.nearest_centroids(device, X, centroids)) < need + 12 * n
+    )  # labels and squares come to memory
+    assert need < 40 * peak(lambda: dense.nearest_centroids(device, X, centroids))
 
 
 @pytest.mark.parametrize("shape", [(1500, 64), (300, 500)])
@@ -87,7 +89,7 @@ def test_comparing_bands_takes_no_more_than_was_forecast(shape):
     X /= np.linalg.norm(X, axis=1, keepdims=True)
 
     def compare():
-        rows = dense.rows_on(device, X)
+        rows = dense.encode_unit_rows(device, X)
         return sum(len(found.scores) for found in dense.find_pairs(device, rows, rows, np.float32(0.9), same=True))
 
     found = compare()
@@ -106,7 +108,7 @@ def test_a_fit_and_an_assignment_are_refused_before_they_begin(device, monkeypat
     km = dkm.KMeans(5).fit(X)
     monkeypatch.setattr(device, "memory", lambda: 1 << 10)
     with dask.config.set({"daskmeans.device": "gpu"}):
-        monkeypatch.setattr(dense, "centroids_on", lambda *args: pytest.fail("it was begun"))
+        monkeypatch.setattr(dense, "encode_centroids", lambda *args: pytest.fail("it was begun"))
         monkeypatch.setattr("daskmeans.kmeans.estimator.seed_centroids", lambda *args: pytest.fail("it was begun"))
         for work in (lambda: dkm.KMeans(5).fit(X), lambda: km.predict(X)):
             with pytest.raises(MemoryForecastError, match="comparing rows of 16 dimensions with 5 centroids"):
@@ -149,16 +151,18 @@ def test_a_full_device_is_an_error_of_ours(device):
 
 
 def test_workers_that_share_a_gpu_are_refused():
-    gpus.refuse_shared(["a 1", "a 2", "b 1"])
+    gpus.refuse_shared_gpus(["a 1", "a 2", "b 1"])
     with pytest.raises(ClusterError, match=r"a 1: 2 workers share one GPU(.|\n)*dask cuda worker"):
-        gpus.refuse_shared(["a 1", "b 1", "a 1"])
+        gpus.refuse_shared_gpus(["a 1", "b 1", "a 1"])
 
 
 def test_before_a_fit_or_a_search_begins(device, thread_client, monkeypatch, tmp_path, embeddings):
     client = thread_client(2)  # two workers, one process, one device
     dkm.run(embeddings, tmp_path / "out", dkm.KMeans(4), threshold=0.9, client=client)
     with dask.config.set({"daskmeans.device": "gpu"}):
-        monkeypatch.setattr("daskmeans.kmeans.estimator.load", lambda *args, **kwargs: pytest.fail("rows were read"))
+        monkeypatch.setattr(
+            "daskmeans.kmeans.estimator.load_blocks", lambda *args, **kwargs: pytest.fail("rows were read")
+        )
         with pytest.raises(ClusterError, match="2 workers share one GPU"):
             dkm.KMeans(4).fit(blobs(), client=client)
         with pytest.raises(ClusterError, match="2 workers share one GPU"):

@@ -36,7 +36,7 @@ def restless():
 
 
 @pytest.mark.parametrize(
-    "read", [lambda path: npy.header(UPath(path))[:2], lambda path: npy.load(path.read_bytes()).shape]
+    "read", [lambda path: npy.read_header(UPath(path))[:2], lambda path: npy.load_array(path.read_bytes()).shape]
 )
 def test_headers_are_parsed_by_many_threads(tmp_path: Path, restless, read):
     path = tmp_path / "a.npy"

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskmeans.kernels.norms import normalize_rows
-from daskmeans.kernels.within_cluster import Nearest, find_copies, first_copies, nearest_earlier, pair_score, settle
+from daskmeans.kernels.within_cluster import (
+    NearestEarlier,
+    find_copies,
+    first_copies,
+    nearest_earlier,
+    pair_score,
+    select_rows,
+)
 
 
 def unit_rows(seed: int, n: int, d: int, spread: float) -> np.ndarray:
@@ -20,8 +27,8 @@ def unit_rows(seed: int, n: int, d: int, spread: float) -> np.ndarray:
 def compare(X: np.ndarray, tile_bytes: int, threshold: float, rule: str, cut: int = 0) -> list[np.ndarray]:
     """What rows find among those before them, and what becomes of them; in two runs if there is a `cut`."""
     runs = [nearest_earlier(X, *ends, tile_bytes) for ends in ((0, min(cut, len(X))), (min(cut, len(X)), len(X)))]
-    found = Nearest(*map(np.concatenate, zip(*runs, strict=True)))
-    return [*found, *settle(X, found, np.float32(threshold), rule, tile_bytes)]
+    found = NearestEarlier(*map(np.concatenate, zip(*runs, strict=True)))
+    return [*found, *select_rows(X, found, np.float32(threshold), rule, tile_bytes)]
 
 
 def test_scores_are_float64_products_rounded_once():

@@ -13,15 +13,15 @@ import pytest
 from upath import UPath
 
 import daskmeans as dkm
-from daskmeans.duplicates.lookup import make_lookup
+from daskmeans.duplicates.lookup import make_decision_index
 from daskmeans.duplicates.memory import apply_bytes
 from daskmeans.duplicates.rewrite import GROUP_BYTES
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kmeans.memory import assign_bytes, forecast_fit
-from daskmeans.pairs.memory import check_bands, dedup_bytes, search_bytes
-from daskmeans.pairs.row_blocks import band_rows
+from daskmeans.pairs.memory import check_row_blocks, dedup_bytes, search_bytes
+from daskmeans.pairs.row_blocks import rows_per_block
 from daskmeans.runtime import executor, resources
-from daskmeans.steps.apply import _rewrite_all
+from daskmeans.steps.apply import _rewrite_files
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
 from helpers import blobs, resident, write_clusters, write_embeddings
@@ -55,7 +55,7 @@ def measured(client: distributed.Client, taken: dict[str, int], label: str) -> I
     (before,) = client.run(resident).values()
     resources.reset_peaks(client)
     yield
-    taken[label] = max(taken.get(label, 0), resources.peaks(client)["worker"] - before)
+    taken[label] = max(taken.get(label, 0), resources.peak_bytes(client)["worker"] - before)
     print(label, taken[label] / MIB)
 
 
@@ -90,7 +90,7 @@ def clusters_of(X: np.ndarray, labels: np.ndarray, at, layout: str = "bucketed")
 def test_a_fit(worker, tmp_path):
     X, taken = rows(1 << 17, 256), {}
     path = write_embeddings(tmp_path / "rows.parquet", X, row_group_size=1 << 14)
-    foreseen = forecast_fit(*X.shape, 50, worker).worker - resources.BASE - resources.COMPILING
+    foreseen = forecast_fit(*X.shape, 50, worker).worker - resources.BASE_BYTES - resources.COMPILE_BYTES
     with measured(worker, taken, "fit"):
         fit(path, tmp_path / "out", dkm.KMeans(50, max_iter=2), client=worker)
     assert LEAST * foreseen <= taken["fit"] <= foreseen
@@ -122,9 +122,11 @@ def test_comparing_rows_across_clusters(probes, worker, taken, tmp_path):
     clusters = clusters_of(X, np.arange(len(X)) % 500, tmp_path)
     search = {"search": "clusters", "probes": probes} if probes else {"search": "exact"}
     dkm.dedup(clusters, 0.99, client=worker, **search)
-    band = band_rows(len(X), 512, 32 * MIB)
-    room = check_bands(band, 512, "", worker, probes)
-    foreseen = search_bytes(band, len(X), room, 512, worker, probes, 500) - resources.BASE - resources.COMPILING
+    band = rows_per_block(len(X), 512, 32 * MIB)
+    room = check_row_blocks(band, 512, "", worker, probes)
+    foreseen = (
+        search_bytes(band, len(X), room, 512, worker, probes, 500) - resources.BASE_BYTES - resources.COMPILE_BYTES
+    )
     assert LEAST * foreseen <= taken["compare"] <= foreseen
     for label in ("survey", "visit", "rank", "decide"):
         assert taken.get(label, 0) <= foreseen
@@ -133,13 +135,13 @@ def test_comparing_rows_across_clusters(probes, worker, taken, tmp_path):
 @pytest.mark.parametrize("n", [15_000, 100_000])  # fewer and many more than are rewritten at a time
 def test_applying_decisions(n, worker, tmp_path):
     ids, taken = [f"a name that is rather long: {i:012d}" for i in range(500_000)], {}
-    lookup = make_lookup(pa.chunked_array([ids]), np.arange(len(ids)) % 2 == 0)
+    lookup = make_decision_index(pa.chunked_array([ids]), np.arange(len(ids)) % 2 == 0)
     path = write_embeddings(tmp_path / "rows.parquet", rows(n, 512), ids[:n], row_group_size=n)
     (tmp_path / "out").mkdir()
     group = min(pq.read_metadata(path).row_group(0).total_byte_size, GROUP_BYTES)
     target = UPath(tmp_path / "out" / "rows.parquet")
     with measured(worker, taken, "apply"):
-        done = _rewrite_all([UPath(path)], [target], "id", lookup, False, None, worker)
+        done = _rewrite_files([UPath(path)], [target], "id", lookup, False, None, worker)
     assert (done[0].kept, done[0].removed) == (n // 2, n // 2)
     foreseen = apply_bytes(lookup.nbytes, group)
     assert LEAST * foreseen <= taken["apply"] <= foreseen

@@ -9,13 +9,13 @@ import pytest
 
 from daskmeans import open_decisions
 from daskmeans.errors import UsageError
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.tuning import Tuning
 from helpers import decisions_of, tuned_dedup, write_clusters
 
 THRESHOLD = 0.9
 # With many bands of few rows, which cut through clusters, and many tasks.
-dedup = partial(tuned_dedup, Tuning(band_rows=17, task_pairs=600))
+dedup = partial(tuned_dedup, Tuning(rows_per_block=17, task_pairs=600))
 
 
 def near_rows(seed=0, n=400, d=10, k=12, copies=20, zeros=0, noise=0.12):
@@ -103,7 +103,7 @@ def test_visiting_all_clusters_is_an_exact_search(tmp_path):
 def test_decisions_are_the_same_on_workers(tmp_path, n_workers):
     clusters = write_clusters(tmp_path / "clusters", near_rows())
     here = dedup(clusters, THRESHOLD, probes=3, out=tmp_path / "here")
-    with cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) as client:
+    with open_cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) as client:
         there = dedup(clusters, THRESHOLD, probes=3, out=tmp_path / "there", client=client)
     assert decisions_of(tmp_path / "here") == decisions_of(tmp_path / "there")
     assert here.recall == there.recall

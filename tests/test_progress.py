@@ -10,7 +10,7 @@ from rich.console import Console
 
 from daskmeans.cli.displays import PlainProgress, RichProgress, display_on
 from daskmeans.runtime import progress
-from daskmeans.runtime.progress import note
+from daskmeans.runtime.progress import format_note
 
 
 def update(phase: int, iteration: int, inertia: float, rows: int = 12_800_000) -> dict:
@@ -30,11 +30,11 @@ def last_drawn(console: Console) -> list[str]:
 
 def test_a_fit_is_readable_at_80_columns():
     console = terminal()
-    with display_on(console) as display, progress.shown_on(display):
-        with progress.line("load vectors", 3) as line:
+    with display_on(console) as display, progress.show_on(display):
+        with progress.open_line("load vectors", 3) as line:
             line.advance()
-        with progress.line("k-means", 300) as line:
-            line.advance(note([update(1, 1, 8_000_000.0), update(1, 137, 7_990_400.0)]))
+        with progress.open_line("k-means", 300) as line:
+            line.advance(format_note([update(1, 1, 8_000_000.0), update(1, 137, 7_990_400.0)]))
     assert isinstance(display, RichProgress)
     first, second, below = last_drawn(console)
     assert max(map(len, (first, second, below))) <= 80
@@ -45,11 +45,11 @@ def test_a_fit_is_readable_at_80_columns():
 
 def test_a_log_gets_plain_rows():
     text = io.StringIO()
-    with display_on(Console(file=text, width=80)) as display, progress.shown_on(display):
-        with progress.line("k-means [all]", 300) as line:
-            line.advance(note([update(4, 1, 100.0)]))
-            line.advance(note([update(4, 1, 100.0), update(4, 2, 90.0)]))
-        with progress.line("assign", 7) as line:
+    with display_on(Console(file=text, width=80)) as display, progress.show_on(display):
+        with progress.open_line("k-means [all]", 300) as line:
+            line.advance(format_note([update(4, 1, 100.0)]))
+            line.advance(format_note([update(4, 1, 100.0), update(4, 2, 90.0)]))
+        with progress.open_line("assign", 7) as line:
             for _ in range(7):
                 line.advance()
     assert isinstance(display, PlainProgress)
@@ -62,11 +62,11 @@ def test_a_log_gets_plain_rows():
 
 def test_a_log_hears_of_work_that_takes_long():
     text = io.StringIO()
-    with progress.shown_on(PlainProgress(Console(file=text, width=80), every=0.0)):
-        with progress.line("assign", 1200) as line:
+    with progress.show_on(PlainProgress(Console(file=text, width=80), every=0.0)):
+        with progress.open_line("assign", 1200) as line:
             line.advance()
             line.advance()
-        with progress.line("k-means") as line:
+        with progress.open_line("k-means") as line:
             line.advance("all rows\nupdate 1")
     rows = text.getvalue().splitlines()
     assert rows[:2] == ["assign: 1 of 1,200", "assign: 2 of 1,200"]
@@ -90,4 +90,4 @@ def test_a_log_hears_of_work_that_takes_long():
     ids=["seed", "few facts", "worse", "all rows on centroids", "first of a phase"],
 )  # fmt: skip
 def test_a_note_tells_what_is_known(iterations, words):
-    assert note(iterations) == words
+    assert format_note(iterations) == words

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskmeans.duplicates.ranking import check_columns, parse_keep, rank
+from daskmeans.duplicates.ranking import check_ranking_columns, parse_keep, rank
 from daskmeans.errors import UsageError
 from daskmeans.kernels.hashing import hash_column
 
@@ -67,13 +67,13 @@ def test_unknown_rules_are_refused_with_the_choices(keep):
 
 def test_columns_are_checked():
     schema = pa.schema({"stars": pa.int8(), "tags": pa.list_(pa.string())})
-    check_columns(("stars:asc",), schema)
+    check_ranking_columns(("stars:asc",), schema)
     with pytest.raises(
         UsageError, match=r"no column 'likes'\n  expected: one of stars, tags\n  remedy: .*--metadata-field likes"
     ):
-        check_columns(("stars:asc", "likes:desc"), schema)
+        check_ranking_columns(("stars:asc", "likes:desc"), schema)
     with pytest.raises(UsageError, match="which has no order"):
-        check_columns(("tags:asc",), schema)
+        check_ranking_columns(("tags:asc",), schema)
 
 
 def test_every_row_has_one_rank():

@@ -21,10 +21,10 @@ from daskmeans.steps.assign import assign_files
 from daskmeans.steps.embed import embed
 from daskmeans.steps.leak import leak
 from daskmeans.storage import manifest
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import write_embeddings
 
-SKIP = Reading(on_bad_row="skip", metadata_fields=("rank",))
+SKIP = ReadOptions(on_bad_row="skip", metadata_fields=("rank",))
 FIRST = {"keep": "rank:asc"}
 # Rows that are all far from one another, copies of some of them, and a row that is rejected.
 ROWS, COPIES = 120, 10
@@ -149,8 +149,8 @@ def as_before(folder: Path) -> None:
     for file in list(folder.rglob("_manifest.json")):
         found = json.loads(file.read_text())
         if "_summary.json" in found.get("checksums", ()):
-            found |= manifest.checksums(UPath(file.parent), "summary.json")
-        manifest.write(UPath(file.parent), found)
+            found |= manifest.file_checksums(UPath(file.parent), "summary.json")
+        manifest.write_manifest(UPath(file.parent), found)
         file.rename(file.with_name("manifest.json"))
 
 

@@ -3,24 +3,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson
+from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson_interval
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.within_cluster import pair_score
-from daskmeans.pairs.recall import Sample, join_samples, mark_twins, summarize, take_sample
+from daskmeans.pairs.recall import RowSample, join_samples, mark_neighbors, summarize_recall, take_sample
 
 
 def test_the_interval_covers_the_true_share():
     rng = np.random.default_rng(0)
     for share, trials in [(0.5, 30), (0.9, 50), (0.97, 200), (0.995, 1000)]:
-        bounds = [wilson(int(k), trials) for k in rng.binomial(trials, share, 4000)]
+        bounds = [wilson_interval(int(k), trials) for k in rng.binomial(trials, share, 4000)]
         covered = np.mean([low <= share <= high for low, high in bounds])
         assert 0.92 < covered < 0.98
 
 
 def test_the_interval_at_its_ends():
-    assert wilson(0, 0) == (0, 1)
-    assert all(wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1 for n in range(1, 2000))
-    low, high = wilson(10, 10)
+    assert wilson_interval(0, 0) == (0, 1)
+    assert all(wilson_interval(0, n)[0] == 0 and wilson_interval(n, n)[1] == 1 for n in range(1, 2000))
+    low, high = wilson_interval(10, 10)
     assert 0.7 < low < 0.75
     assert high == pytest.approx(1)
 
@@ -55,7 +55,7 @@ def test_recall_is_that_of_all_pairs(seed, n, d, k, wanted, threshold, tile_byte
     for c in range(k):
         rows = X[labels == c]
         for first in range(0, len(rows), 20):
-            mark_twins(sample, rows[first : first + 20], c, first, np.float32(threshold), tile_bytes, seen)
+            mark_neighbors(sample, rows[first : first + 20], c, first, np.float32(threshold), tile_bytes, seen)
 
     chosen = np.argsort(hashes)[:wanted]
     twins = [[j for j in range(n) if j != i and pair_score(X[i], X[j]) >= np.float32(threshold)] for i in chosen]
@@ -75,6 +75,14 @@ def test_a_pass_finds_the_smallest_hashes_of_many():
 
 
 def test_without_a_sample():
-    empty = join_samples([Sample(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, int), np.empty((0, 3)))], 0)
+    empty = join_samples(
+        [RowSample(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, int), np.empty((0, 3)))], 0
+    )
     assert len(empty.rows) == 0
-    assert summarize(np.zeros((2, 0), bool)) == {"recall": None, "low": 0, "high": 1, "sampled": 0, "with_twin": 0}
+    assert summarize_recall(np.zeros((2, 0), bool)) == {
+        "recall": None,
+        "low": 0,
+        "high": 1,
+        "sampled": 0,
+        "with_twin": 0,
+    }

@@ -20,11 +20,11 @@ from daskmeans.steps.fit import fit
 from daskmeans.steps.settings import Storing
 from daskmeans.storage import signature
 from daskmeans.vectors.listing import find_files
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import open_source
 from helpers import blobs, write_embeddings
 
-SKIP = Reading(on_bad_row="skip")
+SKIP = ReadOptions(on_bad_row="skip")
 BAD = [3, 50, 199]
 
 

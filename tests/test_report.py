@@ -14,10 +14,10 @@ from upath import UPath
 from daskmeans import open_decisions
 from daskmeans.errors import NotFoundError
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.report.examples import Row, compare, find_examples, place_of
-from daskmeans.report.html import facts_of, write_report
+from daskmeans.report.examples import Row, compare_texts, describe_place, find_examples
+from daskmeans.report.html import read_run_facts, write_report
 from daskmeans.steps.run import run as run_files
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, write_embeddings
 
 VOID = {"meta"}
@@ -63,7 +63,7 @@ def make_run(folder: Path, **deciding: object) -> UPath:
     texts = [text_of(i) for i in range(len(X))]
     packages = [f"package {i % 3} <b>" for i in range(len(X))]
     source = write_embeddings(folder / "rows.parquet", X, text=texts, package=packages)
-    reading = Reading(metadata_fields=("text", "package"))
+    reading = ReadOptions(metadata_fields=("text", "package"))
     run_files(source, folder / "run", KMeans(n_clusters=6), 0.99, reading, **deciding)
     return UPath(folder / "run")
 
@@ -79,7 +79,7 @@ def test_the_page_is_whole_and_needs_nothing_else(run: UPath, tmp_path: Path) ->
     assert not [tag for tag, _ in parsed.tags if tag in ("script", "link", "img", "iframe")]
     assert not re.search(r"(src|href)=|url\(|@import", page)
     assert EVIL not in page and "&lt;script&gt;" in page
-    summary = facts_of(run)
+    summary = read_run_facts(run)
     for name in ("kept", "exact copies removed", "near-duplicates removed"):
         assert f"<b>{summary[name].split()[0]}</b>" in page
     assert [tag for tag, _ in parsed.tags].count("article") == len(find_examples(run)) > 0
@@ -132,7 +132,7 @@ def test_examples_are_what_the_decisions_say(run: UPath, tmp_path: Path) -> None
 
 def test_without_texts_scores_decide(tmp_path: Path) -> None:
     source = write_embeddings(tmp_path / "rows.parquet", blobs(), ids=list(range(600)))
-    run_files(source, tmp_path / "run", KMeans(n_clusters=6), 0.99, Reading())
+    run_files(source, tmp_path / "run", KMeans(n_clusters=6), 0.99, ReadOptions())
     found = find_examples(UPath(tmp_path / "run"))
     assert found and [e.score for e in found] == sorted(e.score for e in found)
     assert all(e.kept.text == "" and e.kept.metadata == {} for e in found)
@@ -141,7 +141,7 @@ def test_without_texts_scores_decide(tmp_path: Path) -> None:
 
 def test_without_duplicates_and_iterations(tmp_path: Path) -> None:
     source = write_embeddings(tmp_path / "rows.parquet", np.eye(8, dtype=np.float32))
-    run_files(source, tmp_path / "run", KMeans(n_clusters=2, max_iter=0, init="random"), 0.9, Reading())
+    run_files(source, tmp_path / "run", KMeans(n_clusters=2, max_iter=0, init="random"), 0.9, ReadOptions())
     assert find_examples(UPath(tmp_path / "run")) == []
     outline(write_report(tmp_path / "run", tmp_path / "report.html").read_text(encoding="utf-8"))
 
@@ -151,7 +151,7 @@ def test_without_duplicates_and_iterations(tmp_path: Path) -> None:
     [("", ""), ("a b", ""), ("", "a b"), ("a b c d", "a x c d y"), ("a " * 100 + "x", "a " * 100 + "y z")],
 )
 def test_both_texts_can_be_read_out_of_a_comparison(kept: str, dropped: str) -> None:
-    stretches = list(compare(kept, dropped))
+    stretches = list(compare_texts(kept, dropped))
     for side, text in (("kept", kept), ("dropped", dropped)):
         shown = " ".join(s.text for s in stretches if s.side in ("both", side))
         parts = [re.escape(part) for part in shown.split(" … ")]
@@ -159,5 +159,5 @@ def test_both_texts_can_be_read_out_of_a_comparison(kept: str, dropped: str) -> 
 
 
 def test_places() -> None:
-    assert place_of(Row(1, "", None, {})) == ""
-    assert place_of(Row(1, "", None, {"url": "a", "stars": 3})) == "url a, stars 3"
+    assert describe_place(Row(1, "", None, {})) == ""
+    assert describe_place(Row(1, "", None, {"url": "a", "stars": 3})) == "url a, stars 3"

@@ -19,7 +19,7 @@ from daskmeans.errors import DiskError
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
 from daskmeans.storage import diskspace, manifest
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, parquet_below, write_embeddings
 
 Usage = namedtuple("Usage", "total used free")
@@ -50,7 +50,7 @@ def whole(tmp_path_factory) -> Path:
 
 def step(name: str, whole: Path, out: Path) -> None:
     """A step on the rows beside `whole` and what is in it, which writes below `out`."""
-    rows, reading = whole.parent / "rows.parquet", Reading(metadata_fields=("text",), on_bad_row="skip")
+    rows, reading = whole.parent / "rows.parquet", ReadOptions(metadata_fields=("text",), on_bad_row="skip")
     if name == "fit":
         fit(rows, out / "model", dkm.KMeans(40), reading)
     elif name == "assign":
@@ -74,7 +74,7 @@ def test_a_disk_that_becomes_full(name, size, whole, tmp_path):
     with limited(size), pytest.raises(DiskError, match=r"nothing more can be written(.|\n)*make room"):
         step(name, whole, out)
     for place in ("model", "clusters", "dedup", "kept"):
-        found = manifest.peek(UPath(out / place))
+        found = manifest.peek_manifest(UPath(out / place))
         assert found is None or not found["finished"]
     step(name, whole, out)  # the same call, now that there is room
     made = content(out)
@@ -92,7 +92,7 @@ def test_the_command_line_says_that_the_disk_is_full(whole, tmp_path, two_worker
     for word in (f"{tmp_path}/out", "nothing more can be written", "make room"):
         assert word in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
-    assert not (tmp_path / "out" / manifest.NAME).exists()
+    assert not (tmp_path / "out" / manifest.MANIFEST_NAME).exists()
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_room_is_what_is_free_and_what_will_be_replaced(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_bytes(bytes(500))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2000, 1000, 1000))
-    diskspace.check(UPath(tmp_path / "out"), 1500)
-    diskspace.check(UPath(tmp_path / "new" / "deep"), 1000)
-    diskspace.check(UPath("memory://room"), 10**18)  # who knows
+    diskspace.check_space(UPath(tmp_path / "out"), 1500)
+    diskspace.check_space(UPath(tmp_path / "new" / "deep"), 1000)
+    diskspace.check_space(UPath("memory://room"), 10**18)  # who knows
     for out, need in (("out", 1501), ("new/deep", 1001)):
         with pytest.raises(DiskError, match="its disk has"):
-            diskspace.check(UPath(tmp_path / out), need)
+            diskspace.check_space(UPath(tmp_path / out), need)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from daskmeans import KMeans
 from daskmeans.errors import PrecisionWarning
-from daskmeans.kmeans.rounding import rounding_of
+from daskmeans.kmeans.rounding import measure_rounding
 from daskmeans.vectors.matrix import to_column
 
 FAR = 1e8 + np.arange(40.0).reshape(20, 2)
@@ -65,13 +65,13 @@ def test_usual_rows_are_not_warned_of(seed, away, scale):
 def test_the_error_is_that_of_the_cast():
     rng = np.random.default_rng(0)
     X = 1e6 + rng.normal(size=(100, 3))
-    found = rounding_of(X)
+    found = measure_rounding(X)
     assert found.error == pytest.approx(((X - X.astype(np.float32)) ** 2).sum())
     assert found.spread == pytest.approx(100 * X.var(axis=0).sum())
     for held in (np.float32, np.float16, np.int16, np.uint8, bool):
-        assert rounding_of(np.eye(3).astype(held)) is None
-    assert rounding_of(to_column(X.astype(np.float32))) is None
-    assert rounding_of(X[:0]) is None
+        assert measure_rounding(np.eye(3).astype(held)) is None
+    assert measure_rounding(to_column(X.astype(np.float32))) is None
+    assert measure_rounding(X[:0]) is None
 
 
 def test_float32_is_taken_as_it_is():

@@ -17,7 +17,7 @@ from rich.console import Console
 from daskmeans import config, errors
 from daskmeans.cli.displays import RichProgress
 from daskmeans.runtime import executor, progress, resources
-from daskmeans.runtime.client import current_client, each_worker, log_event
+from daskmeans.runtime.client import current_client, log_event, run_on_workers
 from helpers import DeadlyOnce, blas_threads, die, die_once, miss_a_file, square, take_memory
 
 
@@ -47,7 +47,7 @@ def place(request):
 
 def test_results_come_in_order_and_progress_counts_them(place):
     recorder = Recorder()
-    with progress.shown_on(recorder):
+    with progress.show_on(recorder):
         assert executor.compute(tasks(range(20)), "squares", place) == [x * x for x in range(20)]
     assert recorder.lines == [["squares", 20, 20, True]]
 
@@ -59,13 +59,13 @@ def test_an_error_arrives_as_it_was_raised(place):
 
 def test_shared_values_arrive_whole(place):
     for value in (np.arange(5), (1, "two"), [1, 2], {"a": 1}):
-        shared = executor.share(value, place)
+        shared = executor.broadcast(value, place)
         (found,) = executor.compute([dask.delayed(lambda v: repr(v), pure=False)(shared)], client=place)
         assert found == repr(value)
 
 
 def test_held_results_stand_for_themselves_in_tasks(place):
-    held = executor.hold(tasks([2, 3]), client=place)
+    held = executor.persist(tasks([2, 3]), client=place)
     total = dask.delayed(sum, pure=False)(held)
     assert executor.compute([total], client=place) == [13]
 
@@ -77,7 +77,10 @@ def test_blas_has_one_thread_while_tasks_take_the_cores():
 
 
 def test_blas_has_its_threads_again_once_the_last_of_several_callers_is_done():
-    before, ways = blas_threads(), [lambda f: executor.call([f, int]), lambda f: executor.compute([dask.delayed(f)()])]
+    before, ways = (
+        blas_threads(),
+        [lambda f: executor.call_in_threads([f, int]), lambda f: executor.compute([dask.delayed(f)()])],
+    )
 
     def caller(way, arrived, leave):
         def work():
@@ -108,12 +111,12 @@ def test_inside_a_task_there_is_no_client(client):
 
 def test_peak_memory_is_measured_anew():
     resources.reset_peaks()
-    before = resources.peaks()["client"]
+    before = resources.peak_bytes()["client"]
     block = np.ones(40_000_000)
-    assert resources.peaks()["client"] > before + 300e6
+    assert resources.peak_bytes()["client"] > before + 300e6
     del block
     resources.reset_peaks()
-    assert resources.peaks()["client"] < before + 100e6
+    assert resources.peak_bytes()["client"] < before + 100e6
 
 
 def test_limits_of_workers_are_known_while_the_client_asks_for_less(client, monkeypatch):
@@ -121,8 +124,8 @@ def test_limits_of_workers_are_known_while_the_client_asks_for_less(client, monk
     periodic = client._update_scheduler_info  # what the client does every two seconds: it asks for no worker
     monkeypatch.setattr(client, "_update_scheduler_info", lambda n_workers=0: periodic(0))
     assert len(limits) == 2
-    assert resources.memory_per_task(client) == int(0.8 * min(limits)) - resources.BASE
-    assert resources.memory_to_keep(client) == int(0.6 * min(limits)) - resources.BASE - resources.COMPILING
+    assert resources.memory_per_task(client) == int(0.8 * min(limits)) - resources.BASE_BYTES
+    assert resources.memory_to_keep(client) == int(0.6 * min(limits)) - resources.BASE_BYTES - resources.COMPILE_BYTES
 
 
 def test_what_is_asked_of_each_worker_outlives_one_that_dies(tmp_path):
@@ -130,13 +133,13 @@ def test_what_is_asked_of_each_worker_outlives_one_that_dies(tmp_path):
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
-        found = each_worker(partial(die_once, tmp_path / "marker"), client)
+        found = run_on_workers(partial(die_once, tmp_path / "marker"), client)
     assert list(found.values()) == ["alive"]
 
 
 def test_an_error_in_a_worker_is_not_a_worker_lost(client):
     with pytest.raises(FileNotFoundError):
-        each_worker(miss_a_file, client)
+        run_on_workers(miss_a_file, client)
 
 
 def test_events_reach_the_scheduler(client):
@@ -146,9 +149,9 @@ def test_events_reach_the_scheduler(client):
 
 def test_rich_progress_draws_bars():
     text = io.StringIO()
-    with RichProgress(Console(file=text, width=100)) as display, progress.shown_on(display):
+    with RichProgress(Console(file=text, width=100)) as display, progress.show_on(display):
         executor.compute(tasks(range(3)), "three squares")
-        with progress.line("as long as it takes") as line:
+        with progress.open_line("as long as it takes") as line:
             line.advance("inertia 7")
     assert "three squares" in text.getvalue()
     assert "3/3" in text.getvalue()
@@ -184,9 +187,9 @@ def test_a_step_does_not_wait_for_ever_for_workers(wait, state, words, thread_cl
         if wait == "compute":
             executor.compute(tasks(range(3)), "squares", client)
         elif wait == "feed":
-            executor.feed(square, [(x,) for x in range(9)], "square", "squares", client)
+            executor.scatter_map(square, [(x,) for x in range(9)], "square", "squares", client)
         else:
-            executor.answers(client.map(square, range(3)), None, client)
+            executor.gather_or_lost(client.map(square, range(3)), None, client)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["with what was sent to it", "alone"])
@@ -199,7 +202,7 @@ def test_workers_that_are_lost_are_called_that(shared, end, words):
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        argument = executor.share(np.zeros(3), client) if shared else 0
+        argument = executor.broadcast(np.zeros(3), client) if shared else 0
         with pytest.raises(
             errors.ClusterError, match=rf"{words}.* while running a task of 'sums'(.|\n)*--memory-limit"
         ):
@@ -230,7 +233,7 @@ def test_sending_to_all_outlives_a_worker_that_dies_of_it(tmp_path):
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
-        shared = executor.share(DeadlyOnce(tmp_path), client)
+        shared = executor.broadcast(DeadlyOnce(tmp_path), client)
         assert (
             executor.compute([dask.delayed(str, pure=False)(shared) for _ in range(4)], client=client)
             == ["received"] * 4
@@ -242,7 +245,7 @@ def test_a_scheduler_that_is_lost_is_told_of_by_whom_it_sends_nothing(thread_cli
     client = thread_client(1)
     client.close()
     with pytest.raises(errors.ClusterError, match=r"the scheduler(.|\n)*was lost(.|\n)*again"):
-        executor.share([1], client)
+        executor.broadcast([1], client)
 
 
 @pytest.mark.parametrize("wait", ["gather", "settle"])
@@ -251,4 +254,4 @@ def test_what_is_left_of_tasks_of_a_lost_scheduler_does_not_hide_it(wait, thread
     futures = [client.submit(time.sleep, 2)]
     threading.Timer(0.3, client.close).start()
     with pytest.raises(errors.ClusterError, match=r"the scheduler(.|\n)*was lost"):
-        executor.gather(futures, "", client) if wait == "gather" else executor.settle(futures, "", client)
+        executor.gather(futures, "", client) if wait == "gather" else executor.wait(futures, "", client)

@@ -34,7 +34,7 @@ from daskmeans.steps.fit import fit as fit_files
 from daskmeans.storage import lock, manifest
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import open_path
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs
 from objectstore import SECRET, ObjectStore, Request, no_fault
 
@@ -56,8 +56,8 @@ VOLATILE = {
 PROGRAM = """
 import json, sys
 import daskmeans as dkm
-from daskmeans.vectors.options import Reading
-reading = Reading(metadata_fields=("text",), storage_options=json.loads(sys.argv[3]))
+from daskmeans.vectors.options import ReadOptions
+reading = ReadOptions(metadata_fields=("text",), storage_options=json.loads(sys.argv[3]))
 dkm.run(sys.argv[1], sys.argv[2], dkm.KMeans(3, max_iter=4), 0.9, reading)
 """
 
@@ -114,7 +114,7 @@ def write_input(folder: UPath, kind: str = "parquet") -> UPath:
 def do(given: UPath, out: UPath) -> dkm.DedupResult:
     """The job from embeddings to decisions; again, it goes on."""
     fields = () if any(name.endswith(".npy") for name in given.fs.find(given.path)) else ("text",)
-    reading = Reading(metadata_fields=fields, storage_options={**given.storage_options, **out.storage_options})
+    reading = ReadOptions(metadata_fields=fields, storage_options={**given.storage_options, **out.storage_options})
     return dkm.run(given, out, dkm.KMeans(3, max_iter=4), 0.9, reading)
 
 
@@ -174,7 +174,7 @@ def refused_after(writes: int) -> Fault:
 
 
 def test_the_whole_job_makes_what_it_makes_on_a_disk(store, whole, tmp_path):
-    given, out, reading = write_input(store.at("in")), store.at("out"), Reading(storage_options=store.options)
+    given, out, reading = write_input(store.at("in")), store.at("out"), ReadOptions(storage_options=store.options)
     result = do(given, out)
     assert content(out) == content(whole / "out")
     counts = dkm.apply(result.path, given, store.at("kept"), storage_options=store.options)
@@ -226,7 +226,7 @@ def test_server_and_credentials_are_found_in_the_environment(store, monkeypatch)
 
 
 def test_refusals_touch_nothing(store):
-    given, reading = write_input(store.at("in")), Reading(storage_options=store.options)
+    given, reading = write_input(store.at("in")), ReadOptions(storage_options=store.options)
     (store.at("theirs") / "notes.txt").write_text("not ours")
     store.at("").fs.touch("bucket/in/")  # what consoles make of "create folder"
     before = content(store.at(""))
@@ -247,7 +247,7 @@ def test_refusals_touch_nothing(store):
     assert content(store.at("")) == before
     assert not store.at("").fs.exists("bucketeer")
     fit_files("s3://bucket/in/", "s3://bucket/model/", km, reading)
-    assert manifest.read(store.at("model"), "fit")["rows"] == len(X)
+    assert manifest.read_manifest(store.at("model"), "fit")["rows"] == len(X)
 
 
 def test_new_rows_are_held_against_clusters_and_appended(store, whole):
@@ -256,7 +256,7 @@ def test_new_rows_are_held_against_clusters_and_appended(store, whole):
     schema = pa.schema({"id": pa.string(), "embedding": pa.list_(pa.float32()), "text": pa.string()})
     with store.at("more.parquet").open("wb") as file:
         pq.write_table(pa.table(columns, schema), file)
-    reading = Reading(metadata_fields=("text",), storage_options=store.options)
+    reading = ReadOptions(metadata_fields=("text",), storage_options=store.options)
     new = assign_files(store.at("more.parquet"), model, store.at("new"), reading).path
     result = dkm.dedup(new, 0.9, out=store.at("decided"), against=old, append=True, storage_options=store.options)
     assert result.kept.compute()["id"].tolist() == ["new-1"]
@@ -317,13 +317,13 @@ def test_a_job_that_is_killed_is_finished_by_the_next(store, whole):
     store.fault = fault
     assert running.wait() == -signal.SIGKILL
     store.fault = no_fault
-    assert lock._read(out / "clusters" / lock.NAME)["pid"] == running.pid
+    assert lock._read_owner(out / "clusters" / lock.LOCK_NAME)["pid"] == running.pid
     assert (out / "clusters" / "_runs").exists()
     do(given, out)
     assert content(out) == content(whole / "out")
 
 
-def interrupted_fit(given: UPath, out: UPath, reading: Reading) -> None:
+def interrupted_fit(given: UPath, out: UPath, reading: ReadOptions) -> None:
     """A fit that is interrupted after its second update."""
     save, left = Checkpoints.save, [2]
 
@@ -339,7 +339,7 @@ def interrupted_fit(given: UPath, out: UPath, reading: Reading) -> None:
 
 
 def test_an_interrupted_fit_goes_on_and_a_store_that_does_not_answer_is_no_reason_to_begin_anew(store, whole, caplog):
-    given, out, reading = write_input(store.at("in")), store.at("out/model"), Reading(storage_options=store.options)
+    given, out, reading = write_input(store.at("in")), store.at("out/model"), ReadOptions(storage_options=store.options)
     interrupted_fit(given, out, reading)
     left = set(content(out))
     assert any(name.startswith("checkpoints/") for name in left)
@@ -363,7 +363,7 @@ def test_an_interrupted_fit_goes_on_and_a_store_that_does_not_answer_is_no_reaso
     ],
 )
 def test_a_store_that_goes_on_failing_is_a_message(store, url, how, words):
-    manifest.write_json(store.at("out") / manifest.NAME, {"step": "fit", "finished": False})
+    manifest.write_json(store.at("out") / manifest.MANIFEST_NAME, {"step": "fit", "finished": False})
     store.fault = lambda request: how
     options = store.options | {"config_kwargs": {"retries": {"max_attempts": 0}}}  # s3fs still asks five times
     done = CliRunner().invoke(main, ["info", url, "--storage-options", json.dumps(options)])
@@ -386,18 +386,18 @@ def test_a_server_that_is_not_there_is_a_message(store):
 def leave(out: UPath, **facts: object) -> None:
     """The lock of a run on another machine, which was seen a moment ago."""
     told = {"token": "t", "pid": 1, "started": 0.0, "host": "elsewhere", "place": "", "seen": time.time()} | facts
-    (out / lock.NAME).write_text(json.dumps(told))
+    (out / lock.LOCK_NAME).write_text(json.dumps(told))
 
 
 def test_one_run_at_a_time_holds_the_lock(store):
     out = store.at("out")
-    with lock.hold(out), pytest.raises(OutputError, match="another run is writing"), lock.hold(out):
+    with lock.hold_lock(out), pytest.raises(OutputError, match="another run is writing"), lock.hold_lock(out):
         pass
     leave(out)
-    with pytest.raises(OutputError, match="process 1 on elsewhere"), lock.hold(out):
+    with pytest.raises(OutputError, match="process 1 on elsewhere"), lock.hold_lock(out):
         pass
-    leave(out, seen=time.time() - lock.DEAD - 1)
-    with lock.hold(out) as mine:
+    leave(out, seen=time.time() - lock.STALE_SECONDS - 1)
+    with lock.hold_lock(out) as mine:
         assert mine.held
     assert not out.exists()
 
@@ -406,43 +406,43 @@ def test_of_two_runs_that_begin_in_the_same_instant_one_is_refused(store):
     out, begun = store.at("out"), []
 
     def fault(request: Request) -> None:
-        if request.method == "PUT" and request.path.endswith(lock.NAME) and not begun:
+        if request.method == "PUT" and request.path.endswith(lock.LOCK_NAME) and not begun:
             begun.append(request)
             leave(out)  # between the look and the writing of the other
 
     store.fault = fault
-    with pytest.raises(OutputError, match="just begun"), lock.hold(out):
+    with pytest.raises(OutputError, match="just begun"), lock.hold_lock(out):
         pass
-    assert json.loads((out / lock.NAME).read_text())["host"] == "elsewhere"
+    assert json.loads((out / lock.LOCK_NAME).read_text())["host"] == "elsewhere"
 
 
 def test_a_lock_whose_answer_was_lost_is_held(store):
     out = store.at("out")
-    store.fault = once(on("PUT", lock.NAME, "lost"))
-    with lock.hold(out) as mine:
+    store.fault = once(on("PUT", lock.LOCK_NAME, "lost"))
+    with lock.hold_lock(out) as mine:
         assert mine.held
     assert not out.exists()
 
 
 def test_a_lock_that_could_not_be_removed_speaks_for_nobody(store):
     out = store.at("out")
-    with lock.hold(out):
+    with lock.hold_lock(out):
         store.fault = lambda request: "refused"
     store.fault = no_fault
-    assert (out / lock.NAME).exists()
-    with lock.hold(out) as mine:
+    assert (out / lock.LOCK_NAME).exists()
+    with lock.hold_lock(out) as mine:
         assert mine.held
 
 
 def test_signs_of_life_go_on_when_some_cannot_be_given(store):
     out = store.at("out")
-    with lock.hold(out, every=0.01):
+    with lock.hold_lock(out, every=0.01):
         store.fault = lambda request: "refused" if request.writes else None
         while sum(request.writes for request in store.requests) < 4:
             time.sleep(0.01)
         store.fault = no_fault
-        first = lock._read(out / lock.NAME)["seen"]
-        while lock._read(out / lock.NAME)["seen"] == first:
+        first = lock._read_owner(out / lock.LOCK_NAME)["seen"]
+        while lock._read_owner(out / lock.LOCK_NAME)["seen"] == first:
             time.sleep(0.01)
 
 
@@ -474,7 +474,7 @@ def test_steps_on_workers_make_the_same_and_tell_nobody_secrets(store, whole, cl
     call("fit @bad.parquet --model @model --n-clusters 2", exit_code=1)
     assert "zero" in shown[-1]
     result = dkm.open_decisions("s3://bucket/out/dedup", store.options)
-    shown += [repr(result), result._repr_html_(), repr(result.path), repr(Reading(storage_options=store.options))]
+    shown += [repr(result), result._repr_html_(), repr(result.path), repr(ReadOptions(storage_options=store.options))]
     logs = [str(client.get_worker_logs()), str(client.get_scheduler_logs())]
     logs.append(client.run_on_scheduler(lambda dask_scheduler: str(dask_scheduler.get_events())))
     for page in ("kmeans", "status", "info/main/workers.html", "info/main/logs.html", "json/counts.json"):
@@ -489,7 +489,7 @@ def test_steps_on_workers_make_the_same_and_tell_nobody_secrets(store, whole, cl
 
 
 def test_the_command_that_is_advised_names_no_secrets():
-    words = advise._command("s3://bucket/in", Reading(storage_options={"secret": SECRET}), 7)
+    words = advise._make_command("s3://bucket/in", ReadOptions(storage_options={"secret": SECRET}), 7)
     assert words.endswith('--n-clusters 7 --threshold 0.9 --storage-options "$STORAGE_OPTIONS"')
 
 

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskmeans import KMeans
-from daskmeans.kernels.bounds import Bounds, Drift, groups_per_bound, n_bounds, still
-from daskmeans.kernels.center_groups import group_middles, near_groups, neighbours
-from daskmeans.kernels.distances import nearest
-from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.microkernel import capability, features, multiplies_bytes, score_tile
-from daskmeans.kernels.quantize import COLUMNS, encode, screen
+from daskmeans.kernels.bounds import Bounds, Drift, groups_per_bound, n_bounds, zero_drift
+from daskmeans.kernels.center_groups import group_centers, near_groups, order_by_group
+from daskmeans.kernels.distances import nearest_centroids
+from daskmeans.kernels.jit import as_readonly
+from daskmeans.kernels.microkernel import capability, cpu_features, has_byte_instructions, score_tile
+from daskmeans.kernels.quantize import COLUMNS, encode_rows, pack_centroids
 from daskmeans.kernels.simd import squared_distance64
-from daskmeans.kernels.yinyang import ALL_GROUPS, search
+from daskmeans.kernels.yinyang import ALL_GROUPS, find_nearest
 from helpers import KINDS, adversarial, blobs
 
 SCREENS = ["auto", "float32"]
@@ -52,7 +52,7 @@ def first_nearest(X, C):
 def test_labels_are_exact_on_adversarial_data(kernels, kind, n, d, k, seed):
     X, C = adversarial(kind, n, d, k, seed)
     with dask.config.set({"daskmeans.kernels": kernels}):
-        labels, squares = nearest(X, C)
+        labels, squares = nearest_centroids(X, C)
     expected, nearest_squares = first_nearest(X, C)
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_array_equal(squares, nearest_squares)
@@ -72,7 +72,7 @@ def scores_of(rows, columns, scores):
         )  # fmt: skip
 
 
-@pytest.mark.skipif(not multiplies_bytes(), reason="the processor has no instructions that multiply bytes")
+@pytest.mark.skipif(not has_byte_instructions(), reason="the processor has no instructions that multiply bytes")
 @given(d=st.integers(1, 70), k=st.integers(1, 60), spread=st.sampled_from([0.0, 0.1, 1.0]), seed=st.integers(0, 1000))
 def test_sums_of_bytes_never_overflow(d, k, spread, seed):
     """Scores are those of the codes in numbers of any size, also of the largest rows and columns that there can be."""
@@ -80,7 +80,7 @@ def test_sums_of_bytes_never_overflow(d, k, spread, seed):
     signs = [np.ones(d), -np.ones(d), rng.choice([-1, 1], d), rng.choice([0, 1], d), np.arange(d) % 8 < 4]
     rows, columns = (np.stack([signs[i % 5] for i in range(count)]) for count in (8, k))
     X, C = ((each + spread * rng.standard_normal(each.shape)).astype(np.float32) for each in (rows, columns))
-    codes, packed = encode(X, np.zeros(d)), screen(C, np.zeros(d))
+    codes, packed = encode_rows(X, np.zeros(d)), pack_centroids(C, np.zeros(d))
     scores = np.empty((len(packed.ids), 8, COLUMNS), np.float32)
     scores_of(codes, packed, scores)
     width = codes.codes.shape[1]
@@ -95,7 +95,7 @@ def test_both_screens_give_the_same_bits():
     answers = []
     for kernels in SCREENS:
         with dask.config.set({"daskmeans.kernels": kernels}):
-            answers.append(nearest(X, C))
+            answers.append(nearest_centroids(X, C))
     np.testing.assert_array_equal(answers[0][0], answers[1][0])
     np.testing.assert_array_equal(answers[0][1], answers[1][1])
 
@@ -115,20 +115,21 @@ def test_bounds_never_change_a_label(kernels, kind, seed, k, steps, together):
     rng = np.random.default_rng(seed)
     X, C = adversarial(kind, 200, 6, k, seed)
     center = X.mean(axis=0, dtype=float)
-    order = neighbours(C, COLUMNS)
+    order = order_by_group(C, COLUMNS)
     group = np.empty(k, int)
     group[order] = np.arange(k) // COLUMNS
-    near = near_groups(X, group_middles(C, order, COLUMNS), min(2, -(-k // COLUMNS)))[0]
+    near = near_groups(X, group_centers(C, order, COLUMNS), min(2, -(-k // COLUMNS)))[0]
     bounded = -(-k // (COLUMNS * together))
     with dask.config.set({"daskmeans.kernels": kernels}):
-        codes = encode(X, center)
+        codes = encode_rows(X, center)
         bounds = Bounds(np.full(200, -1, np.int32), np.empty(200, np.float32), np.zeros((200, bounded), np.float32))
         each, widest = np.zeros(k), np.zeros(bounded)
         some_groups = True
         for size, only_near in steps:
             some_groups &= only_near
-            search(
-                frozen(X), codes, screen(C, center, order), bounds, Drift(frozen(each), frozen(widest)), together,
+            find_nearest(
+                as_readonly(X), codes, pack_centroids(C, center, order), bounds,
+                Drift(as_readonly(each), as_readonly(widest)), together,
                 near if some_groups else ALL_GROUPS, np.empty(0),
             )  # fmt: skip
             for i in range(200):
@@ -161,10 +162,11 @@ def test_bounds_save_most_of_the_work_once_centroids_rest():
     X = blobs(n=4000, d=16, k=60)
     C = KMeans(60, normalize=False, max_iter=5).fit(X).cluster_centers_
     center = X.mean(axis=0, dtype=float)
-    codes, columns = encode(X, center), screen(C, center)
+    codes, columns = encode_rows(X, center), pack_centroids(C, center)
     bounds = Bounds(np.full(4000, -1, np.int32), np.empty(4000, np.float32), np.empty((4000, 2), np.float32))
     first, second = (
-        search(frozen(X), codes, columns, bounds, still(60, 2), 1, ALL_GROUPS, np.empty(0)) for _ in range(2)
+        find_nearest(as_readonly(X), codes, columns, bounds, zero_drift(60, 2), 1, ALL_GROUPS, np.empty(0))
+        for _ in range(2)
     )
     assert first >= 4000 * 60
     assert second < first / 3
@@ -181,22 +183,22 @@ def test_bounds_of_a_row_are_few_and_cover_all_centroids(k):
 def test_neighbours_is_a_permutation(k, seed):
     C = np.random.default_rng(seed).normal(size=(k, 3)).astype(np.float32)
     C[::3] = C[0]
-    assert sorted(neighbours(C, COLUMNS).tolist()) == list(range(k))
+    assert sorted(order_by_group(C, COLUMNS).tolist()) == list(range(k))
 
 
 def test_neighbours_are_near_one_another():
     rng = np.random.default_rng(0)
     truth = rng.permutation(np.repeat(np.arange(6), COLUMNS))
     C = (20 * rng.normal(size=(6, 8))[truth] + rng.normal(size=(len(truth), 8))).astype(np.float32)
-    found = truth[neighbours(C, COLUMNS)].reshape(6, COLUMNS)
+    found = truth[order_by_group(C, COLUMNS)].reshape(6, COLUMNS)
     assert (found == found[:, :1]).all()
 
 
 def test_the_screen_is_named():
     with dask.config.set({"daskmeans.kernels": "float32"}):
         assert capability().startswith("float32")
-        assert not multiplies_bytes()
-    assert capability().startswith("int8") == multiplies_bytes()
+        assert not has_byte_instructions()
+    assert capability().startswith("int8") == has_byte_instructions()
 
 
 # What runs on machines with these instructions.
@@ -211,7 +213,7 @@ PROGRAM = """
 import sys, numpy as np
 from daskmeans.kernels import microkernel
 if sys.argv[1]:
-    microkernel.features = lambda: frozenset(sys.argv[1].split(","))
+    microkernel.cpu_features = lambda: frozenset(sys.argv[1].split(","))
 from daskmeans import KMeans
 from daskmeans.tuning import Tuning
 X = np.random.default_rng(0).normal(size=(16000, 40)).astype(np.float32)
@@ -222,10 +224,10 @@ print(km.cluster_centers_.tobytes().hex())
 """
 
 
-@pytest.mark.skipif("avx2" not in features(), reason="an instruction set of which this test knows no part")
+@pytest.mark.skipif("avx2" not in cpu_features(), reason="an instruction set of which this test knows no part")
 def test_the_same_bits_with_other_instructions(tmp_path):
     running = {}
-    able = features() | ({"avxvnni"} if "avx512vnni" in features() else set())  # the same in narrower registers
+    able = cpu_features() | ({"avxvnni"} if "avx512vnni" in cpu_features() else set())  # the same in narrower registers
     for name, there in MACHINES.items():
         if not there <= able:
             continue

@@ -23,10 +23,10 @@ import hashes
 from daskmeans.buckets.buckets import open_buckets
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError
-from daskmeans.runtime.cluster import ClusterSettings, cluster
+from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.storage import manifest
-from daskmeans.vectors.files import inside
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.files import join_inside
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, write_embeddings
 
 PACKAGE = Path(dkm.__path__[0])
@@ -49,7 +49,7 @@ def spoil(path: Path, change) -> None:
     """Write the manifest in the directory `path` anew, as somebody would who knows how its checksum is made."""
     found = json.loads((path / "_manifest.json").read_text())
     change(found)
-    manifest.write(UPath(path), found)
+    manifest.write_manifest(UPath(path), found)
 
 
 def test_no_pickle_is_loaded(tmp_path):
@@ -123,7 +123,7 @@ def test_json_that_is_nested_too_deep(tmp_path):
     assert result.exit_code == 2
     assert "not valid JSON" in result.stderr
     (tmp_path / "_manifest.json").write_text(deep)
-    assert manifest.peek(UPath(tmp_path)) is None
+    assert manifest.peek_manifest(UPath(tmp_path)) is None
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_a_manifest_cannot_name_files_elsewhere(made, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.parquet", "b/a..b.parquet", "..a/x", "centroid=3/part-0.parquet"])
 def test_names_below_a_directory(name):
-    assert inside(UPath("/data"), name).path == f"/data/{name}"
+    assert join_inside(UPath("/data"), name).path == f"/data/{name}"
 
 
 @pytest.mark.parametrize("file", ["model/model.json", "model/centroids.npy", "dedup/_summary.json"])
@@ -191,7 +191,7 @@ def test_secrets_of_the_storage_are_told_nowhere(tmp_path, caplog):
     write_embeddings(tmp_path / "rows.parquet", blobs(n=100, d=8))
     caplog.set_level("DEBUG", "daskmeans")
     UPath("memory://secrets/rows.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes())
-    reading = Reading(storage_options={"secret": "hunter2"})
+    reading = ReadOptions(storage_options={"secret": "hunter2"})
     result = dkm.run("memory://secrets/rows.parquet", "memory://secrets/out", dkm.KMeans(3), 0.9, reading)
     assert result.path.storage_options["secret"] == "hunter2"  # it was passed on
     assert "hunter2" not in caplog.text + repr(result)
@@ -207,7 +207,7 @@ def listening() -> set[tuple[str, int]]:
 
 def test_a_cluster_of_ours_listens_on_loopback_only():
     before = listening()  # clusters of other tests
-    with cluster(ClusterSettings(n_workers=1, dashboard_address="127.0.0.1:0")) as client:
+    with open_cluster(ClusterSettings(n_workers=1, dashboard_address="127.0.0.1:0")) as client:
         assert {address for address, _ in listening() - before} == {"127.0.0.1"}
         assert client.dashboard_link.startswith("http://127.0.0.1:")
 
@@ -244,7 +244,7 @@ def test_tls_is_passed_through(certificates, tmp_path):
     write_embeddings(tmp_path / "rows.parquet", blobs(n=100, d=8))
     words = f"fit {tmp_path}/rows.parquet --n-clusters 3 --json --model".split()
     here = ClusterSettings(n_workers=1, dashboard_address="127.0.0.1:0")
-    with dask.config.set(tls(certificates, "ours")), cluster(here) as client:
+    with dask.config.set(tls(certificates, "ours")), open_cluster(here) as client:
         address = client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
         assert all(worker.startswith("tls://") for worker in client.nthreads())

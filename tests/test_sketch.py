@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskmeans.kernels import all_pairs as module
-from daskmeans.kernels.all_pairs import directions, features, find_pairs, sample_rows, sketch
-from daskmeans.kernels.microkernel import BYTES, byte_instructions, multiplies_bytes
+from daskmeans.kernels.all_pairs import find_directions, find_pairs, make_sketches, n_sample_rows, sketch_rows
+from daskmeans.kernels.microkernel import BYTES, byte_instructions, has_byte_instructions
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.within_cluster import pair_score
 from daskmeans.pairs.memory import directions_bytes
 
-KERNELS = [pytest.param("auto", marks=pytest.mark.skipif(not multiplies_bytes(), reason="no byte products")), "float32"]
+KERNELS = [
+    pytest.param("auto", marks=pytest.mark.skipif(not has_byte_instructions(), reason="no byte products")),
+    "float32",
+]
 
 
 def rows_of(kind, seed, n, d):
@@ -62,11 +65,11 @@ def test_no_pair_is_missed_and_none_invented(kernels, kind, seed, n, m, d, p, ra
     """The floor is the score of one of the pairs, to the bit, so that every error in a bound would show."""
     X = rows_of(kind, seed, n + m, d)
     rng = np.random.default_rng(seed)
-    P = module._shortened(np.linalg.qr(rng.standard_normal((d, min(p, d))))[0]) if p else np.empty((d, 0), np.float32)
+    P = module._scale_axes(np.linalg.qr(rng.standard_normal((d, min(p, d))))[0]) if p else np.empty((d, 0), np.float32)
     a, b = sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))
     c, e = sorted((data.draw(st.integers(0, m)), data.draw(st.integers(0, m))))
     with dask.config.set({"daskmeans.kernels": kernels}):
-        one, other = sketch(X[:n], P), sketch(X[n:], P)
+        one, other = make_sketches(X[:n], P), make_sketches(X[n:], P)
         for Y, held, columns, same in ((X[:n], one, slice(0, n), True), (X[n:], other, slice(c, e), False)):
             scores = np.array([[pair_score(x, y) for y in Y] for x in X[:n]], np.float32)
             there = np.sort(scores[scores >= 0.3])
@@ -90,7 +93,7 @@ def test_bounds_hold_where_they_are_reached(d):
     X = np.stack([x, y])
     normalize_rows(X)
     score = pair_score(X[0], X[1])
-    one, other = (sketch(X[i : i + 1], np.empty((d, 0), np.float32)) for i in range(2))
+    one, other = (make_sketches(X[i : i + 1], np.empty((d, 0), np.float32)) for i in range(2))
     for rows, columns in ((one, other), (other, one)):
         assert found_pairs(rows, columns, score, slice(0, 1), slice(0, 1), False) == [(0, 0, score, False)]
         assert found_pairs(rows, columns, np.nextafter(score, np.float32(1)), slice(0, 1), slice(0, 1), False) == []
@@ -101,9 +104,9 @@ def test_bounds_hold_where_they_are_reached(d):
 def test_products_of_sketches_are_bounds(seed, d, p, scale):
     rng = np.random.default_rng(seed)
     X = (scale * rows_of("spectrum", seed, 60, d)).astype(np.float32)
-    P = module._shortened(rng.standard_normal((d, p)))
+    P = module._scale_axes(rng.standard_normal((d, p)))
     assert np.linalg.norm(P.astype(np.float64), 2) <= 1
-    F, loose = features(X, P)
+    F, loose = sketch_rows(X, P)
     above = F.astype(np.float64) @ F.T + loose - X.astype(np.float64) @ X.T
     assert above.min() >= 0
     assert np.median(above) < 2 * scale**2
@@ -113,7 +116,7 @@ def test_more_pairs_than_are_collected_at_a_time():
     X = np.ones((1500, 4), np.float32) + np.linspace(0, 1e-3, 1500, dtype=np.float32)[:, None] * [1, 0, 0, 0]
     X = X.astype(np.float32)
     normalize_rows(X)
-    rows = sketch(X, np.empty((4, 0), np.float32))
+    rows = make_sketches(X, np.empty((4, 0), np.float32))
     found = found_pairs(rows, rows, np.float32(0.9), slice(0, 1500), slice(0, 1500), True, room=module.CHUNK * 48)
     assert sorted(pair[:2] for pair in found) == [(i, j) for i in range(1500) for j in range(i)]
 
@@ -121,11 +124,11 @@ def test_more_pairs_than_are_collected_at_a_time():
 def test_directions_are_worth_their_while():
     X = (np.random.default_rng(0).standard_normal((3000, 300)) / np.sqrt(1 + np.arange(300))).astype(np.float32)
     normalize_rows(X)
-    few, all_of_them = directions(X, 0.95), directions(X, 0.2)
+    few, all_of_them = find_directions(X, 0.95), find_directions(X, 0.2)
     assert 0 < few.shape[1] < 300
     assert np.linalg.norm(few.astype(np.float64), 2) <= 1
     assert all_of_them.shape == (300, 0)
-    assert directions(X[:, :20], 0.95).shape == (20, 0)
+    assert find_directions(X[:, :20], 0.95).shape == (20, 0)
 
 
 def wide_rows(n, d, rank, noise):
@@ -140,10 +143,10 @@ def wide_rows(n, d, rank, noise):
 @pytest.mark.parametrize(("n", "d"), [(8192, 300), (8192, 1024), (1365, 12_288), (300, 12_288)])
 def test_directions_take_the_memory_that_was_foreseen(n, d):
     X = wide_rows(n, d, 20, 0.1)
-    assert n <= sample_rows(d)
+    assert n <= n_sample_rows(d)
     tracemalloc.start()
     try:
-        directions(X, 0.9)
+        find_directions(X, 0.9)
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -153,7 +156,7 @@ def test_directions_take_the_memory_that_was_foreseen(n, d):
 
 def test_directions_of_wide_rows_are_their_principal_axes():
     X = wide_rows(700, 1500, 60, 0.3)
-    P = directions(X, 0.9)
+    P = find_directions(X, 0.9)
     p = P.shape[1]
     assert p >= 32
     assert np.linalg.norm(P.astype(np.float64), 2) <= 1
@@ -166,16 +169,16 @@ def test_directions_of_few_wide_rows_are_tried_on_others():
     """Those of a sample without directions in common hold most of its rows, and hardly any of the others."""
     X = np.random.default_rng(0).standard_normal((700, 4000)).astype(np.float32)
     normalize_rows(X)
-    assert directions(X, 0.9).shape == (4000, 0)
+    assert find_directions(X, 0.9).shape == (4000, 0)
 
 
 @pytest.mark.parametrize("rows", [np.zeros((0, 2000)), np.zeros((90, 2000)), np.ones((1, 2000)), np.ones((90, 2000))])
 def test_directions_of_any_wide_rows(rows):
     X = rows.astype(np.float32)
     normalize_rows(X)
-    P = directions(X, 0.9)
+    P = find_directions(X, 0.9)
     assert np.isfinite(P).all()
     assert np.linalg.norm(P.astype(np.float64), 2) <= 1 if P.size else True
-    found = sketch(X, P)
+    found = make_sketches(X, P)
     pairs = found_pairs(found, found, np.float32(0.9), slice(0, len(X)), slice(0, len(X)), True)
     assert len(pairs) == (len(X) * (len(X) - 1) // 2 if X.any() else 0)

@@ -113,10 +113,10 @@ def test_json_lines_across_the_bounds_of_blocks(tmp_path, block: int) -> None:
     text = "\n\n" + "\r\n".join(json_lines(X))  # and no end of line at the end
     path = UPath(tmp_path / "a.jsonl")
     path.write_bytes(text.encode())
-    found, rows = jsonl.survey(path, 6, block, block), []
+    found, rows = jsonl.survey_jsonl(path, 6, block, block), []
     for unit in found.units:
         piece = Slice(path, len(rows), unit.rows, len(rows), unit.start, unit.end)
-        rows += pa.concat_tables(jsonl.tables(piece, found.schema, block)).to_pylist()
+        rows += pa.concat_tables(jsonl.read_jsonl(piece, found.schema, block)).to_pylist()
     assert rows == [json.loads(line) for line in json_lines(X)]
     assert len(found.units) > 1
 
@@ -150,7 +150,7 @@ def test_row_groups_larger_than_a_partition_are_read_in_ranges(tmp_path) -> None
     check(source, X)
     assert [partition.rows for partition in source.partitions] == [20, 20, 20, 20, 20]
     pieces = [piece for partition in source.partitions for piece in partition.slices]
-    parts = [part for piece in pieces for part in parquet.tables(piece, table(X).schema, batch_bytes=200)]
+    parts = [part for piece in pieces for part in parquet.read_parquet(piece, table(X).schema, batch_bytes=200)]
     assert pa.concat_tables(parts)["id"].to_pylist() == list(range(100))
     assert len(parts) > len(pieces)
 
@@ -286,12 +286,12 @@ def test_memory_filesystem(tmp_path, name: str) -> None:
 def test_own_outputs_are_read_when_they_are_finished_and_hold_rows(tmp_path) -> None:
     out = UPath(tmp_path)
     write_parquet(tmp_path / "part-0.parquet", vectors(5))
-    manifest.write_json(out / manifest.NAME, {"step": "embed", "finished": False})
+    manifest.write_json(out / manifest.MANIFEST_NAME, {"step": "embed", "finished": False})
     with pytest.raises(OutputError, match="unfinished"):
         open_source(out)
-    manifest.write_json(out / manifest.NAME, {"step": "embed", "format": manifest.FORMAT, "finished": True})
+    manifest.write_json(out / manifest.MANIFEST_NAME, {"step": "embed", "format": manifest.FORMAT, "finished": True})
     check(open_source(out), vectors(5))
-    manifest.write_json(out / manifest.NAME, {"step": "fit", "finished": True})
+    manifest.write_json(out / manifest.MANIFEST_NAME, {"step": "fit", "finished": True})
     with pytest.raises(NotFoundError, match="daskmeans fit"):
         open_source(out)
 
@@ -670,7 +670,7 @@ def test_the_fingerprint_tells_inputs_apart(tmp_path) -> None:
     with_metadata = open_source(tmp_path, metadata_fields=["source"])
     assert first == with_metadata.fingerprint()
     assert name != with_metadata.frame()._name
-    assert name == with_metadata.vectors_only().frame()._name
+    assert name == with_metadata.without_metadata().frame()._name
     write_parquet(tmp_path / "a.parquet", vectors(10, seed=1))
     os.utime(tmp_path / "a.parquet", (1, 1))
     assert first != open_source(tmp_path).fingerprint()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from daskmeans import KMeans, assign
 from daskmeans.errors import ClusterSizeWarning, UsageError
-from daskmeans.kernels.distances import nearest
-from daskmeans.kmeans.engine.split import split
-from daskmeans.kmeans.rows.loading import load
+from daskmeans.kernels.distances import nearest_centroids
+from daskmeans.kmeans.engine.split import split_clusters
+from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.vectors.matrix import to_column
 from helpers import blobs
 
@@ -35,12 +35,12 @@ def skewed(n: int, d: int, seed: int) -> np.ndarray:
 
 
 def sizes(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    return np.bincount(nearest(X, centroids)[0], minlength=len(centroids))
+    return np.bincount(nearest_centroids(X, centroids)[0], minlength=len(centroids))
 
 
 def is_split(X: np.ndarray, centroids: np.ndarray, limit: int) -> np.ndarray:
-    blocks = load(X, None, False, 1.0, 0, None)
-    found = split(blocks, centroids, limit, seed=0)
+    blocks = load_blocks(X, None, False, 1.0, 0, None)
+    found = split_clusters(blocks, centroids, limit, seed=0)
     blocks.release()
     return found
 
@@ -67,7 +67,7 @@ def test_only_copies_of_one_row_may_be_too_many(counts, limit, noise):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = is_split(X, X[:1], limit)
-    labels = nearest(X, found)[0]
+    labels = nearest_centroids(X, found)[0]
     large = np.flatnonzero(np.bincount(labels) > limit)
     for cluster in large:
         _, copies = np.unique(X[labels == cluster], axis=0, return_counts=True)
@@ -95,7 +95,7 @@ def test_clusters_that_are_not_split_keep_their_numbers():
     start = np.float32([[0] * 4, [50] * 4])
     found = is_split(X, start, 100)
     np.testing.assert_array_equal(found[0], start[0])
-    assert (nearest(X, found)[0][:30] == 0).all()
+    assert (nearest_centroids(X, found)[0][:30] == 0).all()
 
 
 def test_equal_bits_for_any_partitions_and_workers(client, thread_client):

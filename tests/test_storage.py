@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from daskmeans.errors import RunError
 from daskmeans.kmeans.memory import note_bytes
-from daskmeans.kmeans.rows.block import Block, Quota
-from daskmeans.kmeans.rows.spill import PAGE, Cache
+from daskmeans.kmeans.rows.block import Block, MemoryBudget
+from daskmeans.kmeans.rows.spill import PAGE, SpillFile
 from daskmeans.runtime import resources
 
 DISK = {"memory": 0}
@@ -37,7 +37,7 @@ def open_files(pid: int, folder: Path) -> list[os.stat_result]:
 
 @given(st.lists(st.tuples(st.integers(1, 5 * PAGE), st.booleans()), min_size=1, max_size=40))
 def test_extents_never_overlap_and_are_used_again(steps):
-    cache, held = Cache(tempfile.gettempdir()), []
+    cache, held = SpillFile(tempfile.gettempdir()), []
     for nbytes, release in steps:
         if release and held:
             held.pop(nbytes % len(held))
@@ -54,7 +54,7 @@ def test_extents_never_overlap_and_are_used_again(steps):
 
 def test_an_array_in_used_pages_holds_zeros(tmp_path):
     with dask.config.set({"temporary-directory": str(tmp_path)}):
-        block = Block(np.ones((100, 8), np.float32), Quota("zeros", **DISK))
+        block = Block(np.ones((100, 8), np.float32), MemoryBudget("zeros", **DISK))
         for turn in range(3):
             block.allocate("a", (100, 300), np.int32)
             with block.open() as arrays:
@@ -66,7 +66,7 @@ def test_an_array_in_used_pages_holds_zeros(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_the_file_has_no_name_and_goes_with_the_last_block(tmp_path):
     with dask.config.set({"temporary-directory": str(tmp_path)}):
-        blocks = [Block(np.ones((100, 8), np.float32), Quota("gone", **DISK)) for _ in range(3)]
+        blocks = [Block(np.ones((100, 8), np.float32), MemoryBudget("gone", **DISK)) for _ in range(3)]
         assert list(tmp_path.iterdir()) == []
         (file,) = open_files(os.getpid(), tmp_path)
         assert file.st_blocks * 512 >= 3 * PAGE
@@ -82,8 +82,8 @@ def test_a_killed_process_leaves_nothing_behind(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         import numpy as np
-        from daskmeans.kmeans.rows.block import Block, Quota
-        blocks = [Block(np.ones((1 << 16, 64), np.float32), Quota("fit", memory=0)) for _ in range(4)]
+        from daskmeans.kmeans.rows.block import Block, MemoryBudget
+        blocks = [Block(np.ones((1 << 16, 64), np.float32), MemoryBudget("fit", memory=0)) for _ in range(4)]
         print("ready", flush=True)
         time.sleep(60)
     """)
@@ -111,7 +111,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path, monkeypatch, por
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    cache = Cache(str(tmp_path))
+    cache = SpillFile(str(tmp_path))
     first = cache.extent(PAGE)
     with monkeypatch.context() as patched:
         if portable:
@@ -126,7 +126,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path, monkeypatch, por
 
 def test_space_is_reserved_where_the_system_has_no_call_for_it(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    cache = Cache(str(tmp_path))
+    cache = SpillFile(str(tmp_path))
     extent = cache.extent(3 * PAGE)
     assert os.fstat(cache.fileno).st_blocks * 512 >= extent.size
     assert bytes(extent.map(writable=False)) == bytes(extent.size)
@@ -139,7 +139,7 @@ def test_open_arrays_take_memory_only_while_they_are_open(tmp_path):
 
     with dask.config.set({"temporary-directory": str(tmp_path)}):
         rows = np.ones((1 << 15, 256), np.float32)  # 32 MiB
-        blocks = [Block(rows, Quota("resident", **DISK)) for _ in range(8)]
+        blocks = [Block(rows, MemoryBudget("resident", **DISK)) for _ in range(8)]
         for block in blocks:
             block.allocate("noted", rows.shape, np.float32)
         before, still = resident(), []
@@ -154,14 +154,14 @@ def test_open_arrays_take_memory_only_while_they_are_open(tmp_path):
 
 def test_memory_is_used_up_to_the_quota_then_the_disk():
     rows = np.ones((1000, 250), np.float32)
-    quota = Quota("mixed", memory=3 * (rows.nbytes + note_bytes(1000, 250, 1)))
-    blocks = [Block(rows.copy(), quota) for _ in range(5)]
+    budget = MemoryBudget("mixed", memory=3 * (rows.nbytes + note_bytes(1000, 250, 1)))
+    blocks = [Block(rows.copy(), budget) for _ in range(5)]
     assert [block.on_disk for block in blocks] == [False, False, False, True, True]
     assert sys.getsizeof(blocks[0]) > rows.nbytes > 1000 > sys.getsizeof(blocks[-1])
     del blocks[0]
-    blocks.append(Block(rows.copy(), quota))
+    blocks.append(Block(rows.copy(), budget))
     assert not blocks[-1].on_disk
-    assert Block(rows.copy(), Quota("another fit", memory=quota.memory)).on_disk
+    assert Block(rows.copy(), MemoryBudget("another fit", memory=budget.memory)).on_disk
 
 
 def test_files_lie_where_dask_is_told(tmp_path):

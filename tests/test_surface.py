@@ -21,7 +21,7 @@ from daskmeans.steps.assign import assign_files
 from daskmeans.steps.settings import Storing
 from daskmeans.storage.result import StepResult, html_table
 from daskmeans.vectors.matrix import to_column, to_matrix
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, write_embeddings
 
 X = blobs(200)
@@ -93,7 +93,7 @@ def test_rows_of_pandas_are_assigned_as_those_of_dask_and_of_files(tmp_path, giv
         (lambda at, km: dkm.fit(at, km), "out", "a path"),
         (lambda at, km: dkm.fit(at, km, at / "model", column="v"), "column", "with files"),
         (lambda at, km: dkm.fit(X, km, at / "model"), "out", "with rows in memory"),
-        (lambda at, km: dkm.fit(X, km, reading=Reading(id_field="key")), "reading", "with rows in memory"),
+        (lambda at, km: dkm.fit(X, km, reading=ReadOptions(id_field="key")), "reading", "with rows in memory"),
         (lambda at, km: dkm.fit(X, km, overwrite=True), "overwrite", "with rows in memory"),
         (lambda at, km: dkm.assign(at, at / "model"), "out", "a path"),
         (lambda at, km: dkm.assign([at], at / "model", at / "out", column="v"), "column", "with files"),

@@ -67,7 +67,7 @@ def test_a_kernel_is_compiled_again_when_one_that_it_calls_has_changed(tmp_path)
 
     assert [norm(), norm()] == ["[9.]\n"] * 2
     lanes = tmp_path / "daskmeans" / "kernels" / "simd.py"
-    lanes.write_text(lanes.read_text().replace("return _products(x, y)", "return 1.0 + _products(x, y)"))
+    lanes.write_text(lanes.read_text().replace("return _dot(x, y)", "return 1.0 + _dot(x, y)"))
     assert norm() == "[10.]\n"
 
 
@@ -84,14 +84,14 @@ event.register("numba:compile", Compiled())
 time.perf_counter = lambda: Compiled.count  # a clock that goes on only while kernels are compiled
 from upath import UPath
 from daskmeans.pairs import plan
-from daskmeans.kernels.all_pairs import directions
+from daskmeans.kernels.all_pairs import find_directions
 from daskmeans.buckets.buckets import open_buckets
 from daskmeans.tuning import DEFAULT
 
 buckets = open_buckets(UPath(sys.argv[1]))
 (band, *_), _ = plan._bands([buckets], None, DEFAULT)
 sample = plan._sample([buckets])
-print(plan._pace(plan._readers([buckets])[0], band, directions(sample, 0.9), 0.9, sample))
+print(plan._pace(plan._readers([buckets])[0], band, find_directions(sample, 0.9), 0.9, sample))
 print(Compiled.count > 0)
 """
 
@@ -145,7 +145,7 @@ def test_a_kernel_cache_that_cannot_be_written(tmp_path):
 
 
 def test_extras_and_what_they_lack(monkeypatch):
-    monkeypatch.setattr(system, "_installed", lambda package: package != "scipy")
+    monkeypatch.setattr(system, "_is_installed", lambda package: package != "scipy")
     extras = system.describe_system()["extras"]
     assert extras["demo"] == "missing: scipy"
     assert extras["dashboard"] == "installed"

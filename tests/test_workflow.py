@@ -21,7 +21,7 @@ from daskmeans.steps import assign as assign_step
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
 from daskmeans.storage import manifest
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, write_embeddings
 
 
@@ -137,7 +137,7 @@ def test_what_another_version_has_made_is_not_taken_for_ours(tmp_path, embedding
     file = out / "clusters" / "_manifest.json"
     told = json.loads(file.read_text())
     ours = told["versions"]["daskmeans"]
-    manifest.write(UPath(out / "clusters"), told | {"versions": told["versions"] | {"daskmeans": "0.0.9"}})
+    manifest.write_manifest(UPath(out / "clusters"), told | {"versions": told["versions"] | {"daskmeans": "0.0.9"}})
     with pytest.raises(
         OutputError, match=rf"'assign' is finished here, .*daskmeans was 0\.0\.9, now {ours}\n.*--overwrite"
     ):
@@ -151,7 +151,7 @@ def test_what_another_version_has_made_is_not_taken_for_ours(tmp_path, embedding
 def test_fit_and_run_skip_the_same_rows(tmp_path):
     X = blobs(n=300, d=8)
     rows = write_embeddings(tmp_path / "rows.parquet", X, ids=["a"] * 100 + [f"row {i}" for i in range(200)])
-    reading = dkm.Reading(on_bad_row="skip")
+    reading = dkm.ReadOptions(on_bad_row="skip")
     fit(rows, tmp_path / "one" / "model", dkm.KMeans(5), reading)
     result = dkm.run(rows, tmp_path / "other", dkm.KMeans(5), 0.9, reading)
     assert result.summary["rejected"] == 99
@@ -240,7 +240,7 @@ def test_columns_that_assigning_adds_are_refused_before_the_fit(tmp_path):
     path = write_embeddings(tmp_path / "in.parquet", X, centroid=list(range(60)))
     for words in ({"id_field": "centroid"}, {"metadata_fields": ("centroid",)}):
         with pytest.raises(UsageError, match="'centroid' already"):
-            dkm.run(path, tmp_path / "out", dkm.KMeans(3), threshold=0.9, reading=Reading(**words))
+            dkm.run(path, tmp_path / "out", dkm.KMeans(3), threshold=0.9, reading=ReadOptions(**words))
     assert not (tmp_path / "out").exists()
 
 

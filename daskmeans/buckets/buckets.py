@@ -16,7 +16,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config
-from daskmeans.buckets.pieces import Files, Piece
+from daskmeans.buckets.pieces import BucketFiles, Piece
 from daskmeans.runtime import executor
 from daskmeans.storage import manifest
 from daskmeans.storage.result import Result
@@ -109,19 +109,19 @@ class Buckets(Result):
         A table holds what lies in one file, in the order given, or the rows of a cluster that lies in several. No row
         group is read that has none of the rows.
         """
-        files = Files(self.path)
+        files = BucketFiles(self.path)
         for name, mine in groupby(slices, lambda piece: piece[0].file):
             if name is None:
-                yield from (self._merged(files, *each, columns) for each in mine)
+                yield from (self._read_merged(files, *each, columns) for each in mine)
             else:
                 yield files.read([(cluster.pieces[0], start, stop) for cluster, start, stop in mine], columns)
 
     def read_each_slice(self, slices: Iterable[tuple[Cluster, int, int]], columns: list[str]) -> Iterator[pa.Table]:
         """As :meth:`read_slices`, but a table for each slice; files that were read last stay open."""
-        files = Files(self.path)
+        files = BucketFiles(self.path)
         for cluster, start, stop in slices:
             if cluster.file is None:
-                yield self._merged(files, cluster, start, stop, columns)
+                yield self._read_merged(files, cluster, start, stop, columns)
             else:
                 yield files.read([(cluster.pieces[0], start, stop)], columns)
 
@@ -142,7 +142,7 @@ class Buckets(Result):
             table = table.append_column(CENTROID, pa.array(part.centroids()))
         return table.select(columns)
 
-    def _merged(self, files: Files, cluster: Cluster, start: int, stop: int, columns: list[str]) -> pa.Table:
+    def _read_merged(self, files: BucketFiles, cluster: Cluster, start: int, stop: int, columns: list[str]) -> pa.Table:
         """`columns` of the rows of `cluster` from `start` to `stop`, which lie in several files."""
         keys = [(L2, "ascending"), (self.id_field, "ascending")]
         stored = [files.read([(piece, 0, piece.rows)], [name for name, _ in keys]) for piece in cluster.pieces]
@@ -159,10 +159,10 @@ class Buckets(Result):
 
     def schema(self) -> pa.Schema:
         """Columns of the files, in their order; those of the hive layout have no ``centroid``."""
-        return Files(self.path).schema(next(self.clusters()).pieces[0].file)
+        return BucketFiles(self.path).schema(next(self.clusters()).pieces[0].file)
 
 
-def lean_of(buckets: Buckets) -> Buckets:
+def strip_parts(buckets: Buckets) -> Buckets:
     """`buckets` for tasks that are told what to read: without the list of all clusters."""
     return replace(buckets, parts=(), manifest={})
 
@@ -176,13 +176,13 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
         `url` is not such a directory, or is unfinished.
     """
     path = open_path(url, storage_options)
-    found = manifest.read(path, "assign")
-    parts = [Part(tuple(_clusters_of(file))) for file in found["outputs"]]
+    found = manifest.read_manifest(path, "assign")
+    parts = [Part(tuple(_parse_clusters(file))) for file in found["outputs"]]
     if found["layout"] == "hive" or found.get("appended"):
         target = config.get_bytes("bucket-bytes") // (4 * found["dimension"])
         if found["layout"] == "bucketed":  # buckets may be smaller, for the sake of many threads
             target = min(target, max(part.rows for part in parts))
-        parts = _packed(_joined(cluster for part in parts for cluster in part.clusters), target)
+        parts = _pack_parts(_merge_clusters(cluster for part in parts for cluster in part.clusters), target)
     names = ("layout", "id_field", "embedding_field", "dimension", "rows", "n_clusters")
     return Buckets(
         path=path,
@@ -201,13 +201,13 @@ def as_of(buckets: Buckets, made: str) -> Buckets | None:
     appended = buckets.manifest.get("appended", [])
     for count in range(len(appended), -1, -1):
         before = buckets.manifest | {"appended": appended[:count]}
-        if manifest.identity(before) == made:
+        if manifest.identity_hash(before) == made:
             rows = buckets.rows - sum(batch["rows"] for batch in appended[count:])
             return replace(buckets, parts=(), rows=rows, manifest=before)
     return None
 
 
-def _clusters_of(file: dict[str, Any]) -> Iterator[Cluster]:
+def _parse_clusters(file: dict[str, Any]) -> Iterator[Cluster]:
     """The clusters in a file, as the manifest tells of it."""
     group = 0
     for centroid, rows, groups in file["clusters"]:
@@ -216,14 +216,14 @@ def _clusters_of(file: dict[str, Any]) -> Iterator[Cluster]:
         group += groups
 
 
-def _joined(clusters: Iterable[Cluster]) -> Iterator[Cluster]:
+def _merge_clusters(clusters: Iterable[Cluster]) -> Iterator[Cluster]:
     """One cluster of all of `clusters` with the same centroid, in the order of the centroids."""
     for centroid, same in groupby(sorted(clusters, key=attrgetter("centroid")), attrgetter("centroid")):
         pieces = tuple(piece for cluster in same for piece in cluster.pieces)
         yield Cluster(centroid, sum(piece.rows for piece in pieces), pieces)
 
 
-def _packed(clusters: Iterable[Cluster], target: int) -> list[Part]:
+def _pack_parts(clusters: Iterable[Cluster], target: int) -> list[Part]:
     """Parts of neighbouring clusters, each of about `target` rows."""
     packed: list[list[Cluster]] = []
     held = target
@@ -249,27 +249,27 @@ def index_facts(assigned: dict[str, Any]) -> dict[str, Any]:
 
 def read_ids(buckets: Buckets, client: Client | None = None) -> pa.ChunkedArray:
     """Ids of all rows."""
-    read, lean = delayed(_ids_of, pure=False), lean_of(buckets)
+    read, lean = delayed(_read_part_ids, pure=False), strip_parts(buckets)
     columns = executor.compute([read(lean, part) for part in buckets.parts], client=client)
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks])
 
 
 def find_ids(buckets: Buckets, ids: pa.Array | pa.ChunkedArray, client: Client | None = None) -> pa.Table:
     """``id`` and ``centroid`` of the rows of `buckets` whose ids are among `ids`."""
-    find, lean, shared = delayed(_find_in, pure=False), lean_of(buckets), executor.share(ids, client)
+    find, lean, shared = delayed(_find_part_ids, pure=False), strip_parts(buckets), executor.broadcast(ids, client)
     tables = executor.compute([find(lean, part, shared) for part in buckets.parts if len(ids)], client=client)
-    return pa.concat_tables([_located(ids.slice(0, 0), np.empty(0, np.int32)), *tables])
+    return pa.concat_tables([_id_table(ids.slice(0, 0), np.empty(0, np.int32)), *tables])
 
 
-def _ids_of(buckets: Buckets, part: Part) -> pa.ChunkedArray:
+def _read_part_ids(buckets: Buckets, part: Part) -> pa.ChunkedArray:
     return buckets.read_part(part, [buckets.id_field])[0]
 
 
-def _find_in(buckets: Buckets, part: Part, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
-    column = _ids_of(buckets, part).cast(ids.type)
+def _find_part_ids(buckets: Buckets, part: Part, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+    column = _read_part_ids(buckets, part).cast(ids.type)
     among = pc.is_in(column, ids)  # once for all clusters: each call hashes the ids
-    return _located(column.filter(among), part.centroids()[among.to_numpy()])
+    return _id_table(column.filter(among), part.centroids()[among.to_numpy()])
 
 
-def _located(ids: pa.Array | pa.ChunkedArray, centroids: np.ndarray) -> pa.Table:
+def _id_table(ids: pa.Array | pa.ChunkedArray, centroids: np.ndarray) -> pa.Table:
     return pa.table({"id": ids, CENTROID: centroids})

@@ -21,7 +21,7 @@ from upath import UPath
 
 from daskmeans import config
 from daskmeans.buckets.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
-from daskmeans.buckets.writer import write_files
+from daskmeans.buckets.writer import write_bucket_files
 from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client, n_threads
@@ -29,13 +29,13 @@ from daskmeans.runtime.memory import partition_bytes
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import is_local, open_path
-from daskmeans.vectors.frames import schema_of, table_of, with_fixed
+from daskmeans.vectors.frames import frame_schema, to_table, with_fixed_lists
 from daskmeans.vectors.matrix import vector_columns
 
 RUNS = "_runs"
 LAYOUTS = ("bucketed", "hive")
-_RUN_BATCH = 1024
-_AHEAD = 2**20
+_RUN_BATCH_ROWS = 1024
+_READ_AHEAD_BYTES = 2**20
 
 
 def write_buckets(
@@ -115,7 +115,7 @@ def regroup(
     """Write the files of :func:`write_buckets` into `path`; returns the facts that its manifest must hold."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", where="layout", expected=" or ".join(LAYOUTS))
-    vectors = _check(frame, id_field, embedding_field)
+    vectors = _check_columns(frame, id_field, embedding_field)
     runs = path / RUNS
     runs.mkdir(parents=True, exist_ok=True)
     write = dask.delayed(_write_run, pure=False)
@@ -124,17 +124,17 @@ def regroup(
         for i, part in enumerate(frame.to_delayed())
     ]
     found = executor.compute(tasks, "assign", client)
-    sizes, dimension, schema = _total(found), _dimension(found, vectors), _schema(found, id_field)
+    sizes, dimension, schema = _cluster_sizes(found), _check_dimension(found, vectors), _unify_schemas(found, id_field)
     per_bucket = _bucket_rows(sum(sizes.values()), dimension, client)
     names = [runs / f"run-{i:05d}" for i, written in enumerate(found) if len(written.labels)]
     merge = dask.delayed(_write_bucket, pure=False)
     tasks = [
         merge(path, layout, b, names, first, last, per_bucket, schema, id_field, vectors,
               dask_key_name=f"bucket-write-{uuid4().hex}")
-        for b, (first, last) in enumerate(_ranges(sizes, per_bucket))
+        for b, (first, last) in enumerate(_split_ranges(sizes, per_bucket))
     ]  # fmt: skip
     files = [file for made in executor.compute(tasks, "write buckets", client) for file in made]
-    manifest.remove(runs)
+    manifest.remove_tree(runs)
     return {
         "layout": layout,
         "id_field": id_field,
@@ -147,10 +147,10 @@ def regroup(
     }
 
 
-def _check(frame: dd.DataFrame, id_field: str, embedding_field: str | None) -> str:
+def _check_columns(frame: dd.DataFrame, id_field: str, embedding_field: str | None) -> str:
     """Name of the column of vectors; raises if a column that is needed is not there."""
     missing = [name for name in (id_field, CENTROID, L2, COSINE) if name not in frame.columns]
-    found = vector_columns(schema_of(frame._meta))
+    found = vector_columns(frame_schema(frame._meta))
     vectors = found if embedding_field is None else [embedding_field]
     if missing or len(vectors) != 1:
         raise UsageError(
@@ -169,13 +169,13 @@ def _bucket_rows(rows: int, dimension: int, client: Client | None) -> int:
     return max(1, min(size // (4 * max(1, dimension)), -(-rows // (4 * n_threads(client)))))
 
 
-def _sorted(table: pa.Table, id_field: str) -> pa.Table:
+def _sort_rows(table: pa.Table, id_field: str) -> pa.Table:
     # The id makes the order total, so that it cannot depend on how rows were partitioned.
     keys = [(CENTROID, "ascending"), (L2, "ascending"), (id_field, "ascending")]
     return table.take(pc.sort_indices(table, keys))
 
 
-class Written(NamedTuple):
+class RunSummary(NamedTuple):
     """What a partition was found to hold as it was written."""
 
     labels: np.ndarray
@@ -187,34 +187,34 @@ class Written(NamedTuple):
     """Columns without a value, of which pandas may have had another type than of those with some."""
 
 
-def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> Written:
+def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> RunSummary:
     """Write `part` sorted by cluster, with an index of the clusters' ends."""
-    table = _sorted(with_fixed(table_of(part).replace_schema_metadata(None), vectors), id_field)
+    table = _sort_rows(with_fixed_lists(to_table(part).replace_schema_metadata(None), vectors), id_field)
     with run.with_suffix(".arrow").open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=_RUN_BATCH)
+        writer.write_table(table, max_chunksize=_RUN_BATCH_ROWS)
     labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
     run.with_suffix(".index").write_bytes(np.stack([labels, np.cumsum(counts)]).astype(np.int64).tobytes())
     blank = [name for name in table.column_names if table[name].null_count == len(table)]
-    return Written(labels, counts, table.schema, blank)
+    return RunSummary(labels, counts, table.schema, blank)
 
 
-def _schema(found: list[Written], id_field: str) -> pa.Schema:
+def _unify_schemas(found: list[RunSummary], id_field: str) -> pa.Schema:
     """Types that hold the rows of all partitions; where a column is blank it tells nothing."""
     some = [written for written in found if len(written.labels)] or found[:1]
-    told = [
+    schemas = [
         pa.schema([field.with_type(pa.null()) if field.name in written.blank else field for field in written.schema])
         for written in some
     ]
     try:
-        common = pa.unify_schemas(told, promote_options="permissive")
+        common = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
-        raise _mixed(error) from None
+        raise _mixed_types_error(error) from None
     if pa.types.is_floating(common.field(id_field).type):
-        raise _mixed(f"{id_field!r} has numbers with and without a fraction")
+        raise _mixed_types_error(f"{id_field!r} has numbers with and without a fraction")
     return pa.schema([some[0].schema.field(f.name) if pa.types.is_null(f.type) else f for f in common])
 
 
-def _mixed(found: object) -> DataError:
+def _mixed_types_error(found: object) -> DataError:
     return DataError(
         f"partitions have values of other types ({found})",
         expected="one type in each column of the dataframe",
@@ -222,7 +222,7 @@ def _mixed(found: object) -> DataError:
     )
 
 
-def _dimension(found: list[Written], vectors: str) -> int:
+def _check_dimension(found: list[RunSummary], vectors: str) -> int:
     """Dimension of the vectors; those of partitions without rows are of none where their type does not tell it."""
     sizes = [written.schema.field(vectors).type.list_size for written in found]
     dimensions = sorted({size for size, written in zip(sizes, found, strict=True) if len(written.labels)})
@@ -235,7 +235,7 @@ def _dimension(found: list[Written], vectors: str) -> int:
     return dimensions[0] if dimensions else max(sizes)
 
 
-def _total(found: list[Written]) -> dict[int, int]:
+def _cluster_sizes(found: list[RunSummary]) -> dict[int, int]:
     """Rows of each cluster that has any, by centroid, ascending."""
     labels = np.concatenate([written.labels for written in found])
     counts = np.concatenate([written.counts for written in found])
@@ -245,7 +245,7 @@ def _total(found: list[Written]) -> dict[int, int]:
     return dict(zip(known.tolist(), totals.tolist(), strict=True))
 
 
-def _ranges(sizes: dict[int, int], target: int) -> list[tuple[int, int]]:
+def _split_ranges(sizes: dict[int, int], target: int) -> list[tuple[int, int]]:
     """Ranges of centroids, first and last, of about `target` rows each; one larger than that stands alone."""
     ranges: list[tuple[int, int]] = []
     held = target
@@ -258,7 +258,7 @@ def _ranges(sizes: dict[int, int], target: int) -> list[tuple[int, int]]:
     return ranges
 
 
-class Run:
+class SortedRun:
     """The rows of a range of clusters in a written run: those from `start` to `stop`."""
 
     def __init__(self, path: UPath, first: int, last: int) -> None:
@@ -273,38 +273,42 @@ class Run:
 
         A slice would keep whole batches, and mapped pages count as the worker's memory until the file is closed.
         """
-        batches = range(start // _RUN_BATCH, -(-stop // _RUN_BATCH))
+        batches = range(start // _RUN_BATCH_ROWS, -(-stop // _RUN_BATCH_ROWS))
         with self._open() as source:
             schema = pa.ipc.open_file(source).schema
             wanted = None if columns is None else [schema.get_field_index(name) for name in columns]
             file = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
             table = pa.Table.from_batches([file.get_batch(i) for i in batches], file.schema)
-            first = start - batches.start * _RUN_BATCH
+            first = start - batches.start * _RUN_BATCH_ROWS
             return table.take(pa.array(np.arange(first, first + stop - start)))
 
     def _open(self) -> Any:
         # A client of a store reads ahead, a block each time: 50 MB of it would be most of the run, for every slice.
-        return pa.memory_map(self._path.path) if is_local(self._path) else self._path.open("rb", block_size=_AHEAD)
+        return (
+            pa.memory_map(self._path.path)
+            if is_local(self._path)
+            else self._path.open("rb", block_size=_READ_AHEAD_BYTES)
+        )
 
     def distances(self) -> np.ndarray:
         """Distances of its rows, where the range is one cluster: ascending."""
         return self.read(self.start, self.stop, [L2])[L2].to_numpy()
 
 
-def _merged(
+def _merge_runs(
     names: list[UPath], first: int, last: int, per_bucket: int, schema: pa.Schema, id_field: str
 ) -> Iterator[pa.Table]:
     """Rows of the clusters from `first` to `last`, sorted, in tables of about `per_bucket` rows with this `schema`."""
-    runs = [Run(name, first, last) for name in names]
+    runs = [SortedRun(name, first, last) for name in names]
 
-    def joined(tables: list[pa.Table]) -> pa.Table:
+    def concat_sorted(tables: list[pa.Table]) -> pa.Table:
         try:
-            return _sorted(pa.concat_tables([table.cast(schema) for table in tables]), id_field)
+            return _sort_rows(pa.concat_tables([table.cast(schema) for table in tables]), id_field)
         except pa.ArrowInvalid as error:  # an integer that is none of float64
-            raise _mixed(error) from None
+            raise _mixed_types_error(error) from None
 
     if first < last or sum(run.stop - run.start for run in runs) <= per_bucket:
-        yield joined([run.read(run.start, run.stop) for run in runs])
+        yield concat_sorted([run.read(run.start, run.stop) for run in runs])
         return
     distances = [run.distances() for run in runs]
     cuts = np.unique(np.sort(np.concatenate(distances))[per_bucket::per_bucket])
@@ -314,10 +318,10 @@ def _merged(
     for w in range(len(cuts) + 1):
         pieces = [run.read(int(m[w]), int(m[w + 1])) for run, m in zip(runs, marks, strict=True) if m[w] < m[w + 1]]
         if pieces:
-            yield joined(pieces)
+            yield concat_sorted(pieces)
 
 
-def _per_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+def _split_by_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
     """Slices of `tables` that hold one cluster each, with its centroid."""
     for table in tables:
         labels, starts = np.unique(table[CENTROID].to_numpy(), return_index=True)
@@ -337,5 +341,5 @@ def _write_bucket(
     id_field: str,
     vectors: str,
 ) -> list[dict[str, Any]]:
-    tables = _per_cluster(_merged(names, first, last, per_bucket, schema, id_field))
-    return write_files(path, tables, layout, vectors, number)
+    tables = _split_by_cluster(_merge_runs(names, first, last, per_bucket, schema, id_field))
+    return write_bucket_files(path, tables, layout, vectors, number)

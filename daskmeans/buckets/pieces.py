@@ -14,11 +14,11 @@ from upath import UPath
 
 from daskmeans.errors import DataError
 from daskmeans.storage import manifest
-from daskmeans.storage.signature import CHECKED
-from daskmeans.vectors.files import inside
+from daskmeans.storage.signature import VERIFY_PAGES
+from daskmeans.vectors.files import join_inside
 
 # Files that stay open while clusters are read one after the other.
-OPEN = 16
+MAX_OPEN_FILES = 16
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Piece:
     row_groups: tuple[int, ...]
 
 
-class Files:
+class BucketFiles:
     """The Parquet files below the directory `path`; `most` of them, those that were read last, stay open."""
 
-    def __init__(self, path: UPath, most: int = OPEN) -> None:
-        self._open = lru_cache(most)(partial(_open, path))
+    def __init__(self, path: UPath, most: int = MAX_OPEN_FILES) -> None:
+        self._open = lru_cache(most)(partial(_open_file, path))
 
     def schema(self, name: str) -> pa.Schema:
         """Columns of the file `name`."""
@@ -54,28 +54,28 @@ class Files:
         before = 0
         for piece, start, stop in slices:
             sizes = [stored.metadata.row_group(g).num_rows if g in there else 0 for g in piece.row_groups]
-            _check_rows(sum(sizes), piece, file)
+            _check_piece_rows(sum(sizes), piece, file)
             ends = np.cumsum(sizes)
             first, last = np.searchsorted(ends, [start, stop - 1], side="right")
             groups += piece.row_groups[first : last + 1]
             begin = before + start - int(ends[first]) + sizes[first]
             taken.append(np.arange(begin, begin + stop - start))
             before += sum(sizes[first : last + 1])
-        with _explained(file):
+        with _translate_arrow_errors(file):
             table = stored.read_row_groups(groups, [name for name in columns if name in schema.names])
         rows = np.concatenate(taken)
         return table if len(rows) == len(table) else table.take(pa.array(rows))
 
 
-def _open(path: UPath, name: str) -> tuple[UPath, pq.ParquetFile, pa.Schema]:
-    file = inside(path, name)
-    with _explained(file):
-        stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True, **CHECKED)
+def _open_file(path: UPath, name: str) -> tuple[UPath, pq.ParquetFile, pa.Schema]:
+    file = join_inside(path, name)
+    with _translate_arrow_errors(file):
+        stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True, **VERIFY_PAGES)
         return file, stored, stored.schema_arrow  # made anew whenever it is asked for
 
 
 @contextlib.contextmanager
-def _explained(file: UPath) -> Iterator[None]:
+def _translate_arrow_errors(file: UPath) -> Iterator[None]:
     """Turn what Arrow raises about `file` into an error that says what to do."""
     try:
         yield
@@ -85,11 +85,11 @@ def _explained(file: UPath) -> Iterator[None]:
         ) from None
 
 
-def _check_rows(rows: int, piece: Piece, file: UPath) -> None:
+def _check_piece_rows(rows: int, piece: Piece, file: UPath) -> None:
     if rows != piece.rows:
         raise DataError(
             f"cluster {piece.centroid} has {rows} rows",
             where=str(file),
-            expected=f"{piece.rows}, as {manifest.NAME} says",
+            expected=f"{piece.rows}, as {manifest.MANIFEST_NAME} says",
             remedy="run `daskmeans assign` again",
         )

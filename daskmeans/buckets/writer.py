@@ -28,13 +28,13 @@ def file_name(layout: str, number: int, centroid: int, append: int = 0) -> str:
     return f"bucket-{append}-{number:05d}.parquet" if append else f"bucket-{number:05d}.parquet"
 
 
-def remove_files(path: UPath, append: int) -> None:
+def remove_append_files(path: UPath, append: int) -> None:
     """Remove the files that an append has written below `path`, in either layout."""
     for file in [*path.glob(f"bucket-{append}-*.parquet"), *path.glob(f"centroid=*/part-{append}.parquet")]:
         file.unlink()
 
 
-def write_files(
+def write_bucket_files(
     path: UPath, tables: Iterable[tuple[int, pa.Table]], layout: str, vectors: str, number: int, append: int = 0
 ) -> list[dict[str, Any]]:
     """Write a bucket to files below `path`.
@@ -62,12 +62,12 @@ def write_files(
         rows = table.select([c for c in table.column_names if layout != "hive" or c != CENTROID])
         if writer is None or writer.name != name:
             files += [writer.close()] if writer else []
-            writer = _Writer(path, name, rows.schema, vectors)
+            writer = _BucketWriter(path, name, rows.schema, vectors)
         writer.write(centroid, rows)
     return files + ([writer.close()] if writer else [])
 
 
-class _Writer:
+class _BucketWriter:
     """One Parquet file that takes a row group at a time and remembers which cluster it belongs to."""
 
     def __init__(self, path: UPath, name: str, schema: pa.Schema, vectors: str) -> None:
@@ -77,7 +77,7 @@ class _Writer:
         file.parent.mkdir(parents=True, exist_ok=True)
         plain = {f"{vectors}.list.element"}  # vectors do not compress
         columns = [schema.field(i).name for i in range(len(schema))]
-        self._file = signature.writer(
+        self._file = signature.open_writer(
             file,
             schema,
             "assign",

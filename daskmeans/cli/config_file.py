@@ -34,8 +34,8 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
     options = {str(p.name): p for p in ctx.command.params if isinstance(p, click.Option)}
     names = {word.lstrip("-").replace("-", "_"): name for name, p in options.items() for word in (name, *p.opts)}
     values: dict[str, Any] = {}
-    for key, value in _settings(file, names).items():
-        name = _setting(key, names)
+    for key, value in _read_settings(file, names).items():
+        name = _parameter_name(key, names)
         if name not in {*options, "input"}:
             known = sorted({*options, "input"})
             near = difflib.get_close_matches(name, known, 1)
@@ -46,7 +46,7 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
                 remedy=f"did you mean {near[0]!r}?" if near else "",
             )
         if value is not None:  # a key without a value
-            values[name] = _given(value, options.get(name), f"{file}, key {key!r}", ctx)
+            values[name] = _parse_value(value, options.get(name), f"{file}, key {key!r}", ctx)
     if not values.get("input"):
         raise UsageError("the key 'input' is missing", where=str(file), expected="`input:` a path or a list of paths")
     found: list[str] = values.pop("input")
@@ -54,7 +54,7 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
     return tuple(found)
 
 
-def _settings(file: UPath, names: Mapping[str, str]) -> dict[Any, Any]:
+def _read_settings(file: UPath, names: Mapping[str, str]) -> dict[Any, Any]:
     if not file.is_file():
         raise NotFoundError("no such file", where=str(file), expected="a YAML file of settings")
     try:
@@ -67,28 +67,28 @@ def _settings(file: UPath, names: Mapping[str, str]) -> dict[Any, Any]:
         raise UsageError(f"not valid YAML ({error})", where=str(file), expected=SETTINGS) from None
     if not isinstance(found, dict):
         raise UsageError("the file holds no settings", where=str(file), expected=SETTINGS)
-    keys = [_setting(key.value, names) for key, _ in (node.value if found else ())]  # also those that come twice
+    keys = [_parameter_name(key.value, names) for key, _ in (node.value if found else ())]  # also those that come twice
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UsageError(f"the key {twice[0]!r} is there twice", where=str(file), expected="each setting once")
     return found
 
 
-def _setting(key: Any, names: Mapping[str, str]) -> str:
+def _parameter_name(key: Any, names: Mapping[str, str]) -> str:
     """What the command calls the flag that `key` names, by the `names` that its flags are written with."""
     name = str(key).replace("-", "_")
     return names.get(name, name)
 
 
-def _given(value: Any, option: click.Option | None, where: str, ctx: click.Context) -> Any:
+def _parse_value(value: Any, option: click.Option | None, where: str, ctx: click.Context) -> Any:
     """`value` as the command line would hold it: words, which `option` then reads; the input is no option."""
     if option is not None and option.is_flag:
         if not isinstance(value, bool):
-            raise UsageError(f"{_shown(value)} is no answer", where=where, expected="true or false")
+            raise UsageError(f"{_show_value(value)} is no answer", where=where, expected="true or false")
         return value
     if option is not None and isinstance(option.type, Json) and isinstance(value, dict):
         return value
     several = option is None or option.multiple
-    words = [_word(each, where) for each in (value if several and isinstance(value, list) else [value])]
+    words = [_to_word(each, where) for each in (value if several and isinstance(value, list) else [value])]
     try:
         for word in words:
             if option is not None:
@@ -98,12 +98,12 @@ def _given(value: Any, option: click.Option | None, where: str, ctx: click.Conte
     return words if several else words[0]
 
 
-def _word(value: Any, where: str) -> str:
+def _to_word(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, WORDS):
-        raise UsageError(f"{_shown(value)} is no value for it", where=where, expected="a number or a text")
+        raise UsageError(f"{_show_value(value)} is no value for it", where=where, expected="a number or a text")
     return str(value)
 
 
-def _shown(value: Any) -> str:
+def _show_value(value: Any) -> str:
     """`value` in a message: not what a list or a mapping holds, which may be secrets, or endless."""
     return repr(value) if isinstance(value, WORDS) else f"a {type(value).__name__}"

@@ -16,7 +16,7 @@ INTERRUPTED, STATUS = "interrupted; the same command goes on, or begins again wh
 GRACE = 5.0
 
 
-def leave(*_: object) -> NoReturn:
+def end_process(*_: object) -> NoReturn:
     """End this process, as a handler of a signal may, and those that it has started."""
     _end_children()
     cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
@@ -37,7 +37,7 @@ def _end_children() -> None:
 
 
 @contextlib.contextmanager
-def once(grace: float = GRACE) -> Iterator[None]:
+def interrupt_once(grace: float = GRACE) -> Iterator[None]:
     """Let the first Ctrl-C raise KeyboardInterrupt in the ``with`` block, and those after it do nothing.
 
     If the block has not ended `grace` seconds later, because the exception was swallowed or what follows from it takes
@@ -48,7 +48,7 @@ def once(grace: float = GRACE) -> Iterator[None]:
     if before is signal.SIG_IGN:
         yield
         return
-    end = threading.Timer(grace, leave)
+    end = threading.Timer(grace, end_process)
     end.daemon = True
 
     def interrupt(*_: object) -> None:
@@ -61,5 +61,5 @@ def once(grace: float = GRACE) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if before is not leave:
+        if before is not end_process:
             end.cancel()

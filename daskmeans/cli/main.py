@@ -20,7 +20,7 @@ from daskmeans.buckets.buckets import index_facts
 from daskmeans.cli import options
 from daskmeans.cli.config_file import from_yaml
 from daskmeans.cli.displays import display_on
-from daskmeans.cli.interrupts import INTERRUPTED, STATUS, leave, once
+from daskmeans.cli.interrupts import INTERRUPTED, STATUS, end_process, interrupt_once
 from daskmeans.cli.options import Output
 from daskmeans.cli.output import escape_markup, hint_apply, show_advice, show_facts
 from daskmeans.duplicates.settings import Deciding
@@ -36,42 +36,42 @@ from daskmeans.kmeans.estimator import KMeans
 from daskmeans.planner.system import keeps_kernels
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import logger, n_threads
-from daskmeans.runtime.cluster import ClusterSettings, dashboard
-from daskmeans.runtime.cluster import cluster as start_cluster
-from daskmeans.runtime.liveness import lost_scheduler, reached
+from daskmeans.runtime.cluster import ClusterSettings, describe_dashboard
+from daskmeans.runtime.cluster import open_cluster as start_cluster
+from daskmeans.runtime.liveness import scheduler_lost_error, translate_client_errors
 from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import objectstore
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 
 
 class Commands(click.Group):
     """Commands whose errors are messages: exit status 2 for wrong use, 1 for work that failed."""
 
-    command_class = options.Verb
+    command_class = options.StrictCommand
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except DaskmeansError as error:
-            _complain(error)
+            _print_error(error)
             ctx.exit(error.exit_status)
         except CommClosedError:
-            _complain(lost_scheduler())
+            _print_error(scheduler_lost_error())
             ctx.exit(ClusterError.exit_status)
         except (KeyboardInterrupt, click.exceptions.Abort):
-            if signal.getsignal(signal.SIGINT) is leave:  # which has the last word, as more of them may come
-                leave()
-            _complain(INTERRUPTED)
+            if signal.getsignal(signal.SIGINT) is end_process:  # which has the last word, as more of them may come
+                end_process()
+            _print_error(INTERRUPTED)
             ctx.exit(STATUS)
         except Exception as error:
-            if not objectstore.has_failed(error):
+            if not objectstore.is_storage_error(error):
                 raise
             # A full disk, a missing permission, a lost connection, options that no client takes.
-            _complain(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+            _print_error(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
             ctx.exit(1)
 
 
-def _complain(error: object) -> None:
+def _print_error(error: object) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape_markup(error)}")
 
 
@@ -85,7 +85,7 @@ main = kmeans
 
 
 @contextlib.contextmanager
-def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
+def _open_session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     """A cluster with a display: progress and logs on stderr, nothing on stdout."""
     console = Console(stderr=True, quiet=output.quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -94,16 +94,22 @@ def _session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
-        console.print(f"[dim]{n_threads(client)} threads · dashboard {dashboard(client)}")
+        console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
         if not (cluster.scheduler or cluster.scheduler_file or keeps_kernels()):
             console.print("[dim]kernels are compiled when they are first used, which takes half a minute in all")
         shown = display_on(console)
-        with once(), shown as display, progress.shown_on(display), _warnings_as_messages(), reached(client):
+        with (
+            interrupt_once(),
+            shown as display,
+            progress.show_on(display),
+            _log_warnings(),
+            translate_client_errors(client),
+        ):
             yield client
 
 
 @contextlib.contextmanager
-def _warnings_as_messages() -> Iterator[None]:
+def _log_warnings() -> Iterator[None]:
     """Tell warnings of this package without the line of code that they come from."""
     with warnings.catch_warnings():
         others = warnings.showwarning
@@ -134,7 +140,7 @@ def demo(
     """Find the near-duplicates among the docstrings of the Python packages installed here."""
     from daskmeans.report.demo import demo
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite, client=client)
     if output.json:
         click.echo(json.dumps(result.facts | {"report": str(result.report)}, ensure_ascii=False))
@@ -147,19 +153,19 @@ def demo(
 @click.option("--out", required=True, help="Directory of embeddings to make.")
 @click.option("--text-field", default="text", show_default=True, help="Column of texts.")
 @click.option("--encoder", default="wordllama", show_default=True)
-@options.one(Storing, "embedding_dtype")
+@options.make_flag(Storing, "embedding_dtype")
 @options.overwrite
 @options.reading("embedding_field")
 @options.cluster
 @options.output
 def embed(
     inputs: tuple[str, ...], out: str, text_field: str, encoder: str, embedding_dtype: str, overwrite: bool,
-    reading: Reading, cluster: ClusterSettings, output: Output,
+    reading: ReadOptions, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Turn a column of texts into embeddings."""
     from daskmeans.steps.embed import embed
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         made = embed(
             inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
             encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
@@ -177,13 +183,13 @@ def embed(
 @options.cluster
 @options.output
 def fit(
-    inputs: tuple[str, ...], out: str, overwrite: bool, model: KMeans, reading: Reading, cluster: ClusterSettings,
+    inputs: tuple[str, ...], out: str, overwrite: bool, model: KMeans, reading: ReadOptions, cluster: ClusterSettings,
     output: Output,
 ) -> None:  # fmt: skip
     """Find the centroids of embeddings."""
     from daskmeans.steps.fit import fit as fit_files
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         fit_files(inputs, out, model, reading, overwrite=overwrite, client=client)
     facts = {
         "model": out,
@@ -206,13 +212,13 @@ def fit(
 @options.cluster
 @options.output
 def assign(
-    inputs: tuple[str, ...], model: str, out: str, storing: Storing, overwrite: bool, reading: Reading,
+    inputs: tuple[str, ...], model: str, out: str, storing: Storing, overwrite: bool, reading: ReadOptions,
     cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     """Give every row its cluster and distances, grouped by cluster."""
     from daskmeans.steps.assign import assign_files
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         buckets = assign_files(inputs, model, out, reading, storing, overwrite=overwrite, client=client)
     show_facts({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
            "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}
@@ -228,8 +234,8 @@ def assign(
 @click.option("--against", multiple=True, metavar="CLUSTERS",
               help="Clusters whose kept rows stay, and rows like them go; or decisions on them.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then add the rows that are kept to the clusters --against.")
-@options.filled("deciding", Deciding, ["random_state"])
-@options.one(Reading, "storage_options")
+@options.fill_argument("deciding", Deciding, ["random_state"])
+@options.make_flag(ReadOptions, "storage_options")
 @options.overwrite
 @options.cluster
 @options.output
@@ -241,7 +247,7 @@ def dedup(
     from daskmeans.report.review import write_review
     from daskmeans.steps.dedup import dedup_step
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         result = dedup_step(
             clusters, deciding, out, against=against, append=append, storage_options=storage_options,
             overwrite=overwrite, client=client,
@@ -262,13 +268,13 @@ def dedup(
 @options.cluster
 @options.output
 def leak(
-    train: str, test: str, out: str, threshold: float, overwrite: bool, reading: Reading, cluster: ClusterSettings,
+    train: str, test: str, out: str, threshold: float, overwrite: bool, reading: ReadOptions, cluster: ClusterSettings,
     output: Output,
 ) -> None:  # fmt: skip
     """List the rows of TEST that have a twin in TRAIN."""
     from daskmeans.steps.leak import leak as find_leaks
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite, client=client)
     show_facts({"leaks": out} | found.facts, output)
 
@@ -277,9 +283,11 @@ def leak(
 @click.argument("decisions")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, help="Directory of kept rows to make.")
-@options.one(Reading, "id_field", default=None, help="Column of ids [the one that the decisions were made by].")
-@options.one(Reading, "storage_options")
-@options.one(Reading, "on_bad_row", help="About rows without a decision.")
+@options.make_flag(
+    ReadOptions, "id_field", default=None, help="Column of ids [the one that the decisions were made by]."
+)
+@options.make_flag(ReadOptions, "storage_options")
+@options.make_flag(ReadOptions, "on_bad_row", help="About rows without a decision.")
 @options.overwrite
 @options.cluster
 @options.output
@@ -290,7 +298,7 @@ def apply(
     """Write the kept rows of the original files, in their format."""
     from daskmeans.steps.apply import apply
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         made = apply(
             decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
             overwrite=overwrite, client=client,
@@ -308,14 +316,14 @@ def apply(
 @options.reading()
 @options.cluster
 @options.output
-@options.filled("settings", RunSettings, flags=False)
+@options.fill_argument("settings", RunSettings, flags=False)
 def run(
     inputs: tuple[str, ...], out: str, settings: RunSettings, overwrite: bool, cluster: ClusterSettings, output: Output
 ) -> None:
     """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
     from daskmeans.steps.run import run_steps
 
-    with _session(cluster, output) as client:
+    with _open_session(cluster, output) as client:
         result = run_steps(inputs, out, settings, overwrite=overwrite, client=client)
     show_facts({"out": out} | result.summary, output)
     decisions, with_options = out.rstrip("/") + "/dedup", bool(settings.reading.storage_options)
@@ -327,9 +335,9 @@ def run(
 @click.option("--system", is_flag=True, help="Say what this machine offers, and what of it is used.")
 @click.option("--advise", is_flag=True, help="Propose a number of clusters, and forecast what the steps will take.")
 @click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this one too.")
-@options.one(Reading, "id_field", help=None)
-@options.one(Reading, "embedding_field")
-@options.one(Reading, "storage_options")
+@options.make_flag(ReadOptions, "id_field", help=None)
+@options.make_flag(ReadOptions, "embedding_field")
+@options.make_flag(ReadOptions, "storage_options")
 @options.cluster
 @options.output
 def info(
@@ -343,26 +351,26 @@ def info(
 
     if (path is None) != system or (advise and system):
         raise UsageError("there is nothing to look at, or too much", expected="a PATH, PATH --advise, or --system")
-    _refuse_idle([] if advise else ["n_clusters", *asdict(cluster)], "only forecasts take it", "add --advise")
+    _refuse_idle_flags([] if advise else ["n_clusters", *asdict(cluster)], "only forecasts take it", "add --advise")
     columns = ["id_field", "embedding_field"]
-    _refuse_idle([*columns, "storage_options"] if system else [], "no file is looked at", "leave it out")
+    _refuse_idle_flags([*columns, "storage_options"] if system else [], "no file is looked at", "leave it out")
     reading: dict[str, Any] = {
         "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options
     }  # fmt: skip
     if path is None:
         show_facts(describe_system(), output)
     elif advise:
-        with _session(cluster, output) as client:
+        with _open_session(cluster, output) as client:
             facts = find_advice(path, **reading, n_clusters=n_clusters, client=client)
         show_advice(facts, output)
     else:
         facts = describe(path, **reading)
         is_output = "complete" in facts
-        _refuse_idle(columns if is_output else [], "this is an output, which knows its columns", "leave it out")
+        _refuse_idle_flags(columns if is_output else [], "this is an output, which knows its columns", "leave it out")
         show_facts(facts, output)
 
 
-def _refuse_idle(names: list[str], found: str, remedy: str) -> None:
+def _refuse_idle_flags(names: list[str], found: str, remedy: str) -> None:
     """Refuse flags with these `names`, which would do nothing."""
-    if idle := [each for each in options.given(click.get_current_context()) if each.name in names]:
+    if idle := [each for each in options.find_given(click.get_current_context()) if each.name in names]:
         raise UsageError(found, where=idle[0].opts[0], remedy=remedy)

@@ -17,7 +17,7 @@ from daskmeans.kmeans.estimator import KMeans
 from daskmeans.options import Need, flag_of, kind_of, option, options
 from daskmeans.runtime.cluster import ClusterSettings
 from daskmeans.steps.settings import Storing
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -52,18 +52,18 @@ class Flag(click.Option):
         return self.need is not None and any(values[name] not in these for name, these in self.need.values.items())
 
 
-class Verb(click.Command):
+class StrictCommand(click.Command):
     """A command that refuses a flag which would do nothing beside the others."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        for each in given(ctx):
+        for each in find_given(ctx):
             if isinstance(each, Flag) and each.need and each.is_idle(ctx.params):
                 remedy = "leave it out, or give that too"
                 raise UsageError("it does nothing here", where=each.opts[0], expected=each.need.says, remedy=remedy)
         return super().invoke(ctx)
 
 
-def given(ctx: click.Context) -> list[click.Parameter]:
+def find_given(ctx: click.Context) -> list[click.Parameter]:
     """The flags that the command line or a file of settings holds."""
     is_given = {name: ctx.get_parameter_source(name) is not ParameterSource.DEFAULT for name in ctx.params}
     return [each for each in ctx.command.params if is_given.get(str(each.name))]
@@ -78,7 +78,7 @@ class Output:
     verbose: bool = option(False, "Log what is done.")
 
 
-def one(settings: type, name: str, **changed: Any) -> Decorator:
+def make_flag(settings: type, name: str, **changed: Any) -> Decorator:
     """The flag of the option `name` of the dataclass `settings`, with some of its attributes `changed`."""
     each, facts = next(found for found in options(settings) if found[0].name == name)
     kind, written = kind_of(settings, name), facts.flag or flag_of(name)
@@ -99,7 +99,9 @@ def one(settings: type, name: str, **changed: Any) -> Decorator:
     return click.option(written, name, cls=Flag, **attributes | changed)
 
 
-def filled(argument: str, settings: type, names: Sequence[str] | None = None, *, flags: bool = True) -> Decorator:
+def fill_argument(
+    argument: str, settings: type, names: Sequence[str] | None = None, *, flags: bool = True
+) -> Decorator:
     """Flags of the dataclass `settings`, or those called `names`; the command gets it as one `argument`."""
     mine = [each.name for each in fields(settings)] if names is None else names
 
@@ -112,22 +114,24 @@ def filled(argument: str, settings: type, names: Sequence[str] | None = None, *,
 
         decorated: Command = called
         for name in reversed(mine if flags else ()):
-            decorated = one(settings, name)(decorated)
+            decorated = make_flag(settings, name)(decorated)
         return decorated
 
     return decorate
 
 
 def reading(*without: str) -> Decorator:
-    """Flags of :class:`Reading`, `without` some of its fields."""
-    return filled("reading", Reading, [each.name for each in fields(Reading) if each.name not in without])
+    """Flags of :class:`ReadOptions`, `without` some of its fields."""
+    return fill_argument(
+        "reading", ReadOptions, [each.name for each in fields(ReadOptions) if each.name not in without]
+    )
 
 
-kmeans = filled("model", KMeans)
-deciding = filled("deciding", Deciding, [each.name for each in fields(Deciding) if each.name != "random_state"])
-storing = filled("storing", Storing)
-cluster = filled("cluster", ClusterSettings)
-output = filled("output", Output)
+kmeans = fill_argument("model", KMeans)
+deciding = fill_argument("deciding", Deciding, [each.name for each in fields(Deciding) if each.name != "random_state"])
+storing = fill_argument("storing", Storing)
+cluster = fill_argument("cluster", ClusterSettings)
+output = fill_argument("output", Output)
 overwrite = click.option(
     "--overwrite", is_flag=True, help="Replace a finished output, or an unfinished one of other settings."
 )

@@ -26,7 +26,7 @@ def show_facts(facts: dict[str, Any], output: Output) -> None:
         click.echo(json.dumps(facts, ensure_ascii=False))
     elif not output.quiet:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, value in _flat(facts):
+        for name, value in _flatten_facts(facts):
             table.add_row(f"[dim]{name}", escape_markup(value))
         Console(soft_wrap=True, highlight=False).print(table)
 
@@ -68,12 +68,12 @@ def hint_apply(
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]the kept rows: {escape_markup(command)}")
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten_facts(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Names and values as people read them, a line each; a value that has its group's name stands for the group."""
     for key, value in facts.items():
         name = prefix.strip() if f"{key} " == prefix else f"{prefix}{key.replace('_', ' ')}"
         if isinstance(value, dict):
-            yield from _flat(value, f"{name} ")
+            yield from _flatten_facts(value, f"{name} ")
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             yield name, str(value)
         else:

@@ -19,22 +19,22 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import Buckets, Part, as_of, lean_of, open_buckets
-from daskmeans.duplicates.decisions import BESIDE, NOTES, as_decided
+from daskmeans.buckets.buckets import Buckets, Part, as_of, open_buckets, strip_parts
+from daskmeans.duplicates.decisions import NOTES, RUN_FOLDER, as_decided
 from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError, OutputError
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import logger
 from daskmeans.storage import manifest
-from daskmeans.storage.signature import CHECKED
-from daskmeans.vectors.files import Input, open_path, reading
+from daskmeans.storage.signature import VERIFY_PAGES
+from daskmeans.vectors.files import Input, open_path, translate_read_errors
 
 # How decisions are that were made on clusters.
 FINISHED, UNFINISHED, GONE = "finished", "unfinished", "gone"
 
 
 @dataclass(frozen=True)
-class Against:
+class Reference:
     """Clusters, and the finished decisions on them that say which of their rows stay.
 
     Attributes
@@ -50,27 +50,27 @@ class Against:
     decisions: tuple[UPath, ...]
     alone: bool = False
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What decisions that build on this say of it."""
-        made = [manifest.identity(manifest.read(path, "dedup")) for path in self.decisions]
-        told = {"clusters": str(self.buckets.path), "made": manifest.identity(self.buckets.manifest)}
+        made = [manifest.identity_hash(manifest.read_manifest(path, "dedup")) for path in self.decisions]
+        entry = {"clusters": str(self.buckets.path), "made": manifest.identity_hash(self.buckets.manifest)}
         named = [{"decisions": str(path), "made": each} for path, each in zip(self.decisions, made, strict=True)]
-        return told | ({"decided": named} if named else {}) | ({"alone": True} if self.alone else {})
+        return entry | ({"decided": named} if named else {}) | ({"alone": True} if self.alone else {})
 
     def staying(self, client: Client | None) -> np.ndarray | None:
         """Which rows stay, in the order in which they lie in the clusters; bool, shape (rows,). None if all do."""
-        dropped = dropped_ids(self.decisions, client)
+        dropped = read_dropped_ids(self.decisions, client)
         if dropped is None:
             return None
-        shared, lean = executor.share(dropped, client), lean_of(self.buckets)
-        tasks = [delayed(_staying, pure=False)(lean, part, shared) for part in self.buckets.parts]
+        shared, lean = executor.broadcast(dropped, client), strip_parts(self.buckets)
+        tasks = [delayed(_read_staying, pure=False)(lean, part, shared) for part in self.buckets.parts]
         staying = np.concatenate(executor.compute(tasks, "read decisions", client))
-        self._tell_of_disagreement(len(staying) - int(staying.sum()))
+        self._warn_of_disagreement(len(staying) - int(staying.sum()))
         return staying
 
-    def _tell_of_disagreement(self, dropped: int) -> None:
+    def _warn_of_disagreement(self, dropped: int) -> None:
         """Say that one of several decisions keeps rows that do not count, as `dropped` rows do not."""
-        counts = [(path, manifest.read(path, "dedup")) for path in self.decisions]
+        counts = [(path, manifest.read_manifest(path, "dedup")) for path in self.decisions]
         if all(found["rows"] - found["kept"] == dropped for _, found in counts):
             return
         logger.warning(
@@ -81,7 +81,7 @@ class Against:
         )
 
 
-def open_against(path: Input, storage_options: Mapping[str, Any] | None = None) -> Against:
+def open_reference(path: Input, storage_options: Mapping[str, Any] | None = None) -> Reference:
     """What `path` stands for: clusters with all decisions on them, or decisions, and clusters that go by these alone.
 
     Raises
@@ -91,44 +91,45 @@ def open_against(path: Input, storage_options: Mapping[str, Any] | None = None) 
         there.
     """
     folder = open_path(path, storage_options)
-    found = manifest.peek(folder)
+    found = manifest.peek_manifest(folder)
     if found is None or found["step"] != "dedup":
         buckets = open_buckets(folder)
-        on = _decisions_on(buckets, storage_options)
-        _check_known(buckets, on)
-        return Against(buckets, tuple(path for path, state in on.items() if state == FINISHED))
-    made = manifest.read(folder, "dedup")["inputs"]
+        on = _list_decisions(buckets, storage_options)
+        _check_decisions(buckets, on)
+        return Reference(buckets, tuple(path for path, state in on.items() if state == FINISHED))
+    made = manifest.read_manifest(folder, "dedup")["inputs"]
     buckets = open_buckets(open_path(made["clusters"], {**folder.storage_options, **(storage_options or {})}))
     as_decided(buckets, made["made"], folder)
-    return Against(buckets, (folder,), alone=True)
+    return Reference(buckets, (folder,), alone=True)
 
 
-def known_decisions(buckets: Buckets, storage_options: Mapping[str, Any] | None = None) -> tuple[UPath, ...]:
+def find_decisions(buckets: Buckets, storage_options: Mapping[str, Any] | None = None) -> tuple[UPath, ...]:
     """Directories of the finished decisions on `buckets`, or on what they were before rows were appended."""
-    return tuple(path for path, state in _decisions_on(buckets, storage_options).items() if state == FINISHED)
+    return tuple(path for path, state in _list_decisions(buckets, storage_options).items() if state == FINISHED)
 
 
-def _decisions_on(buckets: Buckets, storage_options: Mapping[str, Any] | None) -> dict[UPath, str]:
+def _list_decisions(buckets: Buckets, storage_options: Mapping[str, Any] | None) -> dict[UPath, str]:
     """How decisions on `buckets` are, by directory: finished, unfinished, or gone from where they were noted."""
     options = {**buckets.path.storage_options, **(storage_options or {})}
     notes = sorted((buckets.path / NOTES).glob("*"), key=str) if (buckets.path / NOTES).exists() else []
     noted = []
     for note in (note for note in notes if note.suffix in ("", ".json")):  # which earlier versions gave them
-        with reading(note):
+        with translate_read_errors(note):
             noted.append(json.loads(note.read_text())["decisions"])
-    beside = buckets.path.parent / BESIDE
+    beside = buckets.path.parent / RUN_FOLDER
     states = {
-        path: _state(path, buckets) for path in sorted({*(open_path(p, options) for p in noted), beside}, key=str)
+        path: _decisions_state(path, buckets)
+        for path in sorted({*(open_path(p, options) for p in noted), beside}, key=str)
     }
     if states[beside] == GONE:
         del states[beside]
     return {path: state for path, state in states.items() if state}
 
 
-def _state(path: UPath, buckets: Buckets) -> str:
+def _decisions_state(path: UPath, buckets: Buckets) -> str:
     """How the decisions in `path` are; empty if they are on other clusters than `buckets`."""
-    with reading(path):
-        found = manifest.peek(path)
+    with translate_read_errors(path):
+        found = manifest.peek_manifest(path)
     if found is None:
         return GONE
     if found["step"] != "dedup" or as_of(buckets, found["inputs"].get("made", "")) is None:
@@ -136,7 +137,7 @@ def _state(path: UPath, buckets: Buckets) -> str:
     return FINISHED if found["finished"] else UNFINISHED
 
 
-def _check_known(buckets: Buckets, on: Mapping[UPath, str]) -> None:
+def _check_decisions(buckets: Buckets, on: Mapping[UPath, str]) -> None:
     """Refuse to go by decisions that are being made, and tell of what cannot be known."""
     for path, state in on.items():
         if state == UNFINISHED:
@@ -157,26 +158,28 @@ def _check_known(buckets: Buckets, on: Mapping[UPath, str]) -> None:
         logger.info("%s: all %s rows count, as no decisions on them are known", buckets.path, f"{buckets.rows:,}")
 
 
-def dropped_ids(decisions: Sequence[UPath], client: Client | None) -> pa.ChunkedArray | None:
+def read_dropped_ids(decisions: Sequence[UPath], client: Client | None) -> pa.ChunkedArray | None:
     """Ids of the rows that one of `decisions` at least drops; None if there are none."""
     files = [file for path in decisions for file in decision_files(path)]
-    tables = executor.compute([delayed(_dropped, pure=False)(file) for file in files], client=client)
+    tables = executor.compute([delayed(_read_dropped, pure=False)(file) for file in files], client=client)
     chunks = [chunk for column in tables for chunk in column.chunks if len(chunk)]
     return pa.chunked_array(chunks) if chunks else None
 
 
-def _dropped(file: UPath) -> pa.ChunkedArray:
-    with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["id", "keep"])
+def _read_dropped(file: UPath) -> pa.ChunkedArray:
+    with translate_read_errors(file):
+        table = pq.read_table(file.path, filesystem=file.fs, **VERIFY_PAGES, columns=["id", "keep"])
     return table["id"].filter(pc.invert(table["keep"]))
 
 
-def _staying(buckets: Buckets, part: Part, dropped: pa.ChunkedArray) -> np.ndarray:
+def _read_staying(buckets: Buckets, part: Part, dropped: pa.ChunkedArray) -> np.ndarray:
     ids = buckets.read_part(part, [buckets.id_field])[0]
     return pc.invert(pc.is_in(ids.cast(dropped.type), dropped)).to_numpy()
 
 
-def refuse_fallen(path: UPath, client: Client | None, storage_options: Mapping[str, Any] | None = None) -> None:
+def refuse_dropped_references(
+    path: UPath, client: Client | None, storage_options: Mapping[str, Any] | None = None
+) -> None:
     """Refuse the decisions in `path` if a row went for one of other clusters that has gone from there since.
 
     It may be dropped by decisions that were made later, or the clusters are made anew. Clusters that are no longer
@@ -187,28 +190,30 @@ def refuse_fallen(path: UPath, client: Client | None, storage_options: Mapping[s
     DataError
     """
     options = {**path.storage_options, **(storage_options or {})}
-    for told in manifest.read(path, "dedup")["inputs"].get("against", ()):
-        clusters = open_path(told["clusters"], options)
-        with reading(clusters):
-            found = manifest.peek(clusters)
+    for entry in manifest.read_manifest(path, "dedup")["inputs"].get("against", ()):
+        clusters = open_path(entry["clusters"], options)
+        with translate_read_errors(clusters):
+            found = manifest.peek_manifest(clusters)
         if found is None or not found["finished"] or found["step"] != "assign":
             continue
         buckets = open_buckets(clusters)
-        if as_of(buckets, told["made"]) is None:
+        if as_of(buckets, entry["made"]) is None:
             raise DataError(
                 "these clusters were made anew since rows were held against them, or have lost what was appended",
                 where=str(clusters),
                 expected=f"the clusters that the decisions in {path} went by",
                 remedy="append again what was appended, or run the same `daskmeans dedup` with --overwrite",
             )
-        _refuse_dropped(path, buckets, _now(path, buckets, told, options), client)
+        _refuse_dropped(path, buckets, _find_current_decisions(path, buckets, entry, options), client)
 
 
-def _now(path: UPath, buckets: Buckets, told: dict[str, Any], options: Mapping[str, Any]) -> list[UPath]:
+def _find_current_decisions(
+    path: UPath, buckets: Buckets, entry: dict[str, Any], options: Mapping[str, Any]
+) -> list[UPath]:
     """By which decisions rows of `buckets` stay now, in the eyes of `path`, of which a manifest has `told`."""
-    then = [open_path(one["decisions"], options) for one in told.get("decided", ())]
-    known = () if told.get("alone") else known_decisions(buckets, options)
-    now = [one for one in then if one in known or _state(one, buckets) == FINISHED]
+    then = [open_path(one["decisions"], options) for one in entry.get("decided", ())]
+    known = () if entry.get("alone") else find_decisions(buckets, options)
+    now = [one for one in then if one in known or _decisions_state(one, buckets) == FINISHED]
     if len(now) < len(then):
         gone = next(one for one in then if one not in now)
         logger.warning(
@@ -216,15 +221,15 @@ def _now(path: UPath, buckets: Buckets, told: dict[str, Any], options: Mapping[s
             path,
             gone,
         )
-    return now if told.get("alone") else list(known)
+    return now if entry.get("alone") else list(known)
 
 
 def _refuse_dropped(path: UPath, buckets: Buckets, by: Sequence[UPath], client: Client | None) -> None:
     """Refuse the decisions in `path` if they name a row of `buckets` as staying that is dropped `by` others."""
-    dropped = dropped_ids(by, client)
+    dropped = read_dropped_ids(by, client)
     if dropped is None:
         return
-    fallen = executor.compute([delayed(_fallen, pure=False)(file, dropped) for file in decision_files(path)])
+    fallen = executor.compute([delayed(_count_dropped, pure=False)(file, dropped) for file in decision_files(path)])
     if count := sum(fallen):
         raise DataError(
             f"{count:,} rows went for rows of {buckets.path} that are dropped there by now",
@@ -235,8 +240,8 @@ def _refuse_dropped(path: UPath, buckets: Buckets, by: Sequence[UPath], client: 
         )
 
 
-def _fallen(file: UPath, dropped: pa.ChunkedArray) -> int:
+def _count_dropped(file: UPath, dropped: pa.ChunkedArray) -> int:
     """How many decisions in `file` name one of `dropped` as the row that stays."""
-    with reading(file):
-        kept = pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["kept_id"])["kept_id"]
+    with translate_read_errors(file):
+        kept = pq.read_table(file.path, filesystem=file.fs, **VERIFY_PAGES, columns=["kept_id"])["kept_id"]
     return int(pc.sum(pc.is_in(kept.drop_null().cast(dropped.type), dropped)).as_py() or 0)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from daskmeans.duplicates.greedy import Resolved
-from daskmeans.kernels.within_cluster import Nearest, find_copies, nearest_earlier, settle
+from daskmeans.duplicates.greedy import RankedDecisions
+from daskmeans.kernels.within_cluster import NearestEarlier, find_copies, nearest_earlier, select_rows
 
 
-def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, runs: Sequence[Nearest] = ()) -> Resolved:
+def decide_cluster(
+    X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, runs: Sequence[NearestEarlier] = ()
+) -> RankedDecisions:
     """Decide which rows stay.
 
     Copies are taken out first; the first of them in rank stands for all. ``best`` is told whatever its score; the first
@@ -26,25 +28,25 @@ def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, run
     tile_bytes : int
         Bound of the score matrix kept at once.
     runs : sequence of Nearest, optional
-        What :func:`nearest_in_run` found for each run of these rows.
+        What :func:`find_nearest_in_run` found for each run of these rows.
 
     Examples
     --------
     >>> X = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
-    >>> decide(X, np.float32(0.9), "survivors", 1 << 20).keep.tolist()
+    >>> decide_cluster(X, np.float32(0.9), "survivors", 1 << 20).keep.tolist()
     [True, True, False]
     """
-    first, unique, rows = _distinct(X)
+    first, unique, rows = _find_distinct(X)
     runs = runs or [nearest_earlier(rows, 0, len(rows), tile_bytes)]
-    found = Nearest(*map(np.concatenate, zip(*runs, strict=True)))
-    settled = settle(rows, found, threshold, rule, tile_bytes)
+    found = NearestEarlier(*map(np.concatenate, zip(*runs, strict=True)))
+    settled = select_rows(rows, found, threshold, rule, tile_bytes)
     found.best[:1], found.score[:1] = 0, 0
     # Row of `found` that stands for each row: what is decided on the first of some copies holds for all of them.
     group, copy = np.searchsorted(unique, first), first != np.arange(len(X))
     stays, kept, kept_score = (values[group] for values in settled)
     score = found.score[group]
     exact = copy & stays  # if the first goes, its copies go with it for a row that is no copy
-    return Resolved(
+    return RankedDecisions(
         stays & ~copy,
         np.where(exact, first, np.where(kept < 0, -1, unique[kept])),
         np.where(exact, np.float32(1), kept_score),
@@ -55,22 +57,22 @@ def decide(X: np.ndarray, threshold: np.float32, rule: str, tile_bytes: int, run
     )
 
 
-def nearest_in_run(X: np.ndarray, run: int, runs: int, tile_bytes: int) -> Nearest:
-    """What :func:`decide` needs to know of one of some runs of the rows, which are the same amount of work each.
+def find_nearest_in_run(X: np.ndarray, run: int, runs: int, tile_bytes: int) -> NearestEarlier:
+    """What :func:`decide_cluster` needs to know of one run of the rows; all runs are the same amount of work.
 
     Examples
     --------
     >>> X = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
-    >>> runs = [nearest_in_run(X, i, 2, 1 << 20) for i in range(2)]
-    >>> decide(X, np.float32(0.9), "survivors", 1 << 20, runs).keep.tolist()
+    >>> runs = [find_nearest_in_run(X, i, 2, 1 << 20) for i in range(2)]
+    >>> decide_cluster(X, np.float32(0.9), "survivors", 1 << 20, runs).keep.tolist()
     [True, True, False]
     """
-    _, _, rows = _distinct(X)
+    _, _, rows = _find_distinct(X)
     first, last = (round(len(rows) * math.sqrt(i / runs)) for i in (run, run + 1))
     return nearest_earlier(rows, first, last, tile_bytes)
 
 
-def _distinct(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _find_distinct(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first row that is a copy of each, see :func:`find_copies`; the rows that are none, as numbers and vectors."""
     first = find_copies(X)
     unique = np.flatnonzero(first == np.arange(len(X)))

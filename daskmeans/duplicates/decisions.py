@@ -17,14 +17,14 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import Buckets, Part, as_of, lean_of
-from daskmeans.duplicates.greedy import Resolved, resolve
-from daskmeans.duplicates.ranking import needed, rank
-from daskmeans.duplicates.settings import Settings
+from daskmeans.buckets.buckets import Buckets, Part, as_of, strip_parts
+from daskmeans.duplicates.greedy import RankedDecisions, greedy_select
+from daskmeans.duplicates.ranking import columns_to_read, rank
+from daskmeans.duplicates.settings import DedupSettings
 from daskmeans.duplicates.table import to_table, with_unpaired, write_table
 from daskmeans.errors import NotFoundError
 from daskmeans.pairs import recall
-from daskmeans.pairs.store import Edges, StoredPairs
+from daskmeans.pairs.store import SimilarPairs, StoredPairs
 from daskmeans.runtime import executor, resources
 from daskmeans.runtime.client import logger, task_key
 from daskmeans.storage import manifest, objectstore
@@ -35,13 +35,13 @@ SUMMARY = "_summary.json"
 # readers take a directory to be of the format that most of its files have.
 NOTES = "_decisions"
 # Where a run has its decisions, beside its clusters: these need no note.
-BESIDE = "dedup"
+RUN_FOLDER = "dedup"
 
 
-def decide_stored(
+def decide_from_pairs(
     buckets: Buckets,
     against: Sequence[Buckets],
-    settings: Settings,
+    settings: DedupSettings,
     stored: StoredPairs,
     out: UPath,
     start: float,
@@ -52,22 +52,22 @@ def decide_stored(
     `start` is when the work began, as a performance counter tells it.
     """
     threshold = np.float32(settings.threshold)
-    edges = stored.read(settings.floor)
-    files, counts = write_decisions(buckets, against, edges, settings, out / "decisions", client)
+    similar = stored.read(settings.floor)
+    files, counts = write_decisions(buckets, against, similar, settings, out / "decisions", client)
     if settings.search == "exact":
-        near = edges.scores >= threshold
-        paired = np.unique(np.concatenate([edges.rows[near], edges.twins[near]]))
-        found = recall.complete(buckets.rows, int((paired < buckets.rows).sum()))
+        near = similar.scores >= threshold
+        paired = np.unique(np.concatenate([similar.rows[near], similar.neighbors[near]]))
+        found = recall.complete_recall(buckets.rows, int((paired < buckets.rows).sum()))
     else:
-        found = recall.summarize(stored.gauge() >= threshold)
-    summary, outputs = summarize(buckets, settings, files, counts, found, start, client)
+        found = recall.summarize_recall(stored.recall_sample() >= threshold)
+    summary, outputs = summarize_decisions(buckets, settings, files, counts, found, start, client)
     pairs = {"path": str(stored.path), "count": stored.count, "floor": stored.floor}
     return summary | {"floor": settings.floor, "pairs": pairs}, outputs
 
 
-def summarize(
+def summarize_decisions(
     buckets: Buckets,
-    settings: Settings,
+    settings: DedupSettings,
     files: Sequence[UPath],
     counts: Sequence[list[int]],
     found: dict[str, Any],
@@ -79,7 +79,7 @@ def summarize(
     `counts` are the rows kept, copies and semantic duplicates of each of `files`; `found` is what to say of the recall.
     """
     kept, exact, semantic = np.array(counts).reshape(-1, 3).sum(axis=0).tolist()
-    manifest.check_rows("dedup", buckets.rows, kept=kept, removed=exact + semantic)
+    manifest.check_row_counts("dedup", buckets.rows, kept=kept, removed=exact + semantic)
     outputs = [{"path": f"{f.parent.name}/{f.name}", "rows": sum(rows)} for f, rows in zip(files, counts, strict=True)]
     summary = {
         "rows": kept + exact + semantic,
@@ -93,12 +93,12 @@ def summarize(
         "recall": found,
         "rejected": buckets.manifest.get("rejected", 0),
         "seconds": round(time.perf_counter() - start, 3),
-        "peak_bytes": resources.peaks(client),
+        "peak_bytes": resources.peak_bytes(client),
     }
     return summary, outputs
 
 
-def conclude(
+def finish_decisions(
     step: Step, buckets: Buckets, summary: dict[str, Any], outputs: list[dict[str, Any]], *, noted: bool
 ) -> None:
     """Write ``_summary.json``, and note for the manifest what it needs of it; the clusters learn of decisions to stay.
@@ -107,12 +107,12 @@ def conclude(
     """
     manifest.write_json(step.path / SUMMARY, summary)
     step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
-    step.facts |= manifest.checksums(step.path, SUMMARY) | {"id_field": buckets.id_field}
-    if noted and step.path != buckets.path.parent / BESIDE:
-        _note(buckets, step.path)
+    step.facts |= manifest.file_checksums(step.path, SUMMARY) | {"id_field": buckets.id_field}
+    if noted and step.path != buckets.path.parent / RUN_FOLDER:
+        _note_decisions(buckets, step.path)
 
 
-def _note(buckets: Buckets, decisions: UPath) -> None:
+def _note_decisions(buckets: Buckets, decisions: UPath) -> None:
     """Note in the directory of `buckets` where `decisions` on them are."""
     note = buckets.path / NOTES / hashlib.sha256(str(decisions).encode()).hexdigest()[:16]
     try:
@@ -120,7 +120,7 @@ def _note(buckets: Buckets, decisions: UPath) -> None:
         manifest.write_json(note, {"decisions": str(decisions)})
     except Exception as error:
         if not (
-            isinstance(error, NotImplementedError) or objectstore.has_failed(error)
+            isinstance(error, NotImplementedError) or objectstore.is_storage_error(error)
         ):  # such as http, which is only read
             raise
         logger.warning(
@@ -134,7 +134,7 @@ def _note(buckets: Buckets, decisions: UPath) -> None:
 def dedup_inputs(buckets: Buckets, against: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """What decisions on `buckets` are made from; `against` is what is said of others that the rows are held against."""
     made_from = {"fingerprint": buckets.manifest["inputs"].get("fingerprint"), "rows": buckets.rows}
-    made = {"clusters": str(buckets.path), "made": manifest.identity(buckets.manifest)} | made_from
+    made = {"clusters": str(buckets.path), "made": manifest.identity_hash(buckets.manifest)} | made_from
     return made | ({"against": list(against)} if against else {})
 
 
@@ -157,14 +157,14 @@ def as_decided(buckets: Buckets, made: str, decisions: UPath) -> Buckets:
     return before
 
 
-def temporary() -> UPath:
+def make_temporary_folder() -> UPath:
     """A directory that is removed when Python ends; dask frames made from a result may outlive the result."""
     path = tempfile.mkdtemp(prefix="daskmeans-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return UPath(path)
 
 
-class Ranked(NamedTuple):
+class RankedRows(NamedTuple):
     """The rows that have a similar row, by rank; those that stay anyhow come before all others."""
 
     numbers: np.ndarray
@@ -178,36 +178,42 @@ class Ranked(NamedTuple):
     ids: pa.Array
     """By rank."""
 
-    def resolve(self, edges: Edges, threshold: np.float32, rule: str) -> Resolved:
-        """Decide on the rows, all of which `edges` are about."""
-        rows, twins = (self.ranks[np.searchsorted(self.numbers, side)] for side in (edges.rows, edges.twins))
-        return resolve(len(self.numbers), rows, twins, edges.scores, edges.copies, threshold, rule, self.staying)
+    def decide(self, similar: SimilarPairs, threshold: np.float32, rule: str) -> RankedDecisions:
+        """Decide on the rows, all of which `similar` are about."""
+        rows, neighbors = (
+            self.ranks[np.searchsorted(self.numbers, side)] for side in (similar.rows, similar.neighbors)
+        )
+        return greedy_select(
+            len(self.numbers), rows, neighbors, similar.scores, similar.copies, threshold, rule, self.staying
+        )
 
 
 def rank_rows(
-    buckets: Buckets, against: Sequence[Buckets], edges: Edges, settings: Settings, client: Client | None
-) -> Ranked:
-    """The rows of `edges`, ranked; those of `against` stay."""
-    numbers = np.unique(np.concatenate([edges.rows, edges.twins]))
+    buckets: Buckets, against: Sequence[Buckets], similar: SimilarPairs, settings: DedupSettings, client: Client | None
+) -> RankedRows:
+    """The rows of `similar`, ranked; those of `against` stay."""
+    numbers = np.unique(np.concatenate([similar.rows, similar.neighbors]))
     sources = [buckets, *against]
     firsts = list(accumulate((each.rows for each in sources), initial=0))
     places = [numbers[slice(*np.searchsorted(numbers, ends))] - ends[0] for ends in pairwise(firsts)]
-    columns = needed(settings.keep, buckets.id_field)
-    own = _read(buckets, places[0], columns, client)
-    others = [_read(each, mine, [each.id_field], client) for each, mine in zip(against, places[1:], strict=True)]
+    columns = columns_to_read(settings.keep, buckets.id_field)
+    own = _read_rows(buckets, places[0], columns, client)
+    others = [_read_rows(each, mine, [each.id_field], client) for each, mine in zip(against, places[1:], strict=True)]
     order = rank(own, settings.keep, buckets.id_field, settings.random_state)
     staying = len(numbers) - len(order)
     ranks = np.concatenate([np.argsort(order) + staying, np.arange(staying)])
-    ids = _joined([*(table[0] for table in others), own[buckets.id_field]])
+    ids = _join_ids([*(table[0] for table in others), own[buckets.id_field]])
     by_rank = np.concatenate([np.arange(staying), order + staying])
-    return Ranked(numbers, ranks, staying, places[0], ids.take(pa.array(by_rank)))
+    return RankedRows(numbers, ranks, staying, places[0], ids.take(pa.array(by_rank)))
 
 
-def removed_from(ranked: Ranked, edges: Edges, rule: str, thresholds: Sequence[float]) -> list[tuple[int, int]]:
+def count_removed(
+    ranked: RankedRows, similar: SimilarPairs, rule: str, thresholds: Sequence[float]
+) -> list[tuple[int, int]]:
     """How many rows each of `thresholds` removes: exact copies, and semantic duplicates."""
     removed = []
     for threshold in thresholds:
-        found = ranked.resolve(edges, np.float32(threshold), rule)
+        found = ranked.decide(similar, np.float32(threshold), rule)
         removed.append((int((~found.keep & found.exact).sum()), int((~found.keep & ~found.exact).sum())))
     return removed
 
@@ -215,8 +221,8 @@ def removed_from(ranked: Ranked, edges: Edges, rule: str, thresholds: Sequence[f
 def write_decisions(
     buckets: Buckets,
     against: Sequence[Buckets],
-    edges: Edges,
-    settings: Settings,
+    similar: SimilarPairs,
+    settings: DedupSettings,
     folder: UPath,
     client: Client | None,
 ) -> tuple[list[UPath], list[list[int]]]:
@@ -228,37 +234,37 @@ def write_decisions(
     counts : list of list of int
         Of each file: rows kept, exact copies and semantic duplicates.
     """
-    ranked = rank_rows(buckets, against, edges, settings, client)
-    found = ranked.resolve(edges, np.float32(settings.threshold), settings.rule)
+    ranked = rank_rows(buckets, against, similar, settings, client)
+    found = ranked.decide(similar, np.float32(settings.threshold), settings.rule)
     folder.mkdir()
-    write, lean = delayed(_write, pure=False), lean_of(buckets)
+    write, lean = delayed(_write_part, pure=False), strip_parts(buckets)
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
     tasks, done = [], 0
-    for part, mine, file in zip(buckets.parts, _by_part(buckets, ranked.places), files, strict=True):
+    for part, mine, file in zip(buckets.parts, _split_by_part(buckets, ranked.places), files, strict=True):
         ranks = ranked.ranks[done : done + len(mine)]
-        one = Resolved(*(values[ranks] for values in found))
+        one = RankedDecisions(*(values[ranks] for values in found))
         decided = to_table(ranked.ids.take(pa.array(ranks)), one, part.centroids()[mine], ranked.ids)
         tasks.append(write(lean, part, mine, decided, file, dask_key_name=task_key("dedup-write")))
         done += len(mine)
     return files, executor.compute(tasks, "decide", client)
 
 
-def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
+def _join_ids(columns: list[pa.ChunkedArray]) -> pa.Array:
     """Ids one after the other, as one type; strings as large ones, of which there may be any number."""
     type_ = columns[-1].type if pa.types.is_integer(columns[-1].type) else pa.large_string()
     return pa.concat_arrays([pa.array([], type_), *(chunk for c in columns for chunk in c.cast(type_).chunks)])
 
 
-def _by_part(buckets: Buckets, rows: np.ndarray) -> list[np.ndarray]:
+def _split_by_part(buckets: Buckets, rows: np.ndarray) -> list[np.ndarray]:
     """`rows`, which ascend, by the part in which they lie, as places in it."""
     ends = list(accumulate((part.rows for part in buckets.parts), initial=0))
     return [rows[slice(*np.searchsorted(rows, pair))] - pair[0] for pair in pairwise(ends)]
 
 
-def _read(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client | None) -> pa.Table:
+def _read_rows(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client | None) -> pa.Table:
     """`columns` of these rows of `buckets`, whose numbers ascend."""
-    read, lean = delayed(_read_part, pure=False), lean_of(buckets)
-    parts = list(zip(buckets.parts, _by_part(buckets, rows), strict=True))
+    read, lean = delayed(_read_part_rows, pure=False), strip_parts(buckets)
+    parts = list(zip(buckets.parts, _split_by_part(buckets, rows), strict=True))
     tasks = [
         read(lean, part, columns, mine, dask_key_name=task_key("dedup-rank"))
         for part, mine in [each for each in parts if len(each[1])] or parts[:1]  # one at least tells the types
@@ -266,11 +272,11 @@ def _read(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client
     return pa.concat_tables(executor.compute(tasks, "rank", client))
 
 
-def _read_part(buckets: Buckets, part: Part, columns: list[str], places: np.ndarray) -> pa.Table:
+def _read_part_rows(buckets: Buckets, part: Part, columns: list[str], places: np.ndarray) -> pa.Table:
     return buckets.read_part(part, columns).take(pa.array(places))
 
 
-def _write(buckets: Buckets, part: Part, places: np.ndarray, decided: pa.Table, file: UPath) -> list[int]:
+def _write_part(buckets: Buckets, part: Part, places: np.ndarray, decided: pa.Table, file: UPath) -> list[int]:
     """Write the decisions on the rows of `part`, of which those at `places` are `decided` and the others stay."""
     ids = buckets.read_part(part, [buckets.id_field])[0]
     return write_table(with_unpaired(decided, places, ids, part.centroids()), file)

@@ -14,32 +14,32 @@ import pyarrow as pa
 from dask.dataframe.dispatch import meta_nonempty
 
 from daskmeans.buckets.buckets import CENTROID, L2
-from daskmeans.duplicates.greedy import resolve
-from daskmeans.duplicates.ranking import check_columns, columns_of, rank
+from daskmeans.duplicates.greedy import greedy_select
+from daskmeans.duplicates.ranking import check_ranking_columns, rank, ranking_columns
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.duplicates.table import schema_of, to_table
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.all_pairs import NARROW, directions, sample_rows
-from daskmeans.kernels.distances import nearest
+from daskmeans.kernels.all_pairs import NARROW, find_directions, n_sample_rows
+from daskmeans.kernels.distances import nearest_centroids
 from daskmeans.kernels.norms import normalize_rows
-from daskmeans.kmeans.assign import refuse_reserved
+from daskmeans.kmeans.assign import refuse_reserved_columns
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.rows.inputs import vector_column
-from daskmeans.pairs.join import pairs_of
+from daskmeans.pairs.join import find_block_pairs
 from daskmeans.pairs.row_blocks import load_rows
-from daskmeans.pairs.store import Edges, check_pairs
+from daskmeans.pairs.store import SimilarPairs, check_pair_count
 from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import Input, open_path
-from daskmeans.vectors.frames import is_cudf, on_device, on_host
+from daskmeans.vectors.frames import frame_to_device, frame_to_host, is_cudf
 
 # Columns of decisions that a dataframe has not.
-ADDED = [name for name in schema_of(pa.int64()).names if name != "id"]
+DECISION_COLUMNS = [name for name in schema_of(pa.int64()).names if name != "id"]
 # With fewer rows a dimension, or a dimension that is narrow, finding directions takes longer than doing without.
-DIRECTED = 16
+LEAST_ROWS_PER_DIMENSION = 16
 
 # The models that operators in this process have met, by their digests.
 _models: dict[str, KMeans] = {}
-_loading = threading.Lock()
+_models_lock = threading.Lock()
 
 
 class SemanticDeduplicator:
@@ -115,8 +115,8 @@ class SemanticDeduplicator:
         self.model_path = open_path(model_path, storage_options)
         self.id_field, self.embedding_field = id_field, embedding_field
         model = KMeans.load(self.model_path)
-        self._digest = _digest(model)
-        with _loading:
+        self._digest = _digest_model(model)
+        with _models_lock:
             _models[self._digest] = model
 
     def __repr__(self) -> str:
@@ -142,75 +142,77 @@ class SemanticDeduplicator:
             back.
         """
         if isinstance(frame, dd.DataFrame) and is_cudf(frame._meta):
-            decided = self(frame.map_partitions(on_host, meta=on_host(frame._meta), enforce_metadata=False))
-            return decided.map_partitions(on_device, meta=on_device(decided._meta), enforce_metadata=False)
+            decided = self(frame.map_partitions(frame_to_host, meta=frame_to_host(frame._meta), enforce_metadata=False))
+            return decided.map_partitions(frame_to_device, meta=frame_to_device(decided._meta), enforce_metadata=False)
         if not isinstance(frame, dd.DataFrame) and is_cudf(frame):
-            return on_device(self(on_host(frame), partition_info))
+            return frame_to_device(self(frame_to_host(frame), partition_info))
         if isinstance(frame, dd.DataFrame):
             meta = self(frame._meta)
-            rows = frame.map_partitions(self._place, meta=self._place(frame._meta), enforce_metadata=False)
+            rows = frame.map_partitions(
+                self._assign_clusters, meta=self._assign_clusters(frame._meta), enforce_metadata=False
+            )
             # By tasks: dask's other ways write rows in formats that know no Arrow lists, or change Python objects.
             rows = rows.shuffle(CENTROID, shuffle_method="tasks")
-            return rows.map_partitions(self._decide, whole=False, meta=meta, enforce_metadata=False)
+            return rows.map_partitions(self._decide_rows, whole=False, meta=meta, enforce_metadata=False)
         if frame.empty or _is_made_up(frame):
             self._check_columns(frame)
-            return self._joined(frame, self._undecided(frame))
-        return self._decide(self._place(frame, partition_info), whole=True)
+            return self._join_decisions(frame, self._null_decisions(frame))
+        return self._decide_rows(self._assign_clusters(frame, partition_info), whole=True)
 
-    def _place(self, frame: pd.DataFrame, partition_info: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def _assign_clusters(self, frame: pd.DataFrame, partition_info: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """`frame`, checked, with the nearest centroid of each row and the distance to it."""
         self._check_columns(frame)
         if frame.empty:  # a column of Python objects does not show then that it holds vectors
             return frame.assign(**{CENTROID: np.empty(0, np.int32), L2: np.empty(0, np.float32)})
         where = f"partition {partition_info['number']}, " if partition_info else ""
         self._check_ids(frame, where)
-        model = self._model()
-        labels, squares = nearest(self._vectors(frame, where), model.cluster_centers_)
+        model = self._load_model()
+        labels, squares = nearest_centroids(self._read_vectors(frame, where), model.cluster_centers_)
         return frame.assign(**{CENTROID: labels, L2: np.sqrt(squares).astype(np.float32)})
 
-    def _decide(self, placed: pd.DataFrame, whole: bool) -> pd.DataFrame:
+    def _decide_rows(self, placed: pd.DataFrame, whole: bool) -> pd.DataFrame:
         """Decisions on `placed` rows, compared as a `whole` or else cluster by cluster."""
         frame = placed.drop(columns=[CENTROID, L2])
         if placed.empty:
-            return self._joined(frame, self._undecided(frame))
-        table, labels = self._table(placed), placed[CENTROID].to_numpy(np.int32)
+            return self._join_decisions(frame, self._null_decisions(frame))
+        table, labels = self._ranking_table(placed), placed[CENTROID].to_numpy(np.int32)
         if not whole:  # rows of several partitions meet here
             self._check_clusters(table[self.id_field], labels)
-        X = np.array(self._vectors(frame))
+        X = np.array(self._read_vectors(frame))
         normalize_rows(X)
         order = np.argsort(labels, kind="stable")
         # One group of rows that are compared with one another, or one for each cluster.
         ends = np.empty(0, np.int64) if whole else np.flatnonzero(np.diff(labels[order])) + 1
         groups = np.split(order, ends)
-        decisions = [self._decide_all(table.take(pa.array(rows)), X[rows], labels[rows]) for rows in groups]
-        return self._joined(frame, pa.concat_tables(decisions).take(pa.array(np.argsort(order))))
+        decisions = [self._decide_group(table.take(pa.array(rows)), X[rows], labels[rows]) for rows in groups]
+        return self._join_decisions(frame, pa.concat_tables(decisions).take(pa.array(np.argsort(order))))
 
-    def _decide_all(self, table: pa.Table, X: np.ndarray, labels: np.ndarray) -> pa.Table:
+    def _decide_group(self, table: pa.Table, X: np.ndarray, labels: np.ndarray) -> pa.Table:
         """Decisions on rows that are all compared with one another, in their order."""
         settings, threshold = self.settings, np.float32(self.settings.threshold)
         order = rank(table, settings.keep, self.id_field, settings.random_state)
         ranks, ids = np.argsort(order), table[self.id_field].combine_chunks()
-        edges = _all_pairs(X, ids, threshold)
-        pairs = ranks[edges.rows], ranks[edges.twins]
-        found = resolve(len(X), *pairs, edges.scores, edges.copies, threshold, settings.rule)
+        similar = _find_similar_pairs(X, ids, threshold)
+        pairs = ranks[similar.rows], ranks[similar.neighbors]
+        found = greedy_select(len(X), *pairs, similar.scores, similar.copies, threshold, settings.rule)
         return to_table(ids.take(pa.array(order)), found, labels[order]).take(pa.array(ranks))
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
-        refuse_reserved(list(frame.columns))
-        if taken := [name for name in ADDED if name in frame.columns]:
+        refuse_reserved_columns(list(frame.columns))
+        if taken := [name for name in DECISION_COLUMNS if name in frame.columns]:
             raise UsageError(
                 f"the dataframe has a column {taken[0]!r} already, which deciding adds",
                 remedy="drop the column or give it another name",
             )
-        ranking = [name for name in columns_of(self.settings.keep) if name != L2]
+        ranking = [name for name in ranking_columns(self.settings.keep) if name != L2]
         for name, argument in [(self.id_field, "id_field"), *((name, "keep") for name in ranking)]:
             if name not in frame.columns:
                 columns = ", ".join(map(str, frame.columns))
                 raise UsageError(f"there is no column {name!r}", where=argument, expected=f"one of {columns}")
-        check_columns(self.settings.keep, pa.Schema.from_pandas(frame[ranking].assign(**{L2: 0.0})))
+        check_ranking_columns(self.settings.keep, pa.Schema.from_pandas(frame[ranking].assign(**{L2: 0.0})))
 
     def _check_ids(self, frame: pd.DataFrame, where: str) -> None:
-        ids = pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([self._ids(frame)])))
+        ids = pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([self._read_ids(frame)])))
         for problem, mask in (("the id is null", ids.isna()), ("the id occurs before", ids.duplicated())):
             if mask.any():
                 row = int(mask.to_numpy().argmax())
@@ -230,7 +232,7 @@ class SemanticDeduplicator:
                 expected="ids that occur once, in all partitions",
             )
 
-    def _ids(self, frame: pd.DataFrame) -> pa.Array:
+    def _read_ids(self, frame: pd.DataFrame) -> pa.Array:
         """Ids as integers or strings, whatever kind of these the dataframe holds."""
         where = f"column {self.id_field!r}"
         try:
@@ -243,32 +245,32 @@ class SemanticDeduplicator:
             ) from None
         return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
 
-    def _vectors(self, frame: pd.DataFrame, where: str = "") -> np.ndarray:
+    def _read_vectors(self, frame: pd.DataFrame, where: str = "") -> np.ndarray:
         """Vectors as the model compares them."""
         column = vector_column(frame, self.embedding_field)
-        return self._model().rows(frame[column], f"{where}column {column!r}")
+        return self._load_model().rows(frame[column], f"{where}column {column!r}")
 
-    def _table(self, placed: pd.DataFrame) -> pa.Table:
+    def _ranking_table(self, placed: pd.DataFrame) -> pa.Table:
         """What ranks rows."""
-        names = [name for name in columns_of(self.settings.keep) if name != self.id_field]
+        names = [name for name in ranking_columns(self.settings.keep) if name != self.id_field]
         table = pa.Table.from_pandas(placed[names], preserve_index=False)
-        return pa.table([self._ids(placed), *table.columns], names=[self.id_field, *names])
+        return pa.table([self._read_ids(placed), *table.columns], names=[self.id_field, *names])
 
-    def _undecided(self, frame: pd.DataFrame) -> pa.Table:
+    def _null_decisions(self, frame: pd.DataFrame) -> pa.Table:
         """As many decisions as `frame` has rows, all of them null."""
-        schema = schema_of(self._ids(frame).type)
+        schema = schema_of(self._read_ids(frame).type)
         return pa.table([pa.nulls(len(frame), column.type) for column in schema], schema=schema)
 
     @staticmethod
-    def _joined(frame: pd.DataFrame, decisions: pa.Table) -> pd.DataFrame:
-        columns = decisions.select(ADDED).to_pandas(types_mapper=pd.ArrowDtype)
-        return frame.assign(**{name: columns[name].array for name in ADDED})
+    def _join_decisions(frame: pd.DataFrame, decisions: pa.Table) -> pd.DataFrame:
+        columns = decisions.select(DECISION_COLUMNS).to_pandas(types_mapper=pd.ArrowDtype)
+        return frame.assign(**{name: columns[name].array for name in DECISION_COLUMNS})
 
-    def _model(self) -> KMeans:
-        with _loading:
+    def _load_model(self) -> KMeans:
+        with _models_lock:
             if self._digest not in _models:
                 model = KMeans.load(self.model_path)
-                if _digest(model) != self._digest:
+                if _digest_model(model) != self._digest:
                     raise DataError(
                         "the model is another one than when the operator was made",
                         where=str(self.model_path),
@@ -278,7 +280,7 @@ class SemanticDeduplicator:
             return _models[self._digest]
 
 
-def _digest(model: KMeans) -> str:
+def _digest_model(model: KMeans) -> str:
     """Hash of what places rows."""
     return hashlib.sha256(bytes([model.normalize]) + model.cluster_centers_.tobytes()).hexdigest()
 
@@ -288,16 +290,16 @@ def _is_made_up(frame: pd.DataFrame) -> bool:
     return len(frame) == 2 and frame.equals(meta_nonempty(frame.iloc[:0]))
 
 
-def _all_pairs(X: np.ndarray, ids: pa.Array, floor: np.float32) -> Edges:
+def _find_similar_pairs(X: np.ndarray, ids: pa.Array, floor: np.float32) -> SimilarPairs:
     """All pairs of the rows of `X`, those of a cluster beside one another, whose score is at least `floor`."""
     n, d = X.shape
     P = np.empty((d, 0), np.float32)
-    if n > DIRECTED * min(d, NARROW):
-        P = directions(X[np.linspace(0, n - 1, min(n, sample_rows(d))).astype(int)], float(floor))
+    if n > LEAST_ROWS_PER_DIMENSION * min(d, NARROW):
+        P = find_directions(X[np.linspace(0, n - 1, min(n, n_sample_rows(d))).astype(int)], float(floor))
     rows = load_rows(lambda: (X, ids), P)
-    parts, count = [Edges.none()], 0
-    for edges in pairs_of(rows, rows, floor):
-        count += len(edges.rows)
-        check_pairs(count, "choose a higher threshold, or smaller partitions")
-        parts.append(edges)
-    return Edges(*map(np.concatenate, zip(*parts, strict=True)))
+    parts, count = [SimilarPairs.none()], 0
+    for similar in find_block_pairs(rows, rows, floor):
+        count += len(similar.rows)
+        check_pair_count(count, "choose a higher threshold, or smaller partitions")
+        parts.append(similar)
+    return SimilarPairs(*map(np.concatenate, zip(*parts, strict=True)))

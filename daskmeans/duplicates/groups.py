@@ -16,8 +16,8 @@ from daskmeans.buckets.buckets import Buckets, Cluster
 from daskmeans.errors import DataError
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.within_cluster import pair_score
-from daskmeans.storage.signature import CHECKED
-from daskmeans.vectors.files import reading
+from daskmeans.storage.signature import VERIFY_PAGES
+from daskmeans.vectors.files import translate_read_errors
 from daskmeans.vectors.matrix import to_matrix
 
 
@@ -43,7 +43,7 @@ class Group:
     duplicates: tuple[Duplicate, ...]
 
 
-class Found(NamedTuple):
+class ClusterRow(NamedTuple):
     """A row as it lies in the clusters."""
 
     vector: np.ndarray
@@ -54,8 +54,8 @@ class Found(NamedTuple):
 
 def read_decisions(file: UPath, columns: Sequence[str] | None = None) -> pa.Table:
     """The decisions in `file`, or some `columns` of them."""
-    with reading(file):
-        table = with_kept_score(pq.read_table(file.path, filesystem=file.fs, **CHECKED))
+    with translate_read_errors(file):
+        table = with_kept_score(pq.read_table(file.path, filesystem=file.fs, **VERIFY_PAGES))
     return table if columns is None else table.select(list(columns))
 
 
@@ -68,7 +68,7 @@ def with_kept_score(table: pa.Table) -> pa.Table:
     return table.add_column(table.column_names.index("kept_id") + 1, "kept_score", score)
 
 
-def first_groups(file: UPath, limit: int) -> pa.Table:
+def find_first_groups(file: UPath, limit: int) -> pa.Table:
     """The `limit` most instructive groups of `file`, by its rows alone."""
     table = read_decisions(file)
     rows = table.filter(table["kept_id"].is_valid())
@@ -83,7 +83,7 @@ def group_rows(scored: pa.Table) -> pa.Table:
     return in_order.take(pc.index_in(pc.unique(ids), ids))
 
 
-def members_of(file: UPath, heads: pa.Array) -> pa.Table:
+def find_members(file: UPath, heads: pa.Array) -> pa.Table:
     """The dropped rows of `file` that `heads` stand for."""
     table = read_decisions(file)
     return table.filter(pc.is_in(table["kept_id"], heads))
@@ -91,25 +91,25 @@ def members_of(file: UPath, heads: pa.Array) -> pa.Table:
 
 def find_rows(file: UPath, ids: pa.Array) -> pa.Table:
     """Id and cluster of the rows of `file` that are among `ids`."""
-    with reading(file):
-        table = pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["id", "centroid"])
+    with translate_read_errors(file):
+        table = pq.read_table(file.path, filesystem=file.fs, **VERIFY_PAGES, columns=["id", "centroid"])
     return table.filter(pc.is_in(table["id"], ids))
 
 
-def look_up(buckets: Buckets, rows: pa.Table) -> dict[Any, Found]:
+def look_up_rows(buckets: Buckets, rows: pa.Table) -> dict[Any, ClusterRow]:
     """The rows of `buckets` with the ids and clusters of `rows`, by their id."""
-    found: dict[Any, Found] = {}
+    found: dict[Any, ClusterRow] = {}
     clusters = {cluster.centroid: cluster for cluster in buckets.clusters()}
     for centroid, ids in rows.to_pandas().groupby("centroid")["id"].agg(list).items():
-        table = _take(buckets, clusters.get(centroid), pa.array(ids, rows["id"].type))
+        table = _take_cluster_rows(buckets, clusters.get(centroid), pa.array(ids, rows["id"].type))
         X = np.array(to_matrix(table[buckets.embedding_field]))
         normalize_rows(X)
         metadata = table.select(list(buckets.metadata_fields)).to_pylist()
-        found |= {id_: Found(x, int(centroid), facts) for id_, x, facts in zip(ids, X, metadata, strict=True)}
+        found |= {id_: ClusterRow(x, int(centroid), facts) for id_, x, facts in zip(ids, X, metadata, strict=True)}
     return found
 
 
-def _take(buckets: Buckets, cluster: Cluster | None, ids: pa.Array) -> pa.Table:
+def _take_cluster_rows(buckets: Buckets, cluster: Cluster | None, ids: pa.Array) -> pa.Table:
     """The rows of `cluster` that have these ids."""
     columns = [buckets.id_field, buckets.embedding_field, *buckets.metadata_fields]
     table = buckets.read(cluster, columns) if cluster else pa.table({name: pa.nulls(0) for name in columns})
@@ -124,7 +124,7 @@ def _take(buckets: Buckets, cluster: Cluster | None, ids: pa.Array) -> pa.Table:
     return table.take(places)
 
 
-def describe_rows(head: Any, rows: list[dict[str, Any]], known: dict[Any, Found]) -> Group:
+def describe_group(head: Any, rows: list[dict[str, Any]], known: dict[Any, ClusterRow]) -> Group:
     """The group of `head`, for which `rows` were dropped; scores are those with `head`."""
     duplicates = [
         Duplicate(row["id"], float(pair_score(known[head].vector, mine.vector)), row["reason"], mine.metadata)

@@ -13,13 +13,13 @@ from upath import UPath
 from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
-from daskmeans.storage.signature import CHECKED
+from daskmeans.storage.signature import VERIFY_PAGES
 from daskmeans.vectors.fields import id_type
-from daskmeans.vectors.files import reading
+from daskmeans.vectors.files import translate_read_errors
 
 
 @dataclass(frozen=True, eq=False)
-class Lookup:
+class DecisionIndex:
     """Decisions sorted by the hash of the id."""
 
     hashes: np.ndarray
@@ -36,7 +36,7 @@ class Lookup:
     def find(self, ids: pa.Array) -> np.ndarray:
         """Place of the decision on each of `ids`, or -1. Ids with the same hash are told apart."""
         places = np.full(len(ids), -1)
-        ids = _as_type(ids, self.ids.type)
+        ids = _cast_ids(ids, self.ids.type)
         left = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
         hashes = hash_column(ids.drop_null())
         candidates = np.searchsorted(self.hashes, hashes)
@@ -55,22 +55,22 @@ class Lookup:
         return int(self.hashes.sum(dtype=np.uint64))
 
 
-def read_lookup(path: UPath) -> Lookup:
+def read_decision_index(path: UPath) -> DecisionIndex:
     """Decisions of the output of `dedup` in `path`."""
     tables = []
     for file in decision_files(path):
-        with reading(file):
-            tables.append(pq.read_table(file.path, filesystem=file.fs, columns=["id", "keep"], **CHECKED))
+        with translate_read_errors(file):
+            tables.append(pq.read_table(file.path, filesystem=file.fs, columns=["id", "keep"], **VERIFY_PAGES))
     table = pa.concat_tables(tables)
-    return make_lookup(table["id"], table["keep"].to_numpy())
+    return make_decision_index(table["id"], table["keep"].to_numpy())
 
 
-def make_lookup(ids: pa.ChunkedArray, keep: np.ndarray) -> Lookup:
-    """Lookup of decisions.
+def make_decision_index(ids: pa.ChunkedArray, keep: np.ndarray) -> DecisionIndex:
+    """Index of decisions.
 
     Examples
     --------
-    >>> lookup = make_lookup(pa.chunked_array([["a", "b"]]), np.array([True, False]))
+    >>> lookup = make_decision_index(pa.chunked_array([["a", "b"]]), np.array([True, False]))
     >>> lookup.keep[lookup.find(pa.array(["b", "a"]))].tolist(), lookup.find(pa.array(["c"])).tolist()
     ([False, True], [-1])
     """
@@ -78,10 +78,10 @@ def make_lookup(ids: pa.ChunkedArray, keep: np.ndarray) -> Lookup:
     ids = ids.cast(pa.large_string()) if pa.types.is_string(ids.type) else ids
     hashes = hash_column(ids)
     order = np.argsort(hashes, kind="stable")
-    return Lookup(hashes[order], ids.take(pa.array(order)).combine_chunks(), keep[order])
+    return DecisionIndex(hashes[order], ids.take(pa.array(order)).combine_chunks(), keep[order])
 
 
-def check_type(lookup: Lookup, type_: pa.DataType, file: UPath, id_field: str) -> None:
+def check_id_type(lookup: DecisionIndex, type_: pa.DataType, file: UPath, id_field: str) -> None:
     """Make sure that ids of type `type_` can be those of the decisions; of nothing but nulls, none has one."""
     if pa.types.is_null(type_):
         return
@@ -94,7 +94,7 @@ def check_type(lookup: Lookup, type_: pa.DataType, file: UPath, id_field: str) -
         )
 
 
-def _as_type(ids: pa.Array, type_: pa.DataType) -> pa.Array:
+def _cast_ids(ids: pa.Array, type_: pa.DataType) -> pa.Array:
     """`ids` as `type_`; null for a number that it cannot hold, as no decision can be on it."""
     if pa.types.is_dictionary(ids.type):
         ids = ids.dictionary_decode()

@@ -7,7 +7,7 @@ from distributed import Client
 
 from daskmeans.errors import MemoryForecastError
 from daskmeans.runtime import resources
-from daskmeans.runtime.client import threads_each
+from daskmeans.runtime.client import threads_per_process
 from daskmeans.runtime.memory import COPIES
 
 
@@ -33,14 +33,14 @@ def check_apply(decisions: int, where: str, client: Client | None) -> int | None
     MemoryForecastError
     """
     task = resources.memory_per_task(client)
-    need, have = apply_bytes(decisions, 0), None if task is None else task * threads_each(client)
+    need, have = apply_bytes(decisions, 0), None if task is None else task * threads_per_process(client)
     if have is not None and need > have:
         raise MemoryForecastError(
             f"the decisions on all rows take {format_bytes(need)} in each worker, which has {format_bytes(have)}",
             where=where,
             remedy="give workers a higher --memory-limit",
         )
-    return None if have is None else (have - need) // threads_each(client)
+    return None if have is None else (have - need) // threads_per_process(client)
 
 
 def check_rewrite(group: int, have: int | None, where: str) -> None:

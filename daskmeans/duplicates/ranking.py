@@ -36,26 +36,26 @@ def parse_keep(keep: str | Sequence[str]) -> tuple[str, ...]:
         column, _, order = rule.rpartition(":")
         if not column or order not in _ORDERS:
             raise UsageError(f"cannot keep rows by {rule!r}", where="--keep", expected=_EXPECTED)
-    if len(set(columns_of(rules))) < len(rules):
+    if len(set(ranking_columns(rules))) < len(rules):
         raise UsageError("a column is named twice", where="--keep", expected="every column once")
     if not rules:
         raise UsageError("no rule which rows to keep", where="--keep", expected=_EXPECTED)
     return rules
 
 
-def columns_of(keep: tuple[str, ...]) -> list[str]:
+def ranking_columns(keep: tuple[str, ...]) -> list[str]:
     """Columns that ranking by `keep` reads, besides the id."""
     if keep == ("random",):
         return []
     return [L2] if keep in (("hard",), ("easy",)) else [rule.rpartition(":")[0] for rule in keep]
 
 
-def needed(keep: tuple[str, ...], id_field: str) -> list[str]:
+def columns_to_read(keep: tuple[str, ...], id_field: str) -> list[str]:
     """Columns of the clusters that ranking by `keep` reads, the ids first."""
-    return list(dict.fromkeys([id_field, *columns_of(keep)]))
+    return list(dict.fromkeys([id_field, *ranking_columns(keep)]))
 
 
-def check_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
+def check_ranking_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
     """Make sure that the columns of `keep` are in `schema`, the clusters' columns but the vectors, and have an order.
 
     Raises
@@ -63,7 +63,7 @@ def check_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
     UsageError
         One is missing, or of a type that has no order.
     """
-    for column in columns_of(keep):
+    for column in ranking_columns(keep):
         if column not in schema.names:
             raise UsageError(
                 f"the clusters have no column {column!r}",
@@ -72,7 +72,7 @@ def check_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
                 remedy=f"let it travel along: `--metadata-field {column}` of assign or run",
             )
         try:
-            _sort([pa.nulls(2, schema.field(column).type), pa.array([0, 1])], ["ascending"] * 2)
+            _sort_rows([pa.nulls(2, schema.field(column).type), pa.array([0, 1])], ["ascending"] * 2)
         except pa.ArrowException:
             raise UsageError(
                 f"column {column!r} is {schema.field(column).type}, which has no order",
@@ -87,7 +87,7 @@ def rank(table: pa.Table, keep: tuple[str, ...], id_field: str, random_state: in
     Parameters
     ----------
     table : pyarrow.Table
-        Rows of one cluster, with the id and `columns_of(keep)`.
+        Rows of one cluster, with the id and `ranking_columns(keep)`.
     keep : tuple of str
         What `parse_keep` returned. ``hard`` ranks by distance to the centroid, farthest first, ids descending among
         equals; ``easy`` the other way round; ``random`` by a hash of the id; columns in their order, nulls last. Ids
@@ -112,12 +112,12 @@ def rank(table: pa.Table, keep: tuple[str, ...], id_field: str, random_state: in
     elif keep in (("hard",), ("easy",)):
         columns, orders = [table[L2], ids], ["descending" if keep == ("hard",) else "ascending"] * 2
     else:
-        columns = [*(table[column] for column in columns_of(keep)), ids]
+        columns = [*(table[column] for column in ranking_columns(keep)), ids]
         orders = [*(_ORDERS[rule.rpartition(":")[2]] for rule in keep), "ascending"]
-    return _sort(columns, orders)
+    return _sort_rows(columns, orders)
 
 
-def _sort(columns: list[pa.Array | pa.ChunkedArray], orders: list[str]) -> np.ndarray:
+def _sort_rows(columns: list[pa.Array | pa.ChunkedArray], orders: list[str]) -> np.ndarray:
     # Arrow sorts tables by any column but one that is dictionary-encoded.
     plain = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
     keys = pa.table(plain, names=[str(i) for i in range(len(plain))])

@@ -22,25 +22,25 @@ from daskmeans.buckets.buckets import Buckets, find_ids, open_buckets
 from daskmeans.duplicates.decisions import (
     SUMMARY,
     as_decided,
-    conclude,
-    decide_stored,
+    count_removed,
+    decide_from_pairs,
+    finish_decisions,
+    make_temporary_folder,
     rank_rows,
-    removed_from,
-    temporary,
 )
 from daskmeans.duplicates.groups import (
-    Found,
+    ClusterRow,
     Group,
-    describe_rows,
+    describe_group,
+    find_first_groups,
+    find_members,
     find_rows,
-    first_groups,
     group_rows,
-    look_up,
-    members_of,
+    look_up_rows,
     read_decisions,
     with_kept_score,
 )
-from daskmeans.duplicates.settings import Settings, rounded, share
+from daskmeans.duplicates.settings import DedupSettings, check_share, round_to_float32
 from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.pairs.store import StoredPairs, open_pairs
 from daskmeans.runtime import executor
@@ -48,7 +48,7 @@ from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
 from daskmeans.storage.result import Result
 from daskmeans.storage.step import open_step
-from daskmeans.vectors.files import Input, inside, open_path, reading, refuse_overlap
+from daskmeans.vectors.files import Input, join_inside, open_path, refuse_overlap, translate_read_errors
 
 
 class DedupResult(Result):
@@ -68,7 +68,9 @@ class DedupResult(Result):
 
     def __init__(self, path: UPath, clusters: UPath) -> None:
         self.path, self._clusters = path, clusters
-        self.summary: dict[str, Any] = json.loads(manifest.read_checked(path, SUMMARY, manifest.read(path, "dedup")))
+        self.summary: dict[str, Any] = json.loads(
+            manifest.read_verified(path, SUMMARY, manifest.read_manifest(path, "dedup"))
+        )
 
     @property
     def recall(self) -> dict[str, Any]:
@@ -80,23 +82,23 @@ class DedupResult(Result):
     @property
     def against(self) -> tuple[UPath, ...]:
         """The clusters that the rows were held against."""
-        others = manifest.read(self.path, "dedup")["inputs"].get("against", ())
+        others = manifest.read_manifest(self.path, "dedup")["inputs"].get("against", ())
         return tuple(open_path(other["clusters"], self._clusters.storage_options) for other in others)
 
     @property
     def decisions(self) -> dd.DataFrame:
         """All decisions, one row per input row, a partition a file."""
-        return self._frame(None)
+        return self._to_frame(None)
 
     @property
     def kept(self) -> dd.DataFrame:
         """Decisions on the rows that stay."""
-        return self._frame(True)
+        return self._to_frame(True)
 
     @property
     def removed(self) -> dd.DataFrame:
         """Decisions on the rows that go."""
-        return self._frame(False)
+        return self._to_frame(False)
 
     def groups(self, limit: int = 10) -> list[Group]:
         """Rows that stay with the rows they stand for, the most instructive groups first.
@@ -120,16 +122,16 @@ class DedupResult(Result):
         """
         files = decision_files(self.path)
         # Rows of a group may lie in several files; one of the first groups is one of the first in some file.
-        first = executor.compute([delayed(first_groups, pure=False)(file, limit) for file in files])
+        first = executor.compute([delayed(find_first_groups, pure=False)(file, limit) for file in files])
         heads = group_rows(pa.concat_tables(first)).slice(0, limit)["kept_id"].combine_chunks()
-        rows = pa.concat_tables(executor.compute([delayed(members_of, pure=False)(file, heads) for file in files]))
+        rows = pa.concat_tables(executor.compute([delayed(find_members, pure=False)(file, heads) for file in files]))
         known = self.look_up(pa.concat_arrays([heads, *rows["id"].chunks]))
         members: dict[Any, list[dict[str, Any]]] = {}
         for row in rows.to_pylist():
             members.setdefault(row["kept_id"], []).append(row)
-        return [describe_rows(head, members[head], known) for head in heads.to_pylist()]
+        return [describe_group(head, members[head], known) for head in heads.to_pylist()]
 
-    def look_up(self, ids: pa.Array) -> dict[Any, Found]:
+    def look_up(self, ids: pa.Array) -> dict[Any, ClusterRow]:
         """Rows by their ids: among those that were decided, then among those that they were held against.
 
         Raises
@@ -139,13 +141,13 @@ class DedupResult(Result):
         DataError
             A row is not there.
         """
-        buckets, *against = self._sources()
+        buckets, *against = self._open_sources()
         find = delayed(find_rows, pure=False)
         homes = executor.compute([find(file, ids) for file in decision_files(self.path)])
-        known = look_up(buckets, pa.concat_tables(homes))
+        known = look_up_rows(buckets, pa.concat_tables(homes))
         for other in against:
             left = pa.array([id_ for id_ in ids.to_pylist() if id_ not in known], ids.type)
-            known |= look_up(other, find_ids(other, left))
+            known |= look_up_rows(other, find_ids(other, left))
         if missing := [id_ for id_ in ids.to_pylist() if id_ not in known]:
             raise DataError(
                 f"row {missing[0]!r} of the decisions is in none of the clusters that they were made from",
@@ -154,12 +156,12 @@ class DedupResult(Result):
             )
         return known
 
-    def _sources(self, *, extended: bool = True) -> list[Buckets]:
+    def _open_sources(self, *, extended: bool = True) -> list[Buckets]:
         """The clusters that were decided, then those whose rows stay anyhow; as they were then, or also `extended`."""
-        made = manifest.read(self.path, "dedup")["inputs"]
+        made = manifest.read_manifest(self.path, "dedup")["inputs"]
         sources = [open_buckets(path) for path in (self._clusters, *self.against)]
-        for buckets, told in zip(sources, [made, *made.get("against", ())], strict=True):
-            before = as_decided(buckets, told["made"], self.path)
+        for buckets, entry in zip(sources, [made, *made.get("against", ())], strict=True):
+            before = as_decided(buckets, entry["made"], self.path)
             if before.rows < buckets.rows and not extended:
                 raise NotFoundError(
                     "rows were appended to these clusters since the pairs of their rows were stored",
@@ -169,7 +171,7 @@ class DedupResult(Result):
                 )
         return sources
 
-    def _pairs(self, inputs: dict[str, Any], settings: Settings) -> StoredPairs:
+    def _pairs_folder(self, inputs: dict[str, Any], settings: DedupSettings) -> StoredPairs:
         """The pairs: below the directory of the decisions, or, of decisions made :meth:`at`, below another."""
         stored = open_path(self.summary["pairs"]["path"], self._clusters.storage_options)
         here = self.path / stored.name
@@ -195,15 +197,15 @@ class DedupResult(Result):
             The clusters or the pairs are no longer there, or rows were appended to the clusters since.
         """
         start = time.perf_counter()
-        settings, made = self._settings(rounded(share("threshold", threshold)))
-        (buckets, *against), client = self._sources(extended=False), current_client(client)
-        target = temporary() if out is None else open_path(out, self.path.storage_options)
+        settings, made = self._read_settings(round_to_float32(check_share("threshold", threshold)))
+        (buckets, *against), client = self._open_sources(extended=False), current_client(client)
+        target = make_temporary_folder() if out is None else open_path(out, self.path.storage_options)
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
         inputs = made["inputs"]
         with open_step(target, "dedup", asdict(settings), inputs, client=client) as step:
-            stored = self._pairs(inputs, settings)
-            found = decide_stored(buckets, against, settings, stored, target, start, client)
-            conclude(step, buckets, *found, noted=out is not None)
+            stored = self._pairs_folder(inputs, settings)
+            found = decide_from_pairs(buckets, against, settings, stored, target, start, client)
+            finish_decisions(step, buckets, *found, noted=out is not None)
         return DedupResult(target, self._clusters)
 
     def curve(self, thresholds: Sequence[float] | None = None, *, client: Client | None = None) -> pd.DataFrame:
@@ -240,18 +242,18 @@ class DedupResult(Result):
         """
         floor = self.summary.get("pairs", {}).get("floor", 1.0)
         steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds
-        asked = [rounded(share("thresholds", threshold)) for threshold in steps]
-        settings, made = self._settings(min(asked, default=1.0))
-        (buckets, *against), client = self._sources(extended=False), current_client(client)
-        edges = self._pairs(made["inputs"], settings).read(settings.floor)
-        ranked = rank_rows(buckets, against, edges, settings, client)
-        exact, semantic = np.array(removed_from(ranked, edges, settings.rule, asked)).reshape(-1, 2).T
+        asked = [round_to_float32(check_share("thresholds", threshold)) for threshold in steps]
+        settings, made = self._read_settings(min(asked, default=1.0))
+        (buckets, *against), client = self._open_sources(extended=False), current_client(client)
+        similar = self._pairs_folder(made["inputs"], settings).read(settings.floor)
+        ranked = rank_rows(buckets, against, similar, settings, client)
+        exact, semantic = np.array(count_removed(ranked, similar, settings.rule, asked)).reshape(-1, 2).T
         kept = buckets.rows - exact - semantic
         return pd.DataFrame({"threshold": asked, "kept": kept, "exact": exact, "semantic": semantic})
 
-    def _settings(self, threshold: float) -> tuple[Settings, dict[str, Any]]:
+    def _read_settings(self, threshold: float) -> tuple[DedupSettings, dict[str, Any]]:
         """Settings of decisions at another threshold, if pairs are stored from there on; and the manifest."""
-        made, pairs = manifest.read(self.path, "dedup"), self.summary.get("pairs")
+        made, pairs = manifest.read_manifest(self.path, "dedup"), self.summary.get("pairs")
         if pairs is None or threshold < pairs["floor"]:
             raise UsageError(
                 f"there are no pairs from {threshold} on",
@@ -260,14 +262,14 @@ class DedupResult(Result):
                 remedy=f"search again with search='exact', floor={threshold}",
             )
         new = {"threshold": threshold, "floor": pairs["floor"], "keep": tuple(made["settings"]["keep"])}
-        return Settings(**made["settings"] | new), made
+        return DedupSettings(**made["settings"] | new), made
 
-    def _frame(self, keep: bool | None) -> dd.DataFrame:
+    def _to_frame(self, keep: bool | None) -> dd.DataFrame:
         files = decision_files(self.path)
-        with reading(files[0]):
+        with translate_read_errors(files[0]):
             schema = pq.read_schema(files[0].path, filesystem=files[0].fs)
         meta = _to_pandas(with_kept_score(schema.empty_table()))
-        return dd.from_map(_read_frame, files, keep=keep, meta=meta)
+        return dd.from_map(_read_decisions_frame, files, keep=keep, meta=meta)
 
     def figures(self) -> dict[str, str]:
         s, recall = self.summary, self.recall
@@ -318,21 +320,21 @@ def open_decisions(path: Input, storage_options: Mapping[str, Any] | None = None
     (2, ['a'])
     """
     folder = open_path(path, storage_options)
-    made = manifest.read(folder, "dedup")
+    made = manifest.read_manifest(folder, "dedup")
     options = {**folder.storage_options, **(storage_options or {})}
     return DedupResult(folder, open_path(made["inputs"]["clusters"], options))
 
 
 def decision_files(path: UPath) -> list[UPath]:
     """Files of the decisions in directory `path`, in the order of the clusters."""
-    files = [inside(path, found["path"]) for found in manifest.read(path, "dedup")["outputs"]]
+    files = [join_inside(path, found["path"]) for found in manifest.read_manifest(path, "dedup")["outputs"]]
     if missing := [file for file in files if not file.exists()]:
         remedy = "run `daskmeans dedup` again, with --overwrite"
         raise NotFoundError("the decisions are no longer there", where=str(missing[0]), remedy=remedy)
     return files
 
 
-def _read_frame(file: UPath, keep: bool | None) -> pd.DataFrame:
+def _read_decisions_frame(file: UPath, keep: bool | None) -> pd.DataFrame:
     table = read_decisions(file)
     return _to_pandas(table if keep is None else table.filter(pc.equal(table["keep"], keep)))
 

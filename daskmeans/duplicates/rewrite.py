@@ -13,23 +13,23 @@ import pyarrow.parquet as pq
 from dask.utils import format_bytes
 from upath import UPath
 
-from daskmeans.duplicates.lookup import Lookup, check_type
+from daskmeans.duplicates.lookup import DecisionIndex, check_id_type
 from daskmeans.duplicates.memory import check_rewrite
 from daskmeans.errors import DataError
 from daskmeans.storage import signature
-from daskmeans.storage.signature import CHECKED
+from daskmeans.storage.signature import VERIFY_PAGES
 from daskmeans.vectors import jsonl, npy
-from daskmeans.vectors.files import format_of, reading
-from daskmeans.vectors.parquet import BUFFER_BYTES, cast, without_views
+from daskmeans.vectors.files import format_of, translate_read_errors
+from daskmeans.vectors.parquet import BUFFER_BYTES, cast_table, schema_without_views
 
 BLOCK_BYTES = 8 * 2**20
 # Of a row group, what is rewritten at a time; what is decoded at a time, as the footer tells, and rows of that at most,
 # as columns with a dictionary decode to more.
 GROUP_BYTES, STEP_BYTES, STEP_ROWS = 32 * 2**20, 4 * 2**20, 4096
-REJECTS = pa.schema({"id": pa.string(), "file": pa.string(), "row": pa.int64(), "reason": pa.string()})
+REJECTS_SCHEMA = pa.schema({"id": pa.string(), "file": pa.string(), "row": pa.int64(), "reason": pa.string()})
 
 
-class Rewritten(NamedTuple):
+class RewriteResult(NamedTuple):
     """What has become of one file."""
 
     rows: int
@@ -42,17 +42,19 @@ class Rewritten(NamedTuple):
     """Places of the decisions that were met, where rows without one are skipped; int64"""
 
 
-class Judge:
+class RowFilter:
     """Decides on the rows of `file`, in their order, and counts.
 
     A row without a decision is an error or, if such rows are skipped, a reject; so is then a row whose id an earlier
     row of the input had, in this file or, as `taken` tells (places in `lookup`), in one before.
     """
 
-    def __init__(self, file: UPath, id_field: str, lookup: Lookup, skip: bool, taken: np.ndarray | None = None) -> None:
+    def __init__(
+        self, file: UPath, id_field: str, lookup: DecisionIndex, skip: bool, taken: np.ndarray | None = None
+    ) -> None:
         self.file, self.id_field, self._lookup, self._skip = file, id_field, lookup, skip
         self._rows = self._kept = self._removed = self._checksum = 0
-        self._rejects = [REJECTS.empty_table()]
+        self._rejects = [REJECTS_SCHEMA.empty_table()]
         self._met = [np.empty(0, np.int64)]
         self._seen = np.zeros(len(lookup.hashes) if skip else 0, bool)
         if taken is not None:
@@ -67,14 +69,14 @@ class Judge:
                 expected="one of " + ", ".join(schema.names),
                 remedy="pass the files from which the decisions were made",
             )
-        check_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
+        check_id_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
 
     def keep(self, ids: pa.Array) -> np.ndarray:
         """Which of the next rows stay, given their ids."""
         places = self._lookup.find(ids)
         self._reject(ids, np.flatnonzero(places < 0), "no decision")
         if self._skip:
-            repeated = self._repeated(places)
+            repeated = self._find_repeated(places)
             self._reject(ids, repeated, "duplicate id")
             places[repeated] = -1
             self._met.append(places[places >= 0])
@@ -86,7 +88,7 @@ class Judge:
         self._checksum = (self._checksum + int(met)) % 2**64
         return keep
 
-    def _repeated(self, places: np.ndarray) -> np.ndarray:
+    def _find_repeated(self, places: np.ndarray) -> np.ndarray:
         """Which of these rows have a decision that an earlier row has met; marks those that are met now."""
         fresh = np.zeros(len(places), bool)
         fresh[np.unique(places, return_index=True)[1]] = True
@@ -112,24 +114,24 @@ class Judge:
             "row": pa.array(self._rows + rows),
             "reason": pa.repeat(reason, len(rows)),
         }
-        self._rejects.append(pa.table(columns, REJECTS))
+        self._rejects.append(pa.table(columns, REJECTS_SCHEMA))
 
-    def result(self) -> Rewritten:
+    def result(self) -> RewriteResult:
         """The counts."""
         rejects, met = pa.concat_tables(self._rejects), np.concatenate(self._met)
-        return Rewritten(self._rows, self._kept, self._removed, self._checksum, rejects, met)
+        return RewriteResult(self._rows, self._kept, self._removed, self._checksum, rejects, met)
 
 
-def rewrite(
+def rewrite_file(
     file: UPath,
     target: UPath,
     id_field: str,
     first: int,
-    lookup: Lookup,
+    lookup: DecisionIndex,
     skip: bool,
-    room: int | None = None,
+    free_bytes: int | None = None,
     taken: np.ndarray | None = None,
-) -> Rewritten:
+) -> RewriteResult:
     """Write the kept rows of `file` to `target`.
 
     Parameters
@@ -138,66 +140,66 @@ def rewrite(
     id_field : str
     first : int
         Id of the first row, where ids are row numbers.
-    lookup : Lookup
+    lookup : DecisionIndex
     skip : bool
         Leave out rows without a decision, instead of refusing them.
-    room : int, optional
+    free_bytes : int, optional
         Bytes that a task has beside the decisions.
     taken : ndarray of int64, optional
         Places of decisions that rows of earlier files have met.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    judge = Judge(file, id_field, lookup, skip, taken)
+    row_filter = RowFilter(file, id_field, lookup, skip, taken)
     format_ = format_of(file)
     if format_ == "parquet":
-        _rewrite_parquet(file, target, judge, room)
+        _rewrite_parquet(file, target, row_filter, free_bytes)
     elif format_ == "jsonl":
-        _rewrite_jsonl(file, target, judge, lookup.ids.type)
+        _rewrite_jsonl(file, target, row_filter, lookup.ids.type)
     else:
-        _rewrite_npy(file, target, judge, first)
-    return judge.result()
+        _rewrite_npy(file, target, row_filter, first)
+    return row_filter.result()
 
 
-def _rewrite_parquet(file: UPath, target: UPath, judge: Judge, room: int | None) -> None:
-    with reading(file):
+def _rewrite_parquet(file: UPath, target: UPath, row_filter: RowFilter, free_bytes: int | None) -> None:
+    with translate_read_errors(file):
         metadata = pq.read_metadata(file.path, filesystem=file.fs)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    largest = _check_groups(groups, room, file)
+    largest = _check_groups(groups, free_bytes, file)
     # Pages of a row group that is too large for memory come through a small buffer.
     stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False} if largest > GROUP_BYTES else {}
-    with reading(file):
-        source = pq.ParquetFile(file.path, filesystem=file.fs, metadata=metadata, **CHECKED, **stream)
+    with translate_read_errors(file):
+        source = pq.ParquetFile(file.path, filesystem=file.fs, metadata=metadata, **VERIFY_PAGES, **stream)
     with source:
         schema = source.schema_arrow
         if metadata.num_rows:  # a file without rows may have any schema: reading leaves it out
-            judge.check_schema(schema)
-        plain = without_views(schema)
-        with signature.writer(target, schema, "apply", compression=_codecs(metadata)) as writer:
+            row_filter.check_schema(schema)
+        plain = schema_without_views(schema)
+        with signature.open_writer(target, schema, "apply", compression=_read_codecs(metadata)) as writer:
             for number, group in enumerate(groups):
                 step = min(STEP_ROWS, max(1, STEP_BYTES * group.num_rows // max(1, group.total_byte_size)))
-                for table in _tables(source, number, step, file):
-                    table = cast(table, plain)
-                    ids = table[judge.id_field].combine_chunks()
-                    with reading(file):
+                for table in _read_tables(source, number, step, file):
+                    table = cast_table(table, plain)
+                    ids = table[row_filter.id_field].combine_chunks()
+                    with translate_read_errors(file):
                         ids.validate(full=True)  # files may hold bytes that are not UTF-8
-                    keep = judge.keep(ids)
+                    keep = row_filter.keep(ids)
                     if keep.any():
-                        writer.write_table(cast(table.filter(pa.array(keep)), schema), row_group_size=len(table))
+                        writer.write_table(cast_table(table.filter(pa.array(keep)), schema), row_group_size=len(table))
 
 
-def _check_groups(groups: list[pq.RowGroupMetaData], room: int | None, file: UPath) -> int:
+def _check_groups(groups: list[pq.RowGroupMetaData], free_bytes: int | None, file: UPath) -> int:
     """Bytes of the largest row group, of which so many as are rewritten at a time must fit into memory."""
     largest, number = max(((group.total_byte_size, i) for i, group in enumerate(groups)), default=(0, 0))
     where = f"{file}, row group {number} of {format_bytes(largest)}"
-    check_rewrite(min(largest, GROUP_BYTES), room, where)
+    check_rewrite(min(largest, GROUP_BYTES), free_bytes, where)
     return largest
 
 
-def _tables(source: pq.ParquetFile, group: int, step: int, file: UPath) -> Iterator[pa.Table]:
+def _read_tables(source: pq.ParquetFile, group: int, step: int, file: UPath) -> Iterator[pa.Table]:
     """The rows of a row group, at once or in tables of about GROUP_BYTES; `step` of them are decoded at a time."""
     held: list[pa.RecordBatch] = []
     size = 0
-    with reading(file):
+    with translate_read_errors(file):
         for batch in source.iter_batches(step, [group], use_threads=False):
             held.append(batch)
             size += batch.nbytes
@@ -208,7 +210,7 @@ def _tables(source: pq.ParquetFile, group: int, step: int, file: UPath) -> Itera
         yield pa.Table.from_batches(held)
 
 
-def _codecs(metadata: pq.FileMetaData) -> Any:
+def _read_codecs(metadata: pq.FileMetaData) -> Any:
     """Codec of each column, as a writer takes them; the writer's default for a file without rows."""
     if not metadata.num_row_groups:
         return "snappy"
@@ -218,26 +220,26 @@ def _codecs(metadata: pq.FileMetaData) -> Any:
     return codecs | {re.sub(r"\.list\.\w+", ".list.element", path): codec for path, codec in codecs.items()}
 
 
-def _rewrite_jsonl(file: UPath, target: UPath, judge: Judge, id_type: pa.DataType) -> None:
-    schema = pa.schema({judge.id_field: id_type})
-    with _writing(target) as write:
-        for block, table in _parsed_blocks(file, schema):
-            keep = judge.keep(table[judge.id_field].combine_chunks())
-            write(_kept_lines(block, jsonl.line_starts(block), keep))
+def _rewrite_jsonl(file: UPath, target: UPath, row_filter: RowFilter, id_type: pa.DataType) -> None:
+    schema = pa.schema({row_filter.id_field: id_type})
+    with _open_writer(target) as write:
+        for block, table in _parse_blocks(file, schema):
+            keep = row_filter.keep(table[row_filter.id_field].combine_chunks())
+            write(_select_lines(block, jsonl.line_starts(block), keep))
 
 
-def _parsed_blocks(file: UPath, schema: pa.Schema) -> Iterator[tuple[bytes, pa.Table]]:
+def _parse_blocks(file: UPath, schema: pa.Schema) -> Iterator[tuple[bytes, pa.Table]]:
     """Blocks of whole lines of `file`, and the columns of `schema` in them."""
     row = 0
-    with reading(file), jsonl.opened(file) as read:
-        for block in jsonl.blocks(read, BLOCK_BYTES):
+    with translate_read_errors(file), jsonl.open_text(file) as read:
+        for block in jsonl.read_blocks(read, BLOCK_BYTES):
             table = jsonl.parse_or_refuse(block, schema, file, row)
             row += len(table)
             if len(table):
                 yield block, table
 
 
-def _kept_lines(block: bytes, starts: np.ndarray, keep: np.ndarray) -> bytes:
+def _select_lines(block: bytes, starts: np.ndarray, keep: np.ndarray) -> bytes:
     """The lines of `block` that `keep` says, each with its end."""
     bounds = np.append(starts, len(block))
     edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))
@@ -245,7 +247,7 @@ def _kept_lines(block: bytes, starts: np.ndarray, keep: np.ndarray) -> bytes:
 
 
 @contextlib.contextmanager
-def _writing(target: UPath) -> Iterator[Any]:
+def _open_writer(target: UPath) -> Iterator[Any]:
     """Writer of text to `target`, compressed as its name says."""
     with target.open("wb") as file:
         if jsonl.codec(target):
@@ -255,9 +257,9 @@ def _writing(target: UPath) -> Iterator[Any]:
             yield file.write
 
 
-def _rewrite_npy(file: UPath, target: UPath, judge: Judge, first: int) -> None:
-    rows, dimension, dtype, start = npy.header(file)
-    keep = judge.keep(pa.array(np.arange(first, first + rows)))
+def _rewrite_npy(file: UPath, target: UPath, row_filter: RowFilter, first: int) -> None:
+    rows, dimension, dtype, start = npy.read_header(file)
+    keep = row_filter.keep(pa.array(np.arange(first, first + rows)))
     shape = (int(keep.sum()), dimension)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     row_bytes = dimension * dtype.itemsize
@@ -266,6 +268,6 @@ def _rewrite_npy(file: UPath, target: UPath, judge: Judge, first: int) -> None:
         np.lib.format.write_array_header_1_0(out, header)
         source.seek(start)
         for begin in range(0, rows, step):
-            with reading(file):
+            with translate_read_errors(file):
                 block = np.frombuffer(source.read(min(step, rows - begin) * row_bytes), dtype).reshape(-1, dimension)
             out.write(block[keep[begin : begin + step]].tobytes())

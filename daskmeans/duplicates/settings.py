@@ -10,7 +10,7 @@ import numpy as np
 from daskmeans.duplicates.ranking import parse_keep
 from daskmeans.errors import UsageError
 from daskmeans.options import Range, check, option
-from daskmeans.pairs.settings import LEAST_FLOOR, PairSettings, are_few, check_floor
+from daskmeans.pairs.settings import LEAST_FLOOR, PairSettings, check_floor, is_exact_default
 
 # With more, what rows visit takes more memory than the rows.
 MOST_PROBES = 100
@@ -35,7 +35,7 @@ SEED = Range(lambda value: _is_integer(value) and -SEEDS < value < SEEDS, "an in
 
 
 @dataclass(frozen=True)
-class Settings(PairSettings):
+class DedupSettings(PairSettings):
     """What follows from the options of `dedup`, and stands in its manifest."""
 
     threshold: float
@@ -61,8 +61,8 @@ class Deciding:
     floor: float | None = option(None, "Score from which pairs are stored [the threshold].", range=SHARE)
     random_state: int = option(42, range=SEED)
 
-    def settings(self) -> Settings:
-        """What follows from the options; the search may be ``auto`` still, see :func:`chosen`.
+    def settings(self) -> DedupSettings:
+        """What follows from the options; the search may be ``auto`` still, see :func:`choose_search`.
 
         Raises
         ------
@@ -70,15 +70,15 @@ class Deciding:
             An option is out of its range, or does nothing beside the others.
         """
         check(self)
-        threshold = rounded(self._least())
-        floor = threshold if self.floor is None else rounded(float(self.floor))
+        threshold = round_to_float32(self._least())
+        floor = threshold if self.floor is None else round_to_float32(float(self.floor))
         if floor > threshold:
             expected = f"a number up to {threshold}"
             raise UsageError(f"{self.floor!r} is above the threshold", where="--floor", expected=expected)
         if self.probes > 1 and self.search == "exact":
             remedy = "leave it out, or --search clusters"
             raise UsageError("an exact search has no probes", where="--probes", remedy=remedy)
-        made = Settings(
+        made = DedupSettings(
             self.search, int(self.probes), floor, int(self.random_state), threshold, parse_keep(self.keep), self.rule
         )
         if self.floor is not None and self.search == "clusters" and not made.stores_pairs:
@@ -101,7 +101,7 @@ class Deciding:
         raise UsageError(f"{found} given", where="--threshold, --eps", expected="one of the two, in [0, 1]")
 
 
-def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
+def choose_search(settings: DedupSettings, pairs: int, against: bool) -> DedupSettings:
     """`settings` with a search, if they leave it open: ``exact`` unless there are too many pairs of rows.
 
     How many those are is configured and not measured, so that the same input has the same output on every machine.
@@ -117,25 +117,25 @@ def chosen(settings: Settings, pairs: int, against: bool) -> Settings:
     Examples
     --------
     >>> settings = Deciding(threshold=0.9).settings()
-    >>> chosen(settings, 10**9, False).search, chosen(settings, 10**15, False).search
+    >>> choose_search(settings, 10**9, False).search, choose_search(settings, 10**15, False).search
     ('exact', 'clusters')
     """
     if settings.search != "auto":
         return settings
-    few = are_few(pairs) and settings.floor >= LEAST_FLOOR
+    few = is_exact_default(pairs) and settings.floor >= LEAST_FLOOR
     exact = against or (settings.probes == 1 and (few or settings.floor < settings.threshold))
     if exact:
         check_floor(settings.floor)
     return replace(settings, search="exact" if exact else "clusters", probes=1 if exact else settings.probes)
 
 
-def share(name: str, value: object) -> float:
+def check_share(name: str, value: object) -> float:
     """`value` of the option `name` as a number in [0, 1]."""
     if not SHARE.holds(value):
         raise UsageError(f"{value!r} is out of range", where=name, expected=SHARE.says)
     return float(value)  # type: ignore[arg-type]
 
 
-def rounded(value: float) -> float:
+def round_to_float32(value: float) -> float:
     """The shortest number that rounds to the same float32, so that files show 0.9 and not 0.8999999761581421."""
     return float(str(np.float32(value)))

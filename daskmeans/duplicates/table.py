@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans.buckets.buckets import CENTROID
-from daskmeans.duplicates.greedy import Resolved
+from daskmeans.duplicates.greedy import RankedDecisions
 from daskmeans.storage import signature
-from daskmeans.vectors.files import reached
+from daskmeans.vectors.files import translate_write_errors
 
 # What a reason may be: of rows that stay, of copies, and of other duplicates.
 REASONS = (None, "exact", "semantic")
@@ -37,7 +37,9 @@ def schema_of(ids: pa.DataType) -> pa.Schema:
     return pa.schema(columns.items())
 
 
-def to_table(ids: pa.Array, found: Resolved, centroid: int | np.ndarray, names: pa.Array | None = None) -> pa.Table:
+def to_table(
+    ids: pa.Array, found: RankedDecisions, centroid: int | np.ndarray, names: pa.Array | None = None
+) -> pa.Table:
     """What was `found` for the rows with these `ids`, in their order; `centroid` is that of all, or of each.
 
     `names` are the ids of the rows by whose numbers `found` tells of others; default: `ids`.
@@ -82,7 +84,7 @@ def with_unpaired(decided: pa.Table, places: np.ndarray, ids: pa.Array, centroid
 
 def write_table(table: pa.Table, file: UPath) -> list[int]:
     """Write decisions to `file`, in a directory below that of the step; the rows kept, copies and other duplicates."""
-    with reached(file.parent.parent):
+    with translate_write_errors(file.parent.parent):
         signature.write_table(table, file, "dedup")
     exact, semantic = (pc.sum(pc.equal(table["reason"], reason)).as_py() or 0 for reason in REASONS[1:])
     return [len(table) - exact - semantic, exact, semantic]

@@ -15,16 +15,16 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config
-from daskmeans.buckets.buckets import Buckets, Cluster, Part, lean_of
-from daskmeans.duplicates.decide import decide, nearest_in_run
-from daskmeans.duplicates.decisions import summarize
-from daskmeans.duplicates.ranking import needed, rank
-from daskmeans.duplicates.settings import Settings
+from daskmeans.buckets.buckets import Buckets, Cluster, Part, strip_parts
+from daskmeans.duplicates.decide import decide_cluster, find_nearest_in_run
+from daskmeans.duplicates.decisions import summarize_decisions
+from daskmeans.duplicates.ranking import columns_to_read, rank
+from daskmeans.duplicates.settings import DedupSettings
 from daskmeans.duplicates.table import to_table, write_table
 from daskmeans.errors import MemoryForecastError
 from daskmeans.kernels.hashing import hash_column, sample_limit
 from daskmeans.kernels.norms import normalize_rows
-from daskmeans.kernels.within_cluster import Nearest
+from daskmeans.kernels.within_cluster import NearestEarlier
 from daskmeans.pairs import recall
 from daskmeans.pairs.memory import dedup_bytes
 from daskmeans.runtime import executor, resources
@@ -33,10 +33,10 @@ from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.matrix import to_matrix
 
 # A cluster, the first of some of its rows, and the one after the last.
-Slice = tuple[Cluster, int, int]
+ClusterSlice = tuple[Cluster, int, int]
 
 
-def check_memory(buckets: Buckets, client: Client | None) -> None:
+def check_largest_cluster(buckets: Buckets, client: Client | None) -> None:
     """Refuse work whose largest cluster does not fit into a task's memory."""
     have = resources.memory_per_task(client)
     largest = max(buckets.clusters(), key=lambda cluster: cluster.rows)
@@ -50,8 +50,8 @@ def check_memory(buckets: Buckets, client: Client | None) -> None:
         )
 
 
-def search_inside(
-    buckets: Buckets, settings: Settings, out: UPath, start: float, client: Client | None, tuning: Tuning = DEFAULT
+def search_clusters(
+    buckets: Buckets, settings: DedupSettings, out: UPath, start: float, client: Client | None, tuning: Tuning = DEFAULT
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Decide on all rows; the summary, and the files of decisions with their rows.
 
@@ -64,32 +64,32 @@ def search_inside(
     limit = sample_limit(buckets.rows, wanted)
     tile_bytes = config.get_bytes("tile-bytes")
     files = [folder / f"part-{i:05d}.parquet" for i in range(len(buckets.parts))]
-    task, lean = delayed(decide_part, pure=False), lean_of(buckets)
-    ahead = _ahead(buckets, settings, tile_bytes, client, tuning)
+    task, lean = delayed(decide_part, pure=False), strip_parts(buckets)
+    precomputed = _split_large_clusters(buckets, settings, tile_bytes, client, tuning)
     tasks = [
         task(
             lean, part, settings, limit, file, tile_bytes,
-            {c.centroid: ahead[c.centroid] for c in part.clusters if c.centroid in ahead},
+            {c.centroid: precomputed[c.centroid] for c in part.clusters if c.centroid in precomputed},
             dask_key_name=f"dedup-{run}-{i}",
         )
         for i, (part, file) in enumerate(zip(buckets.parts, files, strict=True))
     ]  # fmt: skip
     done = executor.compute(tasks, label="dedup", client=client)
     sample = recall.join_samples([sample for _, sample in done], wanted)
-    found = _measure(buckets, sample, settings, tile_bytes, run, client, tuning)
-    return summarize(buckets, settings, files, [counts for counts, _ in done], found, start, client)
+    found = _measure_recall(buckets, sample, settings, tile_bytes, run, client, tuning)
+    return summarize_decisions(buckets, settings, files, [counts for counts, _ in done], found, start, client)
 
 
-def _ahead(
-    buckets: Buckets, settings: Settings, tile_bytes: int, client: Client | None, tuning: Tuning
+def _split_large_clusters(
+    buckets: Buckets, settings: DedupSettings, tile_bytes: int, client: Client | None, tuning: Tuning
 ) -> dict[int, list[Delayed]]:
     """Tasks that compare the rows of large clusters, by centroid: one thread would be at them when all others are done.
 
     Each task reads its cluster again, which is soon done beside what it compares. In this process there are no more of
-    them than fit into its memory; what a worker can hold, :func:`check_memory` has seen.
+    them than fit into its memory; what a worker can hold, :func:`check_largest_cluster` has seen.
     """
     threads, total = n_threads(client), sum(cluster.rows**2 for cluster in buckets.clusters())
-    task, lean = delayed(nearest_in, pure=False), lean_of(buckets)
+    task, lean = delayed(find_nearest_in_cluster, pure=False), strip_parts(buckets)
     found = {}
     for cluster in buckets.clusters() if threads > 1 else ():
         runs = -(-2 * threads * cluster.rows**2 // total)
@@ -103,37 +103,43 @@ def _ahead(
     return found
 
 
-def nearest_in(buckets: Buckets, cluster: Cluster, settings: Settings, run: int, runs: int, tile_bytes: int) -> Nearest:
-    """What :func:`nearest_in_run` finds for the rows of `cluster`."""
-    ((_, table, X),) = read_clusters(buckets, [(cluster, 0, cluster.rows)], needed(settings.keep, buckets.id_field))
+def find_nearest_in_cluster(
+    buckets: Buckets, cluster: Cluster, settings: DedupSettings, run: int, runs: int, tile_bytes: int
+) -> NearestEarlier:
+    """What :func:`find_nearest_in_run` finds for the rows of `cluster`."""
+    ((_, table, X),) = read_clusters(
+        buckets, [(cluster, 0, cluster.rows)], columns_to_read(settings.keep, buckets.id_field)
+    )
     order = rank(table, settings.keep, buckets.id_field, settings.random_state)
-    return nearest_in_run(X[order], run, runs, tile_bytes)
+    return find_nearest_in_run(X[order], run, runs, tile_bytes)
 
 
 def decide_part(
     buckets: Buckets,
     part: Part,
-    settings: Settings,
+    settings: DedupSettings,
     limit: int,
     file: UPath,
     tile_bytes: int,
-    ahead: dict[int, list[Nearest]],
-) -> tuple[list[int], recall.Sample]:
+    precomputed: dict[int, list[NearestEarlier]],
+) -> tuple[list[int], recall.RowSample]:
     """Write the decisions on the rows of `part` to `file`, in the order in which the rows lie in the clusters.
 
-    `ahead` has what rows of large clusters were found to be nearest to, by centroid.
+    `precomputed` has what rows of large clusters were found to be nearest to, by centroid.
 
     Returns the numbers of rows kept, of exact copies and of semantic duplicates, and what the recall sample takes from
     here.
     """
     whole = [(cluster, 0, cluster.rows) for cluster in part.clusters]
     tables, samples = [], []
-    for (cluster, _, _), table, X in read_clusters(buckets, whole, needed(settings.keep, buckets.id_field)):
+    for (cluster, _, _), table, X in read_clusters(buckets, whole, columns_to_read(settings.keep, buckets.id_field)):
         ids = table[buckets.id_field].combine_chunks()
         samples.append(recall.take_sample(hash_column(ids, settings.random_state), cluster.centroid, X, limit))
         order = rank(table, settings.keep, buckets.id_field, settings.random_state)
         X = X[order]
-        decided = decide(X, np.float32(settings.threshold), settings.rule, tile_bytes, ahead.get(cluster.centroid, ()))
+        decided = decide_cluster(
+            X, np.float32(settings.threshold), settings.rule, tile_bytes, precomputed.get(cluster.centroid, ())
+        )
         tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
         del X  # before the next one is read
     table = pa.concat_tables(tables)
@@ -141,43 +147,43 @@ def decide_part(
 
 
 def read_clusters(
-    buckets: Buckets, slices: Sequence[Slice], columns: list[str]
-) -> Iterator[tuple[Slice, pa.Table, np.ndarray]]:
+    buckets: Buckets, slices: Sequence[ClusterSlice], columns: list[str]
+) -> Iterator[tuple[ClusterSlice, pa.Table, np.ndarray]]:
     """Some rows of clusters: `columns` of them, and their unit vectors (float32, shape (rows, d), a copy)."""
 
-    def unit(of: Slice, table: pa.Table) -> tuple[Slice, pa.Table, np.ndarray]:
+    def to_unit(of: ClusterSlice, table: pa.Table) -> tuple[ClusterSlice, pa.Table, np.ndarray]:
         X = np.array(to_matrix(table[buckets.embedding_field], f"{buckets.path}, cluster {of[0].centroid}"))
         normalize_rows(X)
         return of, table.select(columns), X
 
     # Nothing of a cluster is held here while the next one is read.
-    yield from map(unit, slices, buckets.read_each_slice(slices, [*columns, buckets.embedding_field]))
+    yield from map(to_unit, slices, buckets.read_each_slice(slices, [*columns, buckets.embedding_field]))
 
 
-def _measure(
+def _measure_recall(
     buckets: Buckets,
-    sample: recall.Sample,
-    settings: Settings,
+    sample: recall.RowSample,
+    settings: DedupSettings,
     tile_bytes: int,
     run: str,
     client: Client | None,
     tuning: Tuning,
 ) -> dict[str, Any]:
     """Recall of the search inside clusters; the clusters are read once more."""
-    shared, lean, threshold = executor.share(sample, client), lean_of(buckets), np.float32(settings.threshold)
-    task = delayed(find_sample_twins, pure=False)
+    shared, lean, threshold = executor.broadcast(sample, client), strip_parts(buckets), np.float32(settings.threshold)
+    task = delayed(find_sample_neighbors, pure=False)
     most = max(tuning.task_rows, buckets.rows // (2 * n_threads(client)))
     tasks = [
         task(lean, slices, shared, threshold, tile_bytes, dask_key_name=f"dedup-recall-{run}-{i}")
-        for i, slices in enumerate(_slices(buckets, most) if len(sample.rows) else ())
+        for i, slices in enumerate(_slice_clusters(buckets, most) if len(sample.rows) else ())
     ]
     seen = np.zeros((2, len(sample.rows)), bool)
     for flags in executor.compute(tasks, label="recall", client=client):
         seen |= flags
-    return recall.summarize(seen)
+    return recall.summarize_recall(seen)
 
 
-def _slices(buckets: Buckets, most: int) -> Iterator[list[Slice]]:
+def _slice_clusters(buckets: Buckets, most: int) -> Iterator[list[ClusterSlice]]:
     """All rows: those of a part together, of large clusters `most` rows at a time."""
     for part in buckets.parts:
         small = [(cluster, 0, cluster.rows) for cluster in part.clusters if cluster.rows <= most]
@@ -188,11 +194,11 @@ def _slices(buckets: Buckets, most: int) -> Iterator[list[Slice]]:
                 yield from ([(cluster, i, min(i + most, cluster.rows))] for i in range(0, cluster.rows, most))
 
 
-def find_sample_twins(
-    buckets: Buckets, slices: Sequence[Slice], sample: recall.Sample, threshold: np.float32, tile_bytes: int
+def find_sample_neighbors(
+    buckets: Buckets, slices: Sequence[ClusterSlice], sample: recall.RowSample, threshold: np.float32, tile_bytes: int
 ) -> np.ndarray:
-    """Which sampled rows have a twin in `slices`; see `recall.mark_twins`."""
+    """Which sampled rows have a twin in `slices`; see `recall.mark_neighbors`."""
     seen = np.zeros((2, len(sample.rows)), bool)
     for (cluster, start, _), _, X in read_clusters(buckets, slices, []):
-        recall.mark_twins(sample, X, cluster.centroid, start, threshold, tile_bytes, seen)
+        recall.mark_neighbors(sample, X, cluster.centroid, start, threshold, tile_bytes, seen)
     return seen

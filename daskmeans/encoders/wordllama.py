@@ -17,7 +17,7 @@ import numpy as np
 from daskmeans.errors import MissingExtraError
 from daskmeans.kernels.sums import mean_rows
 
-_loading = Lock()
+_LOAD_LOCK = Lock()
 
 
 class WordLlama:
@@ -48,8 +48,8 @@ class WordLlama:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of `texts`, float32, shape (n, 256); a text without a token becomes a zero vector."""
-        with _loading:
-            tokenizer, table = _load()
+        with _LOAD_LOCK:
+            tokenizer, table = _load_model()
         tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
         starts = np.zeros(len(tokens) + 1, np.int64)
         np.cumsum([len(ids) for ids in tokens], out=starts[1:])
@@ -58,11 +58,11 @@ class WordLlama:
 
 
 @cache
-def _load() -> tuple[Any, np.ndarray]:
+def _load_model() -> tuple[Any, np.ndarray]:
     """Tokenizer and token vectors, loaded once per process."""
     # Tasks take the cores already; it is read when the tokenizer first runs.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with _unchanged_logging():
+    with _preserve_logging():
         import wordllama
     model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
     model.tokenizer.no_padding()
@@ -70,7 +70,7 @@ def _load() -> tuple[Any, np.ndarray]:
 
 
 @contextmanager
-def _unchanged_logging() -> Iterator[None]:
+def _preserve_logging() -> Iterator[None]:
     """Undo what an import does to the root logger: wordllama switches on messages of everything."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

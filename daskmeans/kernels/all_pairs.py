@@ -2,8 +2,8 @@
 
 A row is rewritten as its coordinates along a few directions, and the length of what these leave out. The product of
 two rows is at most the product of two such sketches (Cauchy-Schwarz for what is left out), whatever the directions
-are; good ones only make the bound tighter. Sketches are compared as the screen compares rows with centroids, with the
-error of that comparison in the bound, so no pair is missed.
+are; good ones only make the bound tighter. Sketches are compared as candidate filters compare rows with
+centroids, with the error of that comparison in the bound, so no pair is missed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daskmeans.kernels.bounds import slack
-from daskmeans.kernels.jit import frozen, kernel
-from daskmeans.kernels.microkernel import COLUMNS, ROWS, multiplies_bytes, score_tile
+from daskmeans.kernels.bounds import slack_terms
+from daskmeans.kernels.jit import as_readonly, kernel
+from daskmeans.kernels.microkernel import COLUMNS, ROWS, has_byte_instructions, score_tile
 from daskmeans.kernels.norms import rounding_bound, squared_norms64
-from daskmeans.kernels.quantize import Codes, Screen, encode, screen
-from daskmeans.kernels.within_cluster import product_score, same_row
+from daskmeans.kernels.quantize import Codes, PackedCentroids, encode_rows, pack_centroids
+from daskmeans.kernels.within_cluster import is_same_row, product_score
 
 # What is left out is written as so many equal coordinates, which makes the steps of bytes finer than one large one.
 RESTS = 4
@@ -44,7 +44,7 @@ class Sketches(NamedTuple):
     """float32, shape (n, d)"""
     codes: Codes
     """Of the sketches."""
-    screen: Screen
+    columns: PackedCentroids
     """Likewise, as columns; its halves are zero."""
     loose: float
     """By how much the product of two rows may be above that of their sketches, since these are rounded."""
@@ -63,24 +63,24 @@ class Pairs(NamedTuple):
     """bool, shape (m,): the rows are the same bit for bit."""
 
 
-def sample_rows(dimension: int) -> int:
+def n_sample_rows(dimension: int) -> int:
     """How many rows tell good directions; of wide rows, fewer, since these are not to take longer.
 
     Examples
     --------
-    >>> sample_rows(384), sample_rows(12_288)
+    >>> n_sample_rows(384), n_sample_rows(12_288)
     (8192, 1365)
     """
     return max(1, min(SAMPLE_ROWS, SAMPLE_COORDINATES // dimension))
 
 
-def directions(sample: np.ndarray, floor: float) -> np.ndarray:
+def find_directions(sample: np.ndarray, floor: float) -> np.ndarray:
     """Directions that make it cheap to find the pairs of rows whose product is at least `floor`.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, d)
-        Some of the rows, about :func:`sample_rows`, those of a cluster beside one another. Any others give the same
+        Some of the rows, about :func:`n_sample_rows`, those of a cluster beside one another. Any others give the same
         pairs, in more time.
     floor : float
 
@@ -94,47 +94,47 @@ def directions(sample: np.ndarray, floor: float) -> np.ndarray:
     most = len(sample) if d <= NARROW else len(sample) // 4
     places = np.linspace(0, len(sample) - 1, min(most, TRIAL_ROWS)).astype(int)
     tried = sample[places]
-    axes = _axes(sample) if d <= NARROW else _first_axes(np.delete(sample, places, axis=0))
+    axes = _principal_axes(sample) if d <= NARROW else _leading_axes(np.delete(sample, places, axis=0))
     cheapest, best = float(d), np.empty((d, 0), np.float32)
     for p in DIRECTIONS:
         if p + RESTS >= d or p > axes.shape[1]:
             break
-        P = _shortened(axes[:, :p])
-        F, loose = features(tried, P)
-        codes = encode(F, np.zeros(F.shape[1]))
+        P = _scale_axes(axes[:, :p])
+        F, loose = sketch_rows(tried, P)
+        codes = encode_rows(F, np.zeros(F.shape[1]))
         half = len(tried) // 2  # of the clusters, so that pairs are as far apart as most are
         products = F[:half].astype(np.float64) @ F[half:].T + 2.0 * codes.errors[:half, None] + loose
         candidates = np.count_nonzero(products >= floor) / max(1, products.size)
-        cost = F.shape[1] + candidates * d * EXACT_COST[not multiplies_bytes()]
+        cost = F.shape[1] + candidates * d * EXACT_COST[not has_byte_instructions()]
         if cost < cheapest:
             cheapest, best = cost, P
     return best
 
 
-def _axes(X: np.ndarray) -> np.ndarray:
+def _principal_axes(X: np.ndarray) -> np.ndarray:
     """The principal axes of the rows of `X`, the longest first; float64, shape (d, d)."""
     wide = X.astype(np.float64)
     return np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
 
 
-def _first_axes(X: np.ndarray) -> np.ndarray:
-    """The first of :func:`_axes`, nearly, as many as may become directions: those in what `X` makes of random ones."""
+def _leading_axes(X: np.ndarray) -> np.ndarray:
+    """Nearly the first of :func:`_principal_axes`, as many as may become directions: in products of random ones."""
     count = min(len(X), DIRECTIONS[-1])
     some = np.random.default_rng(0).standard_normal((X.shape[1], count), np.float32)
     Y = (X.T @ (X @ some)).astype(np.float64)
     squares, turned = np.linalg.eigh(Y.T @ Y)
     there = squares > 2.0**-40 * squares.max(initial=0.0)
     Q = (Y @ (turned[:, there] / np.sqrt(squares[there]))).astype(np.float32)  # as of a QR, in products alone
-    return (Q @ _axes(X @ Q).astype(np.float32)).astype(np.float64)
+    return (Q @ _principal_axes(X @ Q).astype(np.float32)).astype(np.float64)
 
 
-def _shortened(axes: np.ndarray) -> np.ndarray:
+def _scale_axes(axes: np.ndarray) -> np.ndarray:
     """`axes` as float32, with norm 1 at most: rounding adds less to the norm than the factor takes away."""
     norm = np.sqrt(np.linalg.eigvalsh(axes.T @ axes)[-1])
     return np.ascontiguousarray(axes * ((1.0 - 2.0**-16) / norm), np.float32)
 
 
-def features(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
+def sketch_rows(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
     """Sketches of the rows of `X`, and by how much a product of rows may be above that of their sketches.
 
     Parameters
@@ -156,11 +156,11 @@ def features(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
     if P.shape[1] == 0:
         return X, 0.0
     p = P.shape[1]
-    squares = squared_norms64(frozen(X))
+    squares = squared_norms64(as_readonly(X))
     longest = float(np.sqrt(squares.max(initial=0.0)))
     off = rounding_bound(X.shape[1]) * float(np.linalg.norm(P)) * longest
     A = X @ P
-    kept = np.maximum(np.sqrt(squared_norms64(frozen(A))) - off, 0.0)
+    kept = np.maximum(np.sqrt(squared_norms64(as_readonly(A))) - off, 0.0)
     rest = np.sqrt(np.maximum(squares - kept**2, 0.0) + 2.0**-40 * longest**2)
     F = np.empty((len(X), p + RESTS), np.float32)
     F[:, :p] = A
@@ -168,13 +168,13 @@ def features(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
     return F, 2.0 * off * (longest + off)
 
 
-def sketch(X: np.ndarray, P: np.ndarray) -> Sketches:
+def make_sketches(X: np.ndarray, P: np.ndarray) -> Sketches:
     """Sketches of the rows of `X` (float32, shape (n, d), C-contiguous) along the directions `P`."""
-    F, loose = features(X, P)
+    F, loose = sketch_rows(X, P)
     center = np.zeros(F.shape[1])
-    columns = screen(F, center)
+    columns = pack_centroids(F, center)
     columns.halves.ravel()[: len(X)] = 0.0
-    return Sketches(frozen(X), encode(F, center), columns._replace(centroids=columns.centroids[:0]), loose)
+    return Sketches(as_readonly(X), encode_rows(F, center), columns._replace(centroids=columns.centroids[:0]), loose)
 
 
 def find_pairs(
@@ -209,17 +209,17 @@ def find_pairs(
     Examples
     --------
     >>> X = np.float32([[1, 0], [0.8, 0.6], [0, 1], [0.8, 0.6]])
-    >>> rows = sketch(X, np.empty((2, 0), np.float32))
+    >>> rows = make_sketches(X, np.empty((2, 0), np.float32))
     >>> for found in find_pairs(rows, rows, np.float32(0.7), slice(0, 4), slice(0, 4), same=True):
     ...     sorted(zip(found.rows.tolist(), found.columns.tolist(), found.copies.tolist()))
     [(1, 0, False), (3, 0, False), (3, 1, True)]
     """
     picks = np.arange(rows.start, rows.stop, dtype=np.int32)
     jobs = np.array([[0, len(picks), columns.start, columns.stop]])
-    return find_among(one, other, floor, picks, jobs, same=same, room=room)
+    return find_pairs_among(one, other, floor, picks, jobs, same=same, room=room)
 
 
-def find_among(
+def find_pairs_among(
     one: Sketches,
     other: Sketches,
     floor: np.float32,
@@ -243,7 +243,7 @@ def find_among(
     if not len(jobs) or not len(other.X):
         return
     state = np.array([0, 0, 0])
-    least = _least(one.codes, other.screen, np.float64(floor), one.loose + other.loose)
+    least = _least_scores(one.codes, other.columns, np.float64(floor), one.loose + other.loose)
     counts = jobs[:, 1] - jobs[:, 0]
     most = int((counts * (jobs[:, 3] - jobs[:, 2])).sum())
     room = min(room, most) + min(CHUNK, int(counts.max(initial=0))) * COLUMNS
@@ -251,19 +251,19 @@ def find_among(
         buffer = Pairs(
             np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.bool_)
         )
-        n = _sweep(one.X, one.codes, other.X, other.screen, least, floor, picks, jobs, same, state, buffer)
+        n = _collect_pairs(one.X, one.codes, other.X, other.columns, least, floor, picks, jobs, same, state, buffer)
         if n:
             yield Pairs(*(part[:n].copy() for part in buffer))
 
 
 @kernel
-def _least(codes, columns, floor, loose):  # type: ignore[no-untyped-def]
+def _least_scores(codes, columns, floor, loose):  # type: ignore[no-untyped-def]
     """The lowest score that a pair at the floor may have, for each row; rounded down."""
     n, d = codes.squares.shape[0], columns.centroids.shape[1]
     out = np.empty(n, np.float32)
     longest, error = columns.longest.max(), columns.error.max()
     for i in range(n):
-        rest, by_length, by_error = slack(codes, i, d, longest, columns.rounding)
+        rest, by_length, by_error = slack_terms(codes, i, d, longest, columns.rounding)
         # A score is rounded to float32 before it is compared with the floor.
         value = floor * (1.0 - 2.0**-23) - (rest + by_length * longest + by_error * error) - loose
         out[i] = np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
@@ -271,7 +271,7 @@ def _least(codes, columns, floor, loose):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _sweep(X, codes, Y, columns, least, floor, picks, jobs, same, state, found):  # type: ignore[no-untyped-def]
+def _collect_pairs(X, codes, Y, columns, least, floor, picks, jobs, same, state, found):  # type: ignore[no-untyped-def]
     """Compare from where `state` says on, until all is compared or `found` is nearly full; how many pairs are in it.
 
     The state is a job, and how many rows and groups of columns of it are done.
@@ -285,8 +285,8 @@ def _sweep(X, codes, Y, columns, least, floor, picks, jobs, same, state, found):
             count = min(CHUNK, last - first - state[1])
             chunk[:count] = picks[first + state[1] : first + state[1] + count]
             chunk[count:] = chunk[count - 1]
-            beyond = min(right, chunk[:count].max()) if same else right
-            while (left // COLUMNS + state[2]) * COLUMNS < beyond:
+            stop = min(right, chunk[:count].max()) if same else right
+            while (left // COLUMNS + state[2]) * COLUMNS < stop:
                 if n + count * COLUMNS > found.rows.shape[0]:
                     return n
                 g = left // COLUMNS + state[2]
@@ -303,7 +303,7 @@ def _sweep(X, codes, Y, columns, least, floor, picks, jobs, same, state, found):
                             j = g * COLUMNS + c
                             if scores[r, c] < least[i] or j < left or j >= (min(right, i) if same else right):
                                 continue
-                            copy = same_row(X[i], Y[j])
+                            copy = is_same_row(X[i], Y[j])
                             score = np.float32(1.0) if copy else product_score(X[i], Y[j])
                             if score >= floor:
                                 found.rows[n], found.columns[n] = i, j

@@ -29,7 +29,7 @@ KEEP = 0.5
 # The arrays that are kept beside the rows of a block from step to step: their shapes and types.
 Layout = dict[str, tuple[tuple[int, ...], Any]]
 # Rows as they are compared: by their sketches, or on a device whole.
-Compared = Sketches | dense.Rows
+Compared = Sketches | dense.DeviceRows
 
 
 class Cpu:
@@ -52,17 +52,15 @@ class Cpu:
             "upper": ((rows,), np.float32),
             "lower": ((rows, n_bounds(n_clusters)), np.float32),
         }
-        return quantize.layout(rows, n_features, quantize.as_bytes(n_features)) | bounds
+        return quantize.codes_layout(rows, n_features, quantize.is_bytewise(n_features)) | bounds
 
-    def step(
-        self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, travel: Drift, scale: float
-    ) -> CpuStep:
-        """A step towards `centroids`; see :class:`daskmeans.kmeans.engine.passes.Pass`."""
-        return CpuStep(centroids, center, order, travel, scale)
+    def step(self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, drift: Drift, scale: float) -> CpuStep:
+        """A step towards `centroids`; see :class:`daskmeans.kmeans.engine.passes.PassState`."""
+        return CpuStep(centroids, center, order, drift, scale)
 
     def nearest(self, X: Any, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See :func:`daskmeans.kernels.distances.nearest`; a GPU takes rows that lie there, too."""
-        return distances.nearest(X, centroids)
+        """See :func:`daskmeans.kernels.distances.nearest_centroids`; a GPU takes rows that lie there, too."""
+        return distances.nearest_centroids(X, centroids)
 
     def nearest_labels(self, X: Any, centroids: np.ndarray) -> np.ndarray:
         """The labels that :meth:`nearest` finds, in less time."""
@@ -72,7 +70,7 @@ class Cpu:
 
     def comparable(self, X: np.ndarray, P: np.ndarray) -> Sketches:
         """Unit rows, ready to be compared; sketches are along the directions `P`."""
-        return all_pairs.sketch(X, P)
+        return all_pairs.make_sketches(X, P)
 
     def find_pairs(self, one: Any, other: Any, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
         """The pairs of all rows whose score is at least `floor`, some at a time; `same` if `one` is `other`."""
@@ -96,7 +94,7 @@ class Cpu:
         """Rows that keep no others in memory: a view of a column may be a view of a larger one."""
         return X if X.base is None else X.copy()
 
-    def host(self, X: Any) -> np.ndarray:
+    def to_host(self, X: Any) -> np.ndarray:
         """Rows brought to memory."""
         return X  # type: ignore[no-any-return]
 
@@ -144,23 +142,21 @@ class Gpu:
         """Labels alone."""
         return {"labels": ((rows,), np.int32)}
 
-    def step(
-        self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, travel: Drift, scale: float
-    ) -> GpuStep:
-        """With all centroids, whatever their order and travel."""
+    def step(self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, drift: Drift, scale: float) -> GpuStep:
+        """With all centroids, whatever their order and drift."""
         return GpuStep(self.device, centroids, center, scale)
 
     def nearest(self, X: Any, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return dense.nearest(self.device, X, centroids)
+        return dense.nearest_centroids(self.device, X, centroids)
 
     def nearest_labels(self, X: Any, centroids: np.ndarray) -> np.ndarray:
-        return dense.nearest(self.device, X, centroids, squares=False)[0]
+        return dense.nearest_centroids(self.device, X, centroids, squares=False)[0]
 
     # --- pairs ---
 
-    def comparable(self, X: np.ndarray, P: np.ndarray) -> dense.Rows:
+    def comparable(self, X: np.ndarray, P: np.ndarray) -> dense.DeviceRows:
         """Whole rows, on the device."""
-        return dense.rows_on(self.device, X)
+        return dense.encode_unit_rows(self.device, X)
 
     def find_pairs(self, one: Any, other: Any, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
         return dense.find_pairs(self.device, one, other, floor, same=same)
@@ -179,7 +175,7 @@ class Gpu:
         with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
             X = self.device.xp.ascontiguousarray(X, np.float32)
         squares = norms.squared_norms(self.device, X)
-        if not norms.usual(self.device, squares, normalize):
+        if not norms.is_usual(self.device, squares, normalize):
             return None
         return norms.unit_rows(self.device, X, squares) if normalize else X
 
@@ -190,25 +186,25 @@ class Gpu:
         """As they are: a column is not copied."""
         return X
 
-    def host(self, X: Any) -> np.ndarray:
-        return self.device.host(X)
+    def to_host(self, X: Any) -> np.ndarray:
+        return self.device.to_host(X)
 
     def take(self, X: Any, which: np.ndarray) -> Any:
         return X[self.device.xp.asarray(which)]
 
     def copy_rows(self, X: Any, which: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        out[places] = self.host(self.take(X, which))
+        out[places] = self.to_host(self.take(X, which))
 
     def squared_distances(self, X: Any, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
         device, xp = self.device, self.device.xp
         with device.turn():
             own = xp.arange(len(X))
-            return device.host(dense.squared_distances(device, X, xp.asarray(centroids), own, xp.asarray(labels)))
+            return device.to_host(dense.squared_distances(device, X, xp.asarray(centroids), own, xp.asarray(labels)))
 
     def cosine_distances(self, X: Any, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
         device, xp = self.device, self.device.xp
         with device.turn():
-            return device.host(norms.cosine_distances(device, X, xp.asarray(centroids), xp.asarray(labels)))
+            return device.to_host(norms.cosine_distances(device, X, xp.asarray(centroids), xp.asarray(labels)))
 
     def largest_coordinate(self, X: Any) -> float:
         with self.device.turn():

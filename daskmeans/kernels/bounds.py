@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.jit import as_readonly, kernel
 from daskmeans.kernels.microkernel import n_groups
 from daskmeans.kernels.simd import squared_distance64
 
@@ -55,13 +55,13 @@ def groups_per_bound(n_clusters: int) -> int:
     return math.ceil(n_groups(n_clusters) / MOST_BOUNDS)
 
 
-def still(n_clusters: int, bounds: int) -> Drift:
+def zero_drift(n_clusters: int, bounds: int) -> Drift:
     """Centroids that have not moved."""
-    return Drift(frozen(np.zeros(n_clusters)), frozen(np.zeros(bounds)))
+    return Drift(as_readonly(np.zeros(n_clusters)), as_readonly(np.zeros(bounds)))
 
 
 @kernel
-def slack(codes, i, d, longest, rounding):  # type: ignore[no-untyped-def]
+def slack_terms(codes, i, d, longest, rounding):  # type: ignore[no-untyped-def]
     """How far a score of row `i` may be from the true one: r, a, b that make r + a * longest + b * error in a group."""
     norm, lost = np.sqrt(codes.squares[i]), codes.errors[i]
     rest = rounding * longest * longest
@@ -71,34 +71,34 @@ def slack(codes, i, d, longest, rounding):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def slack_of(row, screen, g):  # type: ignore[no-untyped-def]
+def score_slack(row, columns, g):  # type: ignore[no-untyped-def]
     """How far a score of the row in the group may be from the true one."""
-    return row.rest + row.by_length * screen.longest[g] + row.by_error * screen.error[g]
+    return row.rest + row.by_length * columns.longest[g] + row.by_error * columns.error[g]
 
 
 @kernel
-def open_groups(lower, travel, reach):  # type: ignore[no-untyped-def]
+def has_failed_bound(lower, drift, reach):  # type: ignore[no-untyped-def]
     """Whether any bound fails."""
     failed = lower.shape[0] == 0
     for b in range(lower.shape[0]):
-        failed |= lower[b] - travel[b] < reach
+        failed |= lower[b] - drift[b] < reach
     return failed
 
 
 @kernel
-def above(value):  # type: ignore[no-untyped-def]
+def round_up(value):  # type: ignore[no-untyped-def]
     """A float32 that is no less."""
     return np.float32(value + abs(value) * 2.0**-22 + 2.0**-126)
 
 
 @kernel
-def below(value):  # type: ignore[no-untyped-def]
+def round_down(value):  # type: ignore[no-untyped-def]
     """A float32 that is no more."""
     return np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
 
 
 @kernel
-def bound_row(X, codes, screen, bounds, travel, together, begin, end, top, rows):  # type: ignore[no-untyped-def]
+def update_bounds(X, codes, columns, bounds, drift, per_bound, begin, end, top, rows):  # type: ignore[no-untyped-def]
     """Note the labels, and the bounds that follow from the scores."""
     labels, upper, lower = bounds
     for i in range(begin, end):
@@ -108,45 +108,47 @@ def bound_row(X, codes, screen, bounds, travel, together, begin, end, top, rows)
         before, labels[i] = labels[i], row.label
         if lower.shape[1] == 0:
             continue
-        group = screen.groups[row.label]
+        group = columns.groups[row.label]
         if row.score == tops[group]:  # not where it is infinite: the group was not compared
             tops[group] = row.second
         if before >= 0 and before != row.label:
-            _leave(X, screen, i, before, screen.groups[before] // together, together, tops, travel, lower)
-        _lower(codes.squares[i], row, screen, tops, together, travel.groups, lower[i])
+            _bound_former(X, columns, i, before, columns.groups[before] // per_bound, per_bound, tops, drift, lower)
+        _update_lower(codes.squares[i], row, columns, tops, per_bound, drift.groups, lower[i])
         if before != row.label or row.square >= 0.0:
             square = (
-                row.square if row.square >= 0.0 else codes.squares[i] - 2.0 * (row.score - slack_of(row, screen, group))
+                row.square
+                if row.square >= 0.0
+                else codes.squares[i] - 2.0 * (row.score - score_slack(row, columns, group))
             )
-            upper[i] = above(above(np.sqrt(max(square, 0.0))) - travel.each[row.label])
+            upper[i] = round_up(round_up(np.sqrt(max(square, 0.0))) - drift.each[row.label])
 
 
 @kernel
-def _leave(X, screen, i, before, bound, together, tops, travel, lower):  # type: ignore[no-untyped-def]
+def _bound_former(X, columns, i, before, bound, per_bound, tops, drift, lower):  # type: ignore[no-untyped-def]
     """The centroid that was the row's own is now one of the others of its group."""
     known = True
-    for g in range(bound * together, min((bound + 1) * together, tops.shape[0])):
+    for g in range(bound * per_bound, min((bound + 1) * per_bound, tops.shape[0])):
         known &= tops[g] != np.inf
     if not known:
-        distance = np.sqrt(squared_distance64(X[i], screen.centroids[before]))
-        lower[i, bound] = min(lower[i, bound], below(distance + travel.groups[bound]))
+        distance = np.sqrt(squared_distance64(X[i], columns.centroids[before]))
+        lower[i, bound] = min(lower[i, bound], round_down(distance + drift.groups[bound]))
 
 
 @kernel
-def _lower(square, row, screen, tops, together, travel, lower):  # type: ignore[no-untyped-def]
+def _update_lower(square, row, columns, tops, per_bound, drift, lower):  # type: ignore[no-untyped-def]
     """Bounds of the groups that were compared."""
-    if together == 1:  # a loop for vector registers
+    if per_bound == 1:  # a loop for vector registers
         for b in range(lower.shape[0]):
-            lower[b] = _lowered(square, tops[b] + slack_of(row, screen, b), travel[b], lower[b])
+            lower[b] = _lower_bound(square, tops[b] + score_slack(row, columns, b), drift[b], lower[b])
         return
     for b in range(lower.shape[0]):
         score = -np.inf
-        for g in range(b * together, min((b + 1) * together, tops.shape[0])):
-            score = max(score, tops[g] + slack_of(row, screen, g))
-        lower[b] = _lowered(square, score, travel[b], lower[b])
+        for g in range(b * per_bound, min((b + 1) * per_bound, tops.shape[0])):
+            score = max(score, tops[g] + score_slack(row, columns, g))
+        lower[b] = _lower_bound(square, score, drift[b], lower[b])
 
 
 @kernel
-def _lowered(square, score, travel, lower):  # type: ignore[no-untyped-def]
+def _lower_bound(square, score, drift, lower):  # type: ignore[no-untyped-def]
     distance = np.sqrt(min(max(square - 2.0 * score, 0.0), 1e37))
-    return lower if score == np.inf else below(distance + travel)
+    return lower if score == np.inf else round_down(distance + drift)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.jit import as_readonly, kernel
 from daskmeans.kernels.microkernel import COLUMNS, ROWS, n_groups, score_tile
 from daskmeans.kernels.norms import squared_norms64
-from daskmeans.kernels.quantize import floats
+from daskmeans.kernels.quantize import pack_floats
 from daskmeans.kernels.simd import dot64, squared_distance64
 from daskmeans.tuning import DEFAULT
 
@@ -31,7 +31,7 @@ def n_near(n_clusters: int, groups: int = DEFAULT.near_groups) -> int:
     return groups if n_groups(n_clusters) >= 3 * groups else 0
 
 
-def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
+def order_by_group(centroids: np.ndarray, size: int) -> np.ndarray:
     """An order of the centroids in which each run of `size` holds centroids that are near one another.
 
     Parameters
@@ -51,7 +51,7 @@ def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
 
     Examples
     --------
-    >>> neighbours(np.float32([[0], [9], [1], [8]]), 2).tolist() in ([0, 2, 1, 3], [1, 3, 0, 2])
+    >>> order_by_group(np.float32([[0], [9], [1], [8]]), 2).tolist() in ([0, 2, 1, 3], [1, 3, 0, 2])
     True
     """
     todo, done = [np.arange(len(centroids))], []
@@ -61,31 +61,31 @@ def neighbours(centroids: np.ndarray, size: int) -> np.ndarray:
             done.append(mine)
             continue
         half = max(1, round(len(mine) / (2 * size))) * size
-        along = mine[_cut(frozen(centroids[mine]), half)]
+        along = mine[_bisect(as_readonly(centroids[mine]), half)]
         todo += [along[half:], along[:half]]
     order = np.concatenate(done)
     for _ in range(CHANGES if len(order) > size else 0):
-        order = _changed(centroids, order, size)
+        order = _reassign_groups(centroids, order, size)
     return order
 
 
-def _cut(C: np.ndarray, half: int) -> np.ndarray:
+def _bisect(C: np.ndarray, half: int) -> np.ndarray:
     """The order of the rows of `C` along the line between the means of its first `half` and of the others."""
-    one = C[_squares(C, _mean(C, np.arange(len(C)))).argmax()]
-    along = C[_squares(C, one).argmax()] - one
-    order = np.argsort(_products(C, along), kind="stable")
+    one = C[_squared_distances(C, _mean(C, np.arange(len(C)))).argmax()]
+    along = C[_squared_distances(C, one).argmax()] - one
+    order = np.argsort(_dot_products(C, along), kind="stable")
     for _ in range(CUTS):
         along = _mean(C, order[half:]) - _mean(C, order[:half])
-        before, order = order, np.argsort(_products(C, along), kind="stable")
+        before, order = order, np.argsort(_dot_products(C, along), kind="stable")
         if np.array_equal(before, order):
             break
     return order
 
 
-def _changed(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+def _reassign_groups(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
     """An order in which centroids are in the nearest group that has room; the groups keep their sizes."""
-    middles = group_middles(centroids, order, size)
-    near, scores = near_groups(centroids, middles, min(CHOICES, len(middles)))
+    centers = group_centers(centroids, order, size)
+    near, scores = near_groups(centroids, centers, min(CHOICES, len(centers)))
     room = np.bincount(np.arange(len(order)) // size)
     groups = np.full(len(order), -1)
     for i in np.argsort(scores[:, 1] - scores[:, 0], kind="stable"):
@@ -98,9 +98,9 @@ def _changed(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
     return np.argsort(groups, kind="stable")
 
 
-def group_middles(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+def group_centers(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
     """Means of each run of `size` centroids in this order; float32, shape (groups, d)."""
-    return np.stack([_mean(frozen(centroids), order[i : i + size]) for i in range(0, len(order), size)])
+    return np.stack([_mean(as_readonly(centroids), order[i : i + size]) for i in range(0, len(order), size)])
 
 
 @kernel
@@ -113,22 +113,22 @@ def _mean(C, rows):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _products(C, y):  # type: ignore[no-untyped-def]
+def _dot_products(C, y):  # type: ignore[no-untyped-def]
     return np.array([dot64(C[i], y) for i in range(C.shape[0])])
 
 
 @kernel
-def _squares(C, y):  # type: ignore[no-untyped-def]
+def _squared_distances(C, y):  # type: ignore[no-untyped-def]
     return np.array([squared_distance64(C[i], y) for i in range(C.shape[0])])
 
 
-def near_groups(X: np.ndarray, middles: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The groups whose middles are nearest to each row.
+def near_groups(X: np.ndarray, centers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The groups whose centers are nearest to each row.
 
     Parameters
     ----------
     X : ndarray of float32, shape (n, d), C-contiguous
-    middles : ndarray of float32, shape (groups, d), groups >= count
+    centers : ndarray of float32, shape (groups, d), groups >= count
     count : int
 
     Returns
@@ -144,21 +144,23 @@ def near_groups(X: np.ndarray, middles: np.ndarray, count: int) -> tuple[np.ndar
     [[0, 1], [2, 1]]
     """
     near, scores = np.zeros((len(X), count), np.int32), np.full((len(X), count), -np.inf, np.float32)
-    _rank(frozen(X), _columns(frozen(middles)), near, scores)
+    _rank_groups(as_readonly(X), _pack_centers(as_readonly(centers)), near, scores)
     return near, scores
 
 
-def _columns(middles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`middles` as :func:`floats` makes columns, less their own middle, so that far from the origin digits are left."""
-    center = _mean(middles, np.arange(len(middles)))
-    apart = middles - center
-    packed, scales, halves = floats(apart)
-    halves.ravel()[: len(middles)] = 0.5 * squared_norms64(frozen(apart)) + _products(frozen(apart), center)
+def _pack_centers(centers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`centers` as :func:`pack_floats` packs them, less their mean, so that far from the origin digits are left."""
+    center = _mean(centers, np.arange(len(centers)))
+    apart = centers - center
+    packed, scales, halves = pack_floats(apart)
+    halves.ravel()[: len(centers)] = 0.5 * squared_norms64(as_readonly(apart)) + _dot_products(
+        as_readonly(apart), center
+    )
     return packed, scales, halves
 
 
 @kernel
-def _rank(X, columns, near, best):  # type: ignore[no-untyped-def]
+def _rank_groups(X, columns, near, best):  # type: ignore[no-untyped-def]
     n, count = near.shape
     packed, scales, halves = columns
     row_scales, row_biases = np.ones(n, np.float32), np.zeros(n, np.int32)
@@ -171,11 +173,11 @@ def _rank(X, columns, near, best):  # type: ignore[no-untyped-def]
             score_tile(X, row_scales, row_biases, picks, 0, packed, g, scales, halves, scores, tops)
             for r in range(min(ROWS, n - start)):
                 if tops[r, 0] > best[start + r, count - 1]:
-                    _insert(scores[r], g * COLUMNS, near[start + r], best[start + r])
+                    _insert_scores(scores[r], g * COLUMNS, near[start + r], best[start + r])
 
 
 @kernel
-def _insert(scores, first, near, best):  # type: ignore[no-untyped-def]
+def _insert_scores(scores, first, near, best):  # type: ignore[no-untyped-def]
     """Put what is better than the last into the ranking; of equals, the one that was there first stays ahead."""
     for c in range(scores.shape[0]):
         place = near.shape[0] - 1

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from daskmeans.kernels.bounds import Bounds, still
-from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.bounds import Bounds, zero_drift
+from daskmeans.kernels.jit import as_readonly, kernel
 from daskmeans.kernels.norms import squared_norms64
-from daskmeans.kernels.quantize import as_bytes, encode, layout, screen, squares_about
+from daskmeans.kernels.quantize import codes_layout, encode_rows, is_bytewise, pack_centroids, squares_about
 from daskmeans.kernels.simd import dot64, squared_distance64
-from daskmeans.kernels.yinyang import ALL_GROUPS, search
+from daskmeans.kernels.yinyang import ALL_GROUPS, find_nearest
 
 # Rows that are encoded at once, and their coordinates: as bytes they stay in the second-level cache.
 BATCH_ROWS, BATCH_COORDINATES = 2048, 3 << 18
 
 
-def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_centroids(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Label of the nearest centroid of each row, and the squared distance to it; ties go to the lower label.
 
     Parameters
@@ -34,39 +34,39 @@ def nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarra
     Examples
     --------
     >>> X = np.float32([[0, 0], [9, 9], [5, 5]])
-    >>> labels, squares = nearest(X, np.float32([[0, 0], [10, 10]]))
+    >>> labels, squares = nearest_centroids(X, np.float32([[0, 0], [10, 10]]))
     >>> labels.tolist(), squares.tolist()
     ([0, 1, 0], [0.0, 2.0, 50.0])
     """
     squares = np.empty(len(X))
-    return _searched(X, centroids, squares), squares
+    return _find_labels(X, centroids, squares), squares
 
 
 def nearest_labels(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The labels that :func:`nearest` finds, in less time."""
-    return _searched(X, centroids, np.empty(0))
+    """The labels that :func:`nearest_centroids` finds, in less time."""
+    return _find_labels(X, centroids, np.empty(0))
 
 
-def _searched(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    X, centroids = frozen(X), frozen(centroids)
+def _find_labels(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    X, centroids = as_readonly(X), as_readonly(centroids)
     center = centroids.mean(axis=0, dtype=np.float64)
     # Those of like length beside one another: how exact a score is goes by the longest centroid of a group.
-    columns = screen(centroids, center, squares_about(centroids, frozen(center)).argsort(kind="stable"))
+    columns = pack_centroids(centroids, center, squares_about(centroids, as_readonly(center)).argsort(kind="stable"))
     labels = np.full(len(X), -1, np.int32)
-    unbounded, rest = np.empty((len(X), 0), np.float32), still(len(centroids), 0)
+    unbounded, rest = np.empty((len(X), 0), np.float32), zero_drift(len(centroids), 0)
     size = max(1, min(len(X), max(BATCH_ROWS, BATCH_COORDINATES // max(1, X.shape[1]))))
     # Written again for each batch: memory that is touched for the first time takes as long as encoding it.
     room: dict[str, np.ndarray] = {
-        name: np.zeros(*kind) for name, kind in layout(size, X.shape[1], as_bytes(X.shape[1])).items()
+        name: np.zeros(*kind) for name, kind in codes_layout(size, X.shape[1], is_bytewise(X.shape[1])).items()
     }
-    for rows in tiles(len(X), size):
+    for rows in range_slices(len(X), size):
         bounds = Bounds(labels[rows], np.empty(0, np.float32), unbounded[rows])
-        codes = encode(X[rows], center, {name: array[: len(X[rows])] for name, array in room.items()})
-        search(X[rows], codes, columns, bounds, rest, 1, ALL_GROUPS, squares[rows])
+        codes = encode_rows(X[rows], center, {name: array[: len(X[rows])] for name, array in room.items()})
+        find_nearest(X[rows], codes, columns, bounds, rest, 1, ALL_GROUPS, squares[rows])
     return labels
 
 
-def tiles(n: int, size: int) -> Iterator[slice]:
+def range_slices(n: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover ``range(n)`` in order."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
@@ -86,7 +86,7 @@ def all_distances(X: np.ndarray, centroids: np.ndarray, tile_rows: int) -> np.nd
     wide = centroids.astype(np.float64)
     norms = squared_norms64(centroids)
     out = np.empty((len(X), len(centroids)), np.float32)
-    for rows in tiles(len(X), tile_rows):
+    for rows in range_slices(len(X), tile_rows):
         squared = squared_norms64(X[rows])[:, None] - 2.0 * (X[rows] @ wide.T) + norms
         out[rows] = np.sqrt(np.maximum(squared, 0.0))
     return out

@@ -8,21 +8,21 @@ from daskmeans.kernels.jit import kernel
 
 
 @kernel
-def union_find_roots(n, rows, twins):  # type: ignore[no-untyped-def]
+def union_find_roots(n, rows, neighbors):  # type: ignore[no-untyped-def]
     """The lowest number among those that are linked with each number, by any chain."""
-    head = np.arange(n)
+    root = np.arange(n)
     for e in range(rows.shape[0]):
-        i, j = rows[e], twins[e]
-        while head[i] != i:
-            head[i] = head[head[i]]
-            i = head[i]
-        while head[j] != j:
-            head[j] = head[head[j]]
-            j = head[j]
-        head[max(i, j)] = min(i, j)
+        i, j = rows[e], neighbors[e]
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        while root[j] != j:
+            root[j] = root[root[j]]
+            j = root[j]
+        root[max(i, j)] = min(i, j)
     for i in range(n):
-        head[i] = head[head[i]]
-    return head
+        root[i] = root[root[i]]
+    return root
 
 
 @kernel

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pyarrow as pa
 
-from daskmeans.kernels.jit import frozen, kernel
+from daskmeans.kernels.jit import as_readonly, kernel
 
 
 @kernel
@@ -123,10 +123,10 @@ def hash_rows(X: np.ndarray, seed: int = 0) -> np.ndarray:
     ndarray of uint64, shape (n,)
     """
     factors = hash_integers(np.arange(X.shape[1], dtype=np.uint64), seed) | np.uint64(1)
-    return _hash_words(frozen(X).view(np.uint32), frozen(factors))  # type: ignore[no-any-return]
+    return _hash_words(as_readonly(X).view(np.uint32), as_readonly(factors))  # type: ignore[no-any-return]
 
 
-def uniform(hashes: np.ndarray) -> np.ndarray:
+def to_uniform(hashes: np.ndarray) -> np.ndarray:
     """Numbers in [0, 1) from hashes, float64."""
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -146,17 +146,17 @@ def sample_limit(rows: int, wanted: int) -> int:
     return min(2**64 - 1, int(share * 2**64))
 
 
-def sampled(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
+def is_sampled(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which rows have a hash below `share`, by their numbers."""
-    return uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
+    return to_uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
     """Score interval of a share (Wilson, JASA 1927); (0, 1) without trials.
 
     Examples
     --------
-    >>> [round(bound, 3) for bound in wilson(8, 10)]
+    >>> [round(bound, 3) for bound in wilson_interval(8, 10)]
     [0.49, 0.943]
     """
     if trials == 0:

@@ -40,7 +40,7 @@ def warm_seconds(function: Callable[[Any], object], few: Any, much: Any) -> floa
     return time.perf_counter() - start
 
 
-def frozen(array: np.ndarray) -> np.ndarray:
+def as_readonly(array: np.ndarray) -> np.ndarray:
     """`array` as a view that cannot be written.
 
     numba compiles a kernel once more for arrays that may be written, and what comes from another process or a mapped

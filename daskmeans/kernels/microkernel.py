@@ -42,7 +42,7 @@ class Registers(NamedTuple):
 
 
 @cache
-def features() -> frozenset[str]:
+def cpu_features() -> frozenset[str]:
     """Names of the instruction sets that numba compiles for, as LLVM calls them: this machine's, unless told others."""
     if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES, or NUMBA_CPU_NAME=generic
         return frozenset(name[1:] for name in numba.config.CPU_FEATURES.split(",") if name.startswith("+"))
@@ -51,9 +51,9 @@ def features() -> frozenset[str]:
 
 def registers() -> Registers:
     """The cut for this machine's registers: 32 of 512 bits, 32 of 128 bits (ARM), or 16 of 256 bits."""
-    if "avx512f" in features():
+    if "avx512f" in cpu_features():
         return Registers(16, 8, 3)
-    if "neon" in features():
+    if "neon" in cpu_features():
         return Registers(4, 8, 3)
     return Registers(8, 4, 3)
 
@@ -63,8 +63,8 @@ def byte_instructions() -> str:
 
     Where float32 has registers of 512 bits, those of AVX2 would be no faster.
     """
-    slower = {"avx2"} if "avx512f" in features() else set()
-    return next((name for name in BYTES if name in features() - slower), "")
+    slower = {"avx2"} if "avx512f" in cpu_features() else set()
+    return next((name for name in BYTES if name in cpu_features() - slower), "")
 
 
 def ask(choice: Callable[[], str]) -> None:
@@ -80,7 +80,7 @@ def _choice() -> str:
     return "auto"
 
 
-def multiplies_bytes() -> bool:
+def has_byte_instructions() -> bool:
     """Whether this machine has instructions that multiply and add bytes, and they are not switched off."""
     return _choice() != "float32" and byte_instructions() != ""
 
@@ -94,13 +94,13 @@ def capability() -> str:
     True
     """
     names = {"avx512vnni": "AVX-512 VNNI", "avxvnni": "AVX-VNNI", "avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
-    if multiplies_bytes():
+    if has_byte_instructions():
         return f"int8 ({names[byte_instructions()]})"
-    widest = next((name for name in ("avx512f", "avx2", "neon") if name in features()), None)
+    widest = next((name for name in ("avx512f", "avx2", "neon") if name in cpu_features()), None)
     return f"float32 ({names[widest]})" if widest else "float32"
 
 
-def _typed(  # type: ignore[no-untyped-def]
+def _type_score_tile(  # type: ignore[no-untyped-def]
     typing, codes, scales, biases, picked, start, packed, group, column_scales, halves, scores, tops
 ):
     """Score eight rows with the forty-eight centroids of one group.
@@ -128,13 +128,13 @@ def _typed(  # type: ignore[no-untyped-def]
     if not all(isinstance(a, types.Array) and a.layout == "C" for a in arrays):
         return None
     signature = types.void(codes, scales, biases, picked, start, packed, group, column_scales, halves, scores, tops)
-    return signature, _score_tile
+    return signature, _emit_score_tile
 
 
-score_tile: Any = intrinsic(_typed)
+score_tile: Any = intrinsic(_type_score_tile)
 
 
-def _score_tile(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+def _emit_score_tile(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
     from numba.core import cgutils
     from numba.np.arrayobj import make_array
 
@@ -167,7 +167,7 @@ def _score_tile(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any
 
     for r0 in range(0, ROWS, cut.rows):
         for c0 in range(0, COLUMNS, cut.lanes * cut.vectors):
-            sums = _products(b, bytewise, cut, bases[r0 : r0 + cut.rows], packed, c0, steps, vector)
+            sums = _emit_products(b, bytewise, cut, bases[r0 : r0 + cut.rows], packed, c0, steps, vector)
             for v in range(cut.vectors):
                 at = I64(c0 + v * cut.lanes)
                 column_scale, half = (
@@ -176,19 +176,19 @@ def _score_tile(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any
                 for r in range(cut.rows):
                     total = sums[r][v]
                     if bytewise:
-                        total = b.sitofp(b.sub(total, _spread(b, row_biases[r0 + r], vector)), floats)
-                    scaled = b.fmul(b.fmul(total, _spread(b, row_scales[r0 + r], floats)), column_scale)
+                        total = b.sitofp(b.sub(total, _broadcast(b, row_biases[r0 + r], vector)), floats)
+                    scaled = b.fmul(b.fmul(total, _broadcast(b, row_scales[r0 + r], floats)), column_scale)
                     place = b.gep(scores, [b.add(I64((r0 + r) * COLUMNS), at)])
                     b.store(b.fsub(scaled, half), b.bitcast(place, floats.as_pointer()), align=4)
     wanted = signature.args[10].ndim
     for r in range(ROWS):
-        largest = _largest(b, b.gep(scores, [I64(r * COLUMNS)]), floats)
+        largest = _emit_two_largest(b, b.gep(scores, [I64(r * COLUMNS)]), floats)
         for i in range(wanted):
             b.store(largest[i], b.gep(tops, [I64(wanted * r + i)]))
     return context.get_dummy_value()
 
 
-def _products(
+def _emit_products(
     b: ir.IRBuilder, bytewise: bool, cut: Registers, bases: list[Any], packed: Any, c0: int, steps: Any, vector: Any
 ) -> list[list[Any]]:
     """The loop over coordinates: sums of products of each row with each vector of columns, kept in registers."""
@@ -205,7 +205,7 @@ def _products(
     ]
     added = []
     for base, totals in zip(bases, sums, strict=True):
-        row = _spread(b, b.load(b.gep(base, [i]), align=4), vector)
+        row = _broadcast(b, b.load(b.gep(base, [i]), align=4), vector)
         added.append([_multiply_add(b, t, c, row, bytewise) for t, c in zip(totals, columns, strict=True)])
     after = b.add(i, I64(1))
     i.add_incoming(after, loop)
@@ -221,31 +221,31 @@ def _products(
 def _multiply_add(b: ir.IRBuilder, total: Any, columns: Any, row: Any, bytewise: bool) -> Any:
     vector = total.type
     if not bytewise:
-        return _called(b, f"llvm.fmuladd.v{vector.count}f32", vector, columns, row, total)
+        return _call_llvm(b, f"llvm.fmuladd.v{vector.count}f32", vector, columns, row, total)
     # Unsigned bytes of the columns times signed bytes of the row, four products into each sum.
     if byte_instructions() != "avx2":
-        return _called(b, f"llvm.x86.avx512.vpdpbusd.{32 * vector.count}", vector, total, columns, row)
+        return _call_llvm(b, f"llvm.x86.avx512.vpdpbusd.{32 * vector.count}", vector, total, columns, row)
     quarters, halves = ir.VectorType(I8, 4 * vector.count), ir.VectorType(I16, 2 * vector.count)
-    pairs = _called(b, "llvm.x86.avx2.pmadd.ub.sw", halves, b.bitcast(columns, quarters), b.bitcast(row, quarters))
+    pairs = _call_llvm(b, "llvm.x86.avx2.pmadd.ub.sw", halves, b.bitcast(columns, quarters), b.bitcast(row, quarters))
     ones = ir.Constant(halves, [1] * halves.count)
-    return b.add(total, _called(b, "llvm.x86.avx2.pmadd.wd", vector, pairs, ones))
+    return b.add(total, _call_llvm(b, "llvm.x86.avx2.pmadd.wd", vector, pairs, ones))
 
 
-def _called(b: ir.IRBuilder, name: str, result: ir.VectorType, *args: Any) -> Any:
+def _call_llvm(b: ir.IRBuilder, name: str, result: ir.VectorType, *args: Any) -> Any:
     """What LLVM's own function `name` makes of `args`."""
     function = b.module.globals.get(name)
     function = function or ir.Function(b.module, ir.FunctionType(result, [arg.type for arg in args]), name)
     return b.call(function, args)
 
 
-def _spread(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> Any:
+def _broadcast(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> Any:
     """`value` in every lane."""
     undefined = ir.Constant(vector, ir.Undefined)
     one = b.insert_element(undefined, value, I32(0))
     return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
 
 
-def _largest(b: ir.IRBuilder, scores: Any, floats: ir.VectorType) -> tuple[Any, Any]:
+def _emit_two_largest(b: ir.IRBuilder, scores: Any, floats: ir.VectorType) -> tuple[Any, Any]:
     """The largest and the second largest of forty-eight numbers, none of them NaN."""
     parts = [
         b.load(b.bitcast(b.gep(scores, [I64(c)]), floats.as_pointer()), align=4)
@@ -257,8 +257,8 @@ def _largest(b: ir.IRBuilder, scores: Any, floats: ir.VectorType) -> tuple[Any, 
     lanes = floats.count
     while lanes > 1:
         lanes //= 2
-        a, c = (_lanes(b, top, start, lanes) for start in (0, lanes))
-        rest = _larger(b, *(_lanes(b, second, start, lanes) for start in (0, lanes)))
+        a, c = (_slice_lanes(b, top, start, lanes) for start in (0, lanes))
+        rest = _larger(b, *(_slice_lanes(b, second, start, lanes) for start in (0, lanes)))
         top, second = _larger(b, a, c), _larger(b, rest, _smaller(b, a, c))
     return b.extract_element(top, I32(0)), b.extract_element(second, I32(0))
 
@@ -271,6 +271,6 @@ def _smaller(b: ir.IRBuilder, x: Any, y: Any) -> Any:
     return b.select(b.fcmp_ordered(">", x, y), y, x)
 
 
-def _lanes(b: ir.IRBuilder, vector: Any, start: int, count: int) -> Any:
+def _slice_lanes(b: ir.IRBuilder, vector: Any, start: int, count: int) -> Any:
     mask = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
     return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)

@@ -54,7 +54,7 @@ def normalize_rows(X):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def unusual_rows(X):  # type: ignore[no-untyped-def]
+def find_unusual_rows(X):  # type: ignore[no-untyped-def]
     """What is to be known of rows before they are used.
 
     Returns

@@ -6,12 +6,12 @@ import numpy as np
 
 from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.microkernel import COLUMNS, ROWS, score_tile
-from daskmeans.kernels.quantize import less
+from daskmeans.kernels.quantize import subtract_center
 from daskmeans.kernels.simd import dot64
 
 
 @kernel
-def _columns(X, members):  # type: ignore[no-untyped-def]
+def _pack_rows(X, members):  # type: ignore[no-untyped-def]
     """Rows of `X` less their middle, so that float32 has digits left for distances: as columns, with half their norms.
 
     Returns
@@ -30,7 +30,7 @@ def _columns(X, members):  # type: ignore[no-untyped-def]
     packed, halves = np.zeros((groups, d, COLUMNS), np.float32), np.full((groups, COLUMNS), np.float32(np.inf))
     for p in range(m):
         g, c = p // COLUMNS, p % COLUMNS
-        less(X[members[p]], center, row)
+        subtract_center(X[members[p]], center, row)
         for j in range(d):
             packed[g, j, c] = row[j]
         halves[g, c] = np.float32(0.5 * dot64(row, row))
@@ -40,7 +40,7 @@ def _columns(X, members):  # type: ignore[no-untyped-def]
 @kernel
 def draw_plus_plus(X, members, weights, luck, bound):  # type: ignore[no-untyped-def]
     m = members.shape[0]
-    center, packed, halves = _columns(X, members)
+    center, packed, halves = _pack_rows(X, members)
     chosen, free = np.empty(luck.shape[0], np.int64), np.ones(m, np.bool_)
     mass = weights.astype(np.float64)
     distances = np.full(packed.shape[0] * COLUMNS, np.float32(np.inf))
@@ -52,14 +52,14 @@ def draw_plus_plus(X, members, weights, luck, bound):  # type: ignore[no-untyped
     for turn in range(luck.shape[0]):
         total = sum_values(mass)
         for t in range(ROWS):
-            picks[t] = _draw(mass, free, luck[turn, t] * total)
-            less(X[members[picks[t]]], center, rows[t])
+            picks[t] = _draw_index(mass, free, luck[turn, t] * total)
+            subtract_center(X[members[picks[t]]], center, rows[t])
         for g in range(packed.shape[0]):
             score_tile(rows, row_scales, row_biases, numbers, 0, packed, g, scales, halves, scores, tops)
             here = slice(g * COLUMNS, (g + 1) * COLUMNS)
             for t in range(ROWS):
                 norm = np.float32(2.0) * halves[picks[t] // COLUMNS, picks[t] % COLUMNS]
-                _nearer(scores[t], norm, bound, distances[here], tried[t, here])
+                _update_distances(scores[t], norm, bound, distances[here], tried[t, here])
         best, lowest = 0, np.inf
         for t in range(ROWS if turn else 1):
             potential = 0.0
@@ -75,7 +75,7 @@ def draw_plus_plus(X, members, weights, luck, bound):  # type: ignore[no-untyped
 
 
 @kernel
-def _nearer(scores, norm, bound, distances, tried):  # type: ignore[no-untyped-def]
+def _update_distances(scores, norm, bound, distances, tried):  # type: ignore[no-untyped-def]
     """Squared distances to a row with these scores, where they are less than `distances`.
 
     Distances within the rounding error of zero are zero, so that copies of a row have no mass once it is taken.
@@ -96,7 +96,7 @@ def sum_values(values):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _draw(mass, free, target):  # type: ignore[no-untyped-def]
+def _draw_index(mass, free, target):  # type: ignore[no-untyped-def]
     """Index at which the running sum of `mass` passes `target`; the first free one if there is no mass left."""
     reached = 0.0
     for i in range(mass.shape[0]):

@@ -1,4 +1,4 @@
-"""Rows and centroids in the form that the screen compares: bytes with a known error, or float32 as they are."""
+"""Rows and centroids as the candidate filter compares them: bytes with a known error, or float32 as they are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daskmeans.kernels.jit import frozen, kernel
-from daskmeans.kernels.microkernel import BYTES, COLUMNS, byte_instructions, multiplies_bytes
+from daskmeans.kernels.jit import as_readonly, kernel
+from daskmeans.kernels.microkernel import BYTES, COLUMNS, byte_instructions, has_byte_instructions
 from daskmeans.kernels.norms import rounding_bound, squared_norms64
 from daskmeans.kernels.simd import dot64, largest64
 
@@ -16,7 +16,7 @@ MOST_COORDINATES = 1 << 16
 
 
 class Codes(NamedTuple):
-    """Rows as the screen reads them.
+    """Rows as the candidate filter reads them.
 
     A row less the `center` is ``scales * codes``, up to an error whose norm is at most ``errors``.
     """
@@ -33,12 +33,12 @@ class Codes(NamedTuple):
     """float64, shape (n,): squared norms of the rows, less the center where they are bytes."""
 
 
-def as_bytes(n_features: int) -> bool:
+def is_bytewise(n_features: int) -> bool:
     """Whether rows of this dimension are compared as bytes on this machine."""
-    return multiplies_bytes() and n_features < MOST_COORDINATES
+    return has_byte_instructions() and n_features < MOST_COORDINATES
 
 
-def layout(n: int, d: int, bytewise: bool) -> dict[str, tuple[tuple[int, ...], type]]:
+def codes_layout(n: int, d: int, bytewise: bool) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and type of the arrays of :class:`Codes` for `n` rows; without `codes` where they are the rows."""
     arrays: dict[str, tuple[tuple[int, ...], type]] = {"codes": ((n, -(-d // 4) * 4), np.int8)} if bytewise else {}
     for name, kind in {"scales": np.float32, "biases": np.int32, "errors": np.float32, "squares": np.float64}.items():
@@ -46,7 +46,7 @@ def layout(n: int, d: int, bytewise: bool) -> dict[str, tuple[tuple[int, ...], t
     return arrays
 
 
-def encode(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray] | None = None) -> Codes:
+def encode_rows(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray] | None = None) -> Codes:
     """Codes of the rows of `X`.
 
     Parameters
@@ -56,39 +56,39 @@ def encode(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray] | No
         Subtracted from rows and centroids alike before they become bytes, which leaves distances as they are and
         makes the bytes finer. Float32 codes need no center.
     arrays : dict of ndarray, optional
-        Written instead of new arrays; shapes and types as in :func:`layout`.
+        Written instead of new arrays; shapes and types as in :func:`codes_layout`.
     """
-    X, center = frozen(X), frozen(center)
-    bytewise = as_bytes(X.shape[1])
+    X, center = as_readonly(X), as_readonly(center)
+    bytewise = is_bytewise(X.shape[1])
     if arrays is None:
         n, d = X.shape
-        arrays = {name: np.zeros(shape, kind) for name, (shape, kind) in layout(n, d, bytewise).items()}
-    codes = Codes(**{"codes": X} | {name: arrays[name] for name in layout(0, 0, bytewise)})
+        arrays = {name: np.zeros(shape, kind) for name, (shape, kind) in codes_layout(n, d, bytewise).items()}
+    codes = Codes(**{"codes": X} | {name: arrays[name] for name in codes_layout(0, 0, bytewise)})
     if bytewise:
-        _to_bytes(X, center, _reach(), *codes)
+        _to_bytes(X, center, _largest_code(), *codes)
     else:
         codes.scales[:], codes.biases[:], codes.errors[:] = 1.0, 0, 0.0
         codes.squares[:] = squared_norms64(X)
     return codes
 
 
-def _reach() -> int:
+def _largest_code() -> int:
     """Largest code on this machine."""
     return BYTES[byte_instructions()]
 
 
 @kernel
 def squares_about(X, center):  # type: ignore[no-untyped-def]
-    """Squared distance of each row to `center`, float64; as :func:`encode` finds it for bytes."""
+    """Squared distance of each row to `center`, float64; as :func:`encode_rows` finds it for bytes."""
     out, x = np.empty(X.shape[0], np.float64), np.empty(X.shape[1], np.float64)
     for i in range(X.shape[0]):
-        less(X[i], center, x)
+        subtract_center(X[i], center, x)
         out[i] = dot64(x, x)
     return out
 
 
 @kernel
-def less(row, center, out):  # type: ignore[no-untyped-def]
+def subtract_center(row, center, out):  # type: ignore[no-untyped-def]
     """Write a row less the center, subtracted in float64."""
     for j in range(row.shape[0]):
         out[j] = np.float64(row[j]) - center[j]
@@ -104,7 +104,7 @@ def _byte_scale(largest, reach):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _rounded(x, reach, code, lost):  # type: ignore[no-untyped-def]
+def _quantize(x, reach, code, lost):  # type: ignore[no-untyped-def]
     """Write `x` as bytes up to `reach`, and what they lose; the scale, and the square of the norm of what is lost."""
     scale, inverse = _byte_scale(largest64(x), reach)
     step = np.float64(scale)
@@ -120,9 +120,9 @@ def _to_bytes(X, center, reach, codes, scales, biases, errors, squares):  # type
     d = X.shape[1]
     x, lost = np.empty(d, np.float64), np.empty(d, np.float64)
     for i in range(X.shape[0]):
-        less(X[i], center, x)
+        subtract_center(X[i], center, x)
         code, total = codes[i], 0
-        scales[i], error = _rounded(x, reach, code, lost)
+        scales[i], error = _quantize(x, reach, code, lost)
         for j in range(d):
             total += code[j]
         biases[i] = reach * total
@@ -130,8 +130,8 @@ def _to_bytes(X, center, reach, codes, scales, biases, errors, squares):  # type
         squares[i] = dot64(x, x)
 
 
-class Screen(NamedTuple):
-    """Centroids as the screen reads them, in groups of forty-eight, and what an exact comparison needs of them."""
+class PackedCentroids(NamedTuple):
+    """Centroids as the candidate filter reads them, in groups of 48, and what an exact comparison needs of them."""
 
     packed: np.ndarray
     """uint8, shape (groups, d / 4, 48, 4), or float32, shape (groups, d, 48)."""
@@ -155,7 +155,7 @@ class Screen(NamedTuple):
     """Rounding error of a score, relative to the norms of what is multiplied."""
 
 
-def screen(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None = None) -> Screen:
+def pack_centroids(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None = None) -> PackedCentroids:
     """`centroids` made ready to be compared with rows that are encoded with the same `center`.
 
     Parameters
@@ -165,39 +165,39 @@ def screen(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None =
     order : ndarray of int, shape (k,), optional
         The order in which centroids fill the groups; default: as they come. Never changes a label.
     """
-    centroids, center = frozen(centroids), frozen(center)
+    centroids, center = as_readonly(centroids), as_readonly(center)
     k, d = centroids.shape
     groups = -(-k // COLUMNS)
     ids = np.full(groups * COLUMNS, -1, np.int32)
     ids[:k] = np.arange(k) if order is None else order
-    bytewise = as_bytes(d)
+    bytewise = is_bytewise(d)
     scales, halves = np.ones((groups, COLUMNS), np.float32), np.full((groups, COLUMNS), np.inf, np.float32)
     lengths, errors = np.zeros((groups, COLUMNS)), np.zeros((groups, COLUMNS))
     if bytewise:
         width = -(-d // 4) * 4
         packed = np.empty((groups, width // 4, COLUMNS, 4), np.uint8)
         written = (each.ravel() for each in (scales, halves, lengths, errors))
-        _pack_bytes(centroids, center, ids, _reach(), packed, *written)
+        _pack_bytes(centroids, center, ids, _largest_code(), packed, *written)
     else:
-        packed, scales, halves = floats(centroids[ids[:k]])
+        packed, scales, halves = pack_floats(centroids[ids[:k]])
         lengths.ravel()[:k] = np.sqrt(squared_norms64(centroids)[ids[:k]])
     where = np.empty(k, np.int32)
     where[ids[:k]] = np.arange(k)
     group, place = where // COLUMNS, where % COLUMNS
     rounding = 2.0**-20 if bytewise else rounding_bound(d)
     bounds = lengths.max(axis=1) * (1 + 2.0**-20), errors.max(axis=1) * (1 + 2.0**-20), rounding
-    return Screen(packed, scales, halves, ids.reshape(-1, COLUMNS), group, place, centroids, *bounds)
+    return PackedCentroids(packed, scales, halves, ids.reshape(-1, COLUMNS), group, place, centroids, *bounds)
 
 
-def floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of `C` as columns of float32: packed, their scales, half their squared norms; as in :class:`Screen`."""
+def pack_floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of `C` as columns of float32: packed, scales, half the squared norms."""
     k, d = C.shape
     groups = -(-k // COLUMNS)
     packed, halves = np.zeros((groups, d, COLUMNS), np.float32), np.full((groups, COLUMNS), np.inf, np.float32)
     for g in range(groups):
         mine = C[g * COLUMNS : (g + 1) * COLUMNS]
         packed[g, :, : len(mine)] = mine.T
-    halves.ravel()[:k] = 0.5 * squared_norms64(frozen(C))
+    halves.ravel()[:k] = 0.5 * squared_norms64(as_readonly(C))
     return packed, np.ones((groups, COLUMNS), np.float32), halves
 
 
@@ -210,8 +210,8 @@ def _pack_bytes(centroids, center, ids, reach, packed, scales, halves, lengths, 
         if ids[p] < 0:
             continue
         g, column = p // packed.shape[2], p % packed.shape[2]
-        less(centroids[ids[p]], center, c)
-        scales[p], error = _rounded(c, reach, code, lost)
+        subtract_center(centroids[ids[p]], center, c)
+        scales[p], error = _quantize(c, reach, code, lost)
         for j in range(d):
             packed[g, j // 4, column, j % 4] = np.uint8(code[j] + reach)
         square = dot64(c, c)

@@ -35,38 +35,38 @@ def _magnitude(b: ir.IRBuilder, value: Any) -> Any:
 
 
 def _sum_products(typing: Any, x: Any, y: Any) -> Any:
-    return _signature(x, y), lambda *args: _reduce(*args, term=ir.IRBuilder.fmul, joined=ir.IRBuilder.fadd)
+    return _signature(x, y), lambda *args: _reduce(*args, term=ir.IRBuilder.fmul, combine=ir.IRBuilder.fadd)
 
 
 def _sum_squares(typing: Any, x: Any, y: Any) -> Any:
-    return _signature(x, y), lambda *args: _reduce(*args, term=_square, joined=ir.IRBuilder.fadd)
+    return _signature(x, y), lambda *args: _reduce(*args, term=_square, combine=ir.IRBuilder.fadd)
 
 
 def _largest(typing: Any, x: Any) -> Any:
-    return _signature(x), lambda *args: _reduce(*args, term=_magnitude, joined=_larger)
+    return _signature(x), lambda *args: _reduce(*args, term=_magnitude, combine=_larger)
 
 
-_products: Any = intrinsic(_sum_products)
-_squares: Any = intrinsic(_sum_squares)
-_magnitudes: Any = intrinsic(_largest)
+_dot: Any = intrinsic(_sum_products)
+_squared_distance: Any = intrinsic(_sum_squares)
+_largest_magnitude: Any = intrinsic(_largest)
 
 
 @kernel
 def dot64(x, y):  # type: ignore[no-untyped-def]
     """Dot product of two vectors of floating-point numbers, contiguous and of the same length."""
-    return _products(x, y)
+    return _dot(x, y)
 
 
 @kernel
 def squared_distance64(x, y):  # type: ignore[no-untyped-def]
     """Squared distance of two such vectors; zero for equal ones."""
-    return _squares(x, y)
+    return _squared_distance(x, y)
 
 
 @kernel
 def largest64(x):  # type: ignore[no-untyped-def]
     """Largest magnitude of the elements of such a vector, none of them NaN."""
-    return _magnitudes(x)
+    return _largest_magnitude(x)
 
 
 def _signature(*vectors: Any) -> Any:
@@ -77,7 +77,7 @@ def _signature(*vectors: Any) -> Any:
 
 
 def _reduce(
-    context: Any, b: ir.IRBuilder, signature: Any, args: Any, *, term: Callable[..., Any], joined: Callable[..., Any]
+    context: Any, b: ir.IRBuilder, signature: Any, args: Any, *, term: Callable[..., Any], combine: Callable[..., Any]
 ) -> Any:
     """`term` of the elements in each place, joined; 0 must leave what it is joined with."""
     from numba.core import cgutils
@@ -91,7 +91,7 @@ def _reduce(
     tail = cgutils.alloca_once_value(b, F64(0.0))
 
     def add(total: Any, elements: list[Any]) -> None:
-        b.store(joined(b, b.load(total), term(b, *elements)), total)
+        b.store(combine(b, b.load(total), term(b, *elements)), total)
 
     def wide(value: Any, kind: Any) -> Any:
         return value if value.type == kind else b.fpext(value, kind)
@@ -108,8 +108,8 @@ def _reduce(
         add(tail, [wide(b.load(b.gep(v.data, [i])), F64) for v in vectors])
     lanes = b.load(totals[0])
     for total in totals[1:]:
-        lanes = joined(b, lanes, b.load(total))
+        lanes = combine(b, lanes, b.load(total))
     parts = [b.extract_element(lanes, I32(i)) for i in range(LANES)]
     while len(parts) > 1:
-        parts = [joined(b, parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
-    return joined(b, parts[0], b.load(tail))
+        parts = [combine(b, parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
+    return combine(b, parts[0], b.load(tail))

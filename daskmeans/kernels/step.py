@@ -15,10 +15,10 @@ from daskmeans.kernels.bounds import Bounds, Drift, groups_per_bound
 from daskmeans.kernels.gpu import dense
 from daskmeans.kernels.gpu.device import Copy, Device
 from daskmeans.kernels.gpu.memory import nearest_bytes, spare_bytes
-from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.quantize import Codes, as_bytes, encode, screen, squares_about
+from daskmeans.kernels.jit import as_readonly
+from daskmeans.kernels.quantize import Codes, encode_rows, is_bytewise, pack_centroids, squares_about
 from daskmeans.kernels.sums import exact_sum, move_rows
-from daskmeans.kernels.yinyang import ALL_GROUPS, search
+from daskmeans.kernels.yinyang import ALL_GROUPS, find_nearest
 
 
 class CpuStep:
@@ -26,7 +26,7 @@ class CpuStep:
 
     Attributes
     ----------
-    energy : int
+    total_ss : int
         Exact sum of squared distances to the center, of rows that begin anew.
     moved : int
         Rows whose label has changed.
@@ -35,13 +35,13 @@ class CpuStep:
     """
 
     def __init__(
-        self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, travel: Drift, scale: float
+        self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, drift: Drift, scale: float
     ) -> None:
         self._center, self._scale = center, scale
-        self._columns, self._travel = screen(centroids, center, order), Drift(*map(frozen, travel))
+        self._columns, self._travel = pack_centroids(centroids, center, order), Drift(*map(as_readonly, drift))
         self._together = groups_per_bound(len(centroids))
         self._sums, self._counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-        self.energy = self.moved = self.compared = 0
+        self.total_ss = self.moved = self.compared = 0
 
     def add(self, X: np.ndarray, arrays: dict[str, np.ndarray], begins: str, copy: Copy | None) -> Copy | None:
         """Bring the labels of a block up to date, and what of them has changed into the sums.
@@ -65,12 +65,12 @@ class CpuStep:
         bounds = Bounds(arrays["labels"], arrays["upper"], arrays["lower"])
         if begins:
             if begins == "all":
-                encode(X, self._center, arrays)
+                encode_rows(X, self._center, arrays)
             bounds.labels[:], bounds.lower[:] = -1, 0.0
-            squares = codes.squares if as_bytes(X.shape[1]) else squares_about(X, frozen(self._center))
-            self.energy += exact_sum(squares)
+            squares = codes.squares if is_bytewise(X.shape[1]) else squares_about(X, as_readonly(self._center))
+            self.total_ss += exact_sum(squares)
         before, near = bounds.labels.copy(), arrays.get("near", ALL_GROUPS)
-        self.compared += search(X, codes, self._columns, bounds, self._travel, self._together, near, np.empty(0))
+        self.compared += find_nearest(X, codes, self._columns, bounds, self._travel, self._together, near, np.empty(0))
         self.moved += move_rows(X, before, bounds.labels, self._scale, self._sums, self._counts)
         return None
 
@@ -84,9 +84,9 @@ class GpuStep:
 
     def __init__(self, device: Device, centroids: np.ndarray, center: np.ndarray, scale: float) -> None:
         self._device = device
-        self._sums = dense.Sums(device, centroids.shape, scale)
-        self._to = dense.centroids_on(device, centroids, center)
-        self.energy = self.moved = self.compared = 0
+        self._sums = dense.DeviceSums(device, centroids.shape, scale)
+        self._to = dense.encode_centroids(device, centroids, center)
+        self.total_ss = self.moved = self.compared = 0
 
     def add(self, X: Any, arrays: dict[str, np.ndarray], begins: str, copy: Copy | None) -> Copy | None:
         """As on the cores, of rows in memory or on the device."""
@@ -97,19 +97,19 @@ class GpuStep:
         for part, rows in tiles:
             if begins:
                 squares = dense.squares_about(device, rows.X, to.center)
-                self.energy += exact_sum(device.host(squares))
-            found = dense.closest(device, rows, to)
+                self.total_ss += exact_sum(device.to_host(squares))
+            found = dense.closest_labels(device, rows, to)
             self.moved += self._sums.move(rows.X, device.xp.asarray(labels[part]), found)
-            labels[part] = device.host(found)
+            labels[part] = device.to_host(found)
         self.compared += len(labels) * len(to.rows.X)
         return copy
 
-    def _sent(self, X: Any) -> tuple[Iterable[tuple[slice, dense.Rows]], Copy | None]:
+    def _sent(self, X: Any) -> tuple[Iterable[tuple[slice, dense.DeviceRows]], Copy | None]:
         """The rows of a block on the device, tile by tile, and the copy that stays, if there is room for it."""
         device, to = self._device, self._to
         k, d = to.rows.X.shape
         size = dense.tile_rows(k, d, device.tuning)
-        sent = ((part, dense.encode(device, tile, to.center)) for part, tile in device.tiles(X, size))
+        sent = ((part, dense.encode_rows(device, tile, to.center)) for part, tile in device.tiles(X, size))
         need = nearest_bytes(len(X), k, d, device.tuning)
         room = spare_bytes(device.memory(), device.tuning.rows_share, need)
         nbytes = len(X) * dense.row_bytes(d)
@@ -121,4 +121,4 @@ class GpuStep:
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """As of the cores."""
-        return self._sums.host()
+        return self._sums.to_host()

@@ -73,7 +73,7 @@ def move_rows(X, before, labels, scale, sums, counts):  # type: ignore[no-untype
 
 
 @kernel
-def within(sums, counts, scale, center, energy):  # type: ignore[no-untyped-def]
+def within_ss(sums, counts, scale, center, total_ss):  # type: ignore[no-untyped-def]
     """Sum of squared distances of rows to the means of their clusters.
 
     Parameters
@@ -83,10 +83,10 @@ def within(sums, counts, scale, center, energy):  # type: ignore[no-untyped-def]
     counts : ndarray of int64, shape (k,)
     center : ndarray of float64, shape (d,)
         A point amid the rows, so that little is lost by subtraction.
-    energy : float
+    total_ss : float
         Sum of squared distances of all rows to `center`.
     """
-    total = energy
+    total = total_ss
     for label in range(sums.shape[0]):
         if counts[label] == 0:
             continue
@@ -116,15 +116,15 @@ def squared_shift(old, new):  # type: ignore[no-untyped-def]
     return total
 
 
-def means(sums: np.ndarray, counts: np.ndarray, scale: float, centroids: np.ndarray) -> np.ndarray:
+def compute_means(sums: np.ndarray, counts: np.ndarray, scale: float, centroids: np.ndarray) -> np.ndarray:
     """The centroids that scaled integer sums give, float32; one of a cluster without rows stays where it is."""
     moved = centroids.copy()
-    _divide(sums, counts, scale, moved)
+    _divide_sums(sums, counts, scale, moved)
     return moved
 
 
 @kernel
-def _divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
+def _divide_sums(sums, counts, scale, out):  # type: ignore[no-untyped-def]
     for label in range(sums.shape[0]):
         if counts[label]:
             total = counts[label] * scale
@@ -133,8 +133,8 @@ def _divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def beyond(old, means, before, far, momentum, out):  # type: ignore[no-untyped-def]
-    """Write where centroids come to that go from `old` to `means`, `far` times that way on, and on as `before`."""
+def overrelax(old, means, before, far, momentum, out):  # type: ignore[no-untyped-def]
+    """Write where centroids come to that go from `old` to the means, `far` times that way on, and on as `before`."""
     for label in range(old.shape[0]):
         for j in range(old.shape[1]):
             start, end = np.float64(old[label, j]), np.float64(means[label, j])
@@ -172,7 +172,7 @@ def as_number(total: int) -> float:
 
 
 @kernel
-def add_weighted(X, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
+def add_weighted_rows(X, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
     """Add each row, scaled and rounded to integers, to the sum of its label as often as its weight says."""
     for i in range(X.shape[0]):
         label, weight = labels[i], weights[i]

@@ -1,4 +1,4 @@
-"""The few best of many points for each row: screened by a float32 matrix product, settled in float64."""
+"""The few best of many points for each row: candidates by a float32 product, re-ranked in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.norms import dot64, rounding_bound, squared_norms64
 
 
-def closest(X: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
+def closest_points(X: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
     """The `count` points closest to each row, ascending; of those equally close the lower ones.
 
     Parameters
@@ -24,7 +24,7 @@ def closest(X: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
     Examples
     --------
     >>> points = np.float32([[0, 0], [1, 0], [5, 0], [1, 0]])
-    >>> closest(np.float32([[1, 0], [9, 0]]), points, 2).tolist()
+    >>> closest_points(np.float32([[1, 0], [9, 0]]), points, 2).tolist()
     [[1, 3], [1, 2]]
     """
     if count == len(points):
@@ -33,12 +33,12 @@ def closest(X: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
     scores = X @ points.T
     scores -= half_norms.astype(np.float32)
     out = np.empty((len(X), count), np.int64)
-    _take(scores, X, points, half_norms, np.sqrt(2.0 * half_norms.max()), rounding_bound(X.shape[1]), out)
+    _select_closest(scores, X, points, half_norms, np.sqrt(2.0 * half_norms.max()), rounding_bound(X.shape[1]), out)
     return out
 
 
 @kernel
-def _take(scores, X, points, half_norms, longest, bound, out):  # type: ignore[no-untyped-def]
+def _select_closest(scores, X, points, half_norms, longest, bound, out):  # type: ignore[no-untyped-def]
     """Write into each row of `out` the columns of the largest scores, as they would be without rounding."""
     m, count = scores.shape[1], out.shape[1]
     close = np.empty(m, np.int64)
@@ -68,7 +68,7 @@ def _take(scores, X, points, half_norms, longest, bound, out):  # type: ignore[n
 
 
 @kernel
-def nearest_of(X, points, half_norms, candidates, labels):  # type: ignore[no-untyped-def]
+def nearest_candidates(X, points, half_norms, candidates, labels):  # type: ignore[no-untyped-def]
     """Write into `labels` which of its candidates is nearest to each row, the lower if two are; -1 if it has none.
 
     Parameters
@@ -91,7 +91,7 @@ def nearest_of(X, points, half_norms, candidates, labels):  # type: ignore[no-un
         labels[i] = label
 
 
-def ranks(X: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:
+def own_ranks(X: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:
     """How many of `points` are closer to each row than its own one, or as close and lower.
 
     Parameters
@@ -107,14 +107,14 @@ def ranks(X: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:
     Examples
     --------
     >>> points = np.float32([[0, 0], [1, 0], [5, 0], [1, 0]])
-    >>> ranks(np.float32([[1, 0], [1, 0], [9, 0]]), points, np.array([3, 0, 0])).tolist()
+    >>> own_ranks(np.float32([[1, 0], [1, 0], [9, 0]]), points, np.array([3, 0, 0])).tolist()
     [1, 2, 3]
     """
-    return _ranks(X, points, 0.5 * squared_norms64(points), own)  # type: ignore[no-any-return]
+    return _count_closer(X, points, 0.5 * squared_norms64(points), own)  # type: ignore[no-any-return]
 
 
 @kernel
-def _ranks(X, points, half_norms, own):  # type: ignore[no-untyped-def]
+def _count_closer(X, points, half_norms, own):  # type: ignore[no-untyped-def]
     out = np.zeros(X.shape[0], np.int64)
     for i in range(X.shape[0]):
         mine = dot64(X[i], points[own[i]]) - half_norms[own[i]]

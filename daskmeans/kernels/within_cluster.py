@@ -19,7 +19,7 @@ BATCH_ROWS = 256
 
 
 @kernel
-def same_row(x, y):  # type: ignore[no-untyped-def]
+def is_same_row(x, y):  # type: ignore[no-untyped-def]
     """Whether two rows are the same bit for bit, but for the sign of zeros."""
     for i in range(x.shape[0]):  # noqa: SIM110 - numba compiles the loop
         if x[i] != y[i]:
@@ -36,7 +36,7 @@ def product_score(x, y):  # type: ignore[no-untyped-def]
 @kernel
 def pair_score(x, y):  # type: ignore[no-untyped-def]
     """Score of two unit rows."""
-    return np.float32(1.0) if same_row(x, y) else product_score(x, y)
+    return np.float32(1.0) if is_same_row(x, y) else product_score(x, y)
 
 
 def find_copies(X: np.ndarray) -> np.ndarray:
@@ -70,13 +70,13 @@ def first_copies(X, hashes, order):  # type: ignore[no-untyped-def]
             start = p
         for q in range(start, p):
             j = order[q]
-            if first[j] == j and same_row(X[i], X[j]):
+            if first[j] == j and is_same_row(X[i], X[j]):
                 first[i] = j
                 break
     return first
 
 
-class Nearest(NamedTuple):
+class NearestEarlier(NamedTuple):
     """The most similar earlier row of some rows of a matrix in rank order."""
 
     best: np.ndarray
@@ -85,7 +85,7 @@ class Nearest(NamedTuple):
     """float32: the score with `best`; minus infinity for row 0."""
 
 
-class Earlier(NamedTuple):
+class Selection(NamedTuple):
     """What each row of a matrix in rank order found among the rows before it."""
 
     stays: np.ndarray
@@ -96,7 +96,7 @@ class Earlier(NamedTuple):
     """float32: the score with `kept`; NaN without."""
 
 
-def nearest_earlier(X: np.ndarray, first: int, last: int, tile_bytes: int) -> Nearest:
+def nearest_earlier(X: np.ndarray, first: int, last: int, tile_bytes: int) -> NearestEarlier:
     """Compare each of the rows from `first` to `last` with all rows before it.
 
     Parameters
@@ -114,8 +114,8 @@ def nearest_earlier(X: np.ndarray, first: int, last: int, tile_bytes: int) -> Ne
     to it after rounding and clipping) has a product of at least min(largest product so far, 1) - 2g, and only such
     rows are scored again in float64. This takes n²·d operations but never n² memory.
     """
-    found = Nearest(np.full(last - first, -1), np.full(last - first, -np.inf, np.float32))
-    (height, width), margin = _tile(tile_bytes), 2 * rounding_bound(X.shape[1])
+    found = NearestEarlier(np.full(last - first, -1), np.full(last - first, -np.inf, np.float32))
+    (height, width), margin = _tile_shape(tile_bytes), 2 * rounding_bound(X.shape[1])
     for begin in range(first, last, height):
         end = min(begin + height, last)
         mine = slice(begin - first, end - first)
@@ -123,11 +123,11 @@ def nearest_earlier(X: np.ndarray, first: int, last: int, tile_bytes: int) -> Ne
         for left in range(0, end, width):
             columns = np.arange(left, min(left + width, end))
             tile = X[begin:end] @ X[left : left + len(columns)].T
-            _scan(tile, X, np.arange(begin, end), columns, margin, tops, found.best[mine], found.score[mine])
+            _scan_tile(tile, X, np.arange(begin, end), columns, margin, tops, found.best[mine], found.score[mine])
     return found
 
 
-def settle(X: np.ndarray, found: Nearest, threshold: np.float32, rule: str, tile_bytes: int) -> Earlier:
+def select_rows(X: np.ndarray, found: NearestEarlier, threshold: np.float32, rule: str, tile_bytes: int) -> Selection:
     """Decide which rows stay.
 
     Parameters
@@ -149,7 +149,7 @@ def settle(X: np.ndarray, found: Nearest, threshold: np.float32, rule: str, tile
     """
     stays, kept = found.score < threshold, np.full(len(X), -1)
     kept_score = np.full(len(X), np.float32(np.nan))
-    (height, width), margin = _tile(tile_bytes), 2 * rounding_bound(X.shape[1])
+    (height, width), margin = _tile_shape(tile_bytes), 2 * rounding_bound(X.shape[1])
     similar = np.flatnonzero(~stays)
     for start in range(0, len(similar), height):
         batch = similar[start : start + height]
@@ -162,22 +162,22 @@ def settle(X: np.ndarray, found: Nearest, threshold: np.float32, rule: str, tile
         staying = np.flatnonzero(stays[: batch[-1]])
         for left in range(0, len(staying) if len(unclear) else 0, width):
             columns = staying[left : left + width]
-            _scan(X[unclear] @ X[columns].T, X, unclear, columns, margin, tops, best, score)
+            _scan_tile(X[unclear] @ X[columns].T, X, unclear, columns, margin, tops, best, score)
         if rule == "survivors":
-            _survive(X[unclear] @ X[unclear].T, X, unclear, threshold, margin, best, score, stays)
+            _select_survivors(X[unclear] @ X[unclear].T, X, unclear, threshold, margin, best, score, stays)
         near = score >= threshold
         kept[unclear[near]], kept_score[unclear[near]] = best[near], score[near]
-    return Earlier(stays, kept, kept_score)
+    return Selection(stays, kept, kept_score)
 
 
-def _tile(tile_bytes: int) -> tuple[int, int]:
+def _tile_shape(tile_bytes: int) -> tuple[int, int]:
     """Rows and columns of a tile of products."""
     height = max(1, min(BATCH_ROWS, tile_bytes // 4))
     return height, max(height, tile_bytes // (4 * height))
 
 
 @kernel
-def _scan(tile, X, rows, columns, margin, tops, best, score):  # type: ignore[no-untyped-def]
+def _scan_tile(tile, X, rows, columns, margin, tops, best, score):  # type: ignore[no-untyped-def]
     """Take the products of `rows` with earlier ones of `columns`, which ascend, into what the rows have found."""
     for r in range(tile.shape[0]):
         width = np.searchsorted(columns, rows[r])
@@ -186,11 +186,11 @@ def _scan(tile, X, rows, columns, margin, tops, best, score):  # type: ignore[no
         cut = min(np.float64(tops[r]), 1.0) - margin
         for c in range(width):
             if tile[r, c] >= cut:
-                _take(X, rows[r], columns[c], r, best, score)
+                _keep_best(X, rows[r], columns[c], r, best, score)
 
 
 @kernel
-def _take(X, row, column, r, best, score):  # type: ignore[no-untyped-def]
+def _keep_best(X, row, column, r, best, score):  # type: ignore[no-untyped-def]
     """Note `column` as the best of `row`, the `r`-th of some, if it is: the first in rank among equals."""
     s = product_score(X[row], X[column])
     if s > score[r] or (s == score[r] and column < best[r]):
@@ -198,17 +198,17 @@ def _take(X, row, column, r, best, score):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _survive(tile, X, rows, threshold, margin, best, score, stays):  # type: ignore[no-untyped-def]
+def _select_survivors(tile, X, rows, threshold, margin, best, score, stays):  # type: ignore[no-untyped-def]
     """Decide on `rows` in their order; of other rows that stay they have found the `best` already."""
     for r in range(tile.shape[0]):
         for c in range(r):
             if stays[rows[c]] and tile[r, c] >= max(np.float64(threshold), np.float64(score[r])) - margin:
-                _take(X, rows[r], rows[c], r, best, score)
+                _keep_best(X, rows[r], rows[c], r, best, score)
         stays[rows[r]] = score[r] < threshold
 
 
 @kernel
-def find_twins(tile, rows, X, own, skip, threshold, margin, anywhere, here):  # type: ignore[no-untyped-def]
+def flag_neighbors(tile, rows, X, own, skip, threshold, margin, anywhere, here):  # type: ignore[no-untyped-def]
     """Note which sampled rows have a twin (a score of at least `threshold`) among the rows of one cluster.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Nearest centroids, found by a screen, settled in float64, and skipped where bounds prove that nothing can change.
+"""Nearest centroids: bounds skip rows, a candidate filter scores the others, the close ones are re-ranked exactly.
 
 For each row the search knows how far its centroid is at most, and for each group of centroids how near its nearest
 one, other than the row's own, is at least. Centroids move, and the bounds move with them. A row whose centroid is
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from daskmeans.kernels.bounds import above, bound_row, open_groups, slack, slack_of
+from daskmeans.kernels.bounds import has_failed_bound, round_up, score_slack, slack_terms, update_bounds
 from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.microkernel import COLUMNS, ROWS, score_tile
 from daskmeans.kernels.simd import squared_distance64
@@ -21,7 +21,7 @@ ALL_GROUPS = np.empty((0, 0), np.int32)
 
 
 @kernel
-def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: ignore[no-untyped-def]
+def find_nearest(X, codes, columns, bounds, drift, per_bound, near, nearest):  # type: ignore[no-untyped-def]
     """Find the nearest centroid of each row; of equally near ones, that of the lowest number.
 
     Rows without a label must have bounds that hold for any row, such as zeros.
@@ -31,12 +31,12 @@ def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: 
     X : ndarray of float32, shape (n, d), C-contiguous
     codes : Codes
         Of `X`.
-    screen : Screen
+    columns : PackedCentroids
         Of the centroids, with the same center.
     bounds : Bounds
         Read and written.
-    travel : Travel
-    together : int
+    drift : Drift
+    per_bound : int
         Groups that share a bound.
     near : ndarray of int32, shape (n, m) or (0, 0)
         The groups that each row is compared with; one of them is that of its label. Without elements: all groups.
@@ -48,7 +48,7 @@ def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: 
     compared : int
         Pairs of rows and centroids that were scored.
     """
-    n, groups = X.shape[0], screen.ids.shape[0]
+    n, groups = X.shape[0], columns.ids.shape[0]
     size = max(64, min(2048, (1 << 18) // groups))
     lists = np.empty((groups, size + ROWS), np.int32)
     counts = np.empty(groups, np.int64)
@@ -57,17 +57,17 @@ def search(X, codes, screen, bounds, travel, together, near, nearest):  # type: 
     compared = 0
     for begin in range(0, n, size):
         end = min(begin + size, n)
-        _open_rows(codes, screen, bounds, travel, X.shape[1], begin, end, lists, counts, top, rows)
-        compared += _score_own(codes, screen, begin, lists, counts, top, rows)
-        _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, rows)
-        compared += _score(codes, screen, begin, lists, counts, top)
-        _keep_close(screen, bounds.labels, begin, end, lists, counts, top, rows)
-        compared += _settle(X, codes, screen, begin, lists, counts, rows)
-        bound_row(X, codes, screen, bounds, travel, together, begin, end, top, rows)
+        _filter_rows(codes, columns, bounds, drift, X.shape[1], begin, end, lists, counts, top, rows)
+        compared += _score_own_groups(codes, columns, begin, lists, counts, top, rows)
+        _filter_groups(X, codes, columns, bounds, drift, per_bound, near, begin, end, lists, counts, rows)
+        compared += _score_groups(codes, columns, begin, lists, counts, top)
+        _select_candidates(columns, bounds.labels, begin, end, lists, counts, top, rows)
+        compared += _rerank_candidates(X, codes, columns, begin, lists, counts, rows)
+        update_bounds(X, codes, columns, bounds, drift, per_bound, begin, end, top, rows)
         if nearest.shape[0]:
             for i in range(begin, end):
                 if rows[i - begin].label >= 0:
-                    nearest[i] = _square(X, screen, i, rows[i - begin])
+                    nearest[i] = _nearest_square(X, columns, i, rows[i - begin])
     return compared
 
 
@@ -89,52 +89,52 @@ ROW = np.dtype(
 
 
 @kernel
-def _open_rows(codes, screen, bounds, travel, d, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+def _filter_rows(codes, columns, bounds, drift, d, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
     """Begin with each row that may have another label; if it has one, put it into the list of its own group."""
     labels, upper, lower = bounds
-    longest = screen.longest.max()
+    longest = columns.longest.max()
     counts[:] = 0
     for i in range(begin, end):
         row = rows[i - begin]
         label = labels[i]
         row.label = -1
-        if label >= 0 and not open_groups(lower[i], travel.groups, upper[i] + travel.each[label]):
+        if label >= 0 and not has_failed_bound(lower[i], drift.groups, upper[i] + drift.each[label]):
             continue
-        row.label, row.square, row.floor = screen.centroids.shape[0], np.inf, -np.inf
+        row.label, row.square, row.floor = columns.centroids.shape[0], np.inf, -np.inf
         row.score, row.second = -np.inf, -np.inf
-        row.rest, row.by_length, row.by_error = slack(codes, i, d, longest, screen.rounding)
+        row.rest, row.by_length, row.by_error = slack_terms(codes, i, d, longest, columns.rounding)
         top[i - begin, :] = np.inf
         if label >= 0:
             row.label, row.square = label, -1.0
-            g = screen.groups[label]
+            g = columns.groups[label]
             lists[g, counts[g]] = i
             counts[g] += 1
 
 
 @kernel
-def _score_own(codes, screen, begin, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+def _score_own_groups(codes, columns, begin, lists, counts, top, rows):  # type: ignore[no-untyped-def]
     """The scores of the listed rows in their own groups: as exact as needed to know how far their centroids are."""
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
     compared = 0
     for g in range(lists.shape[0]):
         picked, count = lists[g], counts[g]
-        _fill(picked, count)
+        _pad_tile(picked, count)
         for start in range(0, count, ROWS):
             score_tile(
-                codes.codes, codes.scales, codes.biases, picked, start, screen.packed, g, screen.scales, screen.halves,
-                scores, tops,
+                codes.codes, codes.scales, codes.biases, picked, start, columns.packed, g, columns.scales,
+                columns.halves, scores, tops,
             )  # fmt: skip
             for r in range(min(ROWS, count - start)):
                 t = picked[start + r] - begin
                 row = rows[t]
-                row.score, row.second = scores[r, screen.places[row.label]], tops[r, 1]
+                row.score, row.second = scores[r, columns.places[row.label]], tops[r, 1]
                 top[t, g] = tops[r, 0]
         compared += count * COLUMNS
     return compared
 
 
 @kernel
-def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, counts, rows):  # type: ignore[no-untyped-def]
+def _filter_groups(X, codes, columns, bounds, drift, per_bound, near, begin, end, lists, counts, rows):  # type: ignore[no-untyped-def]
     """Put each row into the lists of the other groups where its nearest centroid may be."""
     labels, upper, lower = bounds
     few = near.shape[1]
@@ -145,30 +145,30 @@ def _plan(X, codes, screen, bounds, travel, together, near, begin, end, lists, c
             continue
         label, own, reach = labels[i], -1, np.float32(np.inf)
         if label >= 0:
-            own = screen.groups[label]
-            square = max(codes.squares[i] - 2.0 * (row.score - slack_of(row, screen, own)), 0.0)
-            reach = min(above(np.sqrt(square)), above(upper[i] + travel.each[label]))
-            upper[i] = above(reach - travel.each[label])
-        for t in range(few if few else screen.ids.shape[0]):
+            own = columns.groups[label]
+            square = max(codes.squares[i] - 2.0 * (row.score - score_slack(row, columns, own)), 0.0)
+            reach = min(round_up(np.sqrt(square)), round_up(upper[i] + drift.each[label]))
+            upper[i] = round_up(reach - drift.each[label])
+        for t in range(few if few else columns.ids.shape[0]):
             g = near[i, t] if few else t
-            b = g if together == 1 else g // together  # a division takes longer than the rest
-            if g != own and (label < 0 or lower[i, b] - travel.groups[b] < reach):
+            b = g if per_bound == 1 else g // per_bound  # a division takes longer than the rest
+            if g != own and (label < 0 or lower[i, b] - drift.groups[b] < reach):
                 lists[g, counts[g]] = i
                 counts[g] += 1
 
 
 @kernel
-def _score(codes, screen, begin, lists, counts, top):  # type: ignore[no-untyped-def]
+def _score_groups(codes, columns, begin, lists, counts, top):  # type: ignore[no-untyped-def]
     """The largest score of each listed row in each group."""
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty(ROWS, np.float32)
     compared = 0
     for g in range(lists.shape[0]):
         picked, count = lists[g], counts[g]
-        _fill(picked, count)
+        _pad_tile(picked, count)
         for start in range(0, count, ROWS):
             score_tile(
-                codes.codes, codes.scales, codes.biases, picked, start, screen.packed, g, screen.scales, screen.halves,
-                scores, tops,
+                codes.codes, codes.scales, codes.biases, picked, start, columns.packed, g, columns.scales,
+                columns.halves, scores, tops,
             )  # fmt: skip
             for r in range(ROWS):
                 top[picked[start + r] - begin, g] = tops[r]
@@ -177,14 +177,14 @@ def _score(codes, screen, begin, lists, counts, top):  # type: ignore[no-untyped
 
 
 @kernel
-def _fill(picked, count):  # type: ignore[no-untyped-def]
+def _pad_tile(picked, count):  # type: ignore[no-untyped-def]
     """Repeat the last row, so that the last tile is full."""
     if count:
         picked[count : count + ROWS] = picked[count - 1]
 
 
 @kernel
-def _keep_close(screen, labels, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
+def _select_candidates(columns, labels, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
     """List only rows that may find their nearest centroid, other than their own, in the group."""
     most = np.empty(top.shape[1])
     counts[:] = 0
@@ -194,16 +194,16 @@ def _keep_close(screen, labels, begin, end, lists, counts, top, rows):  # type: 
             continue
         floor = -np.inf
         for g in range(tops.shape[0]):
-            slack = slack_of(row, screen, g)
+            slack = score_slack(row, columns, g)
             most[g] = tops[g] + slack
             floor = max(floor, tops[g] - slack if tops[g] != np.inf else -np.inf)
         row.floor = floor
         if label >= 0:
-            g = screen.groups[label]
-            slack = slack_of(row, screen, g)
+            g = columns.groups[label]
+            slack = score_slack(row, columns, g)
             most[g] = (row.second if row.score == tops[g] else tops[g]) + slack
             if row.score + slack < floor:  # some other one is nearer
-                row.label, row.square = screen.centroids.shape[0], np.inf
+                row.label, row.square = columns.centroids.shape[0], np.inf
         for g in range(tops.shape[0]):
             if floor <= most[g] < np.inf:
                 lists[g, counts[g]] = i
@@ -211,32 +211,32 @@ def _keep_close(screen, labels, begin, end, lists, counts, top, rows):  # type: 
 
 
 @kernel
-def _settle(X, codes, screen, begin, lists, counts, rows):  # type: ignore[no-untyped-def]
+def _rerank_candidates(X, codes, columns, begin, lists, counts, rows):  # type: ignore[no-untyped-def]
     """Compare in float64 the centroids whose scores may be the largest."""
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
     compared = 0
     for g in range(lists.shape[0]):
         picked, count = lists[g], counts[g]
-        _fill(picked, count)
+        _pad_tile(picked, count)
         for start in range(0, count, ROWS):
             score_tile(
-                codes.codes, codes.scales, codes.biases, picked, start, screen.packed, g, screen.scales, screen.halves,
-                scores, tops,
+                codes.codes, codes.scales, codes.biases, picked, start, columns.packed, g, columns.scales,
+                columns.halves, scores, tops,
             )  # fmt: skip
             for r in range(min(ROWS, count - start)):
                 i = picked[start + r]
                 row = rows[i - begin]
-                slack = slack_of(row, screen, g)
+                slack = score_slack(row, columns, g)
                 least = row.floor - slack
                 for c in range(COLUMNS):
                     if scores[r, c] < least:
                         continue
-                    j = screen.ids[g, c]
+                    j = columns.ids[g, c]
                     if row.square == np.inf:
                         row.label, row.square = j, -1.0
                     elif j != row.label:
-                        row.square = _square(X, screen, i, row)
-                        square = squared_distance64(X[i], screen.centroids[j])
+                        row.square = _nearest_square(X, columns, i, row)
+                        square = squared_distance64(X[i], columns.centroids[j])
                         if square > row.square or (square == row.square and j > row.label):
                             continue
                         row.label, row.square = j, square
@@ -248,6 +248,6 @@ def _settle(X, codes, screen, begin, lists, counts, rows):  # type: ignore[no-un
 
 
 @kernel
-def _square(X, screen, i, row):  # type: ignore[no-untyped-def]
+def _nearest_square(X, columns, i, row):  # type: ignore[no-untyped-def]
     """Squared distance of row `i` to the nearest centroid so far."""
-    return row.square if row.square >= 0.0 else squared_distance64(X[i], screen.centroids[row.label])
+    return row.square if row.square >= 0.0 else squared_distance64(X[i], columns.centroids[row.label])

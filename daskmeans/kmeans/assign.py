@@ -17,7 +17,7 @@ from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.memory import check_compare
 from daskmeans.kmeans.rows.inputs import check_column, vector_column
 from daskmeans.runtime import gpus
-from daskmeans.vectors.frames import column_on, is_cudf, like, on_host
+from daskmeans.vectors.frames import frame_to_host, is_cudf, match_kind, to_cudf_column
 from daskmeans.vectors.matrix import to_column, to_matrix
 
 
@@ -90,15 +90,15 @@ def assign(
         )
     check_column(frame, column)
     column = vector_column(frame, column)
-    refuse_reserved(list(frame.columns))
+    refuse_reserved_columns(list(frame.columns))
     index = model.index_for(frame, assign, column=column)
     if isinstance(frame, pd.DataFrame):
-        return _assign(frame, model.placer(), index, column, dtype)  # type: ignore[no-any-return]
-    empty = on_host(frame._meta.iloc[:0])
+        return _assign_partition(frame, model.placer(), index, column, dtype)  # type: ignore[no-any-return]
+    empty = frame_to_host(frame._meta.iloc[:0])
     blank = {column: to_column(np.empty((0, model.n_features_in_), np.float32), dtype), CENTROID: np.empty(0, np.int32)}
-    meta = like(frame._meta, empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)}))
+    meta = match_kind(frame._meta, empty.assign(**blank, **{name: np.empty(0, np.float32) for name in (L2, COSINE)}))
     return frame.map_partitions(
-        _assign,
+        _assign_partition,
         dask.delayed(model.placer(), pure=False),
         dask.delayed(index, pure=False),
         column,
@@ -109,7 +109,7 @@ def assign(
     )
 
 
-def refuse_reserved(columns: list[str]) -> None:
+def refuse_reserved_columns(columns: list[str]) -> None:
     """Raise UsageError if one of `columns` has the name of a column that :func:`assign` adds."""
     if taken := [name for name in (CENTROID, L2, COSINE) if name in columns]:
         raise UsageError(
@@ -119,13 +119,13 @@ def refuse_reserved(columns: list[str]) -> None:
         )
 
 
-def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: str) -> Any:
+def _assign_partition(part: Any, model: KMeans, index: Index | None, column: str, dtype: str) -> Any:
     backend, centroids = CPU if index is not None else gpus.backend(), model.cluster_centers_
     check_compare(len(part), len(centroids), centroids.shape[1], backend.memory())
     if is_cudf(part):
         if isinstance(backend, Gpu) and len(part):
-            return _assign_on(backend, part, model, column)
-        return like(part, _assign(on_host(part), model, index, column, dtype))
+            return _assign_on_device(backend, part, model, column)
+        return match_kind(part, _assign_partition(frame_to_host(part), model, index, column, dtype))
     X = model.rows(part[column])
     if index is not None:
         labels = index.nearest(X, centroids)
@@ -135,7 +135,7 @@ def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: s
     with np.errstate(over="ignore"):
         stored = to_column(X, dtype)
     if dtype == "float16" and not model.normalize:
-        _check_half(X, to_matrix(stored))
+        _check_float16(X, to_matrix(stored))
     stored.index = part.index
     return part.assign(
         **{
@@ -147,15 +147,15 @@ def _assign(part: Any, model: KMeans, index: Index | None, column: str, dtype: s
     )
 
 
-def _assign_on(home: Gpu, part: Any, model: KMeans, column: str) -> Any:
-    """As :func:`_assign`, of a frame of cuDF, whose vectors do not leave the device."""
+def _assign_on_device(home: Gpu, part: Any, model: KMeans, column: str) -> Any:
+    """As :func:`_assign_partition`, of a frame of cuDF, whose vectors do not leave the device."""
     with home.turn():
         X, centroids = model.rows(part[column], home=home), model.cluster_centers_
         labels, squares = home.nearest(X, centroids)
         cosines = home.cosine_distances(X, centroids, labels)
         return part.assign(
             **{
-                column: column_on(X, part.index),
+                column: to_cudf_column(X, part.index),
                 CENTROID: labels,
                 L2: np.sqrt(squares).astype(np.float32),
                 COSINE: cosines.astype(np.float32),
@@ -163,7 +163,7 @@ def _assign_on(home: Gpu, part: Any, model: KMeans, column: str) -> Any:
         )
 
 
-def _check_half(X: np.ndarray, stored: np.ndarray) -> None:
+def _check_float16(X: np.ndarray, stored: np.ndarray) -> None:
     """Raise DataError for a vector of which float16 keeps nothing, or makes infinity."""
     lost = ~np.isfinite(stored).all(axis=1) | (X.any(axis=1) & ~stored.any(axis=1))
     if lost.any():

@@ -16,28 +16,28 @@ from distributed import Client
 
 from daskmeans import config
 from daskmeans.errors import MissingExtraError, UsageError
-from daskmeans.kernels.distances import nearest_labels, tiles
-from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson
+from daskmeans.kernels.distances import nearest_labels, range_slices
+from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson_interval
 from daskmeans.kernels.norms import squared_norms64
-from daskmeans.kernels.topk import closest, nearest_of, ranks
-from daskmeans.kmeans.rows.inputs import as_matrix, is_lazy, partitions
-from daskmeans.kmeans.values import number
+from daskmeans.kernels.topk import closest_points, nearest_candidates, own_ranks
+from daskmeans.kmeans.rows.inputs import as_matrix, is_lazy, list_partitions
+from daskmeans.kmeans.values import to_number
 from daskmeans.runtime import executor
 
-TARGET = 0.99
+TARGET_RECALL = 0.99
 # Clusters from which an index may be faster than exact labels.
-MANY = 4096
+MANY_CLUSTERS = 4096
 TILE = 2048
 SHORTLIST = 16
 # Measured: what it costs to open a list, in codes that could be compared in that time.
-OPENING = 100
+LIST_COST = 100
 
 
 class Index:
     """Centroids in inverted lists, as codes: a row is compared with a few lists, then exactly with a shortlist.
 
     The lists are those of a k-means of the centroids, the codes 4 bits for each four coordinates, compared by faiss's
-    fast scan. Which lists a row is compared with, and which of its shortlist is nearest, is settled in float64: a label
+    fast scan. Which lists a row is compared with, and which of its shortlist is nearest, is decided in float64: a label
     depends on the row alone, not on the rows beside it.
 
     Parameters
@@ -75,7 +75,7 @@ class Index:
 
     @cached_property
     def _index(self) -> Any:
-        index = _faiss().deserialize_index(self.packed)
+        index = _import_faiss().deserialize_index(self.packed)
         index.nprobe = self.nprobe
         index.implem = 10  # one row at a time: measured faster than in batches, where each row scans its own lists
         return index
@@ -83,7 +83,7 @@ class Index:
     def candidates(self, X: np.ndarray) -> np.ndarray:
         """The shortlist of each row; int64, shape (n, shortlist), -1 where there are fewer."""
         # In ascending order of the lists: among equal codes those that were met first stay on the shortlist.
-        probes = closest(X, self.lists, self.nprobe)
+        probes = closest_points(X, self.lists, self.nprobe)
         with _one_thread():
             return self._index.search_preassigned(X, self.shortlist, probes, np.zeros(probes.shape, np.float32))[1]  # type: ignore[no-any-return]
 
@@ -104,18 +104,18 @@ class Index:
         """
         half_norms = 0.5 * squared_norms64(centroids)
         labels = np.empty(len(X), np.int32)
-        for rows in tiles(len(X), tile):
-            nearest_of(X[rows], centroids, half_norms, self.candidates(X[rows]), labels[rows])
+        for rows in range_slices(len(X), tile):
+            nearest_candidates(X[rows], centroids, half_norms, self.candidates(X[rows]), labels[rows])
         if len(lost := np.flatnonzero(labels < 0)):  # all their lists are empty
             labels[lost] = nearest_labels(X[lost], centroids)
         return labels
 
 
-def check(assign: Any, recall: float = TARGET) -> None:
+def check_assign(assign: Any, recall: float = TARGET_RECALL) -> None:
     """Raise UsageError if labels cannot be found as `assign` says, or not with this `recall`."""
     if isinstance(assign, str) and assign == "ann":
-        _faiss()
-        if not 0 < number(recall) <= 0.999:
+        _import_faiss()
+        if not 0 < to_number(recall) <= 0.999:
             raise UsageError(
                 f"recall={recall!r}",
                 expected="a number above 0, up to 0.999",
@@ -125,7 +125,7 @@ def check(assign: Any, recall: float = TARGET) -> None:
         raise UsageError(f"assign={assign!r}", expected="'exact', 'ann' or an index from KMeans.build_index")
 
 
-def tuned(
+def tune_index(
     X: Any,
     column: str | None,
     centroids: np.ndarray,
@@ -157,20 +157,20 @@ def tuned(
     UsageError
         `recall` is out of range.
     """
-    check("ann", recall)
-    found = sample(X, column, rows, 2 * config.get("ann-sample"), seed, client)
+    check_assign("ann", recall)
+    found = sample_input(X, column, rows, 2 * config.get("ann-sample"), seed, client)
     labels = exact(found)
     half = (len(found) + 1) // 2
-    index = build(centroids, found[:half], labels[:half], recall, seed)
+    index = choose_index(centroids, found[:half], labels[:half], recall, seed)
     right = int((index.nearest(found[half:], centroids) == labels[half:]).sum())
     sampled = len(found) - half
-    low, high = wilson(right, sampled)
+    low, high = wilson_interval(right, sampled)
     share = right / sampled if sampled else None
     index.facts |= {"target": recall, "recall": share, "low": low, "high": high, "sampled": sampled}
     return index
 
 
-def sample(
+def sample_input(
     X: Any, column: str | None, rows: Callable[[Any], np.ndarray], count: int, seed: int, client: Client | None = None
 ) -> np.ndarray:
     """`count` rows of `X` (all if there are fewer), those whose numbers have the smallest hashes, in their order."""
@@ -178,10 +178,10 @@ def sample(
         X = as_matrix(X)
         hashes = hash_integers(np.arange(len(X), dtype=np.uint64), seed)
         return rows(X[np.argsort(hashes)[:count]])
-    parts = partitions(X, column)
+    parts = list_partitions(X, column)
     lengths = executor.compute([dask.delayed(len, pure=False)(part) for part in parts], "count rows", client)
     limit = sample_limit(sum(lengths), count)
-    take, rows = dask.delayed(_take, pure=False), dask.delayed(rows, pure=False)  # it may hold the centroids
+    take, rows = dask.delayed(_take_sample, pure=False), dask.delayed(rows, pure=False)  # it may hold the centroids
     firsts = [0, *accumulate(lengths)][:-1]
     tasks = [take(part, first, rows, seed, limit) for part, first in zip(parts, firsts, strict=True)]
     hashes, found = (
@@ -190,7 +190,7 @@ def sample(
     return found[np.argsort(hashes)[:count]]  # type: ignore[no-any-return]
 
 
-def _take(
+def _take_sample(
     part: Any, first: int, rows: Callable[[Any], np.ndarray], seed: int, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
     hashes = hash_integers(np.arange(first, first + len(part), dtype=np.uint64), seed)
@@ -198,7 +198,7 @@ def _take(
     return hashes[taken], rows(part)[taken]
 
 
-def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: float, seed: int) -> Index:
+def choose_index(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: float, seed: int) -> Index:
     """The cheapest of some indexes that finds the exact `labels` of a share of at least `recall` of the rows.
 
     Parameters
@@ -211,37 +211,37 @@ def build(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: floa
     seed : int
     """
     m = len(X)
-    limit = wilson(m, m)[0]
+    limit = wilson_interval(m, m)[0]
     # What the shortlist loses cannot be found by probing more lists, so it may lose half of what may be lost.
-    flat = Index(centroids[:1], _pack(centroids, centroids[:1]), 1, min(SHORTLIST, len(centroids)))
-    while wilson(int((listed := _listed(flat, X, labels)).sum()), m)[0] < min((1 + recall) / 2, limit):
+    flat = Index(centroids[:1], _serialize_index(centroids, centroids[:1]), 1, min(SHORTLIST, len(centroids)))
+    while wilson_interval(int((listed := _is_shortlisted(flat, X, labels)).sum()), m)[0] < min((1 + recall) / 2, limit):
         flat = Index(flat.lists, flat.packed, 1, min(2 * flat.shortlist, len(centroids)))
     choices = []
-    for nlist in _sizes(len(centroids)):
-        lists = _centres(centroids, nlist, seed)
+    for nlist in _list_counts(len(centroids)):
+        lists = _train_lists(centroids, nlist, seed)
         members = nearest_labels(centroids, lists)
-        rank = ranks(X, lists, members[labels])[listed]
+        rank = own_ranks(X, lists, members[labels])[listed]
         reached = np.bincount(rank, minlength=nlist).cumsum()
-        nprobe = 1 + next(i for i in range(nlist) if wilson(int(reached[i]), m)[0] >= min(recall, limit))
-        scanned = np.bincount(members, minlength=nlist)[closest(X, lists, nprobe)].sum() / max(1, m)
-        choices.append((scanned + OPENING * nprobe + nlist, nlist, nprobe, lists, scanned / len(centroids)))
+        nprobe = 1 + next(i for i in range(nlist) if wilson_interval(int(reached[i]), m)[0] >= min(recall, limit))
+        scanned = np.bincount(members, minlength=nlist)[closest_points(X, lists, nprobe)].sum() / max(1, m)
+        choices.append((scanned + LIST_COST * nprobe + nlist, nlist, nprobe, lists, scanned / len(centroids)))
     _, _, nprobe, lists, compared = min(choices, key=lambda choice: choice[:2])
-    index = Index(lists, _pack(centroids, lists), nprobe, flat.shortlist)
+    index = Index(lists, _serialize_index(centroids, lists), nprobe, flat.shortlist)
     index.facts["compared"] = float(compared)
     return index
 
 
-def _listed(index: Index, X: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _is_shortlisted(index: Index, X: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (index.candidates(X) == labels[:, None]).any(axis=1)  # type: ignore[no-any-return]
 
 
-def _sizes(k: int) -> list[int]:
+def _list_counts(k: int) -> list[int]:
     """Numbers of lists worth trying: powers of two around √k."""
     middle = 1 << round(math.log2(k) / 2)
     return sorted({min(k, max(1, size)) for size in (middle // 2, middle, 2 * middle)})
 
 
-def _centres(centroids: np.ndarray, nlist: int, seed: int) -> np.ndarray:
+def _train_lists(centroids: np.ndarray, nlist: int, seed: int) -> np.ndarray:
     """Centres of `nlist` lists of centroids, float32, shape (nlist, d)."""
     with _one_thread() as faiss:
         # The fewest points that faiss wants for a list, so that it does not complain of fewer on stderr.
@@ -250,7 +250,7 @@ def _centres(centroids: np.ndarray, nlist: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(km.centroids)
 
 
-def _pack(centroids: np.ndarray, lists: np.ndarray) -> np.ndarray:
+def _serialize_index(centroids: np.ndarray, lists: np.ndarray) -> np.ndarray:
     """An index of `centroids` in these `lists`, serialised."""
     k, d = centroids.shape
     width = next(w for w in (4, 3, 2, 1) if d % w == 0)
@@ -268,7 +268,7 @@ def _pack(centroids: np.ndarray, lists: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def _one_thread() -> Iterator[Any]:
     """faiss, without threads of its own: tasks take the cores, and sums in one thread are always the same."""
-    faiss = _faiss()
+    faiss = _import_faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # of this thread alone
     try:
@@ -277,7 +277,7 @@ def _one_thread() -> Iterator[Any]:
         faiss.omp_set_num_threads(before)
 
 
-def _faiss() -> Any:
+def _import_faiss() -> Any:
     if find_spec("faiss") is None:
         raise MissingExtraError("faiss", "ann")
     import faiss

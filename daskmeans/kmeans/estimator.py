@@ -24,18 +24,18 @@ from daskmeans.kernels.backend import CPU, Backend
 from daskmeans.kernels.distances import all_distances, nearest_labels
 from daskmeans.kmeans import centroid_index, model
 from daskmeans.kmeans.engine import cuml
-from daskmeans.kmeans.engine.lloyd import fit_blocks, measured
+from daskmeans.kmeans.engine.lloyd import fit_blocks, measure_inertia
 from daskmeans.kmeans.engine.seeding import resolve_init, seed_centroids
-from daskmeans.kmeans.engine.split import split
-from daskmeans.kmeans.engine.state import Checkpoints, Fit
+from daskmeans.kmeans.engine.split import split_clusters
+from daskmeans.kmeans.engine.state import Checkpoints, FitState
 from daskmeans.kmeans.memory import check_compare
 from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.params import seed_from
 from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import check_column, is_lazy, partitions, prepare_on
-from daskmeans.kmeans.rows.loading import load
-from daskmeans.kmeans.values import check_flag, is_flag, is_whole, number, plain
+from daskmeans.kmeans.rows.inputs import check_column, is_lazy, list_partitions, prepare_on_device
+from daskmeans.kmeans.rows.loading import load_blocks
+from daskmeans.kmeans.values import check_flag, is_flag, is_whole, to_number, to_python
 from daskmeans.options import Need, Range, option, options
 from daskmeans.runtime import executor, gpus
 from daskmeans.runtime.client import current_client, logger
@@ -131,7 +131,7 @@ class KMeans:
     _: KW_ONLY
     max_iter: int = option(300, "Updates at most; 0 keeps --init.", range=_whole(0))
     tol: float = option(
-        1e-4, "Relative shift at which to stop.", range=Range(lambda value: number(value) >= 0, "a number >= 0")
+        1e-4, "Relative shift at which to stop.", range=Range(lambda value: to_number(value) >= 0, "a number >= 0")
     )
     random_state: Any = option(42, "Seed of all that is random.")
     init: Any = option("auto", "auto, k-means||, random, a .npy file or a model directory.")
@@ -139,7 +139,7 @@ class KMeans:
     oversampling_factor: float = option(
         2.0,
         "Of k-means||.",
-        range=Range(lambda value: 0 < number(value) < math.inf, "a number > 0"),
+        range=Range(lambda value: 0 < to_number(value) < math.inf, "a number > 0"),
         need=Need({"init": ("auto", "k-means||")}, "--init auto or k-means||"),
     )
     max_samples_per_batch: int = option(
@@ -149,7 +149,7 @@ class KMeans:
         need=Need({"engine": ("cuml",)}, "--engine cuml"),
     )
     sample_fraction: float = option(
-        1.0, "Share of rows to fit on.", range=Range(lambda value: 0 < number(value) <= 1, "a number in (0, 1]")
+        1.0, "Share of rows to fit on.", range=Range(lambda value: 0 < to_number(value) <= 1, "a number in (0, 1]")
     )
     normalize: bool = option(True, "Scale rows to unit length.", range=Range(is_flag, "True or False"))
     max_cluster_size: int | None = option(
@@ -267,10 +267,10 @@ class KMeans:
         client = current_client(client)
         if client is not None:
             add_page(client)
-        if self._by_cuml():
-            cuml.devices(client)  # before anything is read
+        if self._is_cuml():
+            cuml.device_memory(client)  # before anything is read
         memory = gpus.memory(client)
-        blocks = load(
+        blocks = load_blocks(
             X,
             column,
             self.normalize,
@@ -279,7 +279,7 @@ class KMeans:
             client,
             self.n_clusters,
             on_gpus=memory > 0,
-            stay=self._by_cuml(),
+            stay=self._is_cuml(),
             tuning=tuning,
         )
         if blocks.n_rows < self.n_clusters:
@@ -292,13 +292,13 @@ class KMeans:
             )
         warn_of_rounding(blocks.roundings)
         check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
-        with contextlib.nullcontext() if client else executor.one_thread_each():  # once, not for each of many calls
-            runs = [self._run(blocks, init, run, checkpoints, tuning) for run in range(self.n_init)]
+        with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many calls
+            runs = [self._run_once(blocks, init, run, checkpoints, tuning) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
         if self.max_cluster_size is not None:
-            self.cluster_centers_ = split(blocks, best.centroids, self.max_cluster_size, seed)
-            self.inertia_, labels = measured(blocks, self.cluster_centers_)
+            self.cluster_centers_ = split_clusters(blocks, best.centroids, self.max_cluster_size, seed)
+            self.inertia_, labels = measure_inertia(blocks, self.cluster_centers_)
         self.inertia_history_, self.iterations_ = best.history, best.iterations
         self.n_iter_, self.converged_ = best.n_iter, best.converged
         self.n_features_in_ = best.centroids.shape[1]
@@ -308,19 +308,19 @@ class KMeans:
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self._name_features(feature_names(X, column))
+        self._set_feature_names(feature_names(X, column))
         known = not is_lazy(X) and self.sample_fraction == 1.0
         self.labels_ = labels() if known else self.predict(X, column=column)
         blocks.release()
         return self
 
-    def _run(
+    def _run_once(
         self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None, tuning: Tuning
-    ) -> tuple[Fit, Callable[[], np.ndarray]]:
+    ) -> tuple[FitState, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
-        n_clusters, max_iter, tol = map(plain, (self.n_clusters, self.max_iter, self.tol))
-        if self._by_cuml():
-            return cuml.fit(
+        n_clusters, max_iter, tol = map(to_python, (self.n_clusters, self.max_iter, self.tol))
+        if self._is_cuml():
+            return cuml.fit_cuml(
                 blocks,
                 init,
                 n_clusters=n_clusters,
@@ -344,7 +344,7 @@ class KMeans:
             tuning=tuning,
         )
 
-    def _by_cuml(self) -> bool:
+    def _is_cuml(self) -> bool:
         return self.engine == "cuml" and self.max_iter > 0  # without updates there is nothing for it to do
 
     def check_params(self) -> None:
@@ -385,21 +385,26 @@ class KMeans:
         DataError
             A row cannot be placed, or is of another dimension; when computed for dask input.
         """
-        self._check_fits(X, column)
+        self._check_columns(X, column)
         index = self.index_for(X, assign, column=column)
-        return self._on_rows(_labels, X, column, np.empty(0, np.int32), index)
+        return self._map_rows(_predict_labels, X, column, np.empty(0, np.int32), index)
 
     def index_for(
         self, X: Any, assign: str | centroid_index.Index, *, column: str | None = None, client: Client | None = None
     ) -> centroid_index.Index | None:
         """The index that `assign` stands for, built for the rows of `X` if it is "ann"; None if it is "exact"."""
-        centroid_index.check(assign)
+        centroid_index.check_assign(assign)
         if assign == "ann":
             return self.build_index(X, column=column, client=client)
         return assign if isinstance(assign, centroid_index.Index) else None
 
     def build_index(
-        self, X: Any, *, column: str | None = None, recall: float = centroid_index.TARGET, client: Client | None = None
+        self,
+        X: Any,
+        *,
+        column: str | None = None,
+        recall: float = centroid_index.TARGET_RECALL,
+        client: Client | None = None,
     ) -> centroid_index.Index:
         """An index over the centroids, for labels of rows like those of `X` when there are very many clusters.
 
@@ -424,14 +429,14 @@ class KMeans:
         UsageError
             `recall` is not above 0 and up to 0.999.
         """
-        self._check_fits(X, column)
+        self._check_columns(X, column)
         centroids = self.cluster_centers_
-        if len(centroids) < centroid_index.MANY:
+        if len(centroids) < centroid_index.MANY_CLUSTERS:
             logger.warning(
                 "%s clusters are few for an index: below %s, exact labels are faster", f"{len(centroids):,}",
-                f"{centroid_index.MANY:,}",
+                f"{centroid_index.MANY_CLUSTERS:,}",
             )  # fmt: skip
-        index = centroid_index.tuned(
+        index = centroid_index.tune_index(
             X,
             column,
             centroids,
@@ -446,16 +451,16 @@ class KMeans:
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
         """Euclidean distance of each row of `X` to each centroid; float32, shape (n_samples, n_clusters)."""
-        self._check_fits(X, column)
-        return self._on_rows(_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
+        self._check_columns(X, column)
+        return self._map_rows(_compute_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
-        self._check_fits(X, column)
-        blocks = load(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0)
+        self._check_columns(X, column)
+        blocks = load_blocks(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0)
         if not blocks.n_rows:
             raise UsageError("Found array with 0 sample(s)", expected="at least one row")
-        inertia, _ = measured(blocks, self.cluster_centers_)
+        inertia, _ = measure_inertia(blocks, self.cluster_centers_)
         blocks.release()
         return -inertia
 
@@ -467,25 +472,25 @@ class KMeans:
                 NotFittedError = UsageError
             raise NotFittedError("This KMeans instance is not fitted yet. Call fit, or KMeans.load.")
 
-    def _check_fits(self, X: Any, column: str | None) -> None:
+    def _check_columns(self, X: Any, column: str | None) -> None:
         """Raise if there is no model yet, or if it was fitted on other columns."""
         self._check_fitted()
         check_column(X, column)
         check_names(feature_names(X, column), getattr(self, "feature_names_in_", None))
 
-    def _name_features(self, names: np.ndarray | None) -> None:
+    def _set_feature_names(self, names: np.ndarray | None) -> None:
         vars(self).pop("feature_names_in_", None)
         if names is not None:
             self.feature_names_in_ = names
 
-    def _on_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
+    def _map_rows(self, function: Any, X: Any, column: str | None, meta: np.ndarray, *more: Any) -> Any:
         if not is_lazy(X):
             return np.concatenate(
-                executor.call([partial(function, part, self, *more) for part in partitions(X, column)])
+                executor.call_in_threads([partial(function, part, self, *more) for part in list_partitions(X, column)])
             )
         apply = dask.delayed(function, pure=False)
         km, *args = (dask.delayed(arg, pure=False) for arg in (self.placer(), *more))  # sent once, not with every task
-        parts, shape = partitions(X, column), meta.shape[1:]
+        parts, shape = list_partitions(X, column), meta.shape[1:]
         sizes = X.chunks[0] if isinstance(X, da.Array) else [np.nan] * len(parts)
         blocks = [
             da.from_delayed(apply(part, km, *args), (size, *shape), meta=meta)
@@ -506,7 +511,7 @@ class KMeans:
         """
         if not len(X):  # a column of lists without rows does not know its dimension
             return np.empty((0, self.n_features_in_), np.float32)
-        rows = prepare_on(home if is_cudf(X) else CPU, X, self.normalize, where)
+        rows = prepare_on_device(home if is_cudf(X) else CPU, X, self.normalize, where)
         if rows.shape[1] != self.n_features_in_:
             raise DataError(
                 f"X has {rows.shape[1]} features, but KMeans is expecting {self.n_features_in_} features as input",
@@ -529,7 +534,7 @@ class KMeans:
 
     def write(self, path: UPath, fingerprint: str | None) -> dict[str, Any]:
         """Write the model's files into the directory of a step that is being made; returns facts for its manifest."""
-        params = {name: plain(value) for name, value in self.get_params().items()}
+        params = {name: to_python(value) for name, value in self.get_params().items()}
         named = {name: value if isinstance(value, (str, int, float, bool)) else None for name, value in params.items()}
         facts = {
             "n_clusters": len(self.cluster_centers_),
@@ -541,12 +546,12 @@ class KMeans:
             "n_iter": self.n_iter_,
             "converged": self.converged_,
             "seed": self.seed_,
-            "engine": "cuml" if self._by_cuml() else "native",
+            "engine": "cuml" if self._is_cuml() else "native",
             "ann": getattr(self, "ann_", None),
             "feature_names": list(names) if (names := getattr(self, "feature_names_in_", None)) is not None else None,
             "parameters": named,
             "input_fingerprint": fingerprint,
-            "versions": manifest.versions(),
+            "versions": manifest.library_versions(),
         }
         return model.write_model(path, self.cluster_centers_, facts)
 
@@ -570,11 +575,11 @@ class KMeans:
         if facts.get("ann"):
             loaded.ann_ = facts["ann"]
         if facts.get("feature_names"):  # not in models of earlier versions
-            loaded._name_features(np.array(facts["feature_names"], dtype=object))
+            loaded._set_feature_names(np.array(facts["feature_names"], dtype=object))
         return loaded
 
 
-def _labels(X: Any, km: KMeans, index: centroid_index.Index | None) -> np.ndarray:
+def _predict_labels(X: Any, km: KMeans, index: centroid_index.Index | None) -> np.ndarray:
     if index is not None:
         return index.nearest(km.rows(X), km.cluster_centers_)
     backend, centroids = gpus.backend(), km.cluster_centers_
@@ -583,6 +588,6 @@ def _labels(X: Any, km: KMeans, index: centroid_index.Index | None) -> np.ndarra
         return backend.nearest_labels(km.rows(X, home=backend), centroids)
 
 
-def _distances(X: Any, km: KMeans) -> np.ndarray:
+def _compute_distances(X: Any, km: KMeans) -> np.ndarray:
     fitting = config.get_bytes("tile-bytes") // (4 * len(km.cluster_centers_))
     return all_distances(km.rows(X), km.cluster_centers_, max(16, min(km.max_samples_per_batch, fitting)))

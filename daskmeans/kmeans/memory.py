@@ -12,9 +12,9 @@ from daskmeans import config
 from daskmeans.errors import ClusterError, MemoryForecastError
 from daskmeans.kernels.bounds import n_bounds
 from daskmeans.kernels.center_groups import n_near
-from daskmeans.kernels.gpu.memory import DEVICE, nearest_bytes
+from daskmeans.kernels.gpu.memory import DEVICE_SHARE, nearest_bytes
 from daskmeans.runtime import resources
-from daskmeans.runtime.client import logger, n_processes, threads_each
+from daskmeans.runtime.client import logger, n_processes, threads_per_process
 from daskmeans.runtime.memory import COPIES, check_device_bytes, reading_bytes
 
 # Blocks of a fit, those of a sample of a third of the rows counted too, as a multiple of those of all rows.
@@ -82,13 +82,13 @@ class FitForecast:
             f"the fit holds {format_bytes(self.blocks)} and takes up to {format_bytes(self.worker)} in each process"
         ]
         lines += [
-            f"{format_bytes(self.on(disk))} of it lie in unnamed files below {disk.path} on {disk.host} "
+            f"{format_bytes(self.bytes_on(disk))} of it lie in unnamed files below {disk.path} on {disk.host} "
             f"({disk.kind}, {format_bytes(disk.free)} free) until it ends"
             for disk in self.disks
         ]
         return "; ".join(lines)
 
-    def on(self, disk: resources.Disk) -> int:
+    def bytes_on(self, disk: resources.Disk) -> int:
         """Bytes on `disk`."""
         return self.cached * disk.processes // sum(each.processes for each in self.disks)
 
@@ -101,16 +101,16 @@ def forecast_fit(
     `kept` are bytes that each may keep in memory; default: as many as it can.
     """
     blocks = int(SAMPLES * (fit_bytes(rows, dimension) + note_bytes(rows, dimension, n_clusters)))
-    engine = threads_each(client) * engine_bytes(dimension, n_clusters)
+    engine = threads_per_process(client) * engine_bytes(dimension, n_clusters)
     kept = resources.memory_to_keep(client) if kept is None else kept
     memory = max(0, kept - reading_bytes(client) - engine)
     worker = min(memory, blocks) + reading_bytes(client, 4 * rows * dimension) + engine
     # Partitions come to the workers as these have time, so some may be full while others are not.
     spread = int(EVEN * memory * n_processes(client))
     cached = 0 if blocks <= memory else max(0, blocks - spread)
-    disks = tuple(resources.disks(client)) if cached else ()
+    disks = tuple(resources.list_disks(client)) if cached else ()
     return FitForecast(
-        worker + (resources.BASE + resources.COMPILING if client is not None else 0), blocks, cached, disks
+        worker + (resources.BASE_BYTES + resources.COMPILE_BYTES if client is not None else 0), blocks, cached, disks
     )
 
 
@@ -131,8 +131,8 @@ def check_fit(
     """
     foreseen = forecast_fit(int(rows * sample_fraction), dimension, n_clusters, client, kept)
     for disk in foreseen.disks:
-        need = format_bytes(foreseen.on(disk))
-        if foreseen.on(disk) > disk.free or disk.in_memory:
+        need = format_bytes(foreseen.bytes_on(disk))
+        if foreseen.bytes_on(disk) > disk.free or disk.in_memory:
             raise MemoryForecastError(
                 f"fitting {rows:,} rows of {dimension} dimensions needs {need} here, which "
                 + (f"is memory ({disk.kind})" if disk.in_memory else f"has {format_bytes(disk.free)}"),
@@ -192,10 +192,10 @@ def check_devices(
     def need(count: int) -> int:
         return device_bytes(count, dimension, n_clusters, batch, oversampling)
 
-    if all(need(count) <= DEVICE * memory[worker] for worker, count in rows.items()):
+    if all(need(count) <= DEVICE_SHARE * memory[worker] for worker, count in rows.items()):
         return batch, 0
     # Of rows in memory the device has a label each, and two buffers, of which one is filled.
-    spare = min(DEVICE * memory[worker] - need(0) - 4 * count for worker, count in rows.items())
+    spare = min(DEVICE_SHARE * memory[worker] - need(0) - 4 * count for worker, count in rows.items())
     buffer = int(spare // (2 * (need(1) - need(0))))
     if buffer < 1:
         worker = min(rows, key=memory.__getitem__)

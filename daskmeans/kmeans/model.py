@@ -21,7 +21,7 @@ def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> di
     with (path / CENTROIDS).open("wb") as file:
         np.save(file, centroids, allow_pickle=False)
     manifest.write_json(path / MODEL, facts)
-    return manifest.checksums(path, CENTROIDS, MODEL)
+    return manifest.file_checksums(path, CENTROIDS, MODEL)
 
 
 def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
@@ -34,9 +34,9 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
     DataError
         A file of it is damaged.
     """
-    made = manifest.read(path, "fit")
-    facts = json.loads(manifest.read_checked(path, MODEL, made))
-    centroids = _matrix(manifest.read_checked(path, CENTROIDS, made), path / CENTROIDS)
+    made = manifest.read_manifest(path, "fit")
+    facts = json.loads(manifest.read_verified(path, MODEL, made))
+    centroids = _parse_matrix(manifest.read_verified(path, CENTROIDS, made), path / CENTROIDS)
     if centroids.shape != (facts["n_clusters"], facts["n_features"]):
         raise DataError(
             f"the centroids have shape {centroids.shape}",
@@ -50,15 +50,15 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
 def read_centroids(path: UPath) -> np.ndarray:
     """The matrix in the ``.npy`` file `path`, as float32."""
     try:
-        return _matrix(path.read_bytes(), path)
+        return _parse_matrix(path.read_bytes(), path)
     except (FileNotFoundError, IsADirectoryError):
         raise NotFoundError("no such file", where=str(path), expected="a .npy file of centroids") from None
     except OSError as error:
         raise DataError(f"the file cannot be read ({error})", where=str(path), remedy="fit the model again") from None
 
 
-def _matrix(content: bytes, path: UPath) -> np.ndarray:
+def _parse_matrix(content: bytes, path: UPath) -> np.ndarray:
     try:
-        return npy.load(content).astype(np.float32)
+        return npy.load_array(content).astype(np.float32)
     except Exception as error:  # numpy parses headers by Python's own parser, which has many exceptions
         raise DataError(f"not a readable .npy file ({error})", where=str(path), remedy="fit the model again") from None

@@ -35,16 +35,16 @@ def check_names(names: np.ndarray | None, fitted: np.ndarray | None) -> None:
     Where only one of the two has names it warns, as scikit-learn does.
     """
     if names is None and fitted is not None:
-        _warn("X does not have valid feature names, but KMeans was fitted with feature names")
+        _warn_user("X does not have valid feature names, but KMeans was fitted with feature names")
     if names is not None and fitted is None:
-        _warn("X has feature names, but KMeans was fitted without feature names")
+        _warn_user("X has feature names, but KMeans was fitted without feature names")
     if names is None or fitted is None or np.array_equal(names, fitted):
         return
     unseen, missing = sorted(set(names) - set(fitted)), sorted(set(fitted) - set(names))
     parts = [
         "The feature names should match those that were passed during fit.",
-        *_listed("Feature names unseen at fit time:", unseen),
-        *_listed("Feature names seen at fit time, yet now missing:", missing),
+        *_list_names("Feature names unseen at fit time:", unseen),
+        *_list_names("Feature names seen at fit time, yet now missing:", missing),
     ]
     if not unseen and not missing:
         parts.append("Feature names must be in the same order as they were in fit.")
@@ -56,10 +56,10 @@ def check_names(names: np.ndarray | None, fitted: np.ndarray | None) -> None:
     )
 
 
-def _listed(title: str, names: Sequence[str]) -> list[str]:
+def _list_names(title: str, names: Sequence[str]) -> list[str]:
     more = ["- ..."] if len(names) > LISTED else []
     return [title, *(f"- {name}" for name in names[:LISTED]), *more] if names else []
 
 
-def _warn(message: str) -> None:
+def _warn_user(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=5)

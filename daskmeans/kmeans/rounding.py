@@ -33,7 +33,7 @@ class Rounding(NamedTuple):
     """Sum of squared distances to the same rows in float32."""
 
 
-def rounding_of(X: Any, column: str | None = None) -> Rounding | None:
+def measure_rounding(X: Any, column: str | None = None) -> Rounding | None:
     """What is lost of some rows of `X`, evenly spread; None where float32 holds numbers of its type as they are.
 
     Parameters
@@ -45,11 +45,11 @@ def rounding_of(X: Any, column: str | None = None) -> Rounding | None:
 
     Examples
     --------
-    >>> rounding_of(2**24 + np.arange(3)[:, None])
+    >>> measure_rounding(2**24 + np.arange(3)[:, None])
     Rounding(rows=3, mean=array([16777217.]), spread=2.0, error=1.0)
-    >>> rounding_of(np.eye(3, dtype=np.float32))
+    >>> measure_rounding(np.eye(3, dtype=np.float32))
     """
-    found = _some_rows(X, column)
+    found = _pick_rows(X, column)
     if found is None or not found.size:
         return None
     wide = found[:, :: math.ceil(found.shape[1] / COLUMNS)].astype(np.float64)
@@ -60,11 +60,11 @@ def rounding_of(X: Any, column: str | None = None) -> Rounding | None:
         return Rounding(len(wide), wide[0] + middle, float(np.square(apart - middle).sum()), float(error))
 
 
-def _some_rows(X: Any, column: str | None) -> np.ndarray | None:
+def _pick_rows(X: Any, column: str | None) -> np.ndarray | None:
     if isinstance(X, pd.DataFrame) and not is_frame_of_numbers(X, column):
         X = X[vector_column(X, column)]
     on_device = hasattr(X, "__cuda_array_interface__") or hasattr(X, "to_arrow")
-    if on_device or not len(X) or _is_held(getattr(X, "dtype", None)):
+    if on_device or not len(X) or _is_exact(getattr(X, "dtype", None)):
         return None
     rows = np.unique(np.linspace(0, len(X) - 1, min(len(X), ROWS)).astype(int))
     if isinstance(X, pd.DataFrame):
@@ -75,7 +75,7 @@ def _some_rows(X: Any, column: str | None) -> np.ndarray | None:
     return np.asarray([X[i] for i in rows] if isinstance(X, (list, tuple)) else np.asarray(X)[rows])
 
 
-def _is_held(type_: Any) -> bool:
+def _is_exact(type_: Any) -> bool:
     """Whether float32 holds numbers of this type, or lists of them, as they are."""
     if isinstance(type_, pd.ArrowDtype) and is_list(type_.pyarrow_dtype):
         type_ = type_.pyarrow_dtype.value_type.to_pandas_dtype()
@@ -89,7 +89,9 @@ def warn_of_rounding(parts: Sequence[Rounding]) -> None:
     rows = sum(part.rows for part in parts)
     mean = sum(part.rows * (part.mean - parts[0].mean) for part in parts) / rows + parts[0].mean
     between = sum(part.rows * float(np.square(part.mean - mean).sum()) for part in parts)
-    spread, error = (math.sqrt(total / rows) for total in (_total("spread", parts) + between, _total("error", parts)))
+    spread, error = (
+        math.sqrt(total / rows) for total in (_sum_field("spread", parts) + between, _sum_field("error", parts))
+    )
     if error > SHARE * spread > 0:
         warnings.warn(
             f"rows are compared in float32, which moves these by {error:.2g} on average, while they lie only "
@@ -100,5 +102,5 @@ def warn_of_rounding(parts: Sequence[Rounding]) -> None:
         )
 
 
-def _total(name: str, parts: Sequence[Rounding]) -> float:
+def _sum_field(name: str, parts: Sequence[Rounding]) -> float:
     return math.fsum(getattr(part, name) for part in parts)

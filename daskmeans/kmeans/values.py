@@ -23,12 +23,12 @@ def is_whole(value: Any, least: int) -> bool:
     )
 
 
-def number(value: Any) -> float:
+def to_number(value: Any) -> float:
     """`value` as a float; NaN if it is no number.
 
     Examples
     --------
-    >>> number(np.float32(0.5)), number("0.5"), number(True)
+    >>> to_number(np.float32(0.5)), to_number("0.5"), to_number(True)
     (0.5, nan, nan)
     """
     real = isinstance(value, (int, float, np.integer, np.floating))
@@ -52,6 +52,6 @@ def check_flag(name: str, value: Any) -> None:
         raise UsageError(f"{name}={value!r}", expected="True or False")
 
 
-def plain(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """`value`, as Python has it if it is a number or a flag of numpy: JSON knows no others."""
     return value.item() if isinstance(value, np.generic) else value

@@ -14,21 +14,21 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans.buckets.buckets import Buckets
-from daskmeans.kernels.all_pairs import Pairs, Sketches, find_among
+from daskmeans.kernels.all_pairs import Pairs, Sketches, find_pairs_among
 from daskmeans.pairs.plan import Task, make_plan
-from daskmeans.pairs.recall import Gauge
-from daskmeans.pairs.row_blocks import Loaded, Shelf, Visits, write_array
+from daskmeans.pairs.recall import RecallSample
+from daskmeans.pairs.row_blocks import LoadedBlock, ProbeLists, RowBlockCache, write_array
 from daskmeans.pairs.settings import PairSettings
-from daskmeans.pairs.store import GAUGE, Edges, StoredPairs, how_found
+from daskmeans.pairs.store import RECALL_SCORES, SimilarPairs, StoredPairs, pairs_settings
 from daskmeans.runtime import executor, progress
 from daskmeans.runtime.client import task_key
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.step import open_step
 from daskmeans.tuning import DEFAULT, Tuning
-from daskmeans.vectors.files import reached
+from daskmeans.vectors.files import translate_write_errors
 
 
-def find_edges(
+def find_similar_pairs(
     sources: Sequence[Buckets],
     settings: PairSettings,
     folder: UPath,
@@ -44,107 +44,115 @@ def find_edges(
     numbers of the rows in the order of the clusters, those of the first source first. Of rows that are the same, one
     stands for all: it has the pairs with other rows, and each of the others a pair with it (or with one that has). The
     manifest tells how they were found, and `inputs`. Of a search with probes, ``gauge.npy`` has what
-    :meth:`Gauge.best` has found.
+    :meth:`RecallSample.best_scores` has found.
     """
-    with open_step(folder, "pairs", how_found(settings), inputs, overwrite=True, client=client) as step:
+    with open_step(folder, "pairs", pairs_settings(settings), inputs, overwrite=True, client=client) as step:
         plan = make_plan(sources, settings, folder, client, staying, tuning)
         # A task, so that it is made again if all workers that have it are lost; dask does not look through arguments.
-        shelf = delayed(partial(Shelf, plan.readers, plan.bands, plan.P, plan.room, plan.near), pure=False)(
+        cache = delayed(partial(RowBlockCache, plan.readers, plan.blocks, plan.P, plan.room, plan.near), pure=False)(
             dask_key_name=task_key("dedup-shelf")
         )
-        gauge: Any = plan.gauge
-        if gauge is not None:
-            gauge = executor.share(gauge, client) if client else delayed(gauge, pure=False, traverse=False)
-        task, least = delayed(compare, pure=False), np.float32(settings.floor)
+        recall_sample: Any = plan.recall_sample
+        if recall_sample is not None:
+            recall_sample = (
+                executor.broadcast(recall_sample, client)
+                if client
+                else delayed(recall_sample, pure=False, traverse=False)
+            )
+        task, least = delayed(compare_row_blocks, pure=False), np.float32(settings.floor)
         # Dask takes tasks that are ready in the order of their keys.
         keys = [task_key(f"dedup-compare-{i:07d}") for i in range(len(plan.tasks))]
         tasks = [
-            task(shelf, work, least, folder / f"part-{i:05d}", gauge, dask_key_name=key)
+            task(cache, work, least, folder / f"part-{i:05d}", recall_sample, dask_key_name=key)
             for i, (work, key) in enumerate(zip(plan.tasks, keys, strict=True))
         ]
-        pace = progress.Pace(dict(zip(keys, plan.pairs, strict=True)), "pairs")
+        pace = progress.ProgressEstimate(dict(zip(keys, plan.pairs, strict=True)), "pairs")
         counts, scores = zip(*executor.compute(tasks, "compare", client, pace), strict=True)
-        if plan.gauge:
-            write_array(folder / GAUGE, np.max([each for each in scores if each is not None], axis=0))
-            step.facts |= manifest.checksums(folder, GAUGE)
+        if plan.recall_sample:
+            write_array(folder / RECALL_SCORES, np.max([each for each in scores if each is not None], axis=0))
+            step.facts |= manifest.file_checksums(folder, RECALL_SCORES)
         for file in plan.near or ():
-            manifest.remove(file)
+            manifest.remove_tree(file)
         step.facts["count"] = sum(counts)
-    return StoredPairs(folder, settings.floor, manifest.read(folder, "pairs"))
+    return StoredPairs(folder, settings.floor, manifest.read_manifest(folder, "pairs"))
 
 
-def compare(
-    shelf: Shelf, work: Task, floor: np.float32, file: UPath, gauge: Gauge | None = None
+def compare_row_blocks(
+    cache: RowBlockCache, work: Task, floor: np.float32, file: UPath, recall_sample: RecallSample | None = None
 ) -> tuple[int, np.ndarray | None]:
     """Write the pairs of a task to `file`, if there are any.
 
-    Returns their number, and what `gauge` finds in the band of the task, if it is one that is compared with itself.
+    Returns their number, and what `recall_sample` finds in the block, if it is one that is compared with itself.
     """
-    one = shelf.get(work.row)
-    others = map(shelf.get, work.columns)
-    tables = (_table(one, other, edges) for other in others for edges in pairs_of(one, other, floor))
+    one = cache.get(work.row)
+    others = map(cache.get, work.columns)
+    tables = (
+        _to_pairs_table(one, other, similar) for other in others for similar in find_block_pairs(one, other, floor)
+    )
     count = 0
-    with reached(file.parent.parent), contextlib.ExitStack() as opened:
+    with translate_write_errors(file.parent.parent), contextlib.ExitStack() as opened:
         writer = None
         for table in filter(len, tables):  # as they are found: there may be more than fit into memory
-            writer = writer or opened.enter_context(signature.writer(file, table.schema, "pairs"))
+            writer = writer or opened.enter_context(signature.open_writer(file, table.schema, "pairs"))
             writer.write_table(table)
             count += len(table)
-    return count, gauge.best(one, floor) if gauge and work.row in work.columns else None
+    return count, recall_sample.best_scores(one, floor) if recall_sample and work.row in work.columns else None
 
 
-def pairs_of(one: Loaded, other: Loaded, floor: np.float32) -> Iterator[Edges]:
-    """Pairs of the rows of two bands, or of one and itself, some at a time."""
+def find_block_pairs(one: LoadedBlock, other: LoadedBlock, floor: np.float32) -> Iterator[SimilarPairs]:
+    """Pairs of the rows of two blocks, or of one and itself, some at a time."""
     same = one.first == other.first
     copies = one.copies if same else np.empty((0, 2), np.int64)
     if not same and one.zero >= 0 and other.zero >= 0:
         copies = np.array([[one.zero, other.zero]])
-    yield Edges(copies[:, 0], copies[:, 1], np.ones(len(copies), np.float32), np.ones(len(copies), bool))
-    for i, j, found in _found(one, other, floor, same):
-        yield Edges(one.numbers[i], other.numbers[j], found.scores, found.copies)
+    yield SimilarPairs(copies[:, 0], copies[:, 1], np.ones(len(copies), np.float32), np.ones(len(copies), bool))
+    for i, j, found in _find_distinct_pairs(one, other, floor, same):
+        yield SimilarPairs(one.numbers[i], other.numbers[j], found.scores, found.copies)
 
 
-def _found(one: Loaded, other: Loaded, floor: np.float32, same: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Pairs]]:
+def _find_distinct_pairs(
+    one: LoadedBlock, other: LoadedBlock, floor: np.float32, same: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, Pairs]]:
     """Pairs of distinct rows, as places in `one` and in `other`; of rows that visit clusters, those that meet."""
-    if one.visits is None or other.visits is None:
+    if one.probe_lists is None or other.probe_lists is None:
         for found in one.backend.find_pairs(one.sketches, other.sketches, floor, same=same):
             yield found.rows, found.columns, found
         return
     mine, theirs = cast(Sketches, one.sketches), cast(Sketches, other.sketches)  # rows that visit are no device's
-    for found in find_among(mine, theirs, floor, *_meetings(one.visits, other.visits)):
+    for found in find_pairs_among(mine, theirs, floor, *_match_probes(one.probe_lists, other.probe_lists)):
         i, j = found.rows, found.columns
         if same:  # rows meet themselves, and two that visit each other meet twice
-            new = (i > j) | ((i < j) & ~_visited(other.visits, j, one.visits, i))
+            new = (i > j) | ((i < j) & ~_is_probing(other.probe_lists, j, one.probe_lists, i))
             i, j, found = np.maximum(i, j)[new], np.minimum(i, j)[new], Pairs(*(part[new] for part in found))
         yield i, j, found
     if not same:
-        for found in find_among(theirs, mine, floor, *_meetings(other.visits, one.visits)):
+        for found in find_pairs_among(theirs, mine, floor, *_match_probes(other.probe_lists, one.probe_lists)):
             j, i = found.rows, found.columns
-            new = ~_visited(one.visits, i, other.visits, j)
+            new = ~_is_probing(one.probe_lists, i, other.probe_lists, j)
             yield i[new], j[new], Pairs(*(part[new] for part in found))
 
 
-def _meetings(guests: Visits, hosts: Visits) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `guests` visit which of `hosts`: rows, and for each cluster a job, see :func:`find_among`."""
+def _match_probes(guests: ProbeLists, hosts: ProbeLists) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `guests` visit which of `hosts`: rows, and for each cluster a job, see :func:`find_pairs_among`."""
     clusters = np.unique(hosts.homes)
     ends = [np.searchsorted(of, clusters, side) for of in (guests.clusters, hosts.homes) for side in ("left", "right")]
     jobs = np.stack(ends, axis=1)
     return guests.rows, jobs[jobs[:, 0] < jobs[:, 1]]
 
 
-def _visited(guests: Visits, rows: np.ndarray, hosts: Visits, others: np.ndarray) -> np.ndarray:
+def _is_probing(guests: ProbeLists, rows: np.ndarray, hosts: ProbeLists, others: np.ndarray) -> np.ndarray:
     """Whether each of some rows visits the cluster of another."""
     return (guests.near[rows] == hosts.homes[others][:, None]).any(axis=1)  # type: ignore[no-any-return]
 
 
-def _table(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:
+def _to_pairs_table(one: LoadedBlock, other: LoadedBlock, similar: SimilarPairs) -> pa.Table:
     return pa.table(
         {
-            "id": one.ids.take(pa.array(edges.rows - one.first)),
-            "twin_id": other.ids.take(pa.array(edges.twins - other.first)),
-            "score": edges.scores,
-            "exact": edges.copies,
-            "row": edges.rows,
-            "twin": edges.twins,
+            "id": one.ids.take(pa.array(similar.rows - one.first)),
+            "twin_id": other.ids.take(pa.array(similar.neighbors - other.first)),
+            "score": similar.scores,
+            "exact": similar.copies,
+            "row": similar.rows,
+            "twin": similar.neighbors,
         }
     )

@@ -15,13 +15,21 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config
-from daskmeans.buckets.buckets import Buckets, lean_of
-from daskmeans.kernels.all_pairs import directions, sample_rows, sketch
+from daskmeans.buckets.buckets import Buckets, strip_parts
+from daskmeans.kernels.all_pairs import find_directions, make_sketches, n_sample_rows
 from daskmeans.kernels.jit import warm_seconds
-from daskmeans.pairs.memory import check_bands, search_bytes
-from daskmeans.pairs.probes import survey
-from daskmeans.pairs.recall import Gauge
-from daskmeans.pairs.row_blocks import Band, Reader, band_rows, bands_of, load, sample_vectors, vectors
+from daskmeans.pairs.memory import check_row_blocks, search_bytes
+from daskmeans.pairs.probes import survey_probes
+from daskmeans.pairs.recall import RecallSample
+from daskmeans.pairs.row_blocks import (
+    BlockReader,
+    RowBlock,
+    cut_row_blocks,
+    load_row_block,
+    read_unit_vectors,
+    rows_per_block,
+    sample_vectors,
+)
 from daskmeans.pairs.settings import PairSettings
 from daskmeans.runtime import executor, gpus, progress
 from daskmeans.runtime.client import logger, n_processes, n_threads
@@ -35,7 +43,7 @@ TASKS, MOST_PAIRS = 256, 4 * 10**9
 
 @dataclass(frozen=True)
 class Task:
-    """A band that is compared with others, or with itself and others."""
+    """A block that is compared with others, or with itself and others."""
 
     row: int
     columns: Sequence[int]
@@ -44,8 +52,8 @@ class Task:
 class Plan(NamedTuple):
     """What a search for pairs does."""
 
-    readers: list[Reader]
-    bands: list[Band]
+    readers: list[BlockReader]
+    blocks: list[RowBlock]
     P: np.ndarray
     """Directions of the sketches."""
     room: int
@@ -54,8 +62,8 @@ class Plan(NamedTuple):
     pairs: list[int]
     """How many pairs each task compares; of a search with probes, about."""
     near: list[UPath] | None = None
-    """For each band, the file of what its rows visit, see `bands.Visits`; None if rows are compared with all."""
-    gauge: Gauge | None = None
+    """For each block, the file of what its rows visit, see `ProbeLists`; None if rows are compared with all."""
+    recall_sample: RecallSample | None = None
     """Rows that are compared with all, to measure what the search misses."""
 
 
@@ -73,16 +81,16 @@ def make_plan(
     """
     if settings.search == "clusters":
         return _plan_probes(sources[0], settings, folder, client, tuning)
-    bands, room = _bands(sources, client, tuning, staying=staying)
-    trial = _trial(sources, bands, room, settings.floor, client)
+    blocks, room = _cut_row_blocks(sources, client, tuning, staying=staying)
+    trial = _run_trial(sources, blocks, room, settings.floor, client)
     logger.info(
         "search exact: all %s pairs of rows are compared, in about %s and with up to %s in each process; --search "
         "clusters compares rows inside their cluster only",
-        progress.compact(n_pairs(sources)),
-        progress.duration(trial.seconds),
+        progress.format_number(n_pairs(sources)),
+        progress.format_duration(trial.seconds),
         format_bytes(trial.nbytes),
     )
-    return Plan(_readers(sources), bands, trial.P, room, *_tasks(bands, tuning))
+    return Plan(_make_readers(sources), blocks, trial.P, room, *_make_tasks(blocks, tuning))
 
 
 def n_pairs(sources: Sequence[Buckets]) -> int:
@@ -91,7 +99,7 @@ def n_pairs(sources: Sequence[Buckets]) -> int:
     return own * (own - 1) // 2 + own * sum(each.rows for each in sources[1:])
 
 
-class Trial(NamedTuple):
+class SearchTrial(NamedTuple):
     """What a trial on a sample of the rows has found for an exact search."""
 
     P: np.ndarray
@@ -104,27 +112,29 @@ class Trial(NamedTuple):
     """What each process will take, at most."""
 
 
-def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None, tuning: Tuning = DEFAULT) -> Trial:
+def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None, tuning: Tuning = DEFAULT) -> SearchTrial:
     """A trial of an exact search, which takes a moment."""
-    return _trial(sources, *_bands(sources, client, tuning), floor, client)
+    return _run_trial(sources, *_cut_row_blocks(sources, client, tuning), floor, client)
 
 
-def _trial(sources: Sequence[Buckets], bands: Sequence[Band], room: int, floor: float, client: Client | None) -> Trial:
-    sample = _sample(sources)
-    P = directions(sample, floor)
-    pace = delayed(partial(_pace, _readers(sources)[0], bands[0], P, floor), pure=False)
-    pair, row = executor.compute([pace(executor.share(sample, client))], client=client)[0]
+def _run_trial(
+    sources: Sequence[Buckets], blocks: Sequence[RowBlock], room: int, floor: float, client: Client | None
+) -> SearchTrial:
+    sample = _sample_sources(sources)
+    P = find_directions(sample, floor)
+    pace = delayed(partial(_time_sample, _make_readers(sources)[0], blocks[0], P, floor), pure=False)
+    pair, row = executor.compute([pace(executor.broadcast(sample, client))], client=client)[0]
     rows, processes = sum(each.rows for each in sources), n_processes(client)
     # What does not fit into memory is read again for about every task.
-    loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(bands))
+    loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(blocks))
     seconds = n_pairs(sources) * pair / gpus.n_computing(client) + loads * row / n_threads(client)
-    return Trial(P, pair, seconds, search_bytes(bands[0].rows, rows, room, P.shape[0], client))
+    return SearchTrial(P, pair, seconds, search_bytes(blocks[0].rows, rows, room, P.shape[0], client))
 
 
-def _tasks(bands: Sequence[Band], tuning: Tuning) -> tuple[list[Task], list[int]]:
-    """Tasks that compare all bands of the first source with one another and with the others; and the pairs of each."""
-    rows, own = [band.rows for band in bands], sum(band.source == 0 for band in bands)
-    tasks = tasks_of(rows, own, tuning.task_pairs)
+def _make_tasks(blocks: Sequence[RowBlock], tuning: Tuning) -> tuple[list[Task], list[int]]:
+    """Tasks that compare all blocks of the first source with one another and with the others; and the pairs of each."""
+    rows, own = [block.rows for block in blocks], sum(block.source == 0 for block in blocks)
+    tasks = make_self_join_tasks(rows, own, tuning.task_pairs)
     return tasks, [sum(rows[t.row] * rows[j] // (1 + (j == t.row)) for j in t.columns) for t in tasks]
 
 
@@ -132,82 +142,84 @@ def _plan_probes(
     buckets: Buckets, settings: PairSettings, folder: UPath, client: Client | None, tuning: Tuning
 ) -> Plan:
     """A search that compares each row with those of its own cluster and of the nearest others."""
-    (bands, room), (reader,) = _bands([buckets], client, tuning, settings.probes), _readers([buckets])
+    (blocks, room), (reader,) = _cut_row_blocks([buckets], client, tuning, settings.probes), _make_readers([buckets])
     wanted = min(buckets.rows, config.get("recall-sample"))
     numbers = np.sort(np.random.default_rng(settings.random_state % 2**64).choice(buckets.rows, wanted, replace=False))
-    found = survey(reader, bands, numbers, settings.probes, folder, client)
+    found = survey_probes(reader, blocks, numbers, settings.probes, folder, client)
     nbytes = search_bytes(
-        bands[0].rows, buckets.rows, room, buckets.dimension, client, settings.probes, buckets.n_clusters
+        blocks[0].rows, buckets.rows, room, buckets.dimension, client, settings.probes, buckets.n_clusters
     )
     logger.info(
         "search clusters, %d probes: about %s pairs of rows are compared, with up to %s in each process",
         settings.probes,
-        progress.compact(found.pairs),
+        progress.format_number(found.pairs),
         format_bytes(nbytes),
     )
-    P = directions(_sample([buckets]), settings.floor)
-    tasks, pairs = _tasks(bands, tuning)
+    P = find_directions(_sample_sources([buckets]), settings.floor)
+    tasks, pairs = _make_tasks(blocks, tuning)
     share = found.pairs / max(1, sum(pairs))
-    gauge = Gauge(numbers, sketch(found.rows, P), found.near)
-    return Plan([reader], bands, P, room, tasks, [round(share * each) for each in pairs], found.files, gauge)
+    recall_sample = RecallSample(numbers, make_sketches(found.rows, P), found.near)
+    return Plan([reader], blocks, P, room, tasks, [round(share * each) for each in pairs], found.files, recall_sample)
 
 
-def _pace(reader: Reader, band: Band, P: np.ndarray, floor: float, sample: np.ndarray) -> tuple[float, float]:
+def _time_sample(
+    reader: BlockReader, block: RowBlock, P: np.ndarray, floor: float, sample: np.ndarray
+) -> tuple[float, float]:
     """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
     half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
     backend = gpus.backend()
     few, one, other = (backend.comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:]))
     comparing = warm_seconds(lambda rows: list(backend.find_pairs(rows, other, np.float32(floor))), few, one)
-    cluster, start, _ = band.place[0]
-    head = replace(band, rows=1, place=[(cluster, start, start + 1)])
-    loading = warm_seconds(lambda rows: load(reader, rows, P), head, band)
-    return comparing / max(1, half * (len(sample) - half)), loading / band.rows
+    cluster, start, _ = block.place[0]
+    head = replace(block, rows=1, place=[(cluster, start, start + 1)])
+    loading = warm_seconds(lambda rows: load_row_block(reader, rows, P), head, block)
+    return comparing / max(1, half * (len(sample) - half)), loading / block.rows
 
 
-def _bands(
+def _cut_row_blocks(
     sources: Sequence[Buckets],
     client: Client | None,
     tuning: Tuning,
     probes: int = 0,
     staying: Sequence[np.ndarray | None] = (),
-) -> tuple[list[Band], int]:
-    """All rows in bands, and how many rows each process may keep, with what they visit."""
+) -> tuple[list[RowBlock], int]:
+    """All rows in blocks, and how many rows each process may keep, with what they visit."""
     dimension = sources[0].dimension
     rows = sum(each.rows for each in sources)
-    most = band_rows(rows, dimension, config.get_bytes("bucket-bytes"), tuning.band_rows)
-    room = check_bands(most, dimension, str(sources[0].path), client, probes)
+    most = rows_per_block(rows, dimension, config.get_bytes("bucket-bytes"), tuning.rows_per_block)
+    room = check_row_blocks(most, dimension, str(sources[0].path), client, probes)
     firsts, masks = accumulate((each.rows for each in sources), initial=0), [None, *staying]
-    bands = [
-        bands_of(each, most, i, first, mask)
+    blocks = [
+        cut_row_blocks(each, most, i, first, mask)
         for i, (each, first, mask) in enumerate(zip_longest(sources, islice(firsts, len(sources)), masks))
     ]
-    return [band for mine in bands for band in mine], room
+    return [block for mine in blocks for block in mine], room
 
 
-def _readers(sources: Sequence[Buckets]) -> list[Reader]:
-    return [partial(vectors, lean_of(each)) for each in sources]
+def _make_readers(sources: Sequence[Buckets]) -> list[BlockReader]:
+    return [partial(read_unit_vectors, strip_parts(each)) for each in sources]
 
 
-def _sample(sources: Sequence[Buckets]) -> np.ndarray:
-    wanted = sample_rows(sources[0].dimension) // len(sources)
+def _sample_sources(sources: Sequence[Buckets]) -> np.ndarray:
+    wanted = n_sample_rows(sources[0].dimension) // len(sources)
     return np.concatenate([sample_vectors(each, wanted, SAMPLE_OF_CLUSTER) for each in sources])
 
 
-def tasks_of(rows: Sequence[int], own: int, least: int = DEFAULT.task_pairs) -> list[Task]:
-    """Tasks that compare each of the first `own` bands with itself, all before it, and all after those.
+def make_self_join_tasks(rows: Sequence[int], own: int, least: int = DEFAULT.task_pairs) -> list[Task]:
+    """Tasks that compare each of the first `own` blocks with itself, all before it, and all after those.
 
-    `rows` are those of each band.
+    `rows` are those of each block.
     """
     beside = [(i, run) for i in range(own) for run in (range(i + 1), range(own, len(rows)))]
-    return tasks_between(rows, beside, least)
+    return make_block_tasks(rows, beside, least)
 
 
-def tasks_between(
+def make_block_tasks(
     rows: Sequence[int], beside: Sequence[tuple[int, range]], least: int = DEFAULT.task_pairs
 ) -> list[Task]:
-    """Tasks that compare bands with runs of others, `beside` them; `least` pairs or more in each.
+    """Tasks that compare blocks with runs of others, `beside` them; `least` pairs or more in each.
 
-    They come in an order in which a process needs few bands at a time: those of one run after the other.
+    They come in an order in which a process needs few blocks at a time: those of one run after the other.
     """
     pairs = sum(rows[i] * rows[j] for i, run in beside for j in run)
     most = min(max(pairs // TASKS, least), MOST_PAIRS)

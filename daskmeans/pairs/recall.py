@@ -8,14 +8,14 @@ from typing import Any, cast
 import numpy as np
 
 from daskmeans.kernels.all_pairs import Sketches, find_pairs
-from daskmeans.kernels.hashing import wilson
+from daskmeans.kernels.hashing import wilson_interval
 from daskmeans.kernels.norms import rounding_bound
-from daskmeans.kernels.within_cluster import find_twins
-from daskmeans.pairs.row_blocks import Loaded
+from daskmeans.kernels.within_cluster import flag_neighbors
+from daskmeans.pairs.row_blocks import LoadedBlock
 
 
 @dataclass(frozen=True)
-class Sample:
+class RowSample:
     """Some rows: their vectors, and where they lie."""
 
     hashes: np.ndarray
@@ -28,29 +28,35 @@ class Sample:
     """float32, shape (m, d)"""
 
 
-def take_sample(hashes: np.ndarray, centroid: int, X: np.ndarray, limit: int) -> Sample:
+def take_sample(hashes: np.ndarray, centroid: int, X: np.ndarray, limit: int) -> RowSample:
     """Rows of one cluster whose hash is at most `limit`."""
     places = np.flatnonzero(hashes <= np.uint64(limit))
-    return Sample(hashes[places], np.full(len(places), centroid, np.int32), places, X[places])
+    return RowSample(hashes[places], np.full(len(places), centroid, np.int32), places, X[places])
 
 
-def join_samples(samples: list[Sample], size: int) -> Sample:
+def join_samples(samples: list[RowSample], size: int) -> RowSample:
     """The rows with the `size` smallest hashes of all `samples`."""
     hashes, centroids, places, rows = (
         np.concatenate([getattr(s, field) for s in samples]) for field in ("hashes", "centroids", "places", "rows")
     )
     smallest = np.argsort(hashes, kind="stable")[:size]
-    return Sample(hashes[smallest], centroids[smallest], places[smallest], rows[smallest])
+    return RowSample(hashes[smallest], centroids[smallest], places[smallest], rows[smallest])
 
 
-def mark_twins(
-    sample: Sample, X: np.ndarray, centroid: int, first: int, threshold: np.float32, tile_bytes: int, seen: np.ndarray
+def mark_neighbors(
+    sample: RowSample,
+    X: np.ndarray,
+    centroid: int,
+    first: int,
+    threshold: np.float32,
+    tile_bytes: int,
+    seen: np.ndarray,
 ) -> None:
     """Compare `sample` with rows of one cluster.
 
     Parameters
     ----------
-    sample : Sample
+    sample : RowSample
     X : ndarray of float32, shape (n, d)
         In the order that `sample.places` refers to.
     centroid, first : int
@@ -66,11 +72,13 @@ def mark_twins(
     width = max(1, tile_bytes // (4 * max(1, len(sample.rows))))
     for left in range(0, len(X), width):
         block = X[left : left + width]
-        find_twins(sample.rows @ block.T, sample.rows, block, own, places - left, threshold, margin, seen[0], seen[1])
+        flag_neighbors(
+            sample.rows @ block.T, sample.rows, block, own, places - left, threshold, margin, seen[0], seen[1]
+        )
 
 
 @dataclass(frozen=True)
-class Gauge:
+class RecallSample:
     """Some rows, to be compared with all rows by their sketches."""
 
     numbers: np.ndarray
@@ -78,49 +86,49 @@ class Gauge:
     sketches: Sketches
     """Of these rows."""
     near: np.ndarray
-    """int32, shape (m, p): what they visit, see :class:`Visits`."""
+    """int32, shape (m, p): what they visit, see :class:`ProbeLists`."""
 
-    def best(self, band: Loaded, floor: np.float32) -> np.ndarray:
-        """The best scores of these rows with other rows, those of a band; float32, shape (2, m).
+    def best_scores(self, block: LoadedBlock, floor: np.float32) -> np.ndarray:
+        """The best scores of these rows with other rows, those of a block; float32, shape (2, m).
 
         Row 0 has the scores from `floor` on, row 1 those of them that the search finds; others are minus infinity.
         """
-        assert band.visits is not None
-        best = np.full((2, len(self.numbers)), -np.inf, np.float32)
-        whole = slice(0, len(self.numbers)), slice(0, len(band.numbers))
-        for found in find_pairs(self.sketches, cast(Sketches, band.sketches), floor, *whole):
-            near, theirs = self.near[found.rows], band.visits.near[found.columns]
+        assert block.probe_lists is not None
+        best_scores = np.full((2, len(self.numbers)), -np.inf, np.float32)
+        whole = slice(0, len(self.numbers)), slice(0, len(block.numbers))
+        for found in find_pairs(self.sketches, cast(Sketches, block.sketches), floor, *whole):
+            near, theirs = self.near[found.rows], block.probe_lists.near[found.columns]
             met = (near == theirs[:, :1]).any(axis=1) | (theirs == near[:, :1]).any(axis=1)
-            others = self.numbers[found.rows] != band.numbers[found.columns]
-            for seen, which in zip(best, (others, others & met), strict=True):
+            others = self.numbers[found.rows] != block.numbers[found.columns]
+            for seen, which in zip(best_scores, (others, others & met), strict=True):
                 np.maximum.at(seen, found.rows[which], found.scores[which])
         # The first of some copies stands for all, also where it is the row itself; of rows of zeros no product tells.
-        best[:, np.isin(self.numbers, band.copies[:, 1])] = 1
-        if band.zero >= 0:
-            best[:, ~self.sketches.X.any(axis=1) & (self.numbers != band.zero)] = 1
-        return best
+        best_scores[:, np.isin(self.numbers, block.copies[:, 1])] = 1
+        if block.zero >= 0:
+            best_scores[:, ~self.sketches.X.any(axis=1) & (self.numbers != block.zero)] = 1
+        return best_scores
 
 
-def summarize(seen: np.ndarray) -> dict[str, Any]:
-    """Recall with its 95 % interval, from flags as `mark_twins` sets them.
+def summarize_recall(seen: np.ndarray) -> dict[str, Any]:
+    """Recall with its 95 % interval, from flags as `mark_neighbors` sets them.
 
     Examples
     --------
-    >>> summarize(np.array([[False], [False]]))
+    >>> summarize_recall(np.array([[False], [False]]))
     {'recall': None, 'low': 0.0, 'high': 1.0, 'sampled': 1, 'with_twin': 0}
     """
     with_twin, found = int(seen[0].sum()), int(seen[1].sum())
     recall = found / with_twin if with_twin else None
-    low, high = wilson(found, with_twin)
+    low, high = wilson_interval(found, with_twin)
     return {"recall": recall, "low": low, "high": high, "sampled": seen.shape[1], "with_twin": with_twin}
 
 
-def complete(rows: int, with_twin: int) -> dict[str, Any]:
-    """Recall of a search that has compared all rows, as :func:`summarize` tells it.
+def complete_recall(rows: int, with_twin: int) -> dict[str, Any]:
+    """Recall of a search that has compared all rows, as :func:`summarize_recall` tells it.
 
     Examples
     --------
-    >>> complete(7, 2)
+    >>> complete_recall(7, 2)
     {'recall': 1.0, 'low': 1.0, 'high': 1.0, 'sampled': 7, 'with_twin': 2, 'why': 'all pairs of rows were compared'}
     """
     why = "all pairs of rows were compared"

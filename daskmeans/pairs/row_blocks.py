@@ -1,4 +1,4 @@
-"""Rows in bands: runs of rows that are read together and compared with other such runs."""
+"""Row blocks: runs of rows that are read together and compared with other such runs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from daskmeans.kernels.within_cluster import first_copies
 from daskmeans.runtime import gpus
 from daskmeans.tuning import DEFAULT
 from daskmeans.vectors import npy
-from daskmeans.vectors.files import reading
+from daskmeans.vectors.files import translate_read_errors
 from daskmeans.vectors.matrix import to_matrix
 
-# Bands of all rows at least: enough of them to share among many cores.
-BANDS = 24
+# Blocks of all rows at least: enough of them to share among many cores.
+LEAST_BLOCKS = 24
 
 
 @dataclass(frozen=True)
-class Band:
+class RowBlock:
     """Rows that are read together.
 
     Attributes
@@ -56,46 +56,46 @@ class Band:
 
 
 # Reads the unit vectors at a place (float32, shape (rows, d), a copy) and their ids.
-Reader = Callable[[Any], tuple[np.ndarray, pa.Array]]
+BlockReader = Callable[[Any], tuple[np.ndarray, pa.Array]]
 
 
-def bands_of(
+def cut_row_blocks(
     buckets: Buckets, most: int, source: int = 0, first: int = 0, staying: np.ndarray | None = None
-) -> list[Band]:
-    """All rows in bands of `most` rows, the last one may have fewer; numbered from `first` on.
+) -> list[RowBlock]:
+    """All rows in blocks of `most` rows, the last one may have fewer; numbered from `first` on.
 
-    The place of a band are clusters, each with the first of its rows that belong to the band and the one after the
+    The place of a block are clusters, each with the first of its rows that belong to the block and the one after the
     last. `staying` says which rows are compared; default: all.
     """
-    bands: list[list[tuple[Cluster, int, int]]] = []
+    blocks: list[list[tuple[Cluster, int, int]]] = []
     free = 0
     for cluster in buckets.clusters():
         start = 0
         while start < cluster.rows:
             if not free:
-                bands.append([])
+                blocks.append([])
                 free = most
             stop = min(cluster.rows, start + free)
-            bands[-1].append((cluster, start, stop))
+            blocks[-1].append((cluster, start, stop))
             free -= stop - start
             start = stop
-    rows = [sum(stop - start for _, start, stop in pieces) for pieces in bands]
-    masks = [None if staying is None else staying[i * most : (i + 1) * most] for i in range(len(bands))]
-    return [Band(source, first + i * most, rows[i], tuple(pieces), masks[i]) for i, pieces in enumerate(bands)]
+    rows = [sum(stop - start for _, start, stop in pieces) for pieces in blocks]
+    masks = [None if staying is None else staying[i * most : (i + 1) * most] for i in range(len(blocks))]
+    return [RowBlock(source, first + i * most, rows[i], tuple(pieces), masks[i]) for i, pieces in enumerate(blocks)]
 
 
-def band_rows(rows: int, dimension: int, nbytes: int, least: int = DEFAULT.band_rows) -> int:
-    """Rows of a band: `least`, or more if there are many, of which no more than `nbytes` are vectors.
+def rows_per_block(rows: int, dimension: int, nbytes: int, least: int = DEFAULT.rows_per_block) -> int:
+    """Rows of a block: `least`, or more if there are many, of which no more than `nbytes` are vectors.
 
     Examples
     --------
-    >>> band_rows(10_000, 384, 32 << 20), band_rows(200_000, 384, 32 << 20), band_rows(10_000_000, 384, 32 << 20)
+    >>> tuple(rows_per_block(rows, 384, 32 << 20) for rows in (10_000, 200_000, 10_000_000))
     (4096, 8334, 21845)
     """
-    return max(1, min(max(least, -(-rows // BANDS)), nbytes // (4 * dimension)))
+    return max(1, min(max(least, -(-rows // LEAST_BLOCKS)), nbytes // (4 * dimension)))
 
 
-class Visits(NamedTuple):
+class ProbeLists(NamedTuple):
     """The clusters with whose rows each row is compared, where it is not with all; clusters by their places in order.
 
     Rows lie in the order of their own clusters.
@@ -111,20 +111,20 @@ class Visits(NamedTuple):
     """int32, shape (v,): the rows that visit these."""
 
 
-def visits_of(near: np.ndarray) -> Visits:
-    """What rows visit, from `near` as :class:`Visits` has it."""
+def make_probe_lists(near: np.ndarray) -> ProbeLists:
+    """What rows visit, from `near` as :class:`ProbeLists` has it."""
     rows, columns = np.nonzero(near >= 0)
     order = np.argsort(near[rows, columns], kind="stable")
-    return Visits(near[:, 0], near, near[rows, columns][order], rows[order].astype(np.int32))
+    return ProbeLists(near[:, 0], near, near[rows, columns][order], rows[order].astype(np.int32))
 
 
-class Loaded(NamedTuple):
-    """The rows of a band in memory that are compared; of copies the first one only."""
+class LoadedBlock(NamedTuple):
+    """The rows of a block in memory that are compared; of copies the first one only."""
 
     first: int
     """Number of the first row."""
     ids: pa.Array
-    """Of all rows of the band."""
+    """Of all rows of the block."""
     numbers: np.ndarray
     """int64, shape (m,): numbers of the distinct rows among all rows, ascending."""
     sketches: Compared
@@ -135,13 +135,13 @@ class Loaded(NamedTuple):
     """int64, shape (c, 2): numbers of a row and of the first one that is the same bit for bit."""
     zero: int
     """Number of the first row of zeros; -1 for none."""
-    visits: Visits | None
+    probe_lists: ProbeLists | None
     """Of the distinct rows; None if they are compared with all."""
 
 
-def load(reader: Reader, band: Band, P: np.ndarray, near: UPath | None = None) -> Loaded:
-    """The rows of `band`, with sketches along the directions `P`; `near` is a file of what they visit, if they do."""
-    return load_rows(partial(reader, band.place), P, band.first, band.staying, near)
+def load_row_block(reader: BlockReader, block: RowBlock, P: np.ndarray, near: UPath | None = None) -> LoadedBlock:
+    """The rows of `block`, with sketches along the directions `P`; `near` is a file of what they visit, if they do."""
+    return load_rows(partial(reader, block.place), P, block.first, block.staying, near)
 
 
 def load_rows(
@@ -150,8 +150,8 @@ def load_rows(
     start: int = 0,
     staying: np.ndarray | None = None,
     near: UPath | None = None,
-) -> Loaded:
-    """Rows whose unit vectors and ids `read` returns, numbered from `start` on; otherwise as :func:`load`."""
+) -> LoadedBlock:
+    """Rows whose unit vectors and ids `read` returns, numbered from `start` on; otherwise as :func:`load_row_block`."""
     X, ids = read()
     numbers = start + np.arange(len(X))
     if staying is not None:
@@ -166,8 +166,8 @@ def load_rows(
     copies = np.flatnonzero(first != np.arange(len(X)))
     if len(copies):
         X = X[distinct]
-    zeros, backend = np.flatnonzero(~X.any(axis=1)), _backend(visiting=near is not None)
-    return Loaded(
+    zeros, backend = np.flatnonzero(~X.any(axis=1)), _choose_backend(visiting=near is not None)
+    return LoadedBlock(
         start,
         ids,
         numbers[distinct],
@@ -175,19 +175,19 @@ def load_rows(
         backend,
         np.stack([numbers[copies], numbers[first[copies]]], axis=1),
         int(numbers[distinct[zeros[0]]]) if len(zeros) else -1,
-        None if visited is None else visits_of(visited[distinct]),
+        None if visited is None else make_probe_lists(visited[distinct]),
     )
 
 
-def _backend(visiting: bool) -> Backend:
-    """What this process compares bands with: rows that visit clusters are compared on the cores."""
+def _choose_backend(visiting: bool) -> Backend:
+    """What this process compares blocks with: rows that visit clusters are compared on the cores."""
     return CPU if visiting else gpus.backend()
 
 
 def read_array(file: UPath) -> np.ndarray:
     """The array in the ``.npy`` file `file`."""
-    with reading(file), file.open("rb") as opened:
-        return npy.load(opened.read())  # type: ignore[no-any-return]
+    with translate_read_errors(file), file.open("rb") as opened:
+        return npy.load_array(opened.read())  # type: ignore[no-any-return]
 
 
 def write_array(file: UPath, array: np.ndarray) -> None:
@@ -196,7 +196,7 @@ def write_array(file: UPath, array: np.ndarray) -> None:
         np.save(opened, array)
 
 
-def vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int]]) -> tuple[np.ndarray, pa.Array]:
+def read_unit_vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int]]) -> tuple[np.ndarray, pa.Array]:
     """Unit vectors of some rows (float32, shape (rows, d), a copy), and their ids."""
     X = np.empty((sum(stop - start for _, start, stop in pieces), buckets.dimension), np.float32)
     ids: list[pa.Array] = []
@@ -216,68 +216,70 @@ def sample_vectors(buckets: Buckets, wanted: int, each: int) -> np.ndarray:
     ends = np.cumsum([cluster.rows for cluster in clusters])
     places = np.linspace(0, buckets.rows - 1, max(1, wanted // each)).astype(np.int64)
     chosen = np.unique(np.searchsorted(ends, places, side="right"))
-    return vectors(buckets, [(clusters[i], 0, min(each, clusters[i].rows)) for i in chosen])[0]
+    return read_unit_vectors(buckets, [(clusters[i], 0, min(each, clusters[i].rows)) for i in chosen])[0]
 
 
-class Shelf:
-    """Bands in the memory of a process, those that were used last.
+class RowBlockCache:
+    """Blocks in the memory of a process, those that were used last.
 
-    It travels empty: each process that receives one keeps what it has loaded as long as it keeps the shelf.
+    It travels empty: each process that receives one keeps what it has loaded as long as it keeps the cache.
 
     Parameters
     ----------
-    readers : sequence of Reader
+    readers : sequence of BlockReader
         One for each source.
-    bands : list of Band
+    blocks : list of RowBlock
     P : ndarray of float32, shape (d, p)
         Directions of the sketches.
     room : int
         Rows that are kept, beside those in use.
     near : sequence of UPath, optional
-        For each band, the file of what its rows visit. Default: rows are compared with all.
+        For each block, the file of what its rows visit. Default: rows are compared with all.
     """
 
     def __init__(
         self,
-        readers: Sequence[Reader],
-        bands: Sequence[Band],
+        readers: Sequence[BlockReader],
+        blocks: Sequence[RowBlock],
         P: np.ndarray,
         room: int,
         near: Sequence[UPath] | None = None,
     ) -> None:
-        self.readers, self.bands, self.P, self.room, self.near = readers, bands, P, room, near
+        self.readers, self.blocks, self.P, self.room, self.near = readers, blocks, P, room, near
         self._lock = threading.Lock()
-        self._held: OrderedDict[int, Future[Loaded]] = OrderedDict()
+        self._futures: OrderedDict[int, Future[LoadedBlock]] = OrderedDict()
         self._rows = 0  # of those held
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shelf, (self.readers, self.bands, self.P, self.room, self.near)
+        return RowBlockCache, (self.readers, self.blocks, self.P, self.room, self.near)
 
-    def get(self, i: int) -> Loaded:
-        """Band number `i`; a thread that asks for what another one loads waits for it."""
+    def get(self, i: int) -> LoadedBlock:
+        """RowBlock number `i`; a thread that asks for what another one loads waits for it."""
         with self._lock:
-            found = self._held.get(i)
+            found = self._futures.get(i)
             mine = found is None
             if found is None:
-                found = self._held[i] = Future()
-                self._rows += self.bands[i].rows
-            self._held.move_to_end(i)
-            while len(self._held) > 1 and self._rows > self._room:
-                self._rows -= self.bands[self._held.popitem(last=False)[0]].rows
+                found = self._futures[i] = Future()
+                self._rows += self.blocks[i].rows
+            self._futures.move_to_end(i)
+            while len(self._futures) > 1 and self._rows > self._max_rows:
+                self._rows -= self.blocks[self._futures.popitem(last=False)[0]].rows
         if mine:
-            band = self.bands[i]
+            block = self.blocks[i]
             try:
-                found.set_result(load(self.readers[band.source], band, self.P, self.near[i] if self.near else None))
+                found.set_result(
+                    load_row_block(self.readers[block.source], block, self.P, self.near[i] if self.near else None)
+                )
             except BaseException as error:
                 found.set_exception(error)
                 with self._lock:
-                    if self._held.pop(i, None):  # the next one may be able to
-                        self._rows -= band.rows
+                    if self._futures.pop(i, None):  # the next one may be able to
+                        self._rows -= block.rows
                 raise
         return found.result()
 
     @functools.cached_property
-    def _room(self) -> int:
+    def _max_rows(self) -> int:
         """Rows that this process keeps."""
-        most = max(band.rows for band in self.bands)
-        return _backend(visiting=self.near is not None).room(self.room, most, self.P.shape[0])
+        most = max(block.rows for block in self.blocks)
+        return _choose_backend(visiting=self.near is not None).room(self.room, most, self.P.shape[0])

@@ -38,7 +38,7 @@ class PairSettings:
         return self.search == "exact" or self.probes > 1
 
 
-def are_few(pairs: int) -> bool:
+def is_exact_default(pairs: int) -> bool:
     """Whether so many pairs of rows are all compared, unless it is asked otherwise."""
     return pairs <= config.get("exact-pairs")  # type: ignore[no-any-return]
 

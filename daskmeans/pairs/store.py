@@ -17,27 +17,27 @@ from daskmeans.errors import MemoryForecastError, NotFoundError
 from daskmeans.pairs.settings import PairSettings
 from daskmeans.runtime import resources
 from daskmeans.storage import manifest
-from daskmeans.storage.signature import CHECKED
+from daskmeans.storage.signature import VERIFY_PAGES
 from daskmeans.vectors import npy
-from daskmeans.vectors.files import reading
+from daskmeans.vectors.files import translate_read_errors
 
 # Directory of the pairs below that of the decisions. Its files are Parquet, but not called so: some readers look into
 # hidden directories too.
-PAIRS = "_pairs"
+PAIRS_FOLDER = "_pairs"
 # Its file with the scores of the rows on which recall is measured.
-GAUGE = "gauge.npy"
+RECALL_SCORES = "gauge.npy"
 # Pairs that are read at a time.
 BATCH_PAIRS = 1 << 20
 # Bytes that the decisions take for each pair, on the client.
 PAIR_BYTES = 160
 
 
-class Edges(NamedTuple):
+class SimilarPairs(NamedTuple):
     """Pairs of rows that are similar, of copies only those with the first of their band."""
 
     rows: np.ndarray
     """int64: numbers of one row of each pair, of two rows that are decided that of the later one."""
-    twins: np.ndarray
+    neighbors: np.ndarray
     """int64: numbers of the other."""
     scores: np.ndarray
     """float32"""
@@ -45,9 +45,9 @@ class Edges(NamedTuple):
     """bool"""
 
     @staticmethod
-    def none() -> Edges:
+    def none() -> SimilarPairs:
         """No pairs."""
-        return Edges(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32, np.bool_)))
+        return SimilarPairs(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32, np.bool_)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class StoredPairs:
         """How many they are."""
         return self.manifest["count"]  # type: ignore[no-any-return]
 
-    def read(self, floor: float) -> Edges:
+    def read(self, floor: float) -> SimilarPairs:
         """Those from `floor` on.
 
         Raises
@@ -82,28 +82,28 @@ class StoredPairs:
         MemoryForecastError
             There are more than the memory of this process holds.
         """
-        parts = [[none] for none in Edges.none()]
+        parts = [[none] for none in SimilarPairs.none()]
         count = taken = 0
         columns = ["row", "twin", "score", "exact"]
         for file in sorted(self.path.glob("part-*"), key=lambda file: file.name):
-            with reading(file), pq.ParquetFile(file.path, filesystem=file.fs, **CHECKED) as found:
+            with translate_read_errors(file), pq.ParquetFile(file.path, filesystem=file.fs, **VERIFY_PAGES) as found:
                 for batch in found.iter_batches(BATCH_PAIRS, columns=columns):
                     count += len(batch)
                     near = batch.filter(pc.greater_equal(batch["score"], pa.scalar(np.float32(floor))))
                     taken += len(near)
-                    check_pairs(taken, "choose a higher threshold or floor")
+                    check_pair_count(taken, "choose a higher threshold or floor")
                     for part, column in zip(parts, near.columns, strict=True):
                         part.append(column.to_numpy(zero_copy_only=False))
         if count != self.count:
             raise pairs_are_gone(self.path, floor)
-        return Edges(*map(np.concatenate, parts))
+        return SimilarPairs(*map(np.concatenate, parts))
 
-    def gauge(self) -> np.ndarray:
-        """What :meth:`Gauge.best` has found when they were searched."""
-        return npy.load(manifest.read_checked(self.path, GAUGE, self.manifest))
+    def recall_sample(self) -> np.ndarray:
+        """What :meth:`RecallSample.best_scores` has found when they were searched."""
+        return npy.load_array(manifest.read_verified(self.path, RECALL_SCORES, self.manifest))
 
 
-def stored_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) -> StoredPairs | None:
+def find_stored_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) -> StoredPairs | None:
     """The pairs of `inputs` that a search with `settings` finds; None if `folder` has not all from its floor on.
 
     Raises
@@ -111,12 +111,12 @@ def stored_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) 
     DataError
         The manifest is not what was written.
     """
-    found = manifest.peek(folder)
+    found = manifest.peek_manifest(folder)
     floor = (found or {}).get("settings", {}).get("floor", np.inf)
-    held = manifest.status(found, "pairs", how_found(settings) | {"floor": floor}, inputs)
+    held = manifest.status(found, "pairs", pairs_settings(settings) | {"floor": floor}, inputs)
     if held.state is not manifest.State.DONE or floor > settings.floor:
         return None
-    return StoredPairs(folder, float(floor), manifest.read(folder, "pairs"))
+    return StoredPairs(folder, float(floor), manifest.read_manifest(folder, "pairs"))
 
 
 def open_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) -> StoredPairs:
@@ -127,7 +127,7 @@ def open_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) ->
     NotFoundError
         They are not there, or were found in other clusters, from a higher floor on or by another version.
     """
-    stored = stored_pairs(folder, inputs, settings)
+    stored = find_stored_pairs(folder, inputs, settings)
     if stored is None:
         raise pairs_are_gone(folder, settings.floor)
     return stored
@@ -141,7 +141,7 @@ def pairs_are_gone(folder: UPath, floor: float) -> NotFoundError:
     )
 
 
-def how_found(settings: PairSettings) -> dict[str, Any]:
+def pairs_settings(settings: PairSettings) -> dict[str, Any]:
     """Settings of the step that finds pairs."""
     found: dict[str, Any] = {name: getattr(settings, name) for name in ("search", "probes", "floor")}
     if settings.search == "clusters":
@@ -149,7 +149,7 @@ def how_found(settings: PairSettings) -> dict[str, Any]:
     return found
 
 
-def check_pairs(pairs: int, remedy: str) -> None:
+def check_pair_count(pairs: int, remedy: str) -> None:
     """Refuse to decide from more pairs than the memory of this process holds."""
     need, have = PAIR_BYTES * pairs, resources.memory_to_keep(None)
     if need > have:

@@ -17,18 +17,18 @@ from upath import UPath
 from daskmeans.kernels.microkernel import COLUMNS, n_groups
 from daskmeans.kmeans.memory import assign_bytes, engine_bytes, fit_bytes, forecast_fit
 from daskmeans.pairs.memory import dedup_bytes
-from daskmeans.pairs.settings import are_few
-from daskmeans.planner.trial import FEWEST_ROWS, THRESHOLD, Costs, Trial, measure
+from daskmeans.pairs.settings import is_exact_default
+from daskmeans.planner.trial import FEWEST_ROWS, THRESHOLD, Costs, StepsTrial, measure_costs
 from daskmeans.runtime import progress, resources
-from daskmeans.runtime.client import current_client, n_processes, n_threads, threads_each
+from daskmeans.runtime.client import current_client, n_processes, n_threads, threads_per_process
 from daskmeans.runtime.memory import partition_bytes, reading_bytes
 from daskmeans.tuning import DEFAULT
-from daskmeans.vectors.options import PER_THREAD, Reading
+from daskmeans.vectors.options import PARTITIONS_PER_THREAD, ReadOptions
 
 # Numbers of clusters that may be proposed: these times powers of ten.
-ROUND = (1, 1.5, 2, 3, 5, 7)
+ROUND_STEPS = (1, 1.5, 2, 3, 5, 7)
 # Proposed is the smallest number of clusters with which the steps take at most so many times the shortest time.
-NEAR = 1.2
+NEAR_SHORTEST = 1.2
 # Measured: the powers of the rows with which the number of updates and the time of seeding grow, if the rows of a
 # cluster stay as many.
 UPDATES_GROW, SEEDING_GROWS = 0.2, 1.3
@@ -104,26 +104,26 @@ def advise(
     (True, ['assign', 'dedup', 'fit'])
     """
     start = time.perf_counter()
-    reading = Reading(id_field, embedding_field, storage_options=storage_options, on_bad_row="skip")
+    reading = ReadOptions(id_field, embedding_field, storage_options=storage_options, on_bad_row="skip")
     client = current_client(client)
     source = reading.open(url, client, allow_zero=False)
-    model = Model(source.rows, source.dimension, measure(source, reading, client), client)
-    proposed, best = _proposed(model)
+    model = CostModel(source.rows, source.dimension, measure_costs(source, reading, client), client)
+    proposed, best = _propose_clusters(model)
     around = (proposed.n_clusters // 4, proposed.n_clusters, 4 * proposed.n_clusters, *n_clusters)
     shown = [model.forecast(k) for k in sorted({min(max(1, k), source.rows) for k in around})]
     return {
         "rows": source.rows,
         "dimension": source.dimension,
         "n_clusters": proposed.n_clusters,
-        "reasons": _reasons(model, proposed, best, shown),
-        "command": _command(url, reading, proposed.n_clusters),
+        "reasons": _give_reasons(model, proposed, best, shown),
+        "command": _make_command(url, reading, proposed.n_clusters),
         "exact": {"pairs": model.pairs, "seconds": model.exact_seconds, "default": model.exact_by_default},
         "forecasts": [asdict(each) for each in shown],
         "trial_seconds": round(time.perf_counter() - start, 1),
     }
 
 
-class Model:
+class CostModel:
     """Forecasts of the steps over `rows` vectors, from what trials on a sample of them have cost."""
 
     def __init__(self, rows: int, dimension: int, costs: Costs, client: Client | None) -> None:
@@ -139,7 +139,7 @@ class Model:
     @property
     def exact_by_default(self) -> bool:
         """Whether dedup compares all rows unless it is told how to search."""
-        return are_few(self.pairs)
+        return is_exact_default(self.pairs)
 
     @property
     def exact_seconds(self) -> float:
@@ -150,16 +150,16 @@ class Model:
     def forecast(self, n_clusters: int) -> Forecast:
         """What the steps will take with `n_clusters`; dedup compares rows inside their clusters."""
         density = self.rows / n_clusters
-        largest = min(self.rows, math.ceil(density * self._curve(density, lambda t: t.sizes.max() / t.density)))
+        largest = min(self.rows, math.ceil(density * self._interpolate(density, lambda t: t.sizes.max() / t.density)))
         seconds = {
             # With fewer clusters than in any trial a fit compares less, and takes no more updates.
-            "fit": self._curve(min(density, self._trials[-1].density), self._fit),
-            "assign": self._assign(n_clusters),
-            "dedup": self._dedup(density, largest),
+            "fit": self._interpolate(min(density, self._trials[-1].density), self._fit_seconds),
+            "assign": self._assign_seconds(n_clusters),
+            "dedup": self._dedup_seconds(density, largest),
         }
-        return Forecast(n_clusters, round(density), largest, seconds, self._bytes(n_clusters, largest))
+        return Forecast(n_clusters, round(density), largest, seconds, self._forecast_bytes(n_clusters, largest))
 
-    def _curve(self, density: float, cost: Callable[[Trial], float]) -> float:
+    def _interpolate(self, density: float, cost: Callable[[StepsTrial], float]) -> float:
         """`cost` of a trial with so many rows for each cluster.
 
         Beyond the trials the part that grows with the density, or with its inverse, goes on to do so.
@@ -171,7 +171,7 @@ class Model:
             return float(y[0] + max(0.0, (y[0] - y[1]) / (1 / x[0] - 1 / x[1])) * (1 / density - 1 / x[0]))
         return math.exp(np.interp(math.log(density), np.log(x), np.log(np.maximum(y, 1e-12))))
 
-    def _fit(self, trial: Trial) -> float:
+    def _fit_seconds(self, trial: StepsTrial) -> float:
         """Seconds of a fit on all rows as dense as `trial`.
 
         An update takes some time however few the rows are. Comparing takes as many times longer as there are more pairs
@@ -184,44 +184,46 @@ class Model:
         comparing = min(0.9 * (updates - idle), pairs * self.costs.compare / self._threads)
         groups = n_groups(self.rows / trial.density) / n_groups(trial.n_clusters)
         return (
-            self._fixed("fit")
+            self._fixed_seconds("fit")
             + self.costs.loading
             + self.rows * self.costs.read
-            + max(0.0, self._variable(trial, "fit") - updates) * growth**SEEDING_GROWS
+            + max(0.0, self._variable_seconds(trial, "fit") - updates) * growth**SEEDING_GROWS
             + idle * longer
             + comparing * growth * groups
             + (updates - idle - comparing) * growth * longer
         )
 
-    def _assign(self, n_clusters: int) -> float:
+    def _assign_seconds(self, n_clusters: int) -> float:
         compare = self.costs.compare * COLUMNS / self._threads
-        rest = [self._variable(t, "assign") / t.rows - compare * n_groups(t.n_clusters) for t in self._trials]
+        rest = [self._variable_seconds(t, "assign") / t.rows - compare * n_groups(t.n_clusters) for t in self._trials]
         row = self.costs.read + max(0.0, float(np.mean(rest))) + compare * n_groups(n_clusters)
-        return self._fixed("assign") + self.rows * row
+        return self._fixed_seconds("assign") + self.rows * row
 
-    def _dedup(self, density: float, largest: int) -> float:
+    def _dedup_seconds(self, density: float, largest: int) -> float:
         threads, pair = self._threads, self.costs.pair
-        rest = self._curve(density, lambda t: max(0.0, self._variable(t, "dedup") - t.pairs * pair / threads) / t.rows)
-        mates = min(self.rows, density * self._curve(density, lambda t: t.pairs / t.rows / t.density))
+        rest = self._interpolate(
+            density, lambda t: max(0.0, self._variable_seconds(t, "dedup") - t.pairs * pair / threads) / t.rows
+        )
+        mates = min(self.rows, density * self._interpolate(density, lambda t: t.pairs / t.rows / t.density))
         pairs = max(self.rows * mates / threads, min(largest, DEFAULT.task_rows) ** 2)  # that much is one thread's work
-        return self._fixed("dedup") + self.rows * rest + pairs * pair
+        return self._fixed_seconds("dedup") + self.rows * rest + pairs * pair
 
-    def _growth(self, trial: Trial) -> float:
+    def _growth(self, trial: StepsTrial) -> float:
         return self.rows / trial.rows
 
-    def _fixed(self, step: str) -> float:
+    def _fixed_seconds(self, step: str) -> float:
         """Seconds that `step` takes however few the rows are."""
         return self.costs.fixed.seconds[step]
 
-    def _variable(self, trial: Trial, step: str) -> float:
+    def _variable_seconds(self, trial: StepsTrial, step: str) -> float:
         """Seconds of `step` that grow with the rows."""
         return max(1e-3, trial.seconds[step] - self.costs.fixed.seconds[step])
 
-    def _bytes(self, n_clusters: int, largest: int) -> dict[str, int]:
-        rows, dimension, each = self.rows, self.dimension, threads_each(self._client)
+    def _forecast_bytes(self, n_clusters: int, largest: int) -> dict[str, int]:
+        rows, dimension, each = self.rows, self.dimension, threads_per_process(self._client)
         fit = forecast_fit(rows, dimension, n_clusters, self._client)
         vectors = fit_bytes(rows, dimension)
-        partition = min(partition_bytes(self._client), vectors // (PER_THREAD * self._threads))
+        partition = min(partition_bytes(self._client), vectors // (PARTITIONS_PER_THREAD * self._threads))
         taken = {
             "fit": (fit.blocks - fit.cached) // n_processes(self._client)
             + reading_bytes(self._client, partition)
@@ -229,7 +231,7 @@ class Model:
             "assign": each * assign_bytes(dimension, n_clusters, partition),
             "dedup": each * dedup_bytes(largest, dimension),
         }
-        return {step: resources.BASE + size for step, size in taken.items()}
+        return {step: resources.BASE_BYTES + size for step, size in taken.items()}
 
     @property
     def cluster_limit(self) -> float:
@@ -239,28 +241,28 @@ class Model:
         return math.inf if have is None else (have - none) / (dedup_bytes(1, self.dimension) - none)
 
 
-def _proposed(model: Model) -> tuple[Forecast, Forecast]:
+def _propose_clusters(model: CostModel) -> tuple[Forecast, Forecast]:
     """The forecast for the number of clusters to propose, and the one that takes the shortest time."""
     most = max(1, model.rows // FEWEST_ROWS)
-    numbers = {min(most, round(step * 10**power)) for power in range(len(str(most))) for step in ROUND}
+    numbers = {min(most, round(step * 10**power)) for power in range(len(str(most))) for step in ROUND_STEPS}
     forecasts = [model.forecast(k) for k in sorted(numbers)]
     fitting = [f for f in forecasts if f.largest_cluster <= model.cluster_limit] or forecasts[-1:]
     fastest = min(fitting, key=lambda f: f.total)
-    return next(f for f in fitting if f.total <= NEAR * fastest.total), fastest
+    return next(f for f in fitting if f.total <= NEAR_SHORTEST * fastest.total), fastest
 
 
-def _reasons(model: Model, proposed: Forecast, fastest: Forecast, shown: list[Forecast]) -> list[str]:
+def _give_reasons(model: CostModel, proposed: Forecast, fastest: Forecast, shown: list[Forecast]) -> list[str]:
     few, many, trials = shown[0], shown[-1], model.costs.trials
     by_default = "by default" if model.exact_by_default else "with --search exact"
     reasons = [
-        f"dedup inside clusters compares rows²/k pairs: {_said('dedup', few, proposed)}",
-        f"{by_default} dedup compares all {progress.compact(model.pairs)} pairs, whatever k: about "
-        f"{progress.duration(model.exact_seconds)}; --search clusters is the other way",
-        f"fit compares rows with centroids, rows·k pairs an update: {_said('fit', proposed, many)}",
+        f"dedup inside clusters compares rows²/k pairs: {_format_seconds('dedup', few, proposed)}",
+        f"{by_default} dedup compares all {progress.format_number(model.pairs)} pairs, whatever k: about "
+        f"{progress.format_duration(model.exact_seconds)}; --search clusters is the other way",
+        f"fit compares rows with centroids, rows·k pairs an update: {_format_seconds('fit', proposed, many)}",
         f"a cluster has {proposed.rows_per_cluster:,} rows, and the largest about {proposed.largest_cluster:,}, with "
         f"which dedup takes {format_bytes(proposed.worker_bytes['dedup'])} in a worker",
         f"fewer clusters part fewer duplicates: this is the smallest round number with which all steps take at most "
-        f"{NEAR} times the shortest time, {fastest.total:.2g} s with k = {fastest.n_clusters:,}",
+        f"{NEAR_SHORTEST} times the shortest time, {fastest.total:.2g} s with k = {fastest.n_clusters:,}",
         f"{len(trials)} trial{'s' if len(trials) > 1 else ''} on {trials[0].rows:,} of {model.rows:,} rows of "
         f"{model.dimension:,} dimensions",
     ]
@@ -271,11 +273,11 @@ def _reasons(model: Model, proposed: Forecast, fastest: Forecast, shown: list[Fo
     return reasons
 
 
-def _said(step: str, *forecasts: Forecast) -> str:
+def _format_seconds(step: str, *forecasts: Forecast) -> str:
     return ", ".join(dict.fromkeys(f"{f.seconds[step]:.2g} s with k = {f.n_clusters:,}" for f in forecasts))
 
 
-def _command(url: str | UPath, reading: Reading, n_clusters: int) -> str:
+def _make_command(url: str | UPath, reading: ReadOptions, n_clusters: int) -> str:
     words = ["daskmeans", "run", str(url), "--out", "work", "--n-clusters", str(n_clusters)]
     words += ["--threshold", str(THRESHOLD)]
     words += ["--id-field", reading.id_field] if reading.id_field != "id" else []

@@ -18,7 +18,7 @@ from daskmeans.kmeans.memory import assign_bytes, fit_bytes
 from daskmeans.pairs.memory import dedup_bytes
 from daskmeans.storage import manifest
 from daskmeans.vectors.files import open_path
-from daskmeans.vectors.matrix import untyped
+from daskmeans.vectors.matrix import is_untyped
 from daskmeans.vectors.source import Source, open_source
 
 
@@ -48,32 +48,34 @@ def describe(
         There is nothing of the kind at `url`.
     """
     path = open_path(url, storage_options)
-    found = manifest.peek(path) if path.is_dir() else None
+    found = manifest.peek_manifest(path) if path.is_dir() else None
     if found is None:
-        if path.is_dir() and manifest.peek(path / "model"):
-            return _run(path)
-        return _embeddings(url, id_field, embedding_field, storage_options)
+        if path.is_dir() and manifest.peek_manifest(path / "model"):
+            return _describe_run(path)
+        return _describe_embeddings(url, id_field, embedding_field, storage_options)
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
     tail = {name: found.get(name) for name in ("settings", "versions")}
     if not found["finished"]:
         return head | {"remedy": "run the command again; it goes on, or replaces what is there"} | tail
-    facts = {"fit": _model, "assign": _clusters, "dedup": _decisions}.get(found["step"], _other)
+    facts = {"fit": _describe_model, "assign": _describe_clusters, "dedup": _describe_decisions}.get(
+        found["step"], _describe_other
+    )
     return head | facts(path) | {"seconds": found["seconds"]} | tail
 
 
-def _run(path: UPath) -> dict[str, Any]:
-    steps = {name: manifest.peek(path / name) for name in ("model", "clusters", "dedup")}
+def _describe_run(path: UPath) -> dict[str, Any]:
+    steps = {name: manifest.peek_manifest(path / name) for name in ("model", "clusters", "dedup")}
     state = {name: "complete" if m and m["finished"] else "unfinished" if m else "missing" for name, m in steps.items()}
     return {"kind": "output of `daskmeans run`", "complete": set(state.values()) == {"complete"}, "steps": state}
 
 
-def _model(path: UPath) -> dict[str, Any]:
+def _describe_model(path: UPath) -> dict[str, Any]:
     _, facts = model.read_model(path)
     shown = ("n_clusters", "n_features", "normalize", "inertia", "n_iter", "converged", "engine", "seed")
     return {name: facts[name] for name in shown}
 
 
-def _clusters(path: UPath) -> dict[str, Any]:
+def _describe_clusters(path: UPath) -> dict[str, Any]:
     buckets = open_buckets(path)
     sizes = np.array([cluster.rows for cluster in buckets.clusters()])
     return (
@@ -85,12 +87,12 @@ def _clusters(path: UPath) -> dict[str, Any]:
             "rows_per_cluster": {"median": int(np.median(sizes)), "largest": int(sizes.max())},
             "forecast": {"dedup_per_task": format_bytes(dedup_bytes(int(sizes.max()), buckets.dimension))},
         }
-        | _appended(buckets.manifest)
+        | _describe_appended(buckets.manifest)
         | index_facts(buckets.manifest)
     )
 
 
-def _appended(found: dict[str, Any]) -> dict[str, Any]:
+def _describe_appended(found: dict[str, Any]) -> dict[str, Any]:
     """What was appended to clusters, as ``appended``; nothing if nothing was."""
     batches = found.get("appended", [])
     if not batches:
@@ -99,23 +101,25 @@ def _appended(found: dict[str, Any]) -> dict[str, Any]:
     return {"appended": {"times": len(batches), "rows": rows, "last_from": batches[-1]["clusters"]}}
 
 
-def _decisions(path: UPath) -> dict[str, Any]:
+def _describe_decisions(path: UPath) -> dict[str, Any]:
     return dict(open_decisions(path).summary)
 
 
-def _other(path: UPath) -> dict[str, Any]:
-    found = manifest.peek(path) or {}
+def _describe_other(path: UPath) -> dict[str, Any]:
+    found = manifest.peek_manifest(path) or {}
     return {k: found[k] for k in ("rows", "rejected", "dimension", "dtype", "encoder", "counts") if k in found}
 
 
-def _nulls(source: Source) -> dict[str, int] | None:
+def _count_nulls(source: Source) -> dict[str, int] | None:
     """Nulls among ids and vectors, also those inside vectors, as the footers count them; None where they do not."""
     if source.format != "parquet":
         return None
     found = {source.id_field: 0, source.embedding_field or "": 0}
     for file in source.files:
         footer = pq.read_metadata(file.path, filesystem=file.fs)
-        blank = {field.name for field in footer.schema.to_arrow_schema() if field.name in found and untyped(field.type)}
+        blank = {
+            field.name for field in footer.schema.to_arrow_schema() if field.name in found and is_untyped(field.type)
+        }
         for group in map(footer.row_group, range(footer.num_row_groups)):
             for column in map(group.column, range(footer.num_columns)):
                 name = column.path_in_schema.split(".")[0]
@@ -128,7 +132,7 @@ def _nulls(source: Source) -> dict[str, int] | None:
     return found
 
 
-def _embeddings(
+def _describe_embeddings(
     url: str | UPath, id_field: str, embedding_field: str | None, storage_options: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     source = open_source(url, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options)
@@ -139,7 +143,7 @@ def _embeddings(
         "rows": source.rows,
         "dimension": source.dimension,
         "dtype": source.dtype,
-        "nulls": _nulls(source),
+        "nulls": _count_nulls(source),
         "id_field": source.id_field,
         "embedding_field": source.embedding_field,
         "partitions": source.n_partitions,

@@ -38,20 +38,20 @@ def describe_system() -> dict[str, Any]:
     True
     """
     return {
-        "processor": _processor(),
-        "memory": _memory(),
+        "processor": _describe_cpu(),
+        "memory": _describe_memory(),
         "kernels": capability(),
-        "kernel_cache": _kernel_cache(),
-        "local_disk": _local_disk(),
-        "gpu": _gpu(),
-        "versions": manifest.versions(),
-        "extras": _extras(),
+        "kernel_cache": _describe_kernel_cache(),
+        "local_disk": _describe_disk(),
+        "gpu": _describe_gpu(),
+        "versions": manifest.library_versions(),
+        "extras": _describe_extras(),
     }
 
 
-def _processor() -> dict[str, Any]:
+def _describe_cpu() -> dict[str, Any]:
     return {
-        "model": _model(),
+        "model": _cpu_model(),
         "cores": os.cpu_count(),
         "cores_allowed": CPU_COUNT,  # the least of affinity and cgroup
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
@@ -59,7 +59,7 @@ def _processor() -> dict[str, Any]:
     }
 
 
-def _model() -> str:
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -68,7 +68,7 @@ def _model() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-def _memory() -> dict[str, Any]:
+def _describe_memory() -> dict[str, Any]:
     now = psutil.virtual_memory()
     return {
         "total_bytes": now.total,
@@ -84,7 +84,7 @@ def keeps_kernels() -> bool:
     return place is not None and any(Path(place).glob("*.nbi"))
 
 
-def _kernel_cache() -> dict[str, Any]:
+def _describe_kernel_cache() -> dict[str, Any]:
     """Where compiled kernels are kept from one process to the next."""
     place = hash_integers.stats.cache_path  # type: ignore[attr-defined]
     kept = place is not None and os.access(place, os.W_OK)
@@ -95,39 +95,39 @@ def _kernel_cache() -> dict[str, Any]:
     return facts
 
 
-def _local_disk() -> dict[str, Any]:
+def _describe_disk() -> dict[str, Any]:
     """Where workers put what does not fit into their memory, unless --local-directory says otherwise."""
-    (disk,) = resources.disks()
+    (disk,) = resources.list_disks()
     facts = {"directory": disk.path, "writable": os.access(disk.path, os.W_OK), "free_bytes": disk.free}
     return facts | ({"remedy": f"{disk.kind} is memory: set --local-directory"} if disk.in_memory else {})
 
 
-def _gpu() -> dict[str, Any]:
-    found = ", ".join(gpus.models())
+def _describe_gpu() -> dict[str, Any]:
+    found = ", ".join(gpus.list_models())
     used = "by workers that dask-cuda starts, as those of `--device gpu`"
     if gpus.missing_packages():
         used = 'none; needs pip install "daskmeans[gpu]"'
     return {"found": found or "none", "used": used if found else "none"}
 
 
-def _extras() -> dict[str, str]:
+def _describe_extras() -> dict[str, str]:
     """For each extra whether it is installed, or the packages that are missing."""
     offered = set(metadata("daskmeans").get_all("Provides-Extra") or []) - _FOR_DEVELOPERS
-    missing = {extra: [name for name in _packages(extra) if not _installed(name)] for extra in sorted(offered)}
+    missing = {extra: [name for name in _list_packages(extra) if not _is_installed(name)] for extra in sorted(offered)}
     return {extra: f"missing: {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
 
 
-def _packages(extra: str) -> list[str]:
+def _list_packages(extra: str) -> list[str]:
     """Packages that `extra` brings, without those that daskmeans needs anyway."""
     wanted = map(Requirement, requires("daskmeans") or [])
     found = [
         r for r in wanted if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""})
     ]
-    nested = [name for r in found if r.name == "daskmeans" for other in r.extras for name in _packages(other)]
+    nested = [name for r in found if r.name == "daskmeans" for other in r.extras for name in _list_packages(other)]
     return sorted({r.name for r in found if r.name != "daskmeans"} | set(nested))
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         return bool(version(package))
     except PackageNotFoundError:

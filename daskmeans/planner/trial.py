@@ -25,9 +25,9 @@ from distributed import Client
 
 from daskmeans import config
 from daskmeans.buckets.buckets import open_buckets
-from daskmeans.duplicates.decide import decide
+from daskmeans.duplicates.decide import decide_cluster
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
-from daskmeans.kernels.distances import nearest
+from daskmeans.kernels.distances import nearest_centroids
 from daskmeans.kernels.jit import warm_seconds
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kmeans import model
@@ -40,7 +40,7 @@ from daskmeans.steps.run import run
 from daskmeans.storage import manifest
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.matrix import to_matrix
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.partitioning import Partition
 from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.source import Source
@@ -62,7 +62,7 @@ THRESHOLD = 0.9
 
 
 @dataclass(frozen=True)
-class Trial:
+class StepsTrial:
     """All steps over a sample.
 
     Attributes
@@ -94,7 +94,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Exact:
+class ExactCosts:
     """What an exact search and the decisions after it take, whatever the clusters.
 
     Attributes
@@ -124,38 +124,38 @@ class Costs:
         Seconds for a row and a centroid, and for a pair of rows (in either order); with one thread.
     loading : float
         Seconds in which workers get their compiled kernels, when they do that for the first time.
-    fixed : Trial
+    fixed : StepsTrial
         Of very few rows.
-    trials : tuple of Trial
+    trials : tuple of StepsTrial
         Of the sample, with more and more clusters.
     rejected : float
         Share of the rows that cannot be worked with.
-    exact : Exact
+    exact : ExactCosts
     """
 
     read: float
     compare: float
     pair: float
     loading: float
-    fixed: Trial
-    trials: tuple[Trial, ...]
+    fixed: StepsTrial
+    trials: tuple[StepsTrial, ...]
     rejected: float
-    exact: Exact
+    exact: ExactCosts
 
 
-def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
+def measure_costs(source: Source, reading: ReadOptions, client: Client | None) -> Costs:
     """Try the steps.
 
     Parameters
     ----------
     source : Source
         Whose bad rows are skipped.
-    reading : Reading
+    reading : ReadOptions
         How `source` was opened.
     client : Client or None
         Of workers that see the temporary files of this machine.
     """
-    table, read, rejected = _sample(source, client)
+    table, read, rejected = _sample_source(source, client)
     if len(table) < LEAST_CLUSTERS:
         raise UsageError(
             f"a trial with {len(table)} of {source.rows} rows would tell nothing",
@@ -165,58 +165,58 @@ def measure(source: Source, reading: Reading, client: Client | None) -> Costs:
         )
     with tempfile.TemporaryDirectory(prefix="daskmeans-") as folder:
         few, rows = Path(folder) / "few", Path(folder) / "rows"
-        _write(table.slice(0, FEW_ROWS), few, client)
-        _write(table, rows, client)
+        _write_sample(table.slice(0, FEW_ROWS), few, client)
+        _write_sample(table, rows, client)
         again = reading.open(f"{rows}.parquet", client, allow_zero=False)
-        read -= _read(again, again.partitions, 0, client)[1]
-        n_clusters = _trials(len(table), source.rows)
+        read -= _time_reading(again, again.partitions, 0, client)[1]
+        n_clusters = _choose_trials(len(table), source.rows)
         # Every worker compiles, or loads what it compiled before: for few clusters, and what only many need.
-        first, *_ = [_run(rows, k, reading, client) for k in dict.fromkeys([n_clusters[0], n_clusters[-1]])]
-        trials = tuple(_run(rows, k, reading, client) for k in n_clusters)
-        fixed = _run(few, 2, reading, client)
-        exact = _exact(few, rows, client)
+        first, *_ = [_run_trial(rows, k, reading, client) for k in dict.fromkeys([n_clusters[0], n_clusters[-1]])]
+        trials = tuple(_run_trial(rows, k, reading, client) for k in n_clusters)
+        fixed = _run_trial(few, 2, reading, client)
+        exact = _measure_exact(few, rows, client)
     X = np.array(to_matrix(table[source.embedding_field])[:COMPARED_ROWS])
-    compare, pair = executor.compute([delayed(_rates, pure=False)(X)], client=client)[0]
+    compare, pair = executor.compute([delayed(_measure_rates, pure=False)(X)], client=client)[0]
     loading = min(LOADING, max(0.0, first.seconds["fit"] - trials[0].seconds["fit"]))
     return Costs(max(0.0, read), compare, pair, loading, fixed, trials, rejected, exact)
 
 
 @contextlib.contextmanager
-def _unseen() -> Iterator[None]:
+def _hide_progress() -> Iterator[None]:
     """Trials show no progress, and say nothing of what they do."""
     level = logger.level
     logger.setLevel(max(logger.getEffectiveLevel(), logging.WARNING))
     try:
-        with progress.shown_on(progress.Silent()):
+        with progress.show_on(progress.SilentDisplay()):
             yield
     finally:
         logger.setLevel(level)
 
 
-def _exact(few: Path, many: Path, client: Client | None) -> Exact:
+def _measure_exact(few: Path, many: Path, client: Client | None) -> ExactCosts:
     """Exact searches in the clusters of few rows and of many."""
     buckets = {path: open_buckets(open_path(str(path / "clusters"))) for path in (few, many)}
-    with _unseen():
+    with _hide_progress():
         # Workers load what is compiled in the first, all that have a part in the last.
-        took = [_exact_seconds(path, client) for path in (many, few, many)]
+        took = [_run_exact(path, client) for path in (many, few, many)]
         pair = try_exact([buckets[many]], THRESHOLD, client).pair
     comparing = n_pairs([buckets[many]]) * pair / n_threads(client)
     rest = max(0.0, took[2] - took[1] - comparing)
-    return Exact(took[1], rest / buckets[many].rows, pair)
+    return ExactCosts(took[1], rest / buckets[many].rows, pair)
 
 
-def _exact_seconds(path: Path, client: Client | None) -> float:
+def _run_exact(path: Path, client: Client | None) -> float:
     made = dedup(path / "clusters", THRESHOLD, search="exact", out=path / "exact", overwrite=True, client=client)
-    manifest.remove(made.path)  # with its pairs, which another search would use
+    manifest.remove_tree(made.path)  # with its pairs, which another search would use
     return float(made.summary["seconds"])
 
 
-def _trials(sampled: int, rows: int) -> list[int]:
+def _choose_trials(sampled: int, rows: int) -> list[int]:
     """Numbers of clusters of a sample: in steps of eight, with up to eight times the square root of `rows` in each.
 
     Examples
     --------
-    >>> _trials(16_384, 1_000_000)
+    >>> _choose_trials(16_384, 1_000_000)
     [8, 64, 512]
     """
     densest = min(8 * math.sqrt(rows), sampled / LEAST_CLUSTERS)
@@ -224,12 +224,12 @@ def _trials(sampled: int, rows: int) -> list[int]:
     return sorted({max(1, round(sampled / d)) for i, d in enumerate(densities) if i == 0 or d >= FEWEST_ROWS})
 
 
-def _sample(source: Source, client: Client | None) -> tuple[pa.Table, float, float]:
+def _sample_source(source: Source, client: Client | None) -> tuple[pa.Table, float, float]:
     """Some rows, the seconds that a row takes to be read, and the share of the rows that are skipped."""
     count = min(n_threads(client), READERS, source.n_partitions)
     chosen = [source.partitions[(2 * i + 1) * source.n_partitions // (2 * count)] for i in range(count)]
     wanted = max(FEW_ROWS, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * source.dimension)))
-    table, seconds, kept = _read(source, chosen, wanted // count, client)
+    table, seconds, kept = _time_reading(source, chosen, wanted // count, client)
     if not len(table):
         raise DataError(
             "no row of the sample can be worked with",
@@ -239,17 +239,17 @@ def _sample(source: Source, client: Client | None) -> tuple[pa.Table, float, flo
     return table, seconds, 1 - kept / sum(part.rows for part in chosen)
 
 
-def _read(
+def _time_reading(
     source: Source, partitions: Sequence[Partition], wanted: int, client: Client | None
 ) -> tuple[pa.Table, float, int]:
     """About `wanted` rows of each of `partitions`, the seconds that a row took, with all threads, and rows in all."""
-    tasks = [delayed(_read_part, pure=False)(source.reader, part, wanted) for part in partitions]
+    tasks = [delayed(_time_part, pure=False)(source.reader, part, wanted) for part in partitions]
     tables, seconds, kept = zip(*executor.compute(tasks, client=client), strict=True)
     rows = sum(part.rows for part in partitions)
     return pa.concat_tables(tables), sum(seconds) / rows / n_threads(client), sum(kept)
 
 
-def _read_part(reader: Reader, partition: Partition, wanted: int) -> tuple[pa.Table, float, int]:
+def _time_part(reader: Reader, partition: Partition, wanted: int) -> tuple[pa.Table, float, int]:
     start = time.perf_counter()
     table = reader.table(partition)
     seconds = time.perf_counter() - start
@@ -257,29 +257,29 @@ def _read_part(reader: Reader, partition: Partition, wanted: int) -> tuple[pa.Ta
     return table.take(pa.array(places)), seconds, len(table)
 
 
-def _rates(X: np.ndarray) -> tuple[float, float]:
+def _measure_rates(X: np.ndarray) -> tuple[float, float]:
     """Seconds for a row and a centroid, and for a pair of rows of a cluster, with one thread."""
     normalize_rows(X := X.copy())
     few, many = X[: len(X) // 64], X[: len(X) // 4]
     head, tile = X[:FEW_ROWS], config.get_bytes("tile-bytes")
-    compare = warm_seconds(partial(nearest, centroids=many), head, X)
-    compare -= warm_seconds(partial(nearest, centroids=few), head, X)
-    with executor.one_thread_each():
-        pair = warm_seconds(lambda rows: decide(rows, np.float32(THRESHOLD), "survivors", tile), head, X)
+    compare = warm_seconds(partial(nearest_centroids, centroids=many), head, X)
+    compare -= warm_seconds(partial(nearest_centroids, centroids=few), head, X)
+    with executor.limit_blas_threads():
+        pair = warm_seconds(lambda rows: decide_cluster(rows, np.float32(THRESHOLD), "survivors", tile), head, X)
     return max(0.0, compare) / (len(X) * max(1, len(many) - len(few))), pair / len(X) ** 2
 
 
-def _write(table: pa.Table, path: Path, client: Client | None) -> None:
+def _write_sample(table: pa.Table, path: Path, client: Client | None) -> None:
     pq.write_table(table, f"{path}.parquet", row_group_size=math.ceil(len(table) / (4 * n_threads(client))))
 
 
-def _run(path: Path, n_clusters: int, reading: Reading, client: Client | None) -> Trial:
+def _run_trial(path: Path, n_clusters: int, reading: ReadOptions, client: Client | None) -> StepsTrial:
     """All steps over the rows in `path`.parquet."""
-    with warnings.catch_warnings(), _unseen():
+    with warnings.catch_warnings(), _hide_progress():
         warnings.simplefilter("ignore", ConvergenceWarning)
         km, out = KMeans(n_clusters), open_path(str(path))
         result = run(f"{path}.parquet", out, km, THRESHOLD, reading, search="clusters", overwrite=True, client=client)
     seconds = {name: step["seconds"] for name, step in result.summary["steps"].items()}
     updates = model.read_model(out / "model")[1]["iterations"]
     sizes = np.array([cluster.rows for cluster in open_buckets(out / "clusters").clusters()])
-    return Trial(result.summary["rows"], n_clusters, seconds, updates, sizes)
+    return StepsTrial(result.summary["rows"], n_clusters, seconds, updates, sizes)

@@ -14,7 +14,7 @@ Label = Callable[[float], str]
 Scale = Callable[[float], float]
 
 
-def histogram(
+def draw_histogram(
     counts: Sequence[int] | np.ndarray, edges: np.ndarray, label: Label, unit: str, mark: float | None = None
 ) -> str:
     """Bars of `counts` between `edges`.
@@ -32,11 +32,11 @@ def histogram(
 
     Examples
     --------
-    >>> histogram([1, 2], np.array([0, 1, 2]), str, "rows").count("<rect")
+    >>> draw_histogram([1, 2], np.array([0, 1, 2]), str, "rows").count("<rect")
     2
     """
-    x, y = _scales(edges[0], edges[-1], max(max(counts), 1))
-    shapes = list(_frame(edges[0], edges[-1], max(max(counts), 1), label))
+    x, y = _make_scales(edges[0], edges[-1], max(max(counts), 1))
+    shapes = list(_draw_axes(edges[0], edges[-1], max(max(counts), 1), label))
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         kind = "bar beyond" if mark is not None and low >= mark - 1e-9 else "bar"
         tip = f"{label(low)} to {label(high)}: {count:,} {unit}"
@@ -48,10 +48,12 @@ def histogram(
         anchor = "end" if x(mark) > WIDTH / 2 else "start"
         place = f'x="{x(mark):.1f}" y="{TOP - 4}" text-anchor="{anchor}"'
         shapes.append(f'<text class="mark" {place}>{escape(label(mark))}</text>')
-    return _svg(shapes)
+    return _to_svg(shapes)
 
 
-def curve(values: Sequence[float], label: Label, places: Sequence[float] | None = None, name: str = "iteration") -> str:
+def draw_curve(
+    values: Sequence[float], label: Label, places: Sequence[float] | None = None, name: str = "iteration"
+) -> str:
     """A line through `values`; the vertical axis begins at the smallest of them.
 
     Parameters
@@ -66,29 +68,29 @@ def curve(values: Sequence[float], label: Label, places: Sequence[float] | None 
 
     Examples
     --------
-    >>> "polyline" in curve([3.0, 2.0, 1.5], str)
+    >>> "polyline" in draw_curve([3.0, 2.0, 1.5], str)
     True
     """
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     across = list(range(1, len(values) + 1)) if places is None else list(places)
     last = max(across[-1], 2) if places is None else across[-1]
-    x, y = _scales(across[0], last, span)
+    x, y = _make_scales(across[0], last, span)
     points = [(x(place), y(value - low)) for place, value in zip(across, values, strict=True)]
-    shapes = list(_frame(across[0], last, span, lambda v: f"{v:.3g}", lambda v: label(v + low)))
+    shapes = list(_draw_axes(across[0], last, span, lambda v: f"{v:.3g}", lambda v: label(v + low)))
     shapes.append(f'<polyline class="curve" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>')
     for (a, b), place, value in zip(points, across, values, strict=True):
         tip = f"{name} {place:.4g}: {label(value)}"
         shapes.append(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="2.5"><title>{escape(tip)}</title></circle>')
-    return _svg(shapes)
+    return _to_svg(shapes)
 
 
-def shares(parts: Sequence[tuple[str, int]]) -> str:
+def draw_shares(parts: Sequence[tuple[str, int]]) -> str:
     """One bar cut in proportion to `parts`, pairs of a CSS class and a number.
 
     Examples
     --------
-    >>> shares([("kept", 3), ("exact", 1)]).count("<rect")
+    >>> draw_shares([("kept", 3), ("exact", 1)]).count("<rect")
     2
     """
     total, left, shapes = sum(number for _, number in parts) or 1, 0.0, []
@@ -100,12 +102,12 @@ def shares(parts: Sequence[tuple[str, int]]) -> str:
     return f'<svg class="shares" {stretched}>{"".join(shapes)}</svg>'
 
 
-def short(value: float) -> str:
+def format_short(value: float) -> str:
     """`value` in at most four characters or so.
 
     Examples
     --------
-    >>> short(950), short(1234), short(51_955), short(2_500_000)
+    >>> format_short(950), format_short(1234), format_short(51_955), format_short(2_500_000)
     ('950', '1.2k', '52k', '2.5M')
     """
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -115,16 +117,16 @@ def short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2g}"
 
 
-def _scales(low: float, high: float, top: float) -> tuple[Scale, Scale]:
+def _make_scales(low: float, high: float, top: float) -> tuple[Scale, Scale]:
     """From values to places on the paper, horizontally and vertically."""
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     span = (high - low) or 1.0
     return (lambda v: LEFT + across * (v - low) / span), (lambda v: TOP + down * (1 - v / top))
 
 
-def _frame(low: float, high: float, top: float, across: Label, up: Label = short) -> Iterator[str]:
+def _draw_axes(low: float, high: float, top: float, across: Label, up: Label = format_short) -> Iterator[str]:
     """Labels and lines of the axes."""
-    x, y = _scales(low, high, top)
+    x, y = _make_scales(low, high, top)
     for value, anchor in ((low, "start"), ((low + high) / 2, "middle"), (high, "end")):
         yield f'<text x="{x(value):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{escape(across(value))}</text>'
     for value in (0, top / 2, top):
@@ -133,5 +135,5 @@ def _frame(low: float, high: float, top: float, across: Label, up: Label = short
         yield f'<text x="{LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{escape(up(value))}</text>'
 
 
-def _svg(shapes: Sequence[str]) -> str:
+def _to_svg(shapes: Sequence[str]) -> str:
     return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(shapes)}</svg>'

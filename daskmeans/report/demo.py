@@ -19,19 +19,19 @@ from daskmeans.pairs.settings import LEAST_FLOOR
 from daskmeans.report import docstrings, examples
 from daskmeans.report.docstrings import Corpus
 from daskmeans.report.examples import Example
-from daskmeans.report.html import facts_of, write_report
+from daskmeans.report.html import read_run_facts, write_report
 from daskmeans.steps.embed import embed
 from daskmeans.steps.run import run
 from daskmeans.storage import manifest, signature
-from daskmeans.storage.step import check_free
+from daskmeans.storage.step import check_output_free
 from daskmeans.vectors.files import open_path
-from daskmeans.vectors.options import Reading
+from daskmeans.vectors.options import ReadOptions
 
 ROWS_PER_CLUSTER = 500
 # So far below the threshold pairs are stored, for the report to show what other thresholds would do.
-BELOW = 0.1
+FLOOR_MARGIN = 0.1
 # Examples on the report, and how many of them are printed.
-REPORTED, PRINTED = 30, 10
+REPORT_EXAMPLES, PRINT_EXAMPLES = 30, 10
 TITLE = "Docstrings of the packages installed here"
 METADATA = ("text", "package", "file", "line")
 # What only one of two texts has, on a terminal with colours and on one without.
@@ -64,10 +64,10 @@ class DemoResult:
         yield table
         yield ""
         coloured = console.color_system is not None and not console.no_color
-        yield _heading(coloured)
-        for number, example in enumerate(self.examples[:PRINTED], 1):
+        yield _make_heading(coloured)
+        for number, example in enumerate(self.examples[:PRINT_EXAMPLES], 1):
             yield ""
-            yield from _show(number, example, coloured)
+            yield from _show_example(number, example, coloured)
         yield ""
         yield Text.assemble(("More of them, with charts: ", "dim"), str(self.report))
 
@@ -110,8 +110,8 @@ def demo(
             where=str(root),
             remedy="look at the report, or add --overwrite to run the demo again",
         )
-    check_free(root / "embeddings", "embed", overwrite=overwrite)
-    corpus = docstrings.collect(client=client)
+    check_output_free(root / "embeddings", "embed", overwrite=overwrite)
+    corpus = docstrings.collect_docstrings(client=client)
     root.mkdir(parents=True, exist_ok=True)
     source = root / "docstrings.parquet"
     signature.write_table(corpus.table, source, "demo")
@@ -121,36 +121,38 @@ def demo(
         root / "run",
         KMeans(n_clusters=n_clusters or -(-len(corpus.table) // ROWS_PER_CLUSTER)),
         threshold,
-        Reading(embedding_field="embedding", metadata_fields=METADATA),
-        floor=max(LEAST_FLOOR, threshold - BELOW) if threshold >= LEAST_FLOOR else None,
+        ReadOptions(embedding_field="embedding", metadata_fields=METADATA),
+        floor=max(LEAST_FLOOR, threshold - FLOOR_MARGIN) if threshold >= LEAST_FLOOR else None,
         overwrite=overwrite,
         client=client,
     )
-    found = examples.find_examples(root / "run", REPORTED, client=client)
+    found = examples.find_examples(root / "run", REPORT_EXAMPLES, client=client)
     write_report(root / "run", root / "report.html", title=TITLE, shown=found)
-    return DemoResult(_facts(corpus, root), found, root / "report.html")
+    return DemoResult(_demo_facts(corpus, root), found, root / "report.html")
 
 
-def _facts(corpus: Corpus, root: UPath) -> dict[str, str]:
+def _demo_facts(corpus: Corpus, root: UPath) -> dict[str, str]:
     packages = corpus.table["package"].unique()
     found = {"docstrings": f"{len(corpus.table):,} from {corpus.files:,} files of {len(packages):,} packages"}
     if corpus.broken:
         found["files left out"] = f"{len(corpus.broken):,}, not valid Python of this version"
-    seconds = manifest.read(root / "embeddings", "embed")["seconds"]
-    shown = facts_of(root / "run")
+    seconds = manifest.read_manifest(root / "embeddings", "embed")["seconds"]
+    shown = read_run_facts(root / "run")
     shown["seconds"] = f"embed {seconds:.1f}, {shown['seconds']}"
     return found | {name: value for name, value in shown.items() if name != "rows"}
 
 
-def _heading(coloured: bool) -> Text:
-    marks = {side: _marked(text, side, coloured) for side, text in (("kept", "kept one"), ("dropped", "dropped one"))}
+def _make_heading(coloured: bool) -> Text:
+    marks = {
+        side: _mark_text(text, side, coloured) for side, text in (("kept", "kept one"), ("dropped", "dropped one"))
+    }
     return Text.assemble(
         ("Some of the near-duplicates", "bold"), ", with the words that only the ", marks["kept"], " or only the ",
         marks["dropped"], " has",
     )  # fmt: skip
 
 
-def _show(number: int, example: Example, coloured: bool) -> Iterator[RenderableType]:
+def _show_example(number: int, example: Example, coloured: bool) -> Iterator[RenderableType]:
     """Score, sources, places and words of one example."""
     yield Text.assemble(
         (f"{number:>2}  ", "dim"), (f"{example.score:.3f}", "bold"), "  ",
@@ -158,12 +160,12 @@ def _show(number: int, example: Example, coloured: bool) -> Iterator[RenderableT
     )  # fmt: skip
     more = f" and {example.others:,} more" if example.others else ""
     for side, row, note in (("kept", example.kept, ""), ("dropped", example.dropped, more)):
-        place = Text.assemble((f"{side:<9}", STYLES[side]), examples.place_of(row), (note, "dim"))
+        place = Text.assemble((f"{side:<9}", STYLES[side]), examples.describe_place(row), (note, "dim"))
         yield Padding(place, INDENT)
-    stretches = examples.compare(example.kept.text, example.dropped.text)
-    yield Padding(Text(" ").join(_marked(s.text, s.side, coloured) for s in stretches), INDENT)
+    stretches = examples.compare_texts(example.kept.text, example.dropped.text)
+    yield Padding(Text(" ").join(_mark_text(s.text, s.side, coloured) for s in stretches), INDENT)
 
 
-def _marked(text: str, side: str, coloured: bool) -> Text:
+def _mark_text(text: str, side: str, coloured: bool) -> Text:
     before, after = ("", "") if coloured else MARKS[side]
     return Text(f"{before}{text}{after}", STYLES[side])

@@ -54,7 +54,7 @@ class Corpus:
     broken: tuple[str, ...]
 
 
-def collect(
+def collect_docstrings(
     packages: Collection[str] | None = None, *, client: Client | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Corpus:
     """Docstrings of the modules, classes and functions of the installed packages.
@@ -78,28 +78,30 @@ def collect(
 
     Examples
     --------
-    >>> corpus = collect({"toolz"})
+    >>> corpus = collect_docstrings({"toolz"})
     >>> "toolz.functoolz:curry" in corpus.table["id"].to_pylist()
     True
     """
-    found = [(root, file) for root in _roots() for file in _sources(root, packages)]
+    found = [(root, file) for root in _find_roots() for file in _find_sources(root, packages)]
     tasks = [
         dask.delayed(_read_chunk, pure=False)(chunk, dask_key_name=f"docstrings-{dask.base.tokenize(chunk)}-{number}")
-        for number, chunk in enumerate(_chunks(found, chunk_bytes))
+        for number, chunk in enumerate(_split_chunks(found, chunk_bytes))
     ]
     read = executor.compute(tasks, label="collect docstrings", client=client)
     table = pa.concat_tables([SCHEMA.empty_table(), *(part for part, _ in read)])
     if not len(table):
-        raise DataError("no docstrings are found", where=", ".join(map(str, _roots())), expected="installed packages")
+        raise DataError(
+            "no docstrings are found", where=", ".join(map(str, _find_roots())), expected="installed packages"
+        )
     return Corpus(_number_ids(table), len(found), tuple(file for _, broken in read for file in broken))
 
 
-def _roots() -> list[Path]:
+def _find_roots() -> list[Path]:
     """The directories that packages are installed in."""
     return sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")})
 
 
-def _sources(root: Path, packages: Collection[str] | None) -> Iterator[str]:
+def _find_sources(root: Path, packages: Collection[str] | None) -> Iterator[str]:
     """Source files below `root` as sorted paths relative to it; those of tests, and of no package, are left out."""
     for top in sorted(root.iterdir()):
         if not top.stem.isidentifier() or not (packages is None or top.stem in packages):
@@ -110,7 +112,7 @@ def _sources(root: Path, packages: Collection[str] | None) -> Iterator[str]:
                 yield file.as_posix()
 
 
-def _chunks(found: list[tuple[Path, str]], nbytes: int) -> Iterator[list[tuple[Path, str]]]:
+def _split_chunks(found: list[tuple[Path, str]], nbytes: int) -> Iterator[list[tuple[Path, str]]]:
     """`found` in consecutive parts of about `nbytes`."""
     chunk, size = [], 0
     for root, file in found:
@@ -126,30 +128,32 @@ def _chunks(found: list[tuple[Path, str]], nbytes: int) -> Iterator[list[tuple[P
 def _read_chunk(files: list[tuple[Path, str]]) -> tuple[pa.Table, list[str]]:
     """Docstrings of `files`, and those of the files that are broken."""
     rows, broken = [], []
-    with _idle_collector():
+    with _freeze_collector():
         for root, file in files:
             try:
-                rows += _read(root, file)
+                rows += _read_source(root, file)
             except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
                 broken.append(file)
     columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA), broken
 
 
-def _read(root: Path, file: str) -> list[tuple[str, str, str, str, int]]:
+def _read_source(root: Path, file: str) -> list[tuple[str, str, str, str, int]]:
     """Rows of the corpus that the source `file` below `root` gives."""
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     rows = []
-    for name, node in _documented(_parse((root / file).read_bytes())):
+    for name, node in _find_documented(_parse_source((root / file).read_bytes())):
         text = ast.get_docstring(node)
         if text and len(text) >= SHORTEST:
             place = node.body[0].lineno
-            rows.append((f"{module}:{name}" if name else module, _valid(text), module.split(".")[0], file, place))
+            rows.append(
+                (f"{module}:{name}" if name else module, _drop_surrogates(text), module.split(".")[0], file, place)
+            )
     return rows
 
 
 @contextlib.contextmanager
-def _idle_collector() -> Iterator[None]:
+def _freeze_collector() -> Iterator[None]:
     """Keep the garbage collector off the objects that are there already.
 
     Half the time would go into walks over all of them, which the many nodes of a tree set off again and again.
@@ -161,14 +165,14 @@ def _idle_collector() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _parse(source: bytes) -> ast.Module:
+def _parse_source(source: bytes) -> ast.Module:
     # The compiler warns of other people's invalid escapes. The name makes a filter that hides these and nothing else,
     # and that any thread may set at any time.
     warnings.filterwarnings("ignore", module=SOURCE_NAME)
     return ast.parse(source, filename=SOURCE_NAME)
 
 
-def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Documented]]:
+def _find_documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Documented]]:
     """Qualified name and node of `node` and of the classes and functions in it; not of those local to a function."""
     if isinstance(node, ast.Module):
         yield "", node
@@ -177,12 +181,12 @@ def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Document
             name = f"{prefix}{child.name}"
             yield name, child
             if isinstance(child, ast.ClassDef):
-                yield from _documented(child, f"{name}.")
+                yield from _find_documented(child, f"{name}.")
         elif isinstance(child, ast.If | ast.Try | ast.With | ast.ExceptHandler):
-            yield from _documented(child, prefix)
+            yield from _find_documented(child, prefix)
 
 
-def _valid(text: str) -> str:
+def _drop_surrogates(text: str) -> str:
     r"""`text` without the lone surrogates that an escape like ``\ud800`` leaves and UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 

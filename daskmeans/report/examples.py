@@ -16,14 +16,14 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import Buckets, Part, lean_of, open_buckets
+from daskmeans.buckets.buckets import Buckets, Part, open_buckets, strip_parts
 from daskmeans.duplicates.groups import read_decisions
 from daskmeans.duplicates.result import decision_files
 from daskmeans.runtime import executor
-from daskmeans.vectors.files import reading
+from daskmeans.vectors.files import translate_read_errors
 
 # Bounds of the work, whatever the size of the run: files looked at, pairs taken of all of them, and compared pairs.
-FILES, PAIRS, COMPARED = 64, 20_000, 2_000
+MOST_FILES, MOST_PAIRS, MOST_COMPARED = 64, 20_000, 2_000
 # Characters of a text that is worth showing.
 SHORTEST, LONGEST = 80, 600
 # A stretch of words that both texts share is cut to this many at each end.
@@ -97,16 +97,18 @@ def find_examples(
     >>> find_examples(UPath("run/"))[0].dropped.metadata  # doctest: +SKIP
     """
     buckets, files = open_buckets(run / "clusters"), decision_files(run / "dedup")
-    taken = files[:: -(-len(files) // FILES)]
-    read, look_up, count = (delayed(function, pure=False) for function in (_pairs, _rows, _counts))
-    parts = executor.compute([read(file, PAIRS // len(taken)) for file in taken], "find examples", client)
+    taken = files[:: -(-len(files) // MOST_FILES)]
+    read, look_up, count = (delayed(function, pure=False) for function in (_read_pairs, _read_rows, _count_dropped))
+    parts = executor.compute([read(file, MOST_PAIRS // len(taken)) for file in taken], "find examples", client)
     pairs = pd.concat(parts).sort_values(["score", "id"], ignore_index=True)
     if not len(pairs):
         return []
     ids = pa.array(pd.concat([pairs["id"], pairs["kept_id"]]).unique(), parts[0].attrs["type"])
-    lean = lean_of(buckets)
+    lean = strip_parts(buckets)
     tables = executor.compute([look_up(lean, part, ids) for part in buckets.parts], client=client)
-    found = _varied(_examples(pairs, pa.concat_tables(tables), buckets.id_field, text_field, source_field), limit)
+    found = _select_varied(
+        _make_examples(pairs, pa.concat_tables(tables), buckets.id_field, text_field, source_field), limit
+    )
     heads = pa.array([example.kept.id for example in found], ids.type)
     dropped: Counter[Any] = Counter()
     for counted in executor.compute([count(file, heads) for file in files], client=client):
@@ -114,33 +116,33 @@ def find_examples(
     return [replace(example, others=dropped[example.kept.id] - 1) for example in found]
 
 
-def compare(kept: str, dropped: str) -> Iterator[Stretch]:
+def compare_texts(kept: str, dropped: str) -> Iterator[Stretch]:
     """The words of two texts as one: what both share, what only one has. Long shared stretches are shortened.
 
     Examples
     --------
-    >>> list(compare("a cat sat there", "a cat sits there"))
+    >>> list(compare_texts("a cat sat there", "a cat sits there"))
     [Stretch(side='both', text='a cat'), Stretch(side='kept', text='sat'), Stretch(side='dropped', text='sits'),
      Stretch(side='both', text='there')]
     """
-    a, b = _words(kept), _words(dropped)
+    a, b = _split_words(kept), _split_words(dropped)
     blocks = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     for number, (_, a0, a1, b0, b1) in enumerate(blocks):
         if a[a0:a1] == b[b0:b1]:
-            yield Stretch("both", _shortened(a[a0:a1], number == 0, number == len(blocks) - 1))
+            yield Stretch("both", _shorten_words(a[a0:a1], number == 0, number == len(blocks) - 1))
             continue
         if a1 > a0:
-            yield Stretch("kept", _shortened(a[a0:a1]))
+            yield Stretch("kept", _shorten_words(a[a0:a1]))
         if b1 > b0:
-            yield Stretch("dropped", _shortened(b[b0:b1]))
+            yield Stretch("dropped", _shorten_words(b[b0:b1]))
 
 
-def place_of(row: Row) -> str:
+def describe_place(row: Row) -> str:
     """Where `row` is from, as far as its metadata tells: ``file:line``, or all of it.
 
     Examples
     --------
-    >>> place_of(Row(7, "", "zoo", {"package": "zoo", "file": "zoo/cat.py", "line": 3}))
+    >>> describe_place(Row(7, "", "zoo", {"package": "zoo", "file": "zoo/cat.py", "line": 3}))
     'zoo/cat.py:3'
     """
     if {"file", "line"} <= row.metadata.keys():
@@ -148,12 +150,12 @@ def place_of(row: Row) -> str:
     return ", ".join(f"{name} {value}" for name, value in row.metadata.items())
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     """Words of `text`, without the rules that underline headings."""
     return [word for word in text.split() if word.strip("-=~^")]
 
 
-def _shortened(words: Sequence[str], first: bool = False, last: bool = False) -> str:
+def _shorten_words(words: Sequence[str], first: bool = False, last: bool = False) -> str:
     """`words` as a text, without the middle where it is long; `first` and `last` tell where the texts begin and end."""
     if len(words) <= 3 * CONTEXT:
         return " ".join(words)
@@ -163,7 +165,9 @@ def _shortened(words: Sequence[str], first: bool = False, last: bool = False) ->
     return " ".join([*head, "…", *words[-CONTEXT:]])
 
 
-def _examples(pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: str, source_field: str) -> list[Example]:
+def _make_examples(
+    pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: str, source_field: str
+) -> list[Example]:
     """Examples among `pairs`, whose rows are in `table`, the best first."""
     rows = table.to_pandas().set_index(id_field)
     has_text = text_field in table.column_names and pa.types.is_string(table.schema.field(text_field).type)
@@ -172,7 +176,7 @@ def _examples(pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: s
     if source_field in rows:
         sources = rows[source_field]
         same = sources.loc[pairs["id"]].to_numpy() == sources.loc[pairs["kept_id"]].to_numpy()
-        pairs = pairs[~same] if len(pairs) - same.sum() >= COMPARED else pairs.assign(same=same).sort_values(
+        pairs = pairs[~same] if len(pairs) - same.sum() >= MOST_COMPARED else pairs.assign(same=same).sort_values(
             ["same", "score", "id"])  # fmt: skip
 
     def row(id_: Any) -> Row:
@@ -181,13 +185,13 @@ def _examples(pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: s
         return Row(id_, text, values.get(source_field), values)
 
     found = []
-    for pair in pairs.iloc[:: max(1, -(-len(pairs) // COMPARED))].itertuples():
+    for pair in pairs.iloc[:: max(1, -(-len(pairs) // MOST_COMPARED))].itertuples():
         kept, dropped = row(pair.kept_id), row(pair.id)
-        found.append(Example(kept, dropped, float(pair.score), 0, _quality(kept, dropped) if has_text else 0.0))
+        found.append(Example(kept, dropped, float(pair.score), 0, _rate_pair(kept, dropped) if has_text else 0.0))
     return sorted(found, key=lambda e: (-e.quality, e.score, str(e.dropped.id)))
 
 
-def _pairs(file: UPath, most: int) -> pd.DataFrame:
+def _read_pairs(file: UPath, most: int) -> pd.DataFrame:
     """At most `most` near-duplicates of one file, each with the row that it was dropped for and their score."""
     table = read_decisions(file, ["id", "kept_id", "kept_score", "reason"])
     known = pc.and_(pc.equal(table["reason"], "semantic"), pc.is_valid(table["kept_score"]))
@@ -198,23 +202,23 @@ def _pairs(file: UPath, most: int) -> pd.DataFrame:
     return pairs
 
 
-def _rows(buckets: Buckets, part: Part, ids: pa.Array) -> pa.Table:
+def _read_rows(buckets: Buckets, part: Part, ids: pa.Array) -> pa.Table:
     """Ids and metadata of the rows of `part` that have one of `ids`."""
     columns = [buckets.id_field, *buckets.metadata_fields]
     table = buckets.read_part(part, columns)
     return table.filter(pc.is_in(table[buckets.id_field].cast(ids.type), ids))
 
 
-def _counts(file: UPath, ids: pa.Array) -> Counter[Any]:
+def _count_dropped(file: UPath, ids: pa.Array) -> Counter[Any]:
     """How many rows of one file were dropped for each of `ids`."""
-    with reading(file):
+    with translate_read_errors(file):
         kept = pq.read_table(file.path, filesystem=file.fs, columns=["kept_id"])["kept_id"]
     return Counter(kept.filter(pc.is_in(kept, ids)).to_pylist())
 
 
-def _quality(kept: Row, dropped: Row) -> float:
+def _rate_pair(kept: Row, dropped: Row) -> float:
     """How much a pair of texts tells: about four of five words agree, and the rows come from different sources."""
-    a, b = _words(kept.text), _words(dropped.text)
+    a, b = _split_words(kept.text), _split_words(dropped.text)
     ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
     shape = ratio / 0.8 if ratio < 0.8 else (1 - ratio) / 0.2
     apart = 1.0 if kept.source != dropped.source else 0.3
@@ -223,7 +227,7 @@ def _quality(kept: Row, dropped: Row) -> float:
     return shape * apart * (0.7 if files[0] == files[1] else 1.0)
 
 
-def _varied(examples: list[Example], limit: int) -> list[Example]:
+def _select_varied(examples: list[Example], limit: int) -> list[Example]:
     """The best `limit` of `examples`, which are sorted; each time a source comes again, a pair of it counts half."""
     seen: dict[Any, int] = {}
     kept_ids: set[Any] = set()

@@ -12,12 +12,12 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.duplicates.groups import Found, read_decisions
+from daskmeans.duplicates.groups import ClusterRow, read_decisions
 from daskmeans.duplicates.result import DedupResult, decision_files
 from daskmeans.errors import UsageError
 from daskmeans.pairs.settings import LEAST_FLOOR
 from daskmeans.report.examples import Row
-from daskmeans.report.html import page, pair_card
+from daskmeans.report.html import render_page, render_pair
 from daskmeans.runtime import executor
 from daskmeans.storage import objectstore, signature
 from daskmeans.vectors.files import Input, open_path
@@ -74,26 +74,26 @@ def write_review(
         raise UsageError(f"{n} pairs cannot be shown", where="--review", expected="a number of 1 or more")
     threshold = result.summary["threshold"]
     low, high = threshold - SPREAD, min(1.0, threshold + SPREAD)
-    find = delayed(_near, pure=False)
+    find = delayed(_read_near_pairs, pure=False)
     found = pa.concat_tables(
         executor.compute([find(file, low, threshold, high, n) for file in decision_files(result.path)], client=client)
     )
-    pairs = _spread(found, n)
+    pairs = _spread_pairs(found, n)
     known = result.look_up(pa.concat_arrays([*pairs["id"].chunks, *pairs["twin_id"].chunks]))
     target = result.path / REVIEW if out is None else open_path(out)
     target.mkdir(parents=True, exist_ok=True)
     with pa.BufferOutputStream() as stream:
-        signature.write_table(_table(pairs, known, threshold), stream, "review")
-        objectstore.replace(
+        signature.write_table(_make_table(pairs, known, threshold), stream, "review")
+        objectstore.replace_file(
             target / ("review" if out is None else "review.parquet"), stream.getvalue().to_pybytes(), "tmp"
         )
-    shown = _page(pairs, known, threshold, result.summary.get("floor"), text_field)
+    shown = _render_review(pairs, known, threshold, result.summary.get("floor"), text_field)
     file = target / "review.html"
-    objectstore.replace(file, shown.encode(), "tmp")
+    objectstore.replace_file(file, shown.encode(), "tmp")
     return file
 
 
-def _near(file: UPath, low: float, threshold: float, high: float, n: int) -> pa.Table:
+def _read_near_pairs(file: UPath, low: float, threshold: float, high: float, n: int) -> pa.Table:
     """Pairs of one file of decisions whose scores lie between, copies left out; at most `n`."""
     table = read_decisions(file)
     # With the row that stays in its place, or else with what is nearest to it.
@@ -104,10 +104,10 @@ def _near(file: UPath, low: float, threshold: float, high: float, n: int) -> pa.
     inside = pc.and_(inside, pc.not_equal(pc.fill_null(table["reason"], ""), "exact"))
     # A row that stays may be nearest to one that was dropped: no pair of which either would teach a threshold.
     inside = pc.and_(inside, pc.or_(pc.invert(table["keep"]), pc.less(score, pa.scalar(np.float32(threshold)))))
-    return _spread(pa.table({"id": table["id"], "twin_id": twin, "score": score}).filter(inside), n)
+    return _spread_pairs(pa.table({"id": table["id"], "twin_id": twin, "score": score}).filter(inside), n)
 
 
-def _spread(pairs: pa.Table, n: int) -> pa.Table:
+def _spread_pairs(pairs: pa.Table, n: int) -> pa.Table:
     """`n` of the pairs, evenly spread over their scores, in their order; all if there are no more."""
     pairs = pairs.take(pc.sort_indices(pairs, [("score", "ascending"), ("id", "ascending")]))
     if len(pairs) <= n:
@@ -119,7 +119,7 @@ def _spread(pairs: pa.Table, n: int) -> pa.Table:
     return pairs.take(pa.array(np.sort(np.concatenate([taken, more]))))
 
 
-def _table(pairs: pa.Table, known: dict[Any, Found], threshold: float) -> pa.Table:
+def _make_table(pairs: pa.Table, known: dict[Any, ClusterRow], threshold: float) -> pa.Table:
     """The pairs with the metadata of both rows."""
     table = pairs.append_column("duplicate", pc.greater_equal(pairs["score"], pa.scalar(np.float32(threshold))))
     for prefix, ids in (("", table["id"]), ("twin_", table["twin_id"])):
@@ -128,11 +128,11 @@ def _table(pairs: pa.Table, known: dict[Any, Found], threshold: float) -> pa.Tab
             column = f"{prefix}{name}"
             while column in table.column_names:
                 column += "_"
-            table = table.append_column(column, _column([row.get(name) for row in rows]))
+            table = table.append_column(column, _to_column([row.get(name) for row in rows]))
     return table
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _to_column(values: list[Any]) -> pa.Array:
     """A column of `values`; of texts if they are of several types."""
     try:
         return pa.array(values)
@@ -140,7 +140,9 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array([None if value is None else str(value) for value in values])
 
 
-def _page(pairs: pa.Table, known: dict[Any, Found], threshold: float, floor: float | None, text_field: str) -> str:
+def _render_review(
+    pairs: pa.Table, known: dict[Any, ClusterRow], threshold: float, floor: float | None, text_field: str
+) -> str:
     def row(id_: Any) -> Row:
         facts = dict(known[id_].metadata)
         text = facts.pop(text_field, "") or ""
@@ -162,5 +164,5 @@ def _page(pairs: pa.Table, known: dict[Any, Found], threshold: float, floor: flo
         if np.float32(score) >= np.float32(threshold) and not above:
             above = True
             body.append(f"<h2>From {threshold} on: duplicates</h2>")
-        body += pair_card(row(pair["twin_id"]), row(pair["id"]), score, "cosine similarity", ("earlier", "later"))
-    return page(title, body)
+        body += render_pair(row(pair["twin_id"]), row(pair["id"]), score, "cosine similarity", ("earlier", "later"))
+    return render_page(title, body)

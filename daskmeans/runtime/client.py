@@ -63,7 +63,7 @@ def n_threads(client: Client | None = None) -> int:
     return cores() if client is None else max(1, sum(client.nthreads().values()))
 
 
-def threads_each(client: Client | None = None) -> int:
+def threads_per_process(client: Client | None = None) -> int:
     """Threads that run tasks in one process, at most."""
     return cores() if client is None else max(client.nthreads().values(), default=1)
 
@@ -73,20 +73,20 @@ def n_processes(client: Client | None = None) -> int:
     return 1 if client is None else max(1, len(client.nthreads()))
 
 
-def each_worker(function: Callable[[], Any], client: Client) -> dict[str, Any]:
+def run_on_workers(function: Callable[[], Any], client: Client) -> dict[str, Any]:
     """Results of ``function()`` in each worker, by its address; those that are lost meanwhile have none.
 
     `function` may take an argument ``dask_worker``, as with :meth:`Client.run`.
     """
     found: Any = client.run(function, on_error="return")  # a dict, as this client is not asynchronous
-    left = {worker: result for worker, result in found.items() if not _is_lost(result)}
+    left = {worker: result for worker, result in found.items() if not _is_unreachable(result)}
     for result in left.values():
         if isinstance(result, Exception):
             raise result
     return left
 
 
-def _is_lost(result: Any) -> bool:
+def _is_unreachable(result: Any) -> bool:
     """Whether a worker could not be reached; files that could not be have an error number."""
     return isinstance(result, OSError) and result.errno is None
 

@@ -29,7 +29,7 @@ from daskmeans.runtime.dashboard import PAGE, add_page
 # What workers import as they start, so that no step waits for it: the package imports nothing before it is asked for.
 PRELOAD = ["daskmeans.steps.run"]
 # What Dask's processes do on the side takes a tenth of a core, of two, which tasks need; so seldom, a third of that.
-QUIET = {
+QUIET_CONFIG = {
     "distributed.worker.profile.interval": "100ms",
     "distributed.admin.tick.interval": "200ms",
     "distributed.admin.system-monitor.interval": "2s",
@@ -83,7 +83,7 @@ class ClusterSettings:
 
 
 @contextlib.contextmanager
-def cluster(settings: ClusterSettings) -> Iterator[Client]:
+def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
     """Client of the cluster that `settings` describe; one that was started here ends with the ``with`` block.
 
     Raises
@@ -106,23 +106,23 @@ def cluster(settings: ClusterSettings) -> Iterator[Client]:
             add_page(client)
             yield client
     else:
-        on_gpus = _on_gpus(settings)
-        if not on_gpus and (given := _given(settings, "gpu")):
+        on_gpus = _is_gpu_cluster(settings)
+        if not on_gpus and (given := _changed_fields(settings, "gpu")):
             raise UsageError(
                 "no workers with a GPU are started",
                 where=", ".join(given),
                 remedy="leave these flags out, or add --device gpu",
             )
-        start = _gpu_cluster if on_gpus else _cpu_cluster
+        start = _start_gpu_cluster if on_gpus else _start_cpu_cluster
         with start(settings) as local, Client(local) as client:
             add_page(client)
             yield client
 
 
-def _on_gpus(settings: ClusterSettings) -> bool:
+def _is_gpu_cluster(settings: ClusterSettings) -> bool:
     """Whether workers get a GPU each; where `device` is "auto", if there are as many, and the packages."""
     if settings.device == "auto":
-        return gpus.count() >= (settings.n_workers or 1) and not gpus.missing_packages()
+        return gpus.count_gpus() >= (settings.n_workers or 1) and not gpus.missing_packages()
     return settings.device == "gpu"
 
 
@@ -131,14 +131,14 @@ def _of(settings: ClusterSettings, *groups: str) -> dict[str, Any]:
     return {each.name: getattr(settings, each.name) for each, facts in options(settings) if facts.group in groups}
 
 
-def _given(settings: ClusterSettings, *groups: str) -> list[str]:
+def _changed_fields(settings: ClusterSettings, *groups: str) -> list[str]:
     """Flags of the settings of `groups` that are not as they are by default."""
     return [flag_of(name) for name, value in _of(settings, *groups).items() if value != getattr(ClusterSettings, name)]
 
 
 def _connect(settings: ClusterSettings) -> Client:
     timeout = config.get("connect-timeout")
-    if given := _given(settings, "", "gpu"):
+    if given := _changed_fields(settings, "", "gpu"):
         raise UsageError(
             "the workers of a scheduler that is there are what they are",
             where=", ".join(given),
@@ -176,7 +176,7 @@ def _connect(settings: ClusterSettings) -> Client:
             remedy="start some with `dask worker ADDRESS`",
         ) from None
     try:
-        _check_workers(client)
+        _check_versions(client)
         _check_device(settings.device, client)
     except (ClusterError, UsageError):
         client.close()
@@ -184,7 +184,7 @@ def _connect(settings: ClusterSettings) -> Client:
     return client
 
 
-def _check_workers(client: Client) -> None:
+def _check_versions(client: Client) -> None:
     """Make sure that the workers can run our tasks; one that cannot import them would never answer."""
     ours = version("daskmeans")
     versions: Any = client.get_versions(packages=["daskmeans"])  # a dict, as this client is not asynchronous
@@ -202,10 +202,10 @@ def _check_workers(client: Client) -> None:
 
 def _check_device(device: str, client: Client) -> None:
     """Make sure that the workers compute on what is asked for."""
-    places = gpus.places(client) if device != "auto" else []
-    if wrong := [place for place in places if bool(place) != (device == "gpu")]:
+    worker_gpus = gpus.query_gpus(client) if device != "auto" else []
+    if wrong := [gpu for gpu in worker_gpus if bool(gpu) != (device == "gpu")]:
         raise UsageError(
-            f"{len(wrong)} of {len(places)} workers compute on {'their cores' if device == 'gpu' else 'a GPU'}",
+            f"{len(wrong)} of {len(worker_gpus)} workers compute on {'their cores' if device == 'gpu' else 'a GPU'}",
             where=f"--device {device}",
             remedy="start them with `dask cuda worker`"
             if device == "gpu"
@@ -213,10 +213,10 @@ def _check_device(device: str, client: Client) -> None:
         )
 
 
-def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
+def _start_cpu_cluster(settings: ClusterSettings) -> LocalCluster:
     threads = settings.threads_per_worker or 1
     workers = settings.n_workers or max(1, cores() // threads)
-    with _starting(workers, threads) as loop:
+    with _start_loop(workers, threads) as loop:
         return LocalCluster(
             loop=loop,
             n_workers=workers,
@@ -229,11 +229,11 @@ def _cpu_cluster(settings: ClusterSettings) -> LocalCluster:
         )
 
 
-def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
+def _start_gpu_cluster(settings: ClusterSettings) -> LocalCluster:
     """A LocalCUDACluster: a worker for each GPU, with its share of the cores, as our own kernels run on these."""
     if missing := gpus.missing_packages():
         raise MissingExtraError(missing[0], "gpu")
-    if not gpus.count():
+    if not gpus.count_gpus():
         raise UsageError(
             "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
             where="--device gpu",
@@ -242,9 +242,9 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
         )
     from dask_cuda import LocalCUDACluster
 
-    workers = settings.n_workers or gpus.count()
+    workers = settings.n_workers or gpus.count_gpus()
     threads = settings.threads_per_worker or max(1, cores() // workers)
-    with _starting(workers, threads) as loop:
+    with _start_loop(workers, threads) as loop:
         return LocalCUDACluster(
             loop=loop,
             n_workers=workers,
@@ -258,12 +258,17 @@ def _gpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 
 @contextlib.contextmanager
-def _starting(workers: int, threads: int) -> Iterator[Any]:
+def _start_loop(workers: int, threads: int) -> Iterator[Any]:
     """The loop of a cluster that starts, on which kernel threads times worker threads is the number of cores."""
     kernel_threads = max(1, cores() // (workers * threads))
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     try:
-        with deaf_loop() as loop, _inherited(pinned), dask.config.set(QUIET), warnings.catch_warnings():
+        with (
+            sigint_free_loop() as loop,
+            _set_environment(pinned),
+            dask.config.set(QUIET_CONFIG),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
             yield loop
     except (OSError, TypeError, ValueError, RuntimeError) as error:  # TypeError: of dask-cuda, options at odds
@@ -275,7 +280,7 @@ def _starting(workers: int, threads: int) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _inherited(variables: dict[str, str]) -> Iterator[None]:
+def _set_environment(variables: dict[str, str]) -> Iterator[None]:
     """Give `variables` to processes that start in the ``with`` block, before they import what reads them.
 
     The nanny sets its own for processes that it starts later; of those that this process has, it takes these.
@@ -293,7 +298,7 @@ def _inherited(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def dashboard(client: Client) -> str:
+def describe_dashboard(client: Client) -> str:
     """Where the dashboard of `client` is, and on which page of it fits are shown, or how to get one."""
     if find_spec("bokeh") is None:
         return 'not available; pip install "daskmeans[dashboard]"'
@@ -301,7 +306,7 @@ def dashboard(client: Client) -> str:
 
 
 @contextlib.contextmanager
-def deaf_loop() -> Iterator[Any]:
+def sigint_free_loop() -> Iterator[Any]:
     """The loop of a cluster that starts in the ``with`` block: its thread, and all that it starts, never hear Ctrl-C.
 
     A terminal sends it to all processes. Workers must not end before the step has cleaned up, nor when they replace

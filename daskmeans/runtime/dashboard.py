@@ -40,9 +40,9 @@ def add_page(client: Client) -> bool:
 
     def register_there(dask_scheduler: Any) -> str:  # a closure, so that it travels whole: the module may be missing
         try:
-            from daskmeans.runtime.dashboard import register
+            from daskmeans.runtime.dashboard import register_page
 
-            return register(dask_scheduler)
+            return register_page(dask_scheduler)
         except Exception as error:  # a page is never worth a fit, and other versions of dask build theirs otherwise
             return repr(error)
 
@@ -51,7 +51,7 @@ def add_page(client: Client) -> bool:
     return not reason
 
 
-def register(scheduler: Scheduler) -> str:
+def register_page(scheduler: Scheduler) -> str:
     """Put the page on the dashboard of `scheduler`, unless it is there; why there is none, or nothing.
 
     Runs in the scheduler's process.
@@ -69,19 +69,19 @@ def register(scheduler: Scheduler) -> str:
         return "the scheduler shows no dashboard"
     variables = template_variables(scheduler)
     variables["pages"].append(PAGE)  # the list that every page makes its navigation bar of
-    app = BokehApplication({f"/{PAGE}": show}, scheduler, served["/status"].prefix, variables)
+    app = BokehApplication({f"/{PAGE}": fill_document}, scheduler, served["/status"].prefix, variables)
     scheduler.http_application.add_application(app)
     app.initialize(IOLoop.current())
     app.start()
     return ""
 
 
-def show(scheduler: Scheduler, variables: Mapping[str, Any], doc: Any) -> None:
+def fill_document(scheduler: Scheduler, variables: Mapping[str, Any], doc: Any) -> None:
     """Fill `doc`, a new Bokeh document, with the page."""
     from distributed.dashboard.components import add_periodic_callback
     from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 
-    page = Page(scheduler)
+    page = FitPage(scheduler)
     page.update()
     add_periodic_callback(doc, page, INTERVAL)
     doc.title = "Dask: k-means"
@@ -91,7 +91,7 @@ def show(scheduler: Scheduler, variables: Mapping[str, Any], doc: Any) -> None:
     doc.theme = BOKEH_THEME
 
 
-class Page:
+class FitPage:
     """Plots of the latest fit that a scheduler has heard of.
 
     Attributes
@@ -106,9 +106,11 @@ class Page:
 
         self._scheduler = scheduler
         self._last: object = None
-        self._words = Div(name="words", styles={"font-size": "110%", "margin": "8px 16px"}, sizing_mode="stretch_width")
-        self._points = ColumnDataSource(points([]), name="points")
-        self._lines = ColumnDataSource(lines(points([])), name="lines")
+        self._heading = Div(
+            name="words", styles={"font-size": "110%", "margin": "8px 16px"}, sizing_mode="stretch_width"
+        )
+        self._points = ColumnDataSource(point_columns([]), name="points")
+        self._lines = ColumnDataSource(line_columns(point_columns([])), name="lines")
         span = DataRange1d(range_padding=0.02)
         plots = [
             self._plot("spread", "Inertia a row: mean squared distance to the nearest centroid", span),
@@ -118,7 +120,7 @@ class Page:
         ]
         plots[-1].y_range.start = 0
         grid = gridplot(plots, ncols=2, sizing_mode="stretch_both", toolbar_options={"logo": None})
-        self.root = column(self._words, grid, sizing_mode="stretch_both")
+        self.root = column(self._heading, grid, sizing_mode="stretch_both")
 
     def _plot(self, value: str, title: str, span: Any, numbers: str = "", scale: Any = "linear") -> Any:
         from bokeh.models import HoverTool, NumeralTickFormatter
@@ -133,20 +135,20 @@ class Page:
         plot.multi_line("update", value, source=self._lines, color="color", line_width=2)
         dots = plot.scatter("update", value, source=self._points, color="color", size=5)
         shown = f"@{value}{{{numbers}}}" if numbers else f"@{value}"
-        told = [("update", "@update"), ("phase", "@phase"), (value, shown), ("", "@note")]
-        plot.add_tools(HoverTool(renderers=[dots], tooltips=told))
+        info = [("update", "@update"), ("phase", "@phase"), (value, shown), ("", "@note")]
+        plot.add_tools(HoverTool(renderers=[dots], tooltips=info))
         return plot
 
     def update(self) -> None:
         """Take up what has been logged since the last call."""
         events = self._scheduler.get_events(TOPIC)
-        if self._words.text and (events[-1] if events else None) is self._last:
+        if self._heading.text and (events[-1] if events else None) is self._last:
             return
         self._last = events[-1] if events else None
         fit = latest_fit(message for _, message in events)
-        found = points(fit)
-        phases = lines(found)
-        self._words.text = words(fit) + "<br>" + legend(phases)
+        found = point_columns(fit)
+        phases = line_columns(found)
+        self._heading.text = format_heading(fit) + "<br>" + format_legend(phases)
         self._points.data, self._lines.data = found, phases
 
 
@@ -160,36 +162,36 @@ def latest_fit(messages: Iterable[Update]) -> list[Update]:
     """
     fit: list[Update] = []
     for message in messages:
-        if fit and _place(message) <= _place(fit[-1]):
+        if fit and _order_key(message) <= _order_key(fit[-1]):
             fit = []
         fit.append(message)
     return fit
 
 
-def _place(message: Update) -> tuple[int, int, int]:
+def _order_key(message: Update) -> tuple[int, int, int]:
     """Where in a fit an update stands; it grows from each to the next, also over phases and runs."""
     phase = message.get("phase", 0)
     return message.get("run", 0), -1 if phase == "seed" else phase, message.get("iteration", 0)
 
 
-def words(fit: Sequence[Update]) -> str:
+def format_heading(fit: Sequence[Update]) -> str:
     """The page's heading: what is being fitted, and how far that is."""
     if not fit:
         return "No fit has been logged since this scheduler started."
     now = fit[-1]
     head = [f"k = {now['n_clusters']:,}"] if "n_clusters" in now else []
     head += [f"run {now['run'] + 1:,}"] if now.get("run") else []
-    note = progress.note([message for message in fit if message.get("run") == now.get("run")])
+    note = progress.format_note([message for message in fit if message.get("run") == now.get("run")])
     return " · ".join([*head, *note.splitlines()])
 
 
-def legend(phases: Mapping[str, list[Any]]) -> str:
+def format_legend(phases: Mapping[str, list[Any]]) -> str:
     """The phases and their colours, as HTML; in a plot it would lie on the lines."""
     pairs = zip(phases["color"], phases["phase"], strict=True)
     return " &emsp; ".join(f'<span style="color: {color}">⬤</span> {phase}' for color, phase in pairs)
 
 
-def points(fit: Sequence[Update]) -> dict[str, list[Any]]:
+def point_columns(fit: Sequence[Update]) -> dict[str, list[Any]]:
     """A point for each update: columns ``update``, ``phase``, ``color``, ``note`` and those of `VALUES`.
 
     What an update cannot tell, or a logarithmic axis cannot show, is NaN.
@@ -202,34 +204,36 @@ def points(fit: Sequence[Update]) -> dict[str, list[Any]]:
             continue
         rows, seconds = now.get("rows", math.nan), now.get("seconds") or math.nan
         phase, run = now.get("phase", 0), now.get("run", 0)
-        follows = before and _place(before)[:2] == _place(now)[:2]
+        follows = before and _order_key(before)[:2] == _order_key(now)[:2]
         values = {
             "spread": now["inertia"] / rows,
-            "gain": _positive(1 - now["inertia"] / before["inertia"]) if follows and before["inertia"] else math.nan,
-            "relabelled": _positive(now.get("relabelled", 0) / rows),
+            "gain": _positive_or_nan(1 - now["inertia"] / before["inertia"])
+            if follows and before["inertia"]
+            else math.nan,
+            "relabelled": _positive_or_nan(now.get("relabelled", 0) / rows),
             "speed": rows / seconds,
         }
-        head = progress.note([now]).splitlines()
+        head = progress.format_note([now]).splitlines()
         label = (f"run {run + 1}, " if run else "") + (head[0] if len(head) > 1 else "updates")
-        told = {"phase": label, "color": COLORS[phase % len(COLORS)], "note": head[-1]}
-        for name, value in {"update": len(found["update"]) + 1, **told, **values}.items():
+        info = {"phase": label, "color": COLORS[phase % len(COLORS)], "note": head[-1]}
+        for name, value in {"update": len(found["update"]) + 1, **info, **values}.items():
             found[name].append(value)
         before = now
     return found
 
 
-def _positive(value: float) -> float:
+def _positive_or_nan(value: float) -> float:
     return value if value > 0 else math.nan
 
 
-def lines(found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+def line_columns(found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """A line for each phase of `found`: the same columns, where each value of ``update`` and `VALUES` is a list."""
-    pieces = list(_pieces(found["phase"]))
+    pieces = list(_phase_bounds(found["phase"]))
     whole = {name: [found[name][a:b] for a, b in pieces] for name in ("update", *VALUES)}
     return whole | {name: [found[name][a] for a, _ in pieces] for name in ("phase", "color")}
 
 
-def _pieces(phases: Sequence[str]) -> Iterator[tuple[int, int]]:
+def _phase_bounds(phases: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Where in `phases` stretches of one phase begin and end."""
     cuts = [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
     yield from zip([0, *cuts], [*cuts, len(phases)], strict=True) if phases else ()

@@ -19,7 +19,7 @@ from daskmeans.errors import ClusterError, UsageError
 from daskmeans.kernels import microkernel
 from daskmeans.kernels.backend import CPU, Backend, Gpu
 from daskmeans.kernels.gpu.device import Cuda, Device
-from daskmeans.runtime.client import each_worker, logger, n_processes, n_threads
+from daskmeans.runtime.client import logger, n_processes, n_threads, run_on_workers
 
 # What the extra `gpu` brings, as it is imported.
 PACKAGES = ("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask")
@@ -32,12 +32,12 @@ def listed() -> list[Path]:
     return sorted(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
-def models() -> list[str]:
+def list_models() -> list[str]:
     """What the GPUs are called."""
-    return [_model(file) for place in listed() if (file := place / "information").exists()]
+    return [_read_model(file) for gpu in listed() if (file := gpu / "information").exists()]
 
 
-def count() -> int:
+def count_gpus() -> int:
     """GPUs that CUDA_VISIBLE_DEVICES does not hide."""
     there, chosen = len(listed()), os.environ.get("CUDA_VISIBLE_DEVICES")
     if not there or chosen is None:
@@ -50,7 +50,7 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
-def device(dask_worker: Any = None) -> Device | None:
+def current_device(dask_worker: Any = None) -> Device | None:
     """The GPU on which this process computes; None: it computes on its cores.
 
     Unless ``daskmeans.device`` says it, it is a worker that dask-cuda has started that has one.
@@ -63,18 +63,18 @@ def device(dask_worker: Any = None) -> Device | None:
     wanted = config.get("device")
     if wanted not in ("auto", "cpu", "gpu"):
         raise UsageError(f"unknown device {wanted!r}", where="daskmeans.device", expected="auto, cpu or gpu")
-    if wanted == "cpu" or (wanted == "auto" and not _by_dask_cuda(dask_worker)):
+    if wanted == "cpu" or (wanted == "auto" and not _is_dask_cuda_worker(dask_worker)):
         return None
-    return _cuda()
+    return _open_cuda()
 
 
 def backend() -> Backend:
-    """What this process computes with, by :func:`device`."""
-    found = device()
+    """What this process computes with, by :func:`current_device`."""
+    found = current_device()
     return CPU if found is None else Gpu(found)
 
 
-def needed() -> Gpu:
+def require_device() -> Gpu:
     """What this process computes with, where it is to be a GPU.
 
     Raises
@@ -82,7 +82,7 @@ def needed() -> Gpu:
     ClusterError
         It has none: a worker that has come after the others, and is none of dask-cuda's.
     """
-    found = device()
+    found = current_device()
     if found is None:
         raise ClusterError(
             "the others compute on GPUs, and this worker does not",
@@ -92,7 +92,7 @@ def needed() -> Gpu:
     return Gpu(found)
 
 
-class Place(NamedTuple):
+class GpuInfo(NamedTuple):
     """A GPU on which a process computes."""
 
     name: str
@@ -101,12 +101,12 @@ class Place(NamedTuple):
     """Bytes, used or not."""
 
     @classmethod
-    def of(cls, device: Device) -> Place:
-        """Where `device` is, in this process."""
+    def of(cls, device: Device) -> GpuInfo:
+        """Where the device is, in this process."""
         return cls(f"{socket.gethostname()} {device.name()}", device.memory())
 
 
-def places(client: Client | None) -> list[Place | None]:
+def query_gpus(client: Client | None) -> list[GpuInfo | None]:
     """Where each worker, or this process, computes; None: on its cores.
 
     Raises
@@ -115,9 +115,9 @@ def places(client: Client | None) -> list[Place | None]:
         Two workers compute on one GPU.
     """
     if client is None:
-        return [_place()]
-    found = list(each_worker(_place, client).values())
-    refuse_shared(place.name for place in found if place)
+        return [_query_gpu()]
+    found = list(run_on_workers(_query_gpu, client).values())
+    refuse_shared_gpus(gpu.name for gpu in found if gpu)
     return found
 
 
@@ -129,10 +129,10 @@ def n_computing(client: Client | None) -> int:
     ClusterError
         Two workers compute on one GPU.
     """
-    return n_processes(client) if places(client)[0] else n_threads(client)
+    return n_processes(client) if query_gpus(client)[0] else n_threads(client)
 
 
-def refuse_shared(names: Iterable[str]) -> None:
+def refuse_shared_gpus(names: Iterable[str]) -> None:
     """Refuse workers of which two compute on one GPU: each would take the memory of the whole for its own."""
     for name, workers in Counter(names).items():
         if workers > 1:
@@ -145,42 +145,42 @@ def refuse_shared(names: Iterable[str]) -> None:
 
 
 def memory(client: Client | None) -> int:
-    """As :func:`smallest`, of all workers, or of this process. It is told if only some compute on GPUs.
+    """As :func:`min_memory`, of all workers, or of this process. It is told if only some compute on GPUs.
 
     Raises
     ------
     ClusterError
         Two workers compute on one GPU.
     """
-    found = places(client)
-    on_gpus = len([place for place in found if place])
+    found = query_gpus(client)
+    on_gpus = len([gpu for gpu in found if gpu])
     if 0 < on_gpus < len(found):
         logger.warning(
             "%s of %s workers compute on GPUs; so that all do the same, k-means runs on the cores",
             on_gpus,
             len(found),
         )
-    return smallest(found)
+    return min_memory(found)
 
 
-def smallest(found: list[Place | None]) -> int:
+def min_memory(found: list[GpuInfo | None]) -> int:
     """Bytes of the smallest GPU of `found`; 0 if there are none, or some compute on their cores.
 
     Examples
     --------
-    >>> smallest([Place("a 1", 5), Place("a 2", 4)]), smallest([Place("a 1", 5), None])
+    >>> min_memory([GpuInfo("a 1", 5), GpuInfo("a 2", 4)]), min_memory([GpuInfo("a 1", 5), None])
     (4, 0)
     """
-    sizes = [place.memory for place in found if place]
+    sizes = [gpu.memory for gpu in found if gpu]
     return min(sizes) if sizes and len(sizes) == len(found) else 0
 
 
-def _place(dask_worker: Any = None) -> Place | None:
-    mine = device(dask_worker)
-    return Place.of(mine) if mine else None
+def _query_gpu(dask_worker: Any = None) -> GpuInfo | None:
+    mine = current_device(dask_worker)
+    return GpuInfo.of(mine) if mine else None
 
 
-def _by_dask_cuda(worker: Any) -> bool:
+def _is_dask_cuda_worker(worker: Any) -> bool:
     """Whether this process is a worker that dask-cuda has started, which prepares it with a module of its own."""
     try:
         worker = worker or distributed.get_worker()
@@ -190,7 +190,7 @@ def _by_dask_cuda(worker: Any) -> bool:
 
 
 @functools.cache
-def _cuda() -> Device:
+def _open_cuda() -> Device:
     if find_spec("cupy") is None:
         raise UsageError(
             "cupy is not installed",
@@ -209,6 +209,6 @@ def _cuda() -> Device:
     return found
 
 
-def _model(information: Path) -> str:
+def _read_model(information: Path) -> str:
     lines = information.read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("Model")), information.parent.name)

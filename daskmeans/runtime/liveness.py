@@ -15,10 +15,10 @@ from daskmeans import config
 from daskmeans.errors import ClusterError, DaskmeansError
 
 # Of the time after which a wait is given up, how often it is looked whether to; and seconds, at most.
-LOOKS, SELDOM = 10, 5.0
+CHECKS_PER_TIMEOUT, MAX_CHECK_SECONDS = 10, 5.0
 
 
-class Watch:
+class StallMonitor:
     """Ends the waiting in the ``with`` block, with a ClusterError, once no worker has run tasks for too long.
 
     Workers do not where none is left, and where all are paused because their memory is full.
@@ -36,30 +36,30 @@ class Watch:
         self._limit = float(config.get("workers-timeout"))
         self._ended = threading.Event()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> StallMonitor:
         # It may be waiting for an answer when the block ends, and nobody waits for it.
-        threading.Thread(target=self._look, name="daskmeans-watch", daemon=True).start()
+        threading.Thread(target=self._poll, name="daskmeans-watch", daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._ended.set()
         if self.found:
-            raise gave_up(self.found) from None
+            raise stall_error(self.found) from None
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         last = time.monotonic()
-        while not self._ended.wait(min(self._limit / LOOKS, SELDOM)):
+        while not self._ended.wait(min(self._limit / CHECKS_PER_TIMEOUT, MAX_CHECK_SECONDS)):
             with contextlib.suppress(Exception):  # of a scheduler that is lost the futures tell
-                states = [worker["status"] for worker in known_workers(self._client)]
+                states = [worker["status"] for worker in fetch_worker_info(self._client)]
                 if "running" in states:
                     last = time.monotonic()
                 elif time.monotonic() > last + self._limit and not self._ended.is_set():
-                    self.found = _told(states)
+                    self.found = _describe_stall(states)
                     self._client.cancel(list(self._futures()))
                     return
 
 
-class Departures:
+class WorkerLossMonitor:
     """Ends the sending of a value to all workers in the ``with`` block if one of them is lost.
 
     Distributed goes on for ever to replicate a value to a worker that has gone, until nobody wants the value any more.
@@ -72,35 +72,35 @@ class Departures:
 
     Attributes
     ----------
-    seen : bool
+    worker_lost : bool
         Whether a worker was lost; then the value may have gone, and must be sent again.
     """
 
     def __init__(self, client: Client, name: str) -> None:
-        self.seen = False
+        self.worker_lost = False
         self._client, self._name = client, name
         self._ended = threading.Event()
 
-    def __enter__(self) -> Departures:
-        self._there = self._workers()
-        threading.Thread(target=self._look, name="daskmeans-departures", daemon=True).start()
+    def __enter__(self) -> WorkerLossMonitor:
+        self._workers_before = self._current_workers()
+        threading.Thread(target=self._poll, name="daskmeans-departures", daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._ended.set()
 
-    def _workers(self) -> set[str]:
+    def _current_workers(self) -> set[str]:
         return set(self._client.nthreads())
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._ended.wait(1.0):
             with contextlib.suppress(Exception):  # of a scheduler that is lost the sending tells
-                if self._there - self._workers():
-                    self.seen = True
+                if self._workers_before - self._current_workers():
+                    self.worker_lost = True
                     self._client.cancel([Future(self._name, self._client)])
 
 
-def known_workers(client: Client) -> list[dict[str, Any]]:
+def fetch_worker_info(client: Client) -> list[dict[str, Any]]:
     """What the scheduler knows of each worker.
 
     It is asked itself: between the question and the answer of :meth:`Client.scheduler_info` the client's own request,
@@ -110,7 +110,7 @@ def known_workers(client: Client) -> list[dict[str, Any]]:
     return list(client.sync(scheduler.identity, n_workers=-1)["workers"].values())
 
 
-def gave_up(found: str) -> ClusterError:
+def stall_error(found: str) -> ClusterError:
     """The error of who has waited long enough for workers, of which `found` was found."""
     return ClusterError(
         f"{found}, for {config.get('workers-timeout')} s now",
@@ -120,7 +120,7 @@ def gave_up(found: str) -> ClusterError:
 
 
 @contextlib.contextmanager
-def reached(client: Client) -> Iterator[None]:
+def translate_client_errors(client: Client) -> Iterator[None]:
     """Turn what calls of a `client` raise that no longer tries to reach its scheduler, in ways of their own, into ours.
 
     Raises
@@ -132,15 +132,15 @@ def reached(client: Client) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DaskmeansError) or client.status not in ("closing", "closed"):
             raise
-        raise lost_scheduler() from error
+        raise scheduler_lost_error() from error
 
 
-def lost_scheduler() -> ClusterError:
+def scheduler_lost_error() -> ClusterError:
     """The error of who no longer reaches the scheduler."""
     return ClusterError("the scheduler, or the way to it, was lost", remedy="run the command again")
 
 
-def lost_workers(client: Client, label: str, began: float) -> ClusterError:
+def workers_lost_error(client: Client, label: str, began: float) -> ClusterError:
     """The error of who has lost workers since `began`, a time of the clock, while they ran tasks called `label`.
 
     Nannies tell the scheduler of workers that they end because these took too much memory. Of those that the system
@@ -156,14 +156,14 @@ def lost_workers(client: Client, label: str, began: float) -> ClusterError:
     )
 
 
-def _told(states: Sequence[str]) -> str:
+def _describe_stall(states: Sequence[str]) -> str:
     """What to say of workers in `states`, none of which is running.
 
     Examples
     --------
-    >>> _told([])
+    >>> _describe_stall([])
     'no worker is left'
-    >>> _told(["paused", "paused"])
+    >>> _describe_stall(["paused", "paused"])
     'no worker runs tasks: 2 are paused, as they are when their memory is full'
     """
     paused = f"no worker runs tasks: {len(states)} are paused, as they are when their memory is full"

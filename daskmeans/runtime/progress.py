@@ -19,13 +19,13 @@ class ProgressDisplay(Protocol):
         """Open a line called `label` for `total` units and return its handle."""
 
     def advance(self, line: int, note: str = "") -> None:
-        """One more unit of `line` is done; `note` says something about it, in more than one line if need be."""
+        """One more unit of a line is done; the note says something about it, in more than one line if need be."""
 
     def finish(self, line: int) -> None:
-        """`line` is complete."""
+        """`open_line` is complete."""
 
 
-class Silent:
+class SilentDisplay:
     """The display that shows nothing."""
 
     def start(self, label: str, total: int | None) -> int:
@@ -38,11 +38,11 @@ class Silent:
         pass
 
 
-_current: ContextVar[ProgressDisplay] = ContextVar("daskmeans-progress", default=Silent())  # noqa: B039
+_current: ContextVar[ProgressDisplay] = ContextVar("daskmeans-progress", default=SilentDisplay())  # noqa: B039
 
 
 @contextlib.contextmanager
-def shown_on(display: ProgressDisplay) -> Iterator[None]:
+def show_on(display: ProgressDisplay) -> Iterator[None]:
     """Send the progress of everything inside the ``with`` block to `display`."""
     token = _current.set(display)
     try:
@@ -52,17 +52,17 @@ def shown_on(display: ProgressDisplay) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def line(label: str, total: int | None = None) -> Iterator[Line]:
+def open_line(label: str, total: int | None = None) -> Iterator[ProgressLine]:
     """A line of the current display, open for the length of the ``with`` block."""
     display = _current.get()
     handle = display.start(label, total)
     try:
-        yield Line(display, handle)
+        yield ProgressLine(display, handle)
     finally:
         display.finish(handle)
 
 
-class Line:
+class ProgressLine:
     """An open line; `advance` it once per finished unit."""
 
     def __init__(self, display: ProgressDisplay, handle: int) -> None:
@@ -72,7 +72,7 @@ class Line:
         self._display.advance(self._handle, note)
 
 
-class Pace:
+class ProgressEstimate:
     """How far work has come whose parts differ in size, and when it will be done.
 
     Parameters
@@ -84,7 +84,7 @@ class Pace:
 
     Examples
     --------
-    >>> pace = Pace({"a": 3_000, "b": 2_000}, "pairs")
+    >>> pace = ProgressEstimate({"a": 3_000, "b": 2_000}, "pairs")
     >>> pace.done("a").startswith("3k of 5k pairs, about ")
     True
     """
@@ -96,19 +96,19 @@ class Pace:
     def done(self, key: Any) -> str:
         """What to say once the part `key` is done."""
         self._done += self._sizes[key]
-        said = f"{compact(self._done)} of {compact(self._total)} {self._unit}"
+        said = f"{format_number(self._done)} of {format_number(self._total)} {self._unit}"
         if not 0 < self._done < self._total:
             return said
         left = (time.perf_counter() - self._start) * (self._total / self._done - 1)
-        return f"{said}, about {duration(left)} left"
+        return f"{said}, about {format_duration(left)} left"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as people say it.
 
     Examples
     --------
-    >>> [duration(s) for s in (0.04, 2.31, 48.2, 200, 10_000, 1e6)]
+    >>> [format_duration(s) for s in (0.04, 2.31, 48.2, 200, 10_000, 1e6)]
     ['0.04 s', '2.3 s', '48 s', '3 min 20 s', '2 h 46 min', '278 h']
     """
     if seconds < 59.5:
@@ -119,7 +119,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 100 * 60 else f"{round(minutes / 60)} h"
 
 
-def note(iterations: Sequence[Mapping[str, Any]]) -> str:
+def format_note(iterations: Sequence[Mapping[str, Any]]) -> str:
     """What the last of some updates of a fit has come to: its phase and, in a second line, its figures.
 
     Parameters
@@ -134,10 +134,10 @@ def note(iterations: Sequence[Mapping[str, Any]]) -> str:
     ...     {"phase": 1, "phases": 5, "rows": 64_000, "iteration": 12, "inertia": 36_156.56, "relabelled": 820,
     ...      "seconds": 0.05},
     ... ]
-    >>> print(note([updates[0] | {"relabelled": 63_900}]))
+    >>> print(format_note([updates[0] | {"relabelled": 63_900}]))
     sample 2 of 4, 64,000 rows
     update 11 · inertia 36,200 · 100 % relabelled
-    >>> print(note(updates))
+    >>> print(format_note(updates))
     sample 2 of 4, 64,000 rows
     update 12 · inertia 36,156.6 (−0.12 %) · 1.3 % relabelled · 1.28M rows/s
     """
@@ -147,18 +147,18 @@ def note(iterations: Sequence[Mapping[str, Any]]) -> str:
     figures = [f"update {now['iteration']:,}"] if "iteration" in now else []
     if "inertia" in now:
         comparable = before.get("phase") == phase and before.get("inertia")
-        change = f" ({_percent(now['inertia'] / before['inertia'] - 1, '+.2g')})" if comparable else ""
+        change = f" ({_format_percent(now['inertia'] / before['inertia'] - 1, '+.2g')})" if comparable else ""
         figures.append(f"inertia {now['inertia']:,.6g}{change}")
     if rows and "relabelled" in now:
-        figures.append(f"{_percent(now['relabelled'] / rows, '.2g')} relabelled")
+        figures.append(f"{_format_percent(now['relabelled'] / rows, '.2g')} relabelled")
     if phase == "seed":
         figures.append(f"{now['seconds']:.2g} s")
     elif rows and now.get("seconds"):
-        figures.append(f"{compact(rows / now['seconds'])} rows/s")
-    return "\n".join(part for part in (_phase(now), " · ".join(figures)) if part)
+        figures.append(f"{format_number(rows / now['seconds'])} rows/s")
+    return "\n".join(part for part in (_format_phase(now), " · ".join(figures)) if part)
 
 
-def _phase(now: Mapping[str, Any]) -> str:
+def _format_phase(now: Mapping[str, Any]) -> str:
     if "rows" not in now:
         return ""
     if now.get("phase") == "seed":
@@ -169,16 +169,16 @@ def _phase(now: Mapping[str, Any]) -> str:
     return f"sample {phase + 1} of {phases - 1}, {now['rows']:,} rows"
 
 
-def _percent(share: float, form: str) -> str:
+def _format_percent(share: float, form: str) -> str:
     return f"{100 * share:{form if abs(share) < 0.995 else form.replace('.2g', '.0f')}} %".replace("-", "−")
 
 
-def compact(number: float) -> str:
+def format_number(number: float) -> str:
     """Three digits and a unit: 950, 64k, 1.28M.
 
     Examples
     --------
-    >>> [compact(x) for x in (7.0, 950.4, 64_000, 1_283_000, 25e9)]
+    >>> [format_number(x) for x in (7.0, 950.4, 64_000, 1_283_000, 25e9)]
     ['7', '950', '64k', '1.28M', '25G']
     """
     for unit in ("", "k", "M", "G"):

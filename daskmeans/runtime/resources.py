@@ -16,42 +16,42 @@ import psutil
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
 
-from daskmeans.runtime.client import each_worker
-from daskmeans.runtime.liveness import known_workers
+from daskmeans.runtime.client import run_on_workers
+from daskmeans.runtime.liveness import fetch_worker_info
 
 # Measured: what a worker takes once it has imported the libraries and read files, and what compiling kernels adds,
 # which the first process on a machine does.
-BASE, COMPILING = 350 << 20, 100 << 20
+BASE_BYTES, COMPILE_BYTES = 350 << 20, 100 << 20
 # Above this share of its limit a worker moves data to disk, and blocks that it moves lose what is noted about them.
-TARGET = 0.6
+MEMORY_TARGET = 0.6
 
 
 def memory_per_task(client: Client | None = None) -> int | None:
     """Bytes that one task may use, on the tightest worker; None without a limit."""
-    workers = known_workers(client) if client is not None else []
-    return min((_usable(w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
+    workers = fetch_worker_info(client) if client is not None else []
+    return min((_usable_bytes(w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
 def memory_to_keep(client: Client | None = None) -> int:
     """Bytes of data that each process may keep between tasks: of the tightest worker, or of this process."""
     if client is None:
-        return int(0.8 * _available())
-    limits = [worker["memory_limit"] for worker in known_workers(client)]
+        return int(0.8 * _available_bytes())
+    limits = [worker["memory_limit"] for worker in fetch_worker_info(client)]
     return (
-        max(0, int(TARGET * min(limits)) - BASE - COMPILING)
+        max(0, int(MEMORY_TARGET * min(limits)) - BASE_BYTES - COMPILE_BYTES)
         if limits and all(limits)
-        else _available() // (2 * max(1, len(limits)))
+        else _available_bytes() // (2 * max(1, len(limits)))
     )
 
 
-def _available() -> int:
+def _available_bytes() -> int:
     """What this machine has free, or this process, if its cgroup or its limits leave it less."""
     return int(min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss))
 
 
-def _usable(limit: int) -> int:
+def _usable_bytes(limit: int) -> int:
     """What a worker has for data: it pauses at 80 % of its limit, Python and its libraries take the base."""
-    return max(0, int(0.8 * limit) - BASE)
+    return max(0, int(0.8 * limit) - BASE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Disk:
         return self.kind in ("tmpfs", "ramfs")
 
 
-def disks(client: Client | None = None) -> list[Disk]:
+def list_disks(client: Client | None = None) -> list[Disk]:
     """The file systems on which the workers, or this process, keep files."""
-    found = each_worker(_disk, client).values() if client is not None else [_disk()]
+    found = run_on_workers(_find_disk, client).values() if client is not None else [_find_disk()]
     shared: dict[tuple[str, int], Disk] = {}
     for place, disk in found:
         count = shared[place].processes if place in shared else 0
@@ -94,17 +94,21 @@ def disks(client: Client | None = None) -> list[Disk]:
 
 def local_directory(dask_worker: Any = None) -> str:
     """The directory for the files of this process: the worker's own, if one runs here."""
-    global _home
+    global _worker_directory
     with contextlib.suppress(ValueError):
-        _home = str((dask_worker or distributed.get_worker()).local_directory)
+        _worker_directory = str((dask_worker or distributed.get_worker()).local_directory)
     # What arrives from another worker is unpickled outside of any task.
-    return _home if os.path.isdir(_home) else dask.config.get("temporary-directory") or tempfile.gettempdir()
+    return (
+        _worker_directory
+        if os.path.isdir(_worker_directory)
+        else dask.config.get("temporary-directory") or tempfile.gettempdir()
+    )
 
 
-_home = ""
+_worker_directory = ""
 
 
-def _disk(dask_worker: Any = None) -> tuple[tuple[str, int], Disk]:
+def _find_disk(dask_worker: Any = None) -> tuple[tuple[str, int], Disk]:
     path = os.path.realpath(local_directory(dask_worker))
     mounts = {p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)}
     mount = max((m for m in mounts if os.path.commonpath([m, path]) == m), key=len, default="")
@@ -114,23 +118,23 @@ def _disk(dask_worker: Any = None) -> tuple[tuple[str, int], Disk]:
 
 def reset_peaks(client: Client | None = None) -> None:
     """Start measuring the peak memory of this process and of all workers anew, where the system can."""
-    _reset_peak()
+    _reset_process_peak()
     if client is not None:
-        each_worker(_reset_peak, client)
+        run_on_workers(_reset_process_peak, client)
 
 
-def peaks(client: Client | None = None) -> dict[str, int]:
+def peak_bytes(client: Client | None = None) -> dict[str, int]:
     """Peak bytes since :func:`reset_peaks`: of this process, and of the worker that used most."""
-    workers = each_worker(_peak, client) if client is not None else {}
-    return {"client": _peak(), "worker": max(workers.values(), default=0)}
+    workers = run_on_workers(_process_peak_bytes, client) if client is not None else {}
+    return {"client": _process_peak_bytes(), "worker": max(workers.values(), default=0)}
 
 
-def _reset_peak() -> None:
+def _reset_process_peak() -> None:
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:  # Linux only; see proc(5)
         file.write("5")
 
 
-def _peak() -> int:
+def _process_peak_bytes() -> int:
     with contextlib.suppress(OSError), open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     return int(psutil.Process().memory_info().rss)

@@ -19,19 +19,19 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans import config
-from daskmeans.buckets.buckets import CENTROID, Buckets, Part, lean_of, open_buckets
-from daskmeans.buckets.writer import remove_files, write_files
-from daskmeans.duplicates.against import known_decisions, open_against, refuse_fallen
+from daskmeans.buckets.buckets import CENTROID, Buckets, Part, open_buckets, strip_parts
+from daskmeans.buckets.writer import remove_append_files, write_bucket_files
+from daskmeans.duplicates.against import find_decisions, open_reference, refuse_dropped_references
 from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.result import DedupResult, decision_files
-from daskmeans.duplicates.settings import Settings
+from daskmeans.duplicates.settings import DedupSettings
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client, log_event, logger, task_key
 from daskmeans.storage import diskspace, lock, manifest, objectstore
 from daskmeans.storage.result import StepResult
-from daskmeans.storage.signature import CHECKED
-from daskmeans.vectors.files import Input, open_path, reached, reading
+from daskmeans.storage.signature import VERIFY_PAGES
+from daskmeans.vectors.files import Input, open_path, translate_read_errors, translate_write_errors
 
 
 def append(
@@ -84,16 +84,18 @@ def append(
     """
     path = decisions.path if isinstance(decisions, DedupResult) else open_path(decisions, storage_options)
     options = {**path.storage_options, **(storage_options or {})}
-    found, client = manifest.read(path, "dedup"), current_client(client)
-    made, settings = found["inputs"], Settings(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})
+    found, client = manifest.read_manifest(path, "dedup"), current_client(client)
+    made, settings = found["inputs"], DedupSettings(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})
     new = open_buckets(open_path(made["clusters"], options))
-    against = [open_against(open_path(_named(told), options), options) for told in made.get("against", ())]
+    against = [
+        open_reference(open_path(_named(differences), options), options) for differences in made.get("against", ())
+    ]
     check_append(new, [each.buckets for each in against], path)
     old = against[0].buckets
     if not is_appended(old, new, settings, path, client, options):
-        if dedup_inputs(new, [each.described() for each in against]) != made:
+        if dedup_inputs(new, [each.describe() for each in against]) != made:
             raise _changed(old.path)
-        if path not in known_decisions(new, options):
+        if path not in find_decisions(new, options):
             raise UsageError(
                 "the clusters do not know of these decisions, which may be temporary",
                 where=str(path),
@@ -101,14 +103,14 @@ def append(
                 remedy="call dedup with out=, or with append=True",
             )
         extend(old, new, path, client)
-    after, batch = open_buckets(old.path), manifest.identity(new.manifest)
+    after, batch = open_buckets(old.path), manifest.identity_hash(new.manifest)
     rows = next(each["rows"] for each in after.manifest["appended"] if each["made"] == batch)
     return StepResult(old.path, {"appended": rows, "rows": after.rows})
 
 
-def _named(told: dict[str, Any]) -> str:
+def _named(differences: dict[str, Any]) -> str:
     """What rows were held against, as it was named: clusters, or decisions on them that count alone."""
-    return str(told["decided"][0]["decisions"] if told.get("alone") else told["clusters"])
+    return str(differences["decided"][0]["decisions"] if differences.get("alone") else differences["clusters"])
 
 
 def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) -> None:
@@ -142,9 +144,9 @@ def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) ->
             expected=f"the model of {old.path}",
             remedy="run `daskmeans assign` with that model on the new rows",
         )
-    if told := _differences(new.schema(), old.schema()):
+    if differences := _compare_schemas(new.schema(), old.schema()):
         raise UsageError(
-            f"the columns are others: {'; '.join(told)}",
+            f"the columns are others: {'; '.join(differences)}",
             where=str(new.path),
             expected=f"the columns of {old.path}",
             remedy="run `daskmeans assign` on the new rows as it was run on the old ones: "
@@ -152,9 +154,11 @@ def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) ->
         )
 
 
-def _differences(new: pa.Schema, old: pa.Schema) -> list[str]:
+def _compare_schemas(new: pa.Schema, old: pa.Schema) -> list[str]:
     """What columns `new` has that `old` has not, or otherwise; their order does not count."""
-    types = [{field.name: _stored(field.type) for field in schema if field.name != CENTROID} for schema in (new, old)]
+    types = [
+        {field.name: _unify_strings(field.type) for field in schema if field.name != CENTROID} for schema in (new, old)
+    ]
     return [
         f"there is no {name!r}"
         if name not in types[0]
@@ -166,7 +170,7 @@ def _differences(new: pa.Schema, old: pa.Schema) -> list[str]:
     ]
 
 
-def _stored(type_: pa.DataType) -> pa.DataType:
+def _unify_strings(type_: pa.DataType) -> pa.DataType:
     """`type_`, with one for all kinds of strings."""
     kinds = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
     return pa.string() if any(is_kind(type_) for is_kind in kinds) else type_
@@ -175,7 +179,7 @@ def _stored(type_: pa.DataType) -> pa.DataType:
 def is_appended(
     old: Buckets,
     new: Buckets,
-    settings: Settings,
+    settings: DedupSettings,
     decisions: UPath,
     client: Client | None,
     storage_options: Mapping[str, Any] | None,
@@ -189,23 +193,23 @@ def is_appended(
     DataError
         A row went for one that is dropped.
     """
-    made = manifest.identity(new.manifest)
+    made = manifest.identity_hash(new.manifest)
     for batch in old.manifest.get("appended", []):
         if batch["made"] != made:
             continue
-        found = manifest.peek(decisions)
-        theirs = bool(found and found["finished"] and manifest.identity(found) == batch["decided"])
+        found = manifest.peek_manifest(decisions)
+        theirs = bool(found and found["finished"] and manifest.identity_hash(found) == batch["decided"])
         then = found["inputs"] if found and theirs else {}  # with the clusters as they were before
         state, changed = manifest.status(found, "dedup", asdict(settings), then)
         if theirs and state is manifest.State.DONE:
-            refuse_fallen(decisions, client, storage_options)
+            refuse_dropped_references(decisions, client, storage_options)
             logger.info("%s rows are appended already: %s", f"{batch['rows']:,}", old.path)
             return True
-        told = f" ({'; '.join(changed)})" if theirs and changed else ""
+        differences = f" ({'; '.join(changed)})" if theirs and changed else ""
         raise UsageError(
             f"rows of {new.path} are in there already",
             where=str(old.path),
-            expected=f"the command that appended them, with the decisions in {batch['decisions']}{told}",
+            expected=f"the command that appended them, with the decisions in {batch['decisions']}{differences}",
             remedy="to decide otherwise, assign all rows anew",
         )
     return False
@@ -220,18 +224,18 @@ def extend(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
         `old` has changed since it was opened, or another run is writing it.
     """
     appended = old.manifest.get("appended", [])
-    with diskspace.explained(old.path), lock.hold(old.path) as mine:
+    with diskspace.translate_disk_errors(old.path), lock.hold_lock(old.path) as mine:
         _refuse_changed(old)
-        remove_files(old.path, len(appended) + 1)
-        keep = _kept(decisions, new.rows, client)
-        files = _write(old, new, keep, len(appended) + 1, client)
+        remove_append_files(old.path, len(appended) + 1)
+        keep = _read_kept(decisions, new.rows, client)
+        files = _write_kept(old, new, keep, len(appended) + 1, client)
         rows = sum(file["rows"] for file in files)
-        manifest.check_rows("append", int(keep.sum()), written=rows)
+        manifest.check_row_counts("append", int(keep.sum()), written=rows)
         batch = {
             "clusters": str(new.path),
-            "made": manifest.identity(new.manifest),
+            "made": manifest.identity_hash(new.manifest),
             "decisions": str(decisions),
-            "decided": manifest.identity(manifest.read(decisions, "dedup")),
+            "decided": manifest.identity_hash(manifest.read_manifest(decisions, "dedup")),
             "rows": rows,
         }
         outputs = [*old.manifest["outputs"], *files]
@@ -241,16 +245,16 @@ def extend(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
             "outputs": outputs,
             "appended": [*appended, batch],
         }
-        objectstore.flush(old.path)
+        objectstore.flush_to_disk(old.path)
         _refuse_changed(old)
         mine.check()
-        manifest.write(old.path, old.manifest | facts)
-        manifest.remove(old.path / manifest.old_name(manifest.NAME))
+        manifest.write_manifest(old.path, old.manifest | facts)
+        manifest.remove_tree(old.path / manifest.old_name(manifest.MANIFEST_NAME))
     log_event("daskmeans", {"step": "append", "out": str(old.path), "rows": batch["rows"]}, client)
 
 
 def _refuse_changed(old: Buckets) -> None:
-    if manifest.identity(manifest.read(old.path, "assign")) != manifest.identity(old.manifest):
+    if manifest.identity_hash(manifest.read_manifest(old.path, "assign")) != manifest.identity_hash(old.manifest):
         raise _changed(old.path)
 
 
@@ -263,9 +267,9 @@ def _changed(old: UPath) -> OutputError:
     )
 
 
-def _kept(decisions: UPath, rows: int, client: Client | None) -> np.ndarray:
+def _read_kept(decisions: UPath, rows: int, client: Client | None) -> np.ndarray:
     """Which rows stay, in the order in which they lie in the clusters, as decisions do."""
-    read = delayed(_read_keep, pure=False)
+    read = delayed(_read_keep_column, pure=False)
     tasks = [read(file, dask_key_name=task_key("append-read")) for file in decision_files(decisions)]
     keep = np.concatenate(executor.compute(tasks, client=client))
     if len(keep) != rows:
@@ -278,37 +282,39 @@ def _kept(decisions: UPath, rows: int, client: Client | None) -> np.ndarray:
     return keep
 
 
-def _read_keep(file: UPath) -> np.ndarray:
-    with reading(file):
-        return pq.read_table(file.path, filesystem=file.fs, **CHECKED, columns=["keep"])["keep"].to_numpy()
+def _read_keep_column(file: UPath) -> np.ndarray:
+    with translate_read_errors(file):
+        return pq.read_table(file.path, filesystem=file.fs, **VERIFY_PAGES, columns=["keep"])["keep"].to_numpy()
 
 
-def _write(old: Buckets, new: Buckets, keep: np.ndarray, number: int, client: Client | None) -> list[dict[str, Any]]:
+def _write_kept(
+    old: Buckets, new: Buckets, keep: np.ndarray, number: int, client: Client | None
+) -> list[dict[str, Any]]:
     """Write the rows of `new` to `keep` beside the files of `old`; the new files' entries in the manifest."""
     ends = accumulate((part.rows for part in new.parts), initial=0)
     most = config.get_bytes("bucket-bytes") // (4 * new.dimension)
     schema, write = old.schema(), delayed(_write_part, pure=False)
     tasks = [
-        write(lean_of(old), lean_of(new), part, keep[slice(*rows)], schema, most, i, number,
+        write(strip_parts(old), strip_parts(new), part, keep[slice(*rows)], schema, most, i, number,
               dask_key_name=task_key("append-write"))
         for i, (part, rows) in enumerate(zip(new.parts, pairwise(ends), strict=True))
     ]  # fmt: skip
     try:
         return [file for files in executor.compute(tasks, "append", client) for file in files]
     except BaseException:
-        remove_files(old.path, number)
+        remove_append_files(old.path, number)
         raise
 
 
 def _write_part(
     old: Buckets, new: Buckets, part: Part, keep: np.ndarray, schema: pa.Schema, most: int, i: int, number: int
 ) -> list[dict[str, Any]]:
-    tables = _kept_rows(new, part, keep, schema, max(1, most))
-    with reached(old.path):
-        return write_files(old.path, tables, old.layout, old.embedding_field, i, number)
+    tables = _select_kept(new, part, keep, schema, max(1, most))
+    with translate_write_errors(old.path):
+        return write_bucket_files(old.path, tables, old.layout, old.embedding_field, i, number)
 
 
-def _kept_rows(
+def _select_kept(
     buckets: Buckets, part: Part, keep: np.ndarray, schema: pa.Schema, most: int
 ) -> Iterator[tuple[int, pa.Table]]:
     """The rows of `part` to `keep`, by cluster, in tables of at most `most` rows with the columns of `schema`."""

@@ -12,10 +12,10 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.duplicates.against import refuse_fallen
-from daskmeans.duplicates.lookup import Lookup, read_lookup
+from daskmeans.duplicates.against import refuse_dropped_references
+from daskmeans.duplicates.lookup import DecisionIndex, read_decision_index
 from daskmeans.duplicates.memory import check_apply
-from daskmeans.duplicates.rewrite import Rewritten, rewrite
+from daskmeans.duplicates.rewrite import RewriteResult, rewrite_file
 from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
@@ -25,14 +25,14 @@ from daskmeans.storage.step import open_step
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import (
     Input,
+    as_list,
     common_parent,
-    directories,
-    facts,
+    find_directories,
     format_of,
-    inside,
-    listed,
+    join_inside,
     open_path,
     refuse_overlap,
+    stat_file,
 )
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.rejects import write_rejects
@@ -108,45 +108,51 @@ def apply(
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
     client = current_client(client)
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
-    decided = manifest.read(folder, "dedup")
-    id_field = _id_field(decided, id_field, folder)
+    decided = manifest.read_manifest(folder, "dedup")
+    id_field = _find_id_field(decided, id_field, folder)
     files = find_files(inputs, storage_options)
     if format_of(files[0]) == "npy":
-        _check_numbered(inputs, id_field, storage_options, decided)
-    given = listed(inputs)
-    roots = directories(inputs, storage_options)
+        _check_npy_files(inputs, id_field, storage_options, decided)
+    given = as_list(inputs)
+    roots = find_directories(inputs, storage_options)
     refuse_overlap(target, [*roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
-    refuse_fallen(folder, client, storage_options)
+    refuse_dropped_references(folder, client, storage_options)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
     described = {"decisions": str(folder), "files": [str(file) for file in files]}
-    need = sum(facts(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
+    need = sum(stat_file(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
     with open_step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
-        lookup = read_lookup(folder)
-        room = check_apply(lookup.nbytes, str(folder), client)
-        done = _rewrite_all(
-            files, [inside(target, name) for name in names], id_field, lookup, on_bad_row == "skip", room, client
+        lookup = read_decision_index(folder)
+        free_bytes = check_apply(lookup.nbytes, str(folder), client)
+        done = _rewrite_files(
+            files,
+            [join_inside(target, name) for name in names],
+            id_field,
+            lookup,
+            on_bad_row == "skip",
+            free_bytes,
+            client,
         )
         rejects = pa.concat_tables([one.rejects for one in done])
         if on_bad_row == "error":
-            _check_all_met(lookup, done, ", ".join(str(one) for one in given))
+            _check_all_used(lookup, done, ", ".join(str(one) for one in given))
         elif len(rejects):
             write_rejects(rejects, target, "apply", sum(one.rows for one in done))
         rows, kept = sum(one.rows for one in done), sum(one.kept for one in done)
         removed = sum(one.removed for one in done)
-        manifest.check_rows("apply", rows, kept=kept, removed=removed, rejected=len(rejects))
+        manifest.check_row_counts("apply", rows, kept=kept, removed=removed, rejected=len(rejects))
         summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
         step.facts |= {"counts": summary}
     return StepResult(target, summary)
 
 
-def _id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
+def _find_id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
     """The column of ids by which the decisions in `folder` were made, which must be the `given` one if there is any."""
     known = decided.get("id_field")
     if known is None:  # decisions of before that was noted, whose clusters may be there
         made = decided["inputs"]
-        clusters = manifest.peek(open_path(made["clusters"], folder.storage_options)) or {}
-        same = clusters.get("finished") and manifest.identity(clusters | {"appended": []}) == made.get("made")
+        clusters = manifest.peek_manifest(open_path(made["clusters"], folder.storage_options)) or {}
+        same = clusters.get("finished") and manifest.identity_hash(clusters | {"appended": []}) == made.get("made")
         known = clusters["id_field"] if same else given or "id"
     if given not in (None, known):
         raise UsageError(
@@ -158,7 +164,7 @@ def _id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
     return str(known)
 
 
-def _check_numbered(
+def _check_npy_files(
     inputs: Input | Sequence[Input], id_field: str, storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
 ) -> None:
     """Refuse ``.npy`` files that are not those of the decisions, in their order: ids are numbers of rows there."""
@@ -169,7 +175,7 @@ def _check_numbered(
     if source.fingerprint() != then:  # which the name of the ids is part of
         raise DataError(
             "these are not the files that the rows were decided from, or they come in another order or have changed",
-            where=", ".join(map(str, listed(inputs))),
+            where=", ".join(map(str, as_list(inputs))),
             expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
             remedy="name the input as it was named there",
         )
@@ -182,35 +188,35 @@ def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
     return [path.removeprefix(base) for path in paths]
 
 
-def _rewrite_all(
-    files: list[UPath], targets: list[UPath], id_field: str, lookup: Lookup, skip: bool, room: int | None,
+def _rewrite_files(
+    files: list[UPath], targets: list[UPath], id_field: str, lookup: DecisionIndex, skip: bool, free_bytes: int | None,
     client: Client | None,
-) -> list[Rewritten]:  # fmt: skip
+) -> list[RewriteResult]:  # fmt: skip
     firsts = np.zeros(len(files), np.int64)
     if format_of(files[0]) == "npy":
-        firsts[1:] = np.cumsum([npy.survey(file, None, id_field).rows for file in files])[:-1]
-    shared = executor.share(lookup, client)
+        firsts[1:] = np.cumsum([npy.survey_npy(file, None, id_field).rows for file in files])[:-1]
+    shared = executor.broadcast(lookup, client)
 
-    def rewritten(chosen: list[int], taken: dict[int, np.ndarray]) -> list[Rewritten]:
-        task, key = delayed(rewrite, pure=False), f"apply-{uuid.uuid4().hex}"
+    def rewrite_chosen(chosen: list[int], taken: dict[int, np.ndarray]) -> list[RewriteResult]:
+        task, key = delayed(rewrite_file, pure=False), f"apply-{uuid.uuid4().hex}"
         tasks = [
             task(
-                files[i], targets[i], id_field, int(firsts[i]), shared, skip, room, taken.get(i),
+                files[i], targets[i], id_field, int(firsts[i]), shared, skip, free_bytes, taken.get(i),
                 dask_key_name=f"{key}-{i}",
             )
             for i in chosen
         ]  # fmt: skip
         return executor.compute(tasks, label="apply", client=client)
 
-    done = rewritten(list(range(len(files))), {})
+    done = rewrite_chosen(list(range(len(files))), {})
     # Files are written side by side; those that repeat ids of earlier files are written again, without these.
-    again = _repeated([one.met for one in done])
-    for i, one in zip(again, rewritten(list(again), again), strict=True):
+    again = _find_repeated([one.met for one in done])
+    for i, one in zip(again, rewrite_chosen(list(again), again), strict=True):
         done[i] = one
     return done
 
 
-def _repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
+def _find_repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
     """For each file that meets decisions which an earlier file has met: these decisions."""
     files = np.repeat(np.arange(len(met)), [len(one) for one in met])
     places = np.concatenate(met)
@@ -219,7 +225,7 @@ def _repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
     return {int(i): places[later & (files == i)] for i in np.unique(files[later])}
 
 
-def _check_all_met(lookup: Lookup, done: list[Rewritten], where: str) -> None:
+def _check_all_used(lookup: DecisionIndex, done: list[RewriteResult], where: str) -> None:
     """Make sure that each decision has met one row; as no row was without a decision, count and checksum tell."""
     rows = sum(one.rows for one in done)
     total = sum(one.checksum for one in done) % 2**64

@@ -13,17 +13,17 @@ from daskmeans.buckets.external_sort import regroup
 from daskmeans.duplicates.decisions import NOTES
 from daskmeans.errors import DataError
 from daskmeans.kmeans.assign import assign as assign_rows
-from daskmeans.kmeans.assign import refuse_reserved
+from daskmeans.kmeans.assign import refuse_reserved_columns
 from daskmeans.kmeans.centroid_index import Index
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.settings import STORING, Storing
 from daskmeans.storage import manifest
-from daskmeans.storage.step import check_free, open_step
-from daskmeans.vectors.files import Input, directories, refuse_overlap
+from daskmeans.storage.step import check_output_free, open_step
+from daskmeans.vectors.files import Input, find_directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
-from daskmeans.vectors.options import DEFAULTS, Reading
-from daskmeans.vectors.rejects import PARTS, gather_rejects
+from daskmeans.vectors.options import DEFAULTS, ReadOptions
+from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
 from daskmeans.vectors.source import Source
 
 
@@ -31,7 +31,7 @@ def assign_files(
     inputs: Any,
     model: Input,
     out: str | UPath,
-    reading: Reading = DEFAULTS,
+    reading: ReadOptions = DEFAULTS,
     storing: Storing = STORING,
     *,
     overwrite: bool = False,
@@ -55,7 +55,7 @@ def assign_files(
     settings = storing.settings(reading)
     km, path = KMeans.load(reading.path(model)), reading.path(out)
     source = reading.open(inputs, client, allow_zero=not km.normalize)
-    refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
+    refuse_overlap(path, [*find_directories(inputs, reading.storage_options), *source.files])
     if source.dimension != km.n_features_in_:
         raise DataError(
             f"the vectors have {source.dimension} dimensions",
@@ -63,8 +63,8 @@ def assign_files(
             expected=f"{km.n_features_in_}, as the model {model} has",
             remedy="use the model that was fitted on these embeddings, or fit a new one",
         )
-    check_free(path, "assign", overwrite=overwrite)
-    refuse_reserved([source.id_field, *source.metadata_fields])
+    check_output_free(path, "assign", overwrite=overwrite)
+    refuse_reserved_columns([source.id_field, *source.metadata_fields])
     source = check_ids(source, reading.on_bad_row, client)
     assign_step(source, km, reading.path(model), path, settings, overwrite, client)
     return open_buckets(path)
@@ -79,7 +79,7 @@ def assign_step(
     overwrite: bool,
     client: Client | None,
 ) -> None:
-    if appended := (manifest.peek(path) or {}).get("appended") if overwrite else None:
+    if appended := (manifest.peek_manifest(path) or {}).get("appended") if overwrite else None:
         count = f"{sum(batch['rows'] for batch in appended):,}"
         logger.warning("%s: %s appended rows are not in the new clusters: append them again", path, count)
     with open_step(
@@ -92,10 +92,10 @@ def assign_step(
         need=clusters_bytes(source, settings["embedding_dtype"]),
         client=client,
     ) as step:
-        rows, vectors = source.rejecting_to(path / PARTS).frame(), source.embedding_field
+        rows, vectors = source.with_rejects(path / REJECTS_PARTS).frame(), source.embedding_field
         how: str | Index = settings["assign"]
         if how == "ann":  # from rows whose rejects are not listed a second time
-            sampled = source.vectors_only().frame()
+            sampled = source.without_metadata().frame()
             how = km.build_index(sampled, column=vectors, recall=settings["assign_recall"], client=client)
             step.facts["ann"] = how.facts
         frame = assign_rows(rows, km, column=vectors, dtype=settings["embedding_dtype"], assign=how)
@@ -104,7 +104,7 @@ def assign_step(
         )
         rejected = step.facts["rejected"] = gather_rejects(path, "assign", source.rows)
         source.check_unchanged()
-        manifest.check_rows("assign", source.rows, written=step.facts["rows"], rejected=rejected)
+        manifest.check_row_counts("assign", source.rows, written=step.facts["rows"], rejected=rejected)
 
 
 def clusters_bytes(source: Source, dtype: str) -> int:
@@ -117,5 +117,5 @@ def clusters_bytes(source: Source, dtype: str) -> int:
 
 def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
     """What clusters are made from."""
-    used = manifest.identity(manifest.read(model, "fit"))
+    used = manifest.identity_hash(manifest.read_manifest(model, "fit"))
     return source.identity() | {"model": used}

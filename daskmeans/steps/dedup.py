@@ -12,26 +12,26 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
-from daskmeans.duplicates.against import Against, open_against
-from daskmeans.duplicates.decisions import conclude, decide_stored, dedup_inputs, temporary
-from daskmeans.duplicates.ranking import check_columns
+from daskmeans.duplicates.against import Reference, open_reference
+from daskmeans.duplicates.decisions import decide_from_pairs, dedup_inputs, finish_decisions, make_temporary_folder
+from daskmeans.duplicates.ranking import check_ranking_columns
 from daskmeans.duplicates.result import DedupResult
-from daskmeans.duplicates.settings import Deciding, Settings, chosen
-from daskmeans.duplicates.within import check_memory, search_inside
+from daskmeans.duplicates.settings import Deciding, DedupSettings, choose_search
+from daskmeans.duplicates.within import check_largest_cluster, search_clusters
 from daskmeans.errors import UsageError
-from daskmeans.pairs.join import find_edges
+from daskmeans.pairs.join import find_similar_pairs
 from daskmeans.pairs.plan import n_pairs
-from daskmeans.pairs.store import PAIRS, stored_pairs
+from daskmeans.pairs.store import PAIRS_FOLDER, find_stored_pairs
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.tuning import DEFAULT, Tuning
-from daskmeans.vectors.files import Input, listed, open_path, refuse_overlap
+from daskmeans.vectors.files import Input, as_list, open_path, refuse_overlap
 
 # Bytes that a decision takes on disk, about.
-ROW_BYTES = 16
+DECISION_BYTES = 16
 
 
 def dedup(
@@ -153,35 +153,37 @@ def dedup_step(
     buckets = open_buckets(open_path(clusters, storage_options))
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
-    check_columns(settings.keep, _orderable(buckets))
+    check_ranking_columns(settings.keep, _ranking_schema(buckets))
     _refuse_extended(buckets)
-    held_against = [open_against(path, storage_options) for path in listed(against)]
-    others = [each.buckets for each in held_against]
+    references = [open_reference(path, storage_options) for path in as_list(against)]
+    others = [each.buckets for each in references]
     _check_others(buckets, others, settings)
     if append:
         check_append(buckets, others, out)
     client = current_client(client)
-    settings = _chosen(settings, [buckets, *others])
+    settings = _choose_search(settings, [buckets, *others])
     if not settings.stores_pairs:
-        check_memory(buckets, client)
-    target = temporary() if out is None else open_path(out, storage_options)
-    decisions = [path for each in held_against for path in each.decisions]
+        check_largest_cluster(buckets, client)
+    target = make_temporary_folder() if out is None else open_path(out, storage_options)
+    decisions = [path for each in references for path in each.decisions]
     refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
     if append and is_appended(others[0], buckets, settings, target, client, storage_options):
         return DedupResult(target, buckets.path)
-    inputs = dedup_inputs(buckets, [each.described() for each in held_against])
-    held = manifest.status(manifest.peek(target), "dedup", asdict(settings), inputs)
+    inputs = dedup_inputs(buckets, [each.describe() for each in references])
+    held = manifest.status(manifest.peek_manifest(target), "dedup", asdict(settings), inputs)
     if not (append and held.state is manifest.State.DONE):
-        _decide(buckets, held_against, settings, target, inputs, overwrite, client, tuning, noted=out is not None)
+        _write_decisions(
+            buckets, references, settings, target, inputs, overwrite, client, tuning, noted=out is not None
+        )
     if append:
         extend(others[0], buckets, target, client)
     return DedupResult(target, buckets.path)
 
 
-def _decide(
+def _write_decisions(
     buckets: Buckets,
-    against: Sequence[Against],
-    settings: Settings,
+    against: Sequence[Reference],
+    settings: DedupSettings,
     target: UPath,
     inputs: dict[str, Any],
     overwrite: bool,
@@ -193,7 +195,7 @@ def _decide(
     """Write the decisions into `target`, `noted` in the clusters."""
     start = time.perf_counter()
     others = [each.buckets for each in against]
-    kept = [PAIRS] if settings.stores_pairs else []
+    kept = [PAIRS_FOLDER] if settings.stores_pairs else []
     with open_step(
         target,
         "dedup",
@@ -201,30 +203,32 @@ def _decide(
         inputs,
         overwrite=overwrite,
         keep=kept,
-        need=ROW_BYTES * buckets.rows,
+        need=DECISION_BYTES * buckets.rows,
         client=client,
     ) as step:
         if settings.stores_pairs:
             _refuse_shared_ids(buckets, others, client)
-            stored = stored_pairs(target / PAIRS, inputs, settings)
+            stored = find_stored_pairs(target / PAIRS_FOLDER, inputs, settings)
             if stored is None:
-                manifest.remove(target / PAIRS)
+                manifest.remove_tree(target / PAIRS_FOLDER)
                 staying = [each.staying(client) for each in against]
-                stored = find_edges([buckets, *others], settings, target / PAIRS, inputs, client, staying, tuning)
-            made = decide_stored(buckets, others, settings, stored, target, start, client)
+                stored = find_similar_pairs(
+                    [buckets, *others], settings, target / PAIRS_FOLDER, inputs, client, staying, tuning
+                )
+            made = decide_from_pairs(buckets, others, settings, stored, target, start, client)
         else:
-            made = search_inside(buckets, settings, target, start, client, tuning)
-        conclude(step, buckets, *made, noted=noted)
+            made = search_clusters(buckets, settings, target, start, client, tuning)
+        finish_decisions(step, buckets, *made, noted=noted)
 
 
-def _chosen(settings: Settings, sources: Sequence[Buckets]) -> Settings:
+def _choose_search(settings: DedupSettings, sources: Sequence[Buckets]) -> DedupSettings:
     """`settings` with a search; where that was left open, and not all rows will be compared, this is told."""
-    made = chosen(settings, n_pairs(sources), len(sources) > 1)
+    made = choose_search(settings, n_pairs(sources), len(sources) > 1)
     if settings.search == "auto" and made.search == "clusters" and made.probes == 1:
         logger.info(
             "search clusters: rows are compared inside their cluster only; --search exact compares all %s pairs of "
             "rows, --probes 5 rows of near clusters too",
-            progress.compact(n_pairs(sources)),
+            progress.format_number(n_pairs(sources)),
         )
     return made
 
@@ -242,7 +246,7 @@ def _refuse_extended(buckets: Buckets) -> None:
         )
 
 
-def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: Settings) -> None:
+def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: DedupSettings) -> None:
     """Make sure that rows of `buckets` can be held against `others`."""
     if others and (settings.search == "clusters" or settings.probes > 1):
         raise UsageError(
@@ -257,11 +261,11 @@ def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: Setting
             raise UsageError(
                 f"its vectors have {each.dimension} dimensions", where=str(each.path), expected=f"{buckets.dimension}"
             )
-        if not _alike(*(_orderable(one).field(one.id_field).type for one in (each, buckets))):
+        if not _is_same_id_type(*(_ranking_schema(one).field(one.id_field).type for one in (each, buckets))):
             raise UsageError(
-                f"its ids are {_orderable(each).field(each.id_field).type}",
+                f"its ids are {_ranking_schema(each).field(each.id_field).type}",
                 where=f"--against {each.path}",
-                expected=f"{_orderable(buckets).field(buckets.id_field).type}, as in {buckets.path}",
+                expected=f"{_ranking_schema(buckets).field(buckets.id_field).type}, as in {buckets.path}",
             )
         if each.path in [buckets.path, *(other.path for other in others[:i])]:
             raise UsageError(
@@ -269,7 +273,7 @@ def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: Setting
             )
 
 
-def _alike(one: pa.DataType, other: pa.DataType) -> bool:
+def _is_same_id_type(one: pa.DataType, other: pa.DataType) -> bool:
     """Whether ids of these types can be told apart: the same integers, or strings of any kind."""
     return one == other or not (pa.types.is_integer(one) or pa.types.is_integer(other))
 
@@ -282,10 +286,10 @@ def _refuse_shared_ids(buckets: Buckets, others: Sequence[Buckets], client: Clie
         for other in sources[i + 1 :]:
             shared = find_ids(other, ids, client)
             if len(shared):
-                raise _shared(shared["id"][0].as_py(), one, other, new=one is buckets)
+                raise _shared_id_error(shared["id"][0].as_py(), one, other, new=one is buckets)
 
 
-def _shared(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> UsageError:
+def _shared_id_error(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> UsageError:
     """What to say of an id that two clusters have, the first of which may be the `new` rows."""
     expected, remedy = (
         (
@@ -298,7 +302,7 @@ def _shared(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> UsageError:
     return UsageError(f"the id {id_!r} is in both", where=f"{one.path}, {other.path}", expected=expected, remedy=remedy)
 
 
-def _orderable(buckets: Buckets) -> pa.Schema:
+def _ranking_schema(buckets: Buckets) -> pa.Schema:
     """Schema of the columns by which rows can be ranked."""
     names = [buckets.id_field, *buckets.metadata_fields, L2, COSINE]
     return buckets.read(min(buckets.clusters(), key=lambda cluster: cluster.rows), names).schema

@@ -10,20 +10,20 @@ from upath import UPath
 
 from daskmeans.errors import UsageError
 from daskmeans.kmeans.assign import assign as assign_rows
-from daskmeans.kmeans.centroid_index import TARGET, Index
+from daskmeans.kmeans.centroid_index import TARGET_RECALL, Index
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit as fit_files
 from daskmeans.steps.settings import Storing
 from daskmeans.vectors.files import Input
-from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.options import DEFAULTS, ReadOptions
 
 
 def fit(
     inputs: Any,
     model: KMeans,
     out: str | UPath | None = None,
-    reading: Reading = DEFAULTS,
+    reading: ReadOptions = DEFAULTS,
     *,
     column: str | None = None,
     overwrite: bool = False,
@@ -41,7 +41,7 @@ def fit(
     model : KMeans
     out : path, optional
         Directory of the model to make; of files alone, which need one.
-    reading : Reading, optional
+    reading : ReadOptions, optional
         How files are read.
     column : str, optional
         Column of a dataframe that holds the vectors; default: the only one that does.
@@ -82,12 +82,12 @@ def assign(
     inputs: Any,
     model: KMeans | Input,
     out: str | UPath | None = None,
-    reading: Reading = DEFAULTS,
+    reading: ReadOptions = DEFAULTS,
     *,
     column: str | None = None,
     dtype: str = "float32",
     assign: str | Index = "exact",
-    assign_recall: float = TARGET,
+    assign_recall: float = TARGET_RECALL,
     layout: str = "bucketed",
     overwrite: bool = False,
     client: Client | None = None,
@@ -102,7 +102,7 @@ def assign(
         Of rows a fitted model or the directory of one; of files the directory.
     out : path, optional
         Directory of clusters to make; of files alone, which need one.
-    reading : Reading, optional
+    reading : ReadOptions, optional
         How files are read.
     column : str, optional
         Column of a dataframe that holds the vectors; default: the only one that does.

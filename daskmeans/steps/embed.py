@@ -17,18 +17,18 @@ from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.result import StepResult
-from daskmeans.storage.step import check_free, open_step
-from daskmeans.vectors.files import Input, directories, open_path, refuse_overlap
+from daskmeans.storage.step import check_output_free, open_step
+from daskmeans.vectors.files import Input, find_directories, open_path, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.matrix import to_column
-from daskmeans.vectors.rejects import PARTS, gather_rejects
+from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
 from daskmeans.vectors.source import Source, open_source
-from daskmeans.vectors.validate import SKIP
+from daskmeans.vectors.validate import SKIP_REMEDY
 
 EMBEDDING = "embedding"
 # Encoding takes far longer than anything that is done to vectors later, so its tasks are smaller: 8192 texts.
 PARTITION_BYTES = 32 << 20
-BATCH = 1024
+BATCH_TEXTS = 1024
 NOT_FINITE, ZERO = "the vector of the text is not finite", "the vector of the text is zero"
 
 
@@ -101,12 +101,12 @@ def embed(
         metadata_fields=metadata_fields,
         storage_options=storage_options,
         on_bad_row=on_bad_row,
-        rejects=target / PARTS,
+        rejects=target / REJECTS_PARTS,
         partition_bytes=PARTITION_BYTES,
     )
-    _refuse_names(source)
-    refuse_overlap(target, [*directories(inputs, storage_options), *source.files])
-    check_free(target, "embed", overwrite=overwrite)
+    _refuse_embedding_column(source)
+    refuse_overlap(target, [*find_directories(inputs, storage_options), *source.files])
+    check_output_free(target, "embed", overwrite=overwrite)
     source = check_ids(source, on_bad_row, client)
     settings = {
         "text_field": text_field,
@@ -121,7 +121,7 @@ def embed(
         rows = _encode(source, chosen, dtype, target, client)
         rejected = gather_rejects(target, "embed", source.rows)
         source.check_unchanged()
-        manifest.check_rows("embed", source.rows, written=rows, rejected=rejected)
+        manifest.check_row_counts("embed", source.rows, written=rows, rejected=rejected)
         step.facts |= {
             "rows": rows,
             "rejected": rejected,
@@ -135,7 +135,7 @@ def embed(
 
 def _encode(source: Source, encoder: Encoder, dtype: str, target: UPath, client: Client | None) -> int:
     """Write the vectors of all partitions of `source`; returns the number of rows."""
-    shared = executor.share(source, client)
+    shared = executor.broadcast(source, client)
     tasks = [
         delayed(_encode_partition, pure=False)(
             shared, number, encoder, dtype, target, dask_key_name=f"embed-{source.fingerprint()[:16]}-{number}"
@@ -151,19 +151,19 @@ def _encode_partition(source: Source, number: int, encoder: Encoder, dtype: str,
     texts = table.column(1)
     X = np.empty((len(table), encoder.dimension), dtype)
     with np.errstate(over="ignore"):  # what is beyond float16 becomes an infinity, and is rejected
-        for first in range(0, len(table), BATCH):
-            X[first : first + BATCH] = encoder.encode(texts.slice(first, BATCH).to_pylist())
+        for first in range(0, len(table), BATCH_TEXTS):
+            X[first : first + BATCH_TEXTS] = encoder.encode(texts.slice(first, BATCH_TEXTS).to_pylist())
     finite = np.asarray(np.isfinite(X).all(axis=1), bool)
     good = finite & X.any(axis=1)
     if not good.all():
-        _reject(source, number, table.column(0).filter(pa.array(~good)), finite[~good], target)
+        _reject_rows(source, number, table.column(0).filter(pa.array(~good)), finite[~good], target)
         table, X = table.filter(pa.array(good)), X[good]
     table = table.add_column(1, EMBEDDING, pa.array(to_column(X, dtype)))
     signature.write_table(table, target / f"part-{number:05d}.parquet", "embed")
     return len(table)
 
 
-def _reject(source: Source, number: int, ids: pa.ChunkedArray, finite: np.ndarray, target: UPath) -> None:
+def _reject_rows(source: Source, number: int, ids: pa.ChunkedArray, finite: np.ndarray, target: UPath) -> None:
     """Raise for the rows with `ids`, or write them to the rejects, as the source does with rows that it refuses."""
     reasons = np.where(finite, ZERO, NOT_FINITE)
     rows = pa.compute.index_in(ids, source.ids(number)).to_pylist()
@@ -173,15 +173,15 @@ def _reject(source: Source, number: int, ids: pa.ChunkedArray, finite: np.ndarra
             f"{reasons[0]} with id {ids[0].as_py()!r}",
             where=places[0],
             expected="a text that the encoder knows something of",
-            remedy=f"repair the text, or {SKIP}",
+            remedy=f"repair the text, or {SKIP_REMEDY}",
         )
     files, numbers = zip(*(place.rsplit(", row ", 1) for place in places), strict=True)
     rejects = {"id": ids.cast(pa.string()), "file": files, "row": np.array(numbers, np.int64), "reason": reasons}
-    (target / PARTS).mkdir(parents=True, exist_ok=True)
-    signature.write_table(pa.table(rejects), target / PARTS / f"part-{number:05d}-encoded.parquet", "embed")
+    (target / REJECTS_PARTS).mkdir(parents=True, exist_ok=True)
+    signature.write_table(pa.table(rejects), target / REJECTS_PARTS / f"part-{number:05d}-encoded.parquet", "embed")
 
 
-def _refuse_names(source: Source) -> None:
+def _refuse_embedding_column(source: Source) -> None:
     """Refuse an input whose own column would meet the one that is added."""
     if EMBEDDING in source.reader.schema.names:
         raise UsageError(

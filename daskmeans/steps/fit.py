@@ -17,21 +17,21 @@ from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.memory import check_fit
 from daskmeans.kmeans.model import CENTROIDS, MODEL
 from daskmeans.kmeans.params import seed_from
-from daskmeans.kmeans.values import check_flag, plain
+from daskmeans.kmeans.values import check_flag, to_python
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
-from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.vectors.files import find_directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
-from daskmeans.vectors.options import DEFAULTS, Reading
-from daskmeans.vectors.rejects import PARTS, gather_rejects
+from daskmeans.vectors.options import DEFAULTS, ReadOptions
+from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
 from daskmeans.vectors.source import Source
 
 # Centroids in an output and in two checkpoints, each of which holds them three times.
-COPIES = 7
+CENTROID_COPIES = 7
 
 
-def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite: bool) -> KMeans:
+def resolve_params(model: KMeans, reading: ReadOptions, out: UPath, path: UPath, overwrite: bool) -> KMeans:
     """An estimator with the parameters of `model`, and values for paths and None, to compare with an earlier run's.
 
     `out` is what is going to be written, and `path` the directory of the model in it.
@@ -41,11 +41,11 @@ def resolve(model: KMeans, reading: Reading, out: UPath, path: UPath, overwrite:
     init = resolve_init(model.init, model.n_clusters, reading.storage_options)
     if isinstance(init, np.ndarray) and is_path(model.init):  # it would be gone when the fit goes on
         refuse_overlap(out, [reading.path(model.init)])
-    state = _drawn_before(path, overwrite) if model.random_state is None else model.random_state
+    state = _read_earlier_seed(path, overwrite) if model.random_state is None else model.random_state
     return type(model)(**model.get_params() | {"init": init, "random_state": seed_from(state)})
 
 
-def adopt(model: KMeans, fitted: KMeans) -> None:
+def adopt_fit(model: KMeans, fitted: KMeans) -> None:
     """Give `model` all that was found by fitting `fitted`, in the place of what it had; its parameters stay."""
     found = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
     kept = {name: value for name, value in vars(model).items() if not name.endswith("_")}
@@ -53,9 +53,9 @@ def adopt(model: KMeans, fitted: KMeans) -> None:
     vars(model).update(kept | found)
 
 
-def _drawn_before(path: UPath, overwrite: bool) -> int | None:
+def _read_earlier_seed(path: UPath, overwrite: bool) -> int | None:
     """The seed of the fit that is in `path`, unless that is to be replaced."""
-    found = manifest.peek(path)
+    found = manifest.peek_manifest(path)
     if found is None or found["step"] != "fit" or (found["finished"] and overwrite):
         return None
     return found["settings"].get("random_state")  # type: ignore[no-any-return]
@@ -79,24 +79,24 @@ def refuse_misfit(source: Source, model: KMeans) -> None:
 
 
 def fit_step(
-    source: Source, path: UPath, model: KMeans, reading: Reading, overwrite: bool, client: Client | None
+    source: Source, path: UPath, model: KMeans, reading: ReadOptions, overwrite: bool, client: Client | None
 ) -> None:
     """Fit `model` on `source` and make the directory `path` of it, from a checkpoint if there is one."""
     check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
     settings, made_from = fit_settings(model, reading), source.identity()
-    need = COPIES * 4 * model.n_clusters * source.dimension
+    need = CENTROID_COPIES * 4 * model.n_clusters * source.dimension
     with open_step(
         path, "fit", settings, made_from, overwrite=overwrite, resume=CHECKPOINTS, need=need, client=client
     ) as step:
-        vectors = source.vectors_only()
+        vectors = source.without_metadata()
         checkpoints = Checkpoints(
             path / CHECKPOINTS,
-            {"settings": settings, "inputs": made_from, "daskmeans": manifest.versions()["daskmeans"]},
+            {"settings": settings, "inputs": made_from, "daskmeans": manifest.library_versions()["daskmeans"]},
             max_iter=model.max_iter,
             every=config.get("checkpoint-seconds"),
         )
         model.fit(
-            vectors.rejecting_to(path / PARTS).frame(),
+            vectors.with_rejects(path / REJECTS_PARTS).frame(),
             column=source.embedding_field,
             client=client,
             checkpoints=checkpoints,
@@ -106,16 +106,16 @@ def fit_step(
         try:
             source.check_unchanged()
         except DaskmeansError:  # of rows that are gone no fit goes on
-            manifest.remove(path / CHECKPOINTS)
+            manifest.remove_tree(path / CHECKPOINTS)
             raise
         step.facts |= model.write(path, source.fingerprint())
         outputs = [{"path": CENTROIDS, "rows": len(model.cluster_centers_)}, {"path": MODEL}]
         step.facts |= {"rows": source.rows, "rejected": gather_rejects(path, "fit", source.rows), "outputs": outputs}
 
 
-def fit_settings(model: KMeans, reading: Reading) -> dict[str, Any]:
+def fit_settings(model: KMeans, reading: ReadOptions) -> dict[str, Any]:
     """What determines a fit besides its input."""
-    params = {name: plain(value) for name, value in model.get_params().items()}
+    params = {name: to_python(value) for name, value in model.get_params().items()}
     del params["max_samples_per_batch"]  # decides on memory alone, and may be what a fit was killed for
     if isinstance(model.init, np.ndarray):
         params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"
@@ -126,7 +126,7 @@ def fit(
     inputs: Any,
     out: str | UPath,
     model: KMeans,
-    reading: Reading = DEFAULTS,
+    reading: ReadOptions = DEFAULTS,
     *,
     overwrite: bool = False,
     client: Client | None = None,
@@ -142,7 +142,7 @@ def fit(
         Files, directories or globs: Parquet, JSONL or ``.npy``.
     out : str or UPath
     model : KMeans
-    reading : Reading, optional
+    reading : ReadOptions, optional
     overwrite : bool, default False
         Replace a finished output, or an unfinished one of other settings or another input. One of the same goes on.
     client : distributed.Client, optional
@@ -160,12 +160,12 @@ def fit(
     """
     client = current_client(client)
     path = reading.path(out)
-    settled = resolve(model, reading, path, path, overwrite)
+    resolved = resolve_params(model, reading, path, path, overwrite)
     source = reading.open(inputs, client, allow_zero=not model.normalize)
-    refuse_overlap(path, [*directories(inputs, reading.storage_options), *source.files])
-    refuse_misfit(source, settled)
+    refuse_overlap(path, [*find_directories(inputs, reading.storage_options), *source.files])
+    refuse_misfit(source, resolved)
     if reading.on_bad_row == "skip":  # rows with the id of another one are bad too
         source = check_ids(source, reading.on_bad_row, client)
-    fit_step(source, path, settled, reading, overwrite, client)
-    adopt(model, settled)
+    fit_step(source, path, resolved, reading, overwrite, client)
+    adopt_fit(model, resolved)
     return model

@@ -15,32 +15,32 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
-from daskmeans.duplicates.settings import rounded, share
+from daskmeans.duplicates.settings import check_share, round_to_float32
 from daskmeans.errors import UsageError
-from daskmeans.kernels.all_pairs import directions, sample_rows
+from daskmeans.kernels.all_pairs import find_directions, n_sample_rows
 from daskmeans.kernels.norms import normalize_rows
-from daskmeans.pairs.join import pairs_of
-from daskmeans.pairs.memory import check_bands
-from daskmeans.pairs.plan import Task, tasks_between
-from daskmeans.pairs.row_blocks import Band, Loaded, Shelf
+from daskmeans.pairs.join import find_block_pairs
+from daskmeans.pairs.memory import check_row_blocks
+from daskmeans.pairs.plan import Task, make_block_tasks
+from daskmeans.pairs.row_blocks import LoadedBlock, RowBlock, RowBlockCache
 from daskmeans.pairs.settings import LEAST_FLOOR
-from daskmeans.pairs.store import Edges
+from daskmeans.pairs.store import SimilarPairs
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client, task_key
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
 from daskmeans.tuning import DEFAULT, Tuning
-from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.vectors.files import find_directories, refuse_overlap
 from daskmeans.vectors.matrix import to_matrix
-from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.partitioning import Partition
 from daskmeans.vectors.reader import Reader
-from daskmeans.vectors.rejects import PARTS, gather_rejects
+from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
 from daskmeans.vectors.source import Source
 
-FILE = "leaks.parquet"
-COLUMNS = ("id", "twin_id", "score", "exact", "twins")
+LEAKS_FILE = "leaks.parquet"
+LEAK_COLUMNS = ("id", "twin_id", "score", "exact", "twins")
 # In the order in which they are searched.
 INPUTS = ("test", "train")
 # Where the rows of each lie, by columns of what is found.
@@ -54,7 +54,7 @@ def leak(
     test: Any,
     out: str | UPath,
     threshold: float,
-    reading: Reading = DEFAULTS,
+    reading: ReadOptions = DEFAULTS,
     *,
     overwrite: bool = False,
     client: Client | None = None,
@@ -74,7 +74,7 @@ def leak(
         ``test``).
     threshold : float
         Cosine similarity in [0.5, 1] from which two rows are twins.
-    reading : Reading
+    reading : ReadOptions
         How both are read.
     overwrite : bool, default False
     client : distributed.Client, optional
@@ -110,47 +110,47 @@ def find_leaks(
     test: Any,
     out: str | UPath,
     threshold: float,
-    reading: Reading,
+    reading: ReadOptions,
     overwrite: bool = False,
     client: Client | None = None,
     tuning: Tuning = DEFAULT,
 ) -> StepResult:
     """As :func:`leak`, with work in the sizes of `tuning`."""
-    least = rounded(share("--threshold", threshold))
+    least = round_to_float32(check_share("--threshold", threshold))
     if least < LEAST_FLOOR:
         raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
     client = current_client(client)
     target = reading.path(out)
     opened = [reading.open(each, client, allow_zero=False) for each in (test, train)]
-    sources = [source.vectors_only() for source in opened]
+    sources = [source.without_metadata() for source in opened]
     for each, source in zip((test, train), sources, strict=True):
-        refuse_overlap(target, [*directories(each, reading.storage_options), *source.files])
+        refuse_overlap(target, [*find_directories(each, reading.storage_options), *source.files])
     if sources[0].dimension != sources[1].dimension:
         raise UsageError(
             f"its vectors have {sources[0].dimension} dimensions",
             where=str(sources[0].files[0]),
             expected=f"{sources[1].dimension}, as those of {sources[1].files[0]}",
         )
-    _refuse_names(opened[0])
+    _refuse_column_names(opened[0])
     settings = {"threshold": least} | {key: value for key, value in asdict(reading).items() if key != "storage_options"}
     inputs = {"test": sources[0].identity(), "train": sources[1].identity()}
     with open_step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
-        sources = [each.rejecting_to(target / PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
-        found, rows = _search(sources, np.float32(least), client, tuning)
-        found = _described(found, opened, client)
-        signature.write_table(found, target / FILE, "leak")
+        sources = [each.with_rejects(target / REJECTS_PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
+        found, rows = _find_leaks(sources, np.float32(least), client, tuning)
+        found = _add_metadata(found, opened, client)
+        signature.write_table(found, target / LEAKS_FILE, "leak")
         exact = int(found["exact"].to_numpy().sum())
         given = sum(source.rows for source in sources)
         counts = {"train": rows[1], "test": rows[0], "rejected": gather_rejects(target, "leak", given, INPUTS)}
         for source in sources:
             source.check_unchanged()
-        manifest.check_rows("leak", given, compared=sum(rows), rejected=counts["rejected"])
+        manifest.check_row_counts("leak", given, compared=sum(rows), rejected=counts["rejected"])
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}
     return StepResult(target, facts)
 
 
-def _search(
+def _find_leaks(
     sources: list[Source], threshold: np.float32, client: Client | None, tuning: Tuning
 ) -> tuple[pa.Table, list[int]]:
     """The rows of the first of `sources` with a twin in the second, in their order, and the rows of both.
@@ -158,63 +158,66 @@ def _search(
     ``row`` and ``twin`` tell where the two are: all rows of the partitions before, and the good ones of its own before.
     """
     firsts = list(accumulate((source.rows for source in sources), initial=0))
-    bands = [band for i, source in enumerate(sources) for band in _bands(source, i, firsts[i])]
+    blocks = [block for i, source in enumerate(sources) for block in _make_row_blocks(source, i, firsts[i])]
     own = sources[0].n_partitions
-    readers = [partial(_read, source.reader) for source in sources]
+    readers = [partial(_read_unit_vectors, source.reader) for source in sources]
     # Dask does not look through what is bound to a function.
-    sampled = [delayed(partial(_sample, readers[band.source], band), pure=False)() for band in _few(bands)]
+    sampled = [
+        delayed(partial(_sample_row_block, readers[block.source], block), pure=False)()
+        for block in _pick_row_blocks(blocks)
+    ]
     samples = executor.compute(sampled, client=client)
-    P = directions(np.concatenate(samples), float(threshold))
-    largest = max(band.rows for band in bands)
-    room = check_bands(largest, sources[0].dimension, str(sources[0].files[0]), client)
-    shelf = delayed(partial(Shelf, readers, bands, P, room), pure=False)(dask_key_name=task_key("leak-shelf"))
-    task = delayed(_compare, pure=False)
-    beside = [(i, range(own, len(bands))) for i in range(own)]
-    work = tasks_between([band.rows for band in bands], beside, tuning.task_pairs)
+    P = find_directions(np.concatenate(samples), float(threshold))
+    largest = max(block.rows for block in blocks)
+    room = check_row_blocks(largest, sources[0].dimension, str(sources[0].files[0]), client)
+    cache = delayed(partial(RowBlockCache, readers, blocks, P, room), pure=False)(dask_key_name=task_key("leak-shelf"))
+    task = delayed(_compare_row_blocks, pure=False)
+    beside = [(i, range(own, len(blocks))) for i in range(own)]
+    work = make_block_tasks([block.rows for block in blocks], beside, tuning.task_pairs)
     tasks = [
-        task(shelf, each, threshold, dask_key_name=task_key(f"leak-compare-{number:07d}"))
+        task(cache, each, threshold, dask_key_name=task_key(f"leak-compare-{number:07d}"))
         for number, each in enumerate(work)
     ]
     tables, counts = zip(*executor.compute(tasks, "compare", client), strict=True)
-    rows = {band: count for counted in counts for band, count in counted.items()}
-    found = _best(pa.concat_tables(tables))
+    rows = {block: count for counted in counts for block, count in counted.items()}
+    found = _select_best(pa.concat_tables(tables))
     found = found.set_column(found.column_names.index("twin"), "twin", pc.subtract(found["twin"], firsts[1]))
-    return found, [sum(n for i, n in rows.items() if bands[i].source == source) for source in (0, 1)]
+    return found, [sum(n for i, n in rows.items() if blocks[i].source == source) for source in (0, 1)]
 
 
-def _refuse_names(source: Source) -> None:
+def _refuse_column_names(source: Source) -> None:
     """Refuse metadata fields that would meet another column of the list of leaks."""
-    names = [*COLUMNS, *_both(source.metadata_fields)]
+    names = [*LEAK_COLUMNS, *_pair_names(source.metadata_fields)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(
             f"there would be two columns {twice[0]!r}",
             where="--metadata-field",
-            expected=f"fields called otherwise than {', '.join(COLUMNS)}, and than twin_ and another field",
+            expected=f"fields called otherwise than {', '.join(LEAK_COLUMNS)}, and than twin_ and another field",
             remedy="leave the field out, or rename it",
         )
 
 
-def _both(fields: Sequence[str]) -> list[str]:
+def _pair_names(fields: Sequence[str]) -> list[str]:
     return [name for field in fields for name in (field, f"twin_{field}")]
 
 
-def _described(found: pa.Table, sources: list[Source], client: Client | None) -> pa.Table:
+def _add_metadata(found: pa.Table, sources: list[Source], client: Client | None) -> pa.Table:
     """`found` with the metadata of the rows and of their twins."""
     fields = sources[0].metadata_fields
-    columns = {name: found[name] for name in COLUMNS}
+    columns = {name: found[name] for name in LEAK_COLUMNS}
     if fields:
         numbers = [found[place].to_numpy() for place in PLACES]
-        one, twin = (_metadata(source, each, client) for source, each in zip(sources, numbers, strict=True))
+        one, twin = (_read_metadata(source, each, client) for source, each in zip(sources, numbers, strict=True))
         columns |= {name: side[field] for field in fields for name, side in ((field, one), (f"twin_{field}", twin))}
     return pa.table(columns)
 
 
-def _metadata(source: Source, numbers: np.ndarray, client: Client | None) -> pa.Table:
-    """Metadata of the rows of `source` with these `numbers`, as :func:`_search` gives them, in their order."""
+def _read_metadata(source: Source, numbers: np.ndarray, client: Client | None) -> pa.Table:
+    """Metadata of the rows of `source` with these `numbers`, as :func:`_find_leaks` gives them, in their order."""
     rows, back = np.unique(numbers, return_inverse=True)
     starts = np.cumsum([0, *(partition.rows for partition in source.partitions)])
     bounds = np.searchsorted(rows, starts)
-    take, key = delayed(_take, pure=False), task_key("leak-read")
+    take, key = delayed(_take_metadata, pure=False), task_key("leak-read")
     tasks = [
         take(source.reader, partition, rows[low:high] - start, dask_key_name=f"{key}-{partition.number}")
         for partition, start, low, high in zip(source.partitions, starts, bounds, bounds[1:], strict=False)
@@ -224,21 +227,21 @@ def _metadata(source: Source, numbers: np.ndarray, client: Client | None) -> pa.
     return pa.concat_tables([empty, *executor.compute(tasks, client=client)]).take(pa.array(back))
 
 
-def _take(reader: Reader, partition: Partition, rows: np.ndarray) -> pa.Table:
+def _take_metadata(reader: Reader, partition: Partition, rows: np.ndarray) -> pa.Table:
     return reader.table(partition).select(reader.schema.names[2:]).take(pa.array(rows))
 
 
-def _bands(source: Source, number: int, first: int) -> list[Band]:
+def _make_row_blocks(source: Source, number: int, first: int) -> list[RowBlock]:
     starts = accumulate((part.rows for part in source.partitions), initial=first)
-    return [Band(number, start, part.rows, part) for start, part in zip(starts, source.partitions, strict=False)]
+    return [RowBlock(number, start, part.rows, part) for start, part in zip(starts, source.partitions, strict=False)]
 
 
-def _few(bands: list[Band]) -> list[Band]:
-    """Some of `bands`, from all over."""
-    return [bands[i] for i in np.unique(np.linspace(0, len(bands) - 1, SAMPLE_PARTITIONS).astype(int))]
+def _pick_row_blocks(blocks: list[RowBlock]) -> list[RowBlock]:
+    """Some of `blocks`, from all over."""
+    return [blocks[i] for i in np.unique(np.linspace(0, len(blocks) - 1, SAMPLE_PARTITIONS).astype(int))]
 
 
-def _read(reader: Reader, partition: Partition) -> tuple[np.ndarray, pa.Array]:
+def _read_unit_vectors(reader: Reader, partition: Partition) -> tuple[np.ndarray, pa.Array]:
     """Unit vectors and ids of the rows of a partition."""
     table = reader.table(partition)
     X = np.array(to_matrix(table[1]))
@@ -247,50 +250,50 @@ def _read(reader: Reader, partition: Partition) -> tuple[np.ndarray, pa.Array]:
     return X, table[0].cast(type_).combine_chunks()
 
 
-def _sample(reader: Any, band: Band) -> np.ndarray:
-    X = reader(band.place)[0]
-    wanted = min(len(X), sample_rows(X.shape[1]) // SAMPLE_PARTITIONS)
+def _sample_row_block(reader: Any, block: RowBlock) -> np.ndarray:
+    X = reader(block.place)[0]
+    wanted = min(len(X), n_sample_rows(X.shape[1]) // SAMPLE_PARTITIONS)
     return X[np.linspace(0, len(X) - 1, wanted).astype(int)] if len(X) else X
 
 
-def _compare(shelf: Shelf, work: Task, threshold: np.float32) -> tuple[pa.Table, dict[int, int]]:
-    """The rows of a band with a twin in one of a run of others; rows of each band that was looked at."""
-    one = shelf.get(work.row)
-    best, rows = _best(_twins(one, one, Edges.none())), {work.row: len(one.ids)}
+def _compare_row_blocks(cache: RowBlockCache, work: Task, threshold: np.float32) -> tuple[pa.Table, dict[int, int]]:
+    """The rows of a block with a twin in one of a run of others; rows of each block that was looked at."""
+    one = cache.get(work.row)
+    best, rows = _select_best(_to_leaks_table(one, one, SimilarPairs.none())), {work.row: len(one.ids)}
     for i in work.columns:
-        other = shelf.get(i)  # one at a time: there is memory for two bands
+        other = cache.get(i)  # one at a time: there is memory for two blocks
         rows[i] = len(other.ids)
-        for edges in pairs_of(one, other, threshold):
-            best = _best(pa.concat_tables([best, _twins(one, other, edges)]))
+        for similar in find_block_pairs(one, other, threshold):
+            best = _select_best(pa.concat_tables([best, _to_leaks_table(one, other, similar)]))
     return best, rows
 
 
-def _twins(one: Loaded, other: Loaded, edges: Edges) -> pa.Table:
-    """Pairs of two bands; copies of a row of `other` are counted with it, those of a row of `one` are listed."""
+def _to_leaks_table(one: LoadedBlock, other: LoadedBlock, similar: SimilarPairs) -> pa.Table:
+    """Pairs of two blocks; copies of a row of `other` are counted with it, those of a row of `one` are listed."""
     copies = np.bincount(other.copies[:, 1] - other.first, minlength=len(other.ids)) + 1
-    # Each row of the band with its first copy; those without copies are their own.
+    # Each row of the block with its first copy; those without copies are their own.
     first = np.arange(one.first, one.first + len(one.ids))
     first[one.copies[:, 0] - one.first] = one.copies[:, 1]
-    order = np.argsort(edges.rows, kind="stable")
-    starts = np.searchsorted(edges.rows[order], first, side="left")
-    counts = np.searchsorted(edges.rows[order], first, side="right") - starts
+    order = np.argsort(similar.rows, kind="stable")
+    starts = np.searchsorted(similar.rows[order], first, side="left")
+    counts = np.searchsorted(similar.rows[order], first, side="right") - starts
     rows = np.repeat(np.arange(len(first)), counts)
     which = order[np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
-    twins = edges.twins[which]
+    neighbors = similar.neighbors[which]
     return pa.table(
         {
             "id": one.ids.take(pa.array(rows)),
-            "twin_id": other.ids.take(pa.array(twins - other.first)),
-            "score": edges.scores[which],
-            "exact": edges.copies[which],
-            "twins": copies[twins - other.first],
+            "twin_id": other.ids.take(pa.array(neighbors - other.first)),
+            "score": similar.scores[which],
+            "exact": similar.copies[which],
+            "twins": copies[neighbors - other.first],
             "row": rows + one.first,
-            "twin": twins,
+            "twin": neighbors,
         }
     )
 
 
-def _best(pairs: pa.Table) -> pa.Table:
+def _select_best(pairs: pa.Table) -> pa.Table:
     """The most similar twin of each row, of equals a copy, or else the first, and how many there are; by row."""
     by = [("row", "ascending"), ("score", "descending"), ("exact", "descending"), ("twin", "ascending")]
     pairs = pairs.take(pc.sort_indices(pairs, by))

@@ -13,25 +13,25 @@ from upath import UPath
 
 from daskmeans.buckets.buckets import COSINE, L2, Buckets, as_of, index_facts, open_buckets
 from daskmeans.duplicates.decisions import dedup_inputs
-from daskmeans.duplicates.ranking import check_columns
+from daskmeans.duplicates.ranking import check_ranking_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
-from daskmeans.duplicates.settings import Deciding, chosen
+from daskmeans.duplicates.settings import Deciding, choose_search
 from daskmeans.errors import OutputError
-from daskmeans.kmeans.assign import refuse_reserved
-from daskmeans.kmeans.centroid_index import TARGET
+from daskmeans.kmeans.assign import refuse_reserved_columns
+from daskmeans.kmeans.centroid_index import TARGET_RECALL
 from daskmeans.kmeans.engine.checkpoints import CHECKPOINTS
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.pairs.plan import n_pairs
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.assign import assign_inputs, assign_step, clusters_bytes
 from daskmeans.steps.dedup import dedup_step
-from daskmeans.steps.fit import adopt, fit_settings, fit_step, refuse_misfit, resolve
+from daskmeans.steps.fit import adopt_fit, fit_settings, fit_step, refuse_misfit, resolve_params
 from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import diskspace, manifest
-from daskmeans.storage.step import goes_on, sweep
-from daskmeans.vectors.files import directories, refuse_overlap
+from daskmeans.storage.step import is_resumable, remove_leftovers
+from daskmeans.vectors.files import find_directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
-from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.source import Source
 
 
@@ -40,13 +40,13 @@ def run(
     out: str | UPath,
     model: KMeans,
     threshold: float | None = None,
-    reading: Reading = DEFAULTS,
+    reading: ReadOptions = DEFAULTS,
     *,
     eps: float | None = None,
     layout: str = "bucketed",
     embedding_dtype: str = "float32",
     assign: str = "exact",
-    assign_recall: float = TARGET,
+    assign_recall: float = TARGET_RECALL,
     keep: str | Sequence[str] = "hard",
     rule: str = "survivors",
     search: str = "auto",
@@ -104,54 +104,55 @@ def run_steps(
     model, reading = settings.model, settings.reading
     client = current_client(client)
     root = reading.path(out)
-    settled = resolve(model, reading, root, root / "model", overwrite)
+    resolved = resolve_params(model, reading, root, root / "model", overwrite)
     assigning = settings.storing.settings(reading)
-    asked = replace(settings.deciding, random_state=settled.random_state)
+    asked = replace(settings.deciding, random_state=resolved.random_state)
     deciding = asked.settings()
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
-    refuse_reserved([source.id_field, *source.metadata_fields])
+    refuse_reserved_columns([source.id_field, *source.metadata_fields])
     distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
-    check_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
-    refuse_overlap(root, [*directories(inputs, reading.storage_options), *source.files])
+    check_ranking_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
+    refuse_overlap(root, [*find_directories(inputs, reading.storage_options), *source.files])
     _refuse_foreign(root, paths)
-    if not (manifest.peek(paths["clusters"]) or {"finished": False})["finished"]:  # now, not after the fit
-        diskspace.check(root, clusters_bytes(source, settings.storing.embedding_dtype))
-    refuse_misfit(source, settled)
+    if not (manifest.peek_manifest(paths["clusters"]) or {"finished": False})["finished"]:  # now, not after the fit
+        diskspace.check_space(root, clusters_bytes(source, settings.storing.embedding_dtype))
+    refuse_misfit(source, resolved)
 
     @cache
-    def checked() -> Source:  # before the fit, so that a duplicate id does not cost one
+    def check_source() -> Source:  # before the fit, so that a duplicate id does not cost one
         return check_ids(source, reading.on_bad_row, client)
 
-    _once(
-        paths["model"], "fit", fit_settings(settled, reading), source.identity(), overwrite,
-        lambda: fit_step(checked(), paths["model"], settled, reading, overwrite, client),
+    _run_once(
+        paths["model"], "fit", fit_settings(resolved, reading), source.identity(), overwrite,
+        lambda: fit_step(check_source(), paths["model"], resolved, reading, overwrite, client),
         resume=CHECKPOINTS,
     )  # fmt: skip
-    adopt(model, settled if settled.__sklearn_is_fitted__() else KMeans.load(paths["model"]))
-    _once(
+    adopt_fit(model, resolved if resolved.__sklearn_is_fitted__() else KMeans.load(paths["model"]))
+    _run_once(
         paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
         lambda: assign_step(
-            checked(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
+            check_source(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
         ),
     )  # fmt: skip
-    buckets = _decided(open_buckets(paths["clusters"]), paths["dedup"])
-    _once(
-        paths["dedup"], "dedup", asdict(chosen(deciding, n_pairs([buckets]), False)), dedup_inputs(buckets), overwrite,
+    buckets = _find_decided_clusters(open_buckets(paths["clusters"]), paths["dedup"])
+    chosen = choose_search(deciding, n_pairs([buckets]), False)
+    _run_once(
+        paths["dedup"], "dedup", asdict(chosen), dedup_inputs(buckets), overwrite,
         lambda: dedup_step(paths["clusters"], asked, paths["dedup"], overwrite=overwrite, client=client),
     )  # fmt: skip
     result = open_decisions(paths["dedup"])
-    steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_finished, paths.values())}
-    assigned = manifest.read(paths["clusters"], "assign")
+    steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_read_finished, paths.values())}
+    assigned = manifest.read_manifest(paths["clusters"], "assign")
     result.summary |= {"rejected": assigned["rejected"], "steps": steps} | index_facts(assigned)
     manifest.write_json(root / "summary.json", result.summary)
     return result
 
 
-def _decided(buckets: Buckets, path: UPath) -> Buckets:
+def _find_decided_clusters(buckets: Buckets, path: UPath) -> Buckets:
     """`buckets` as they were when the decisions in `path` were made on them, if rows were only appended since."""
-    found = manifest.peek(path)
+    found = manifest.peek_manifest(path)
     before = as_of(buckets, found["inputs"].get("made", "")) if found else None
     if before is None:
         return buckets
@@ -164,11 +165,11 @@ def _decided(buckets: Buckets, path: UPath) -> Buckets:
     return before  # also after a batch of which no row was kept: the clusters have another identity since
 
 
-def _finished(path: UPath) -> dict[str, Any]:
-    return manifest.read(path, "fit", "assign", "dedup")
+def _read_finished(path: UPath) -> dict[str, Any]:
+    return manifest.read_manifest(path, "fit", "assign", "dedup")
 
 
-def _once(
+def _run_once(
     path: UPath,
     name: str,
     settings: dict[str, Any],
@@ -178,10 +179,10 @@ def _once(
     resume: str | None = None,
 ) -> None:
     """Do `work` unless `path` holds its finished result already."""
-    found = manifest.peek(path)
+    found = manifest.peek_manifest(path)
     state, changed = manifest.status(found, name, settings, inputs)
     if state is manifest.State.DONE:
-        sweep(path, resume)
+        remove_leftovers(path, resume)
         logger.info("%s is finished already: %s", name, path)
         return
     if found and found["finished"] and not overwrite:
@@ -191,7 +192,7 @@ def _once(
             remedy="choose another --out, or add --overwrite to do it again",
         )
     if resume:
-        goes_on(path, name, settings, inputs, resume, overwrite=overwrite)
+        is_resumable(path, name, settings, inputs, resume, overwrite=overwrite)
     work()
 
 

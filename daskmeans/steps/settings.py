@@ -7,11 +7,10 @@ from typing import Any
 
 from daskmeans.buckets.external_sort import LAYOUTS
 from daskmeans.duplicates.settings import Deciding
-from daskmeans.kmeans.centroid_index import TARGET
-from daskmeans.kmeans.centroid_index import check as check_assign
+from daskmeans.kmeans.centroid_index import TARGET_RECALL, check_assign
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.options import Need, option
-from daskmeans.vectors.options import DEFAULTS, Reading
+from daskmeans.vectors.options import DEFAULTS, ReadOptions
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class Storing:
         choices=("exact", "ann"),
     )
     assign_recall: float = option(
-        TARGET,
+        TARGET_RECALL,
         "Share of exact labels that --assign ann aims at.",
         need=Need({"assign": ("ann",)}, "--assign ann"),
     )
 
-    def settings(self, reading: Reading) -> dict[str, Any]:
+    def settings(self, reading: ReadOptions) -> dict[str, Any]:
         """What determines the clusters besides the input and the model.
 
         Raises
@@ -62,4 +61,4 @@ class RunSettings:
     model: KMeans
     deciding: Deciding
     storing: Storing = STORING
-    reading: Reading = DEFAULTS
+    reading: ReadOptions = DEFAULTS

@@ -13,11 +13,11 @@ from upath import UPath
 from daskmeans.errors import DiskError
 
 # What the system says where a disk, a quota or a limit of the process is used up.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDY = "make room, or choose a directory on a larger disk"
 
 
-def check(out: UPath, need: int) -> None:
+def check_space(out: UPath, need: int) -> None:
     """Make sure that `need` bytes fit on the local disk of the directory `out`, what lies in it counted as room.
 
     Of other storage nothing is known.
@@ -28,7 +28,7 @@ def check(out: UPath, need: int) -> None:
 
     Examples
     --------
-    >>> check(UPath("/tmp/daskmeans-doctest"), 10**18)
+    >>> check_space(UPath("/tmp/daskmeans-doctest"), 10**18)
     Traceback (most recent call last):
     ...
     daskmeans.errors.DiskError: /tmp/daskmeans-doctest: the output takes about 888.18 PiB, and its disk has ...
@@ -46,12 +46,12 @@ def check(out: UPath, need: int) -> None:
 
 
 @contextlib.contextmanager
-def explained(out: UPath) -> Iterator[None]:
+def translate_disk_errors(out: UPath) -> Iterator[None]:
     """Turn what the system says of a full disk, while `out` is written, into an error of ours."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL_ERRNOS:
             raise
         raise DiskError(
             f"nothing more can be written ({error.strerror or error})",

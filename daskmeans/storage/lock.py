@@ -18,28 +18,28 @@ from upath import UPath
 from daskmeans.errors import OutputError
 from daskmeans.storage import objectstore
 
-NAME = "_lock.json"
+LOCK_NAME = "_lock.json"
 # Seconds between signs of life of the run that holds a lock, and after which one without a sign is taken for dead, if
 # it is on a machine where nobody can look.
-BEAT, DEAD = 30.0, 300.0
-FACTS = {"token", "pid", "started", "host", "place", "seen"}
+HEARTBEAT_SECONDS, STALE_SECONDS = 30.0, 300.0
+OWNER_KEYS = {"token", "pid", "started", "host", "place", "seen"}
 # Of the locks that this process holds; a file with another one and its number was left when storage failed.
-_tokens: set[str] = set()
+_held_tokens: set[str] = set()
 
 
 class Lock:
     """The right to write an output, as long as nobody has taken it for dead."""
 
-    def __init__(self, directory: UPath, every: float = BEAT) -> None:
-        self._file, self._every = directory / NAME, every
+    def __init__(self, directory: UPath, every: float = HEARTBEAT_SECONDS) -> None:
+        self._file, self._every = directory / LOCK_NAME, every
         self._ended = threading.Event()
         self.token = uuid4().hex
-        self._owner = {"token": self.token, "pid": os.getpid(), "started": _started(os.getpid()), **_here()}
+        self._owner = {"token": self.token, "pid": os.getpid(), "started": _start_time(os.getpid()), **_this_machine()}
 
     @property
     def held(self) -> bool:
         """Whether no other run has taken the output, nor anybody removed the lock."""
-        return (_read(self._file) or {}).get("token") == self.token
+        return (_read_owner(self._file) or {}).get("token") == self.token
 
     def check(self) -> None:
         """Raise OutputError if another run may be writing the output."""
@@ -51,8 +51,8 @@ class Lock:
                 remedy="run the command again when the other has ended",
             )
 
-    def _take(self) -> None:
-        found = _read(self._file)
+    def _acquire(self) -> None:
+        found = _read_owner(self._file)
         if found is not None and (sign := _sign_of_life(found)):
             raise OutputError(
                 f"another run is writing this output (process {found['pid']} on {found['host']}, {sign})",
@@ -60,55 +60,55 @@ class Lock:
                 expected="one run at a time",
                 remedy="wait until it has ended, or choose another directory",
             )
-        self._clear(found)
+        self._remove_stale(found)
         try:
             with self._file.fs.open(self._file.path, "xb") as file:
-                file.write(self._told())
+                file.write(self._to_json())
         except FileExistsError:
             if self.held:  # it was taken, the answer was lost, and the client of the store asked again
                 return
-            raise _just_begun(self._file) from None
+            raise _race_error(self._file) from None
 
-    def _clear(self, dead: dict[str, Any] | None) -> None:
+    def _remove_stale(self, dead: dict[str, Any] | None) -> None:
         """Remove the lock of a run that is dead, and no other: another run may take over in the same moment."""
-        if objectstore.is_store(self._file):  # nothing can be renamed there
+        if objectstore.is_object_store(self._file):  # nothing can be renamed there
             if self._file.exists():
                 self._file.unlink()
             return
-        aside = self._file.with_name(f"{NAME}.{self.token}")
+        aside = self._file.with_name(f"{LOCK_NAME}.{self.token}")
         try:
             self._file.rename(aside)
         except FileNotFoundError:
             return
-        moved = _read(aside)
+        moved = _read_owner(aside)
         if (moved or {}).get("token") != (dead or {}).get("token"):
             aside.rename(self._file)
-            raise _just_begun(self._file)
+            raise _race_error(self._file)
         aside.unlink()
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         while not self._ended.wait(self._every):
-            with objectstore.tolerated():  # if nothing can be written, the step will say so
+            with objectstore.suppress_storage_errors():  # if nothing can be written, the step will say so
                 if self.held:
-                    objectstore.replace(self._file, self._told(), self.token)
+                    objectstore.replace_file(self._file, self._to_json(), self.token)
 
-    def _told(self) -> bytes:
+    def _to_json(self) -> bytes:
         return json.dumps(self._owner | {"seen": time.time()}).encode()
 
-    def _leave(self) -> None:
-        _tokens.discard(self.token)
-        with objectstore.tolerated():  # then it stays, and speaks for nobody
+    def _release(self) -> None:
+        _held_tokens.discard(self.token)
+        with objectstore.suppress_storage_errors():  # then it stays, and speaks for nobody
             if self.held:  # not if it went with the directory, or is another's by now
                 self._file.unlink()
 
 
-def _just_begun(file: UPath) -> OutputError:
-    told = "another run has just begun to write this output"
-    return OutputError(told, where=str(file), expected="one run at a time")
+def _race_error(file: UPath) -> OutputError:
+    message = "another run has just begun to write this output"
+    return OutputError(message, where=str(file), expected="one run at a time")
 
 
 @contextlib.contextmanager
-def hold(directory: UPath, every: float = BEAT) -> Iterator[Lock]:
+def hold_lock(directory: UPath, every: float = HEARTBEAT_SECONDS) -> Iterator[Lock]:
     """Keep other runs from writing the output `directory`, which exists, in the ``with`` block.
 
     It gives a sign of life every so many seconds. A run that was killed is recognised: at once on its machine,
@@ -120,10 +120,10 @@ def hold(directory: UPath, every: float = BEAT) -> Iterator[Lock]:
         Another run is writing it.
     """
     lock = Lock(directory, every)
-    _tokens.add(lock.token)
+    _held_tokens.add(lock.token)
     try:
-        lock._take()
-        beat = threading.Thread(target=lock._beat, name="daskmeans-lock", daemon=True)
+        lock._acquire()
+        beat = threading.Thread(target=lock._send_heartbeats, name="daskmeans-lock", daemon=True)
         beat.start()
         try:
             yield lock
@@ -131,10 +131,10 @@ def hold(directory: UPath, every: float = BEAT) -> Iterator[Lock]:
             lock._ended.set()
             beat.join()
     finally:
-        lock._leave()
+        lock._release()
 
 
-def _read(file: UPath) -> dict[str, Any] | None:
+def _read_owner(file: UPath) -> dict[str, Any] | None:
     """Who holds a lock; None if nobody does, or a run that was killed before it had told."""
     for wait in (0.1, 0.4, 0.0):  # a lock that was just taken is empty for a moment
         try:
@@ -144,20 +144,24 @@ def _read(file: UPath) -> dict[str, Any] | None:
         except ValueError:
             time.sleep(wait)
         else:
-            return found if isinstance(found, dict) and set(found) >= FACTS else None
+            return found if isinstance(found, dict) and set(found) >= OWNER_KEYS else None
     return None
 
 
 def _sign_of_life(found: dict[str, Any]) -> str:
     """What speaks for the run that holds a lock being alive; empty for one that is not."""
-    if found["place"] and found["place"] == _here()["place"]:
-        runs = found["token"] in _tokens if found["pid"] == os.getpid() else _started(found["pid"]) == found["started"]
+    if found["place"] and found["place"] == _this_machine()["place"]:
+        runs = (
+            found["token"] in _held_tokens
+            if found["pid"] == os.getpid()
+            else _start_time(found["pid"]) == found["started"]
+        )
         return "which runs" if runs else ""
     age = time.time() - found["seen"]
-    return f"seen {max(0, age):.0f} s ago" if age < DEAD else ""
+    return f"seen {max(0, age):.0f} s ago" if age < STALE_SECONDS else ""
 
 
-def _here() -> dict[str, str]:
+def _this_machine() -> dict[str, str]:
     """This machine, and where processes that have the same numbers are the same: nothing where that is not known."""
     place = ""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
@@ -165,7 +169,7 @@ def _here() -> dict[str, str]:
     return {"host": socket.gethostname(), "place": place}
 
 
-def _started(pid: int) -> float | None:
+def _start_time(pid: int) -> float | None:
     """When the process `pid` of this machine was started; None if there is none."""
     try:
         return psutil.Process(pid).create_time()

@@ -25,23 +25,23 @@ from upath import UPath
 from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
 from daskmeans.storage import objectstore
 
-NAME = "_manifest.json"
+MANIFEST_NAME = "_manifest.json"
 # Of manifests and of what they describe; goes up when a reader of the one before would be wrong.
 FORMAT = 1
 # Seconds between attempts to remove a directory.
-WAITS = (0.1, 0.5, 2.0)
+RETRY_SECONDS = (0.1, 0.5, 2.0)
 # Changed files that a message names.
-TOLD = 3
+MAX_NAMED_FILES = 3
 
 
 @cache
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of what determines a result: Python and the libraries that compute."""
     names = ("daskmeans", "dask", "distributed", "numpy", "numba", "pandas", "pyarrow")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def identity(found: dict[str, Any]) -> str:
+def identity_hash(found: dict[str, Any]) -> str:
     """Hash of what determines the output that a manifest describes; steps that read the output depend on it."""
     parts = [found[key] for key in ("step", "settings", "inputs")]
     if found.get("appended"):  # to clusters, since they were assigned
@@ -65,48 +65,48 @@ def old_name(name: str) -> str:
     return name.removeprefix("_")
 
 
-def write(path: UPath, found: dict[str, Any]) -> None:
+def write_manifest(path: UPath, found: dict[str, Any]) -> None:
     """Write the manifest `found` into the directory `path`, with its checksum."""
-    write_json(path / NAME, found | {"checksum": _checksum(found)})
+    write_json(path / MANIFEST_NAME, found | {"checksum": _manifest_checksum(found)})
 
 
-def _checksum(found: dict[str, Any]) -> str:
-    told = {key: value for key, value in found.items() if key != "checksum"}
-    return checksum(json.dumps(told, sort_keys=True).encode())
+def _manifest_checksum(found: dict[str, Any]) -> str:
+    reported = {key: value for key, value in found.items() if key != "checksum"}
+    return checksum(json.dumps(reported, sort_keys=True).encode())
 
 
-def remove(path: UPath) -> None:
+def remove_tree(path: UPath) -> None:
     """Remove `path` and all below it; nothing happens if it is not there."""
-    for wait in WAITS:
+    for wait in RETRY_SECONDS:
         with contextlib.suppress(OSError):  # a task that was cancelled on a worker may write one file more
-            return _remove(path)
+            return _remove_once(path)
         time.sleep(wait)
-    _remove(path)
+    _remove_once(path)
 
 
-def _remove(path: UPath) -> None:
+def _remove_once(path: UPath) -> None:
     if path.exists():
         path.fs.rm(path.path, recursive=True)
 
 
-def changes(found: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+def describe_changes(found: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     """What `settings` and `inputs` have that the manifest `found` has not, or otherwise; a phrase each.
 
     Examples
     --------
     >>> before = {"settings": {"k": 3}, "inputs": {"fingerprint": "5e1f", "files": {"a.npy": "80 bytes"}}}
-    >>> changes(before, {"k": 4}, {"fingerprint": "90c2", "files": {"a.npy": "96 bytes"}})
+    >>> describe_changes(before, {"k": 4}, {"fingerprint": "90c2", "files": {"a.npy": "96 bytes"}})
     ['the file a.npy was 80 bytes, now 96 bytes', 'k was 3, now 4']
     """
     before = found.get("settings", {}) | found.get("inputs", {})
     now = json.loads(json.dumps(settings | inputs))
-    told = _changed_files(before, now) if "files" in before and "files" in now else []
-    of_files = {"files", "fingerprint", "rows"} if told else {"files"}  # without names the fingerprint tells
+    reported = _describe_file_changes(before, now) if "files" in before and "files" in now else []
+    of_files = {"files", "fingerprint", "rows"} if reported else {"files"}  # without names the fingerprint tells
     changed = [key for key in sorted({*before, *now} - of_files) if before.get(key) != now.get(key)]
-    return told + [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+    return reported + [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
 
 
-def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _describe_file_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What two inputs differ in, of which both tell the fingerprint and the files."""
     if before["fingerprint"] == now["fingerprint"]:
         return []
@@ -114,13 +114,15 @@ def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     changed = [name for name in {**then, **files} if then.get(name) != files.get(name)]
     if not changed:
         return ["the files come in another order, or other columns are read"]
-    told = [
+    reported = [
         f"the file {name} was {then[name]}, now {files[name]}"
         if name in then and name in files
         else f"the file {name} is {'new' if name in files else 'gone'}"
-        for name in changed[:TOLD]
+        for name in changed[:MAX_NAMED_FILES]
     ]
-    return told + ([f"{len(changed) - TOLD:,} more files are others"] if len(changed) > TOLD else [])
+    return reported + (
+        [f"{len(changed) - MAX_NAMED_FILES:,} more files are others"] if len(changed) > MAX_NAMED_FILES else []
+    )
 
 
 class State(Enum):
@@ -159,7 +161,7 @@ def status(found: dict[str, Any] | None, step: str, settings: dict[str, Any], in
     """
     if found is None:
         return Status(State.FREE, [])
-    changed = changes(found, settings, inputs)
+    changed = describe_changes(found, settings, inputs)
     ours, theirs = version("daskmeans"), found.get("versions", {}).get("daskmeans")
     if ours != theirs:
         changed.append(f"daskmeans was {theirs}, now {ours}")
@@ -170,7 +172,7 @@ def status(found: dict[str, Any] | None, step: str, settings: dict[str, Any], in
     return Status(State.DONE if found["finished"] else State.RESUMABLE, [])
 
 
-def check_rows(step: str, given: int, **found: int) -> None:
+def check_row_counts(step: str, given: int, **found: int) -> None:
     """Make sure that the rows that `step` was given are those that it has found a place for, by the name of the place.
 
     Raises
@@ -179,7 +181,7 @@ def check_rows(step: str, given: int, **found: int) -> None:
 
     Examples
     --------
-    >>> check_rows("assign", 5, written=4, rejected=1)
+    >>> check_row_counts("assign", 5, written=4, rejected=1)
     """
     if given != sum(found.values()):
         places = " and ".join(f"{rows:,} were {place}" for place, rows in found.items())
@@ -190,7 +192,7 @@ def check_rows(step: str, given: int, **found: int) -> None:
         )
 
 
-def read(path: UPath, *steps: str) -> dict[str, Any]:
+def read_manifest(path: UPath, *steps: str) -> dict[str, Any]:
     """Manifest of the finished step in `path`, which must be one of `steps`.
 
     Raises
@@ -206,7 +208,7 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
     wanted = " or ".join(f"`daskmeans {step}`" for step in steps)
     if not path.exists():
         raise NotFoundError("no such path", where=str(path), expected=f"the output directory of {wanted}")
-    found = peek(path)
+    found = peek_manifest(path)
     if found is None or found["step"] not in steps:
         raise NotFoundError(
             "this is not what it should be" if found is None else f"this is the output of `daskmeans {found['step']}`",
@@ -227,17 +229,17 @@ def read(path: UPath, *steps: str) -> dict[str, Any]:
             expected=f"format {FORMAT}, as daskmeans {version('daskmeans')} writes it",
             remedy="run the command that writes it again, with --overwrite",
         )
-    if found.get("checksum", _checksum(found)) != _checksum(found):
-        raise _damaged(path / NAME)
+    if found.get("checksum", _manifest_checksum(found)) != _manifest_checksum(found):
+        raise _damaged_error(path / MANIFEST_NAME)
     return found
 
 
-def checksums(path: UPath, *names: str) -> dict[str, dict[str, str]]:
-    """What a manifest says of small files in the directory `path`, by which :func:`read_checked` knows them again."""
+def file_checksums(path: UPath, *names: str) -> dict[str, dict[str, str]]:
+    """What a manifest says of small files in the directory `path`, by which :func:`read_verified` knows them again."""
     return {"checksums": {name: checksum((path / name).read_bytes()) for name in names}}
 
 
-def read_checked(path: UPath, name: str, found: dict[str, Any]) -> bytes:
+def read_verified(path: UPath, name: str, found: dict[str, Any]) -> bytes:
     """Content of the file `name` in the directory `path`, whose manifest `found` holds its checksum.
 
     Raises
@@ -252,11 +254,11 @@ def read_checked(path: UPath, name: str, found: dict[str, Any]) -> bytes:
     except FileNotFoundError:
         content = None
     if content is None or known.get(name, checksum(content)) != checksum(content):
-        raise _damaged(path / name)
+        raise _damaged_error(path / name)
     return content
 
 
-def _damaged(file: UPath) -> DataError:
+def _damaged_error(file: UPath) -> DataError:
     return DataError(
         "the file is gone, damaged, or was changed by hand",
         where=str(file),
@@ -265,13 +267,13 @@ def _damaged(file: UPath) -> DataError:
     )
 
 
-def peek(path: UPath) -> dict[str, Any] | None:
+def peek_manifest(path: UPath) -> dict[str, Any] | None:
     """The manifest in `path`, finished or not; None where there is none of ours, whatever has its name."""
     try:
         try:
-            content = (path / NAME).read_bytes()
+            content = (path / MANIFEST_NAME).read_bytes()
         except FileNotFoundError:
-            content = (path / old_name(NAME)).read_bytes()
+            content = (path / old_name(MANIFEST_NAME)).read_bytes()
         found = json.loads(content)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None  # but storage that does not answer is no reason to take hours of work for nothing
@@ -282,4 +284,4 @@ def peek(path: UPath) -> dict[str, Any] | None:
 
 def write_json(path: UPath, value: Any) -> None:
     """Write `value` to `path`, readable by people too; a reader sees the old content or the new, never half of it."""
-    objectstore.replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), "tmp")
+    objectstore.replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), "tmp")

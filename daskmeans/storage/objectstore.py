@@ -18,52 +18,52 @@ from upath import UPath
 # As URLs name them.
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
 # Files and directories that are flushed at the same time.
-FLUSHES = 16
+FLUSH_THREADS = 16
 # Packages that speak to them.
-CLIENTS = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+STORE_PACKAGES = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
 
-def is_store(path: UPath) -> bool:
+def is_object_store(path: UPath) -> bool:
     """Whether `path` lies on an object store."""
     return path.protocol in PROTOCOLS
 
 
-def watched(path: UPath) -> UPath:
+def disable_listing_cache(path: UPath) -> UPath:
     """`path`, where on an object store each listing is a fresh one: other processes write there too."""
-    return UPath(path, use_listings_cache=False) if is_store(path) else path
+    return UPath(path, use_listings_cache=False) if is_object_store(path) else path
 
 
-def replace(path: UPath, content: bytes, writer: str) -> None:
+def replace_file(path: UPath, content: bytes, writer: str) -> None:
     """Make `content` that of the file `path`; a reader sees the old content or the new, never half of it.
 
     Until then it is called after its `writer`, of which there may be several. On a disk it outlives a loss of power.
     """
-    if is_store(path):
+    if is_object_store(path):
         path.write_bytes(content)
         return
     aside = path.with_name(f"{path.name}.{writer}")
     aside.write_bytes(content)
-    flush(aside)
+    flush_to_disk(aside)
     path.fs.mv(aside.path, path.path)
-    if _on_disk(path):
-        _flush(path.parent.path)
+    if _is_on_disk(path):
+        _fsync(path.parent.path)
 
 
-def flush(path: UPath) -> None:
+def flush_to_disk(path: UPath) -> None:
     """Have a disk of this machine keep the file `path`, or all below the directory, even if the power goes."""
-    if not _on_disk(path):  # stores see to it before they answer
+    if not _is_on_disk(path):  # stores see to it before they answer
         return
     tree = os.walk(path.path) if path.is_dir() else [(path.path, [], [])]
     places = [os.path.join(folder, name) for folder, _, names in tree for name in (*names, "")]
-    with ThreadPoolExecutor(FLUSHES) as pool:  # one waits for the disk, which takes many at a time
-        list(pool.map(_flush, places))
+    with ThreadPoolExecutor(FLUSH_THREADS) as pool:  # one waits for the disk, which takes many at a time
+        list(pool.map(_fsync, places))
 
 
-def _on_disk(path: UPath) -> bool:
+def _is_on_disk(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
 
 
-def _flush(place: str) -> None:
+def _fsync(place: str) -> None:
     try:
         number = os.open(place.rstrip("/") or "/", os.O_RDONLY)
     except FileNotFoundError:  # a lock that gave a sign of life meanwhile
@@ -77,23 +77,23 @@ def _flush(place: str) -> None:
         os.close(number)
 
 
-def has_failed(error: Exception) -> bool:
+def is_storage_error(error: Exception) -> bool:
     """Whether `error` comes from storage: a store or a disk was not reached, or has refused.
 
     Examples
     --------
-    >>> has_failed(PermissionError()), has_failed(ZeroDivisionError())
+    >>> is_storage_error(PermissionError()), is_storage_error(ZeroDivisionError())
     (True, False)
     """
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-    return isinstance(error, OSError) or any(module.partition(".")[0] in CLIENTS for module in modules)
+    return isinstance(error, OSError) or any(module.partition(".")[0] in STORE_PACKAGES for module in modules)
 
 
 @contextlib.contextmanager
-def tolerated() -> Iterator[None]:
+def suppress_storage_errors() -> Iterator[None]:
     """Let it pass if the store or the disk fails in the ``with`` block: what is left to clean, the next run cleans."""
     try:
         yield
     except Exception as error:
-        if not has_failed(error):
+        if not is_storage_error(error):
             raise

@@ -39,11 +39,11 @@ class Step:
     def write(self, finished: bool) -> None:
         """Write the manifest as it stands, if no other run has taken the output."""
         if finished:
-            objectstore.flush(self.path)
+            objectstore.flush_to_disk(self.path)
         self._lock.check()
         seconds = round(time.perf_counter() - self._start, 3)
-        tail = {"seconds": seconds, "peak_bytes": resources.peaks(self._client), "finished": finished}
-        manifest.write(self.path, self._head | self.facts | tail)
+        tail = {"seconds": seconds, "peak_bytes": resources.peak_bytes(self._client), "finished": finished}
+        manifest.write_manifest(self.path, self._head | self.facts | tail)
 
 
 @contextlib.contextmanager
@@ -91,8 +91,8 @@ def open_step(
     DiskError
         The output does not fit on its disk, by `need` or when it is written.
     """
-    check_free(out, name, overwrite=overwrite)
-    diskspace.check(out, need)
+    check_output_free(out, name, overwrite=overwrite)
+    diskspace.check_space(out, need)
     fresh = [parent for parent in out.parents if not parent.exists()]
     if out.parents[-1] in fresh:
         raise OutputError(
@@ -104,39 +104,41 @@ def open_step(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, NotImplementedError) as error:  # such as http, which is only read
-        told = getattr(error, "strerror", None) or error or "this kind of storage is only read"
+        reason = getattr(error, "strerror", None) or error or "this kind of storage is only read"
         remedy = "choose a directory that this user may write, below no file"
-        raise OutputError(f"the directory cannot be made ({told})", where=str(out), remedy=remedy) from None
-    with diskspace.explained(out), lock.hold(out) as mine:
-        check_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
-        kept = {resume} if resume and goes_on(out, name, settings, inputs, resume, overwrite=overwrite) else set()
+        raise OutputError(f"the directory cannot be made ({reason})", where=str(out), remedy=remedy) from None
+    with diskspace.translate_disk_errors(out), lock.hold_lock(out) as mine:
+        check_output_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
+        kept = {resume} if resume and is_resumable(out, name, settings, inputs, resume, overwrite=overwrite) else set()
         head = {
             "step": name,
             "format": manifest.FORMAT,
             "settings": settings,
             "inputs": inputs,
-            "versions": manifest.versions(),
+            "versions": manifest.library_versions(),
         }
         made = Step(out, head, mine, client)
         if kept:
             made.facts["resumed"] = True  # seconds and peaks are those of the last part
         made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
-        _clear(out, {manifest.NAME, *kept, *keep})
+        _clear_directory(out, {manifest.MANIFEST_NAME, *kept, *keep})
         try:
             yield made
         except BaseException:
-            with objectstore.tolerated():  # the first error is the one to tell
+            with objectstore.suppress_storage_errors():  # the first error is the one to tell
                 if mine.held:
-                    _give_up(out, resume, keep, fresh)
+                    _remove_failed_output(out, resume, keep, fresh)
             raise
         made.write(finished=True)
         if resume:
-            manifest.remove(out / resume)  # last: a kill before this leaves a finished output with something too much
+            manifest.remove_tree(
+                out / resume
+            )  # last: a kill before this leaves a finished output with something too much
     counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
     log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
 
 
-def sweep(out: UPath, resume: str | None) -> None:
+def remove_leftovers(out: UPath, resume: str | None) -> None:
     """Remove what a run has left beside its finished output that was killed before it could.
 
     Raises
@@ -144,36 +146,38 @@ def sweep(out: UPath, resume: str | None) -> None:
     OutputError
         Another run is writing it.
     """
-    if (out / lock.NAME).exists():  # what goes last
-        with lock.hold(out):
+    if (out / lock.LOCK_NAME).exists():  # what goes last
+        with lock.hold_lock(out):
             if resume:
-                manifest.remove(out / resume)
+                manifest.remove_tree(out / resume)
 
 
-def _clear(out: UPath, kept: set[str]) -> None:
+def _clear_directory(out: UPath, kept: set[str]) -> None:
     for child in list(out.iterdir()):
-        if child.name not in kept and child.name != lock.NAME:
-            manifest.remove(child)
+        if child.name not in kept and child.name != lock.LOCK_NAME:
+            manifest.remove_tree(child)
 
 
-def _give_up(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequence[UPath]) -> None:
+def _remove_failed_output(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequence[UPath]) -> None:
     """Remove what a step has left that failed, but for what can be gone on from."""
     if resume and (out / resume).exists():
         logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
         return
     done = {
-        name for name in keep if (out / name).exists() and (manifest.peek(out / name) or {"finished": True})["finished"]
+        name
+        for name in keep
+        if (out / name).exists() and (manifest.peek_manifest(out / name) or {"finished": True})["finished"]
     }
     if done:
-        _clear(out, {manifest.NAME, *done})
+        _clear_directory(out, {manifest.MANIFEST_NAME, *done})
         return
-    manifest.remove(out)
+    manifest.remove_tree(out)
     for parent in fresh:  # made for this step only, unless something else lies there by now
         if parent.exists() and not any(parent.iterdir()):
-            manifest.remove(parent)
+            manifest.remove_tree(parent)
 
 
-def goes_on(
+def is_resumable(
     out: UPath, name: str, settings: dict[str, Any], inputs: dict[str, Any], resume: str, *, overwrite: bool = False
 ) -> bool:
     """Whether `out` holds step `name` with these settings and inputs, unfinished, which then goes on from `resume`.
@@ -183,7 +187,7 @@ def goes_on(
     OutputError
         It has others, something is left in `resume`, and `overwrite` is not set: hours of work may lie there.
     """
-    found = manifest.peek(out)
+    found = manifest.peek_manifest(out)
     if found is None or found["finished"]:
         return False
     state, changed = manifest.status(found, name, settings, inputs)
@@ -198,7 +202,7 @@ def goes_on(
     return state is manifest.State.RESUMABLE
 
 
-def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
+def check_output_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
     """Make sure that step `name` may write `out`, whatever its settings and inputs; changes nothing.
 
     Raises
@@ -215,9 +219,9 @@ def check_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
             remedy="choose another --out",
         )
     # A run that was killed may have left its lock, and what was to become its manifest.
-    if all(child.name.startswith((lock.NAME, manifest.NAME + ".")) for child in out.iterdir()):
+    if all(child.name.startswith((lock.LOCK_NAME, manifest.MANIFEST_NAME + ".")) for child in out.iterdir()):
         return
-    found = manifest.peek(out)
+    found = manifest.peek_manifest(out)
     if found is None:
         raise OutputError(
             "the output directory holds files that daskmeans did not write",

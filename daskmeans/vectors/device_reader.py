@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from daskmeans.kernels.gpu.device import explained
+from daskmeans.kernels.gpu.device import explain_full_memory
 from daskmeans.storage.signature import is_signed
 from daskmeans.vectors.files import is_local
-from daskmeans.vectors.frames import cudf_schema, matrix_on, schema_of, to_cudf
+from daskmeans.vectors.frames import cudf_schema, frame_schema, to_cudf, to_cupy_matrix
 from daskmeans.vectors.partitioning import Partition, Slice
 from daskmeans.vectors.reader import Reader
 
@@ -36,21 +36,21 @@ class DeviceReader:
 
     def __call__(self, partition: Partition) -> Any:
         """Rows of `partition`, as a frame of cuDF."""
-        with explained():
+        with explain_full_memory():
             frame = self._read(partition) if self.reader.format == "parquet" and partition.left_out is None else None
             return to_cudf(self.reader.table(partition)) if frame is None else frame
 
     def _read(self, partition: Partition) -> Any:
         """The rows as cuDF reads them; None where these are not sure to be right."""
         try:
-            if all(map(_is_plain, partition.slices)):
-                frame = self._pieces(partition)
-                return frame if self._is_right(frame, partition.rows) else None
+            if all(map(_is_readable_by_cudf, partition.slices)):
+                frame = self._read_slices(partition)
+                return frame if self._is_valid(frame, partition.rows) else None
         except (OSError, OverflowError, RuntimeError, TypeError, ValueError):
             pass  # whatever it was, the other reader has words for it, or finds nothing wrong
         return None
 
-    def _pieces(self, partition: Partition) -> Any:
+    def _read_slices(self, partition: Partition) -> Any:
         import cudf
 
         read = [
@@ -66,13 +66,17 @@ class DeviceReader:
         ]
         return cudf.concat(read, ignore_index=True) if len(read) > 1 else read[0]
 
-    def _is_right(self, frame: Any, rows: int) -> bool:
+    def _is_valid(self, frame: Any, rows: int) -> bool:
         """Whether these are all rows, with the types of the schema, and none has a problem."""
-        schema, found = self.reader.schema, cudf_schema(schema_of(frame))
-        if len(frame) != rows or found.names != schema.names or not _same(found.types, cudf_schema(schema).types):
+        schema, found = self.reader.schema, cudf_schema(frame_schema(frame))
+        if (
+            len(frame) != rows
+            or found.names != schema.names
+            or not _has_same_types(found.types, cudf_schema(schema).types)
+        ):
             return False
         id_, vectors = (frame[name] for name in schema.names[:2])
-        X = matrix_on(vectors)
+        X = to_cupy_matrix(vectors)
         if id_.null_count or X is None or X.shape[1] != schema.types[1].list_size:
             return False
         for field in found:
@@ -83,12 +87,12 @@ class DeviceReader:
         return bool(np.isfinite(X).all()) and (self.reader.allow_zero or bool((X != 0).any(axis=1).all()))
 
 
-def _is_plain(piece: Slice) -> bool:
+def _is_readable_by_cudf(piece: Slice) -> bool:
     """Whether cuDF can reach a file, and it is none of ours, of whose pages only pyarrow looks at the checksums."""
     return is_local(piece.path) and not is_signed(pq.read_schema(piece.path.path))
 
 
-def _same(found: list[pa.DataType], expected: list[pa.DataType]) -> bool:
+def _has_same_types(found: list[pa.DataType], expected: list[pa.DataType]) -> bool:
     """Whether types are equal, but for the width of the offsets of strings."""
     strings = {pa.string(), pa.large_string()}
     return all(one == other or {one, other} == strings for one, other in zip(found, expected, strict=True))

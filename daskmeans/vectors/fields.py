@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans.errors import DataError, UsageError
-from daskmeans.vectors.matrix import is_list, untyped, vector_columns
-from daskmeans.vectors.partitioning import Survey
+from daskmeans.vectors.matrix import is_list, is_untyped, vector_columns
+from daskmeans.vectors.partitioning import FileSurvey
 
 TypeOf = Callable[[pa.DataType, str], pa.DataType]
 
-RENAME = "write the file again with columns of different names"
+RENAME_REMEDY = "write the file again with columns of different names"
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Fields:
         return self.embedding or self.text or ""
 
 
-def names_of(given: str | Iterable[str]) -> tuple[str, ...]:
+def as_names(given: str | Iterable[str]) -> tuple[str, ...]:
     """One or several names of columns.
 
     Examples
     --------
-    >>> names_of("text"), names_of(["text", "stars"])
+    >>> as_names("text"), as_names(["text", "stars"])
     (('text',), ('text', 'stars'))
     """
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def choose(
+def choose_fields(
     schema: pa.Schema,
     path: UPath,
     id_field: str,
@@ -62,19 +62,19 @@ def choose(
     DataError
         A column is there twice.
     """
-    names = tuple(dict.fromkeys(names_of(metadata)))
-    _require(schema, path, id_field, "--id-field")
+    names = tuple(dict.fromkeys(as_names(metadata)))
+    _require_column(schema, path, id_field, "--id-field")
     for name in names:
-        _require(schema, path, name, "--metadata-field")
+        _require_column(schema, path, name, "--metadata-field")
     if text_field is not None:
-        _require(schema, path, text_field, "--text-field")
+        _require_column(schema, path, text_field, "--text-field")
         embedding_field = None
     elif embedding_field is not None:
-        _require(schema, path, embedding_field, "--embedding-field")
+        _require_column(schema, path, embedding_field, "--embedding-field")
         _element_type(schema.field(embedding_field).type, f"{path}, column {embedding_field!r}")
     else:
-        embedding_field = _only_vectors(schema, path, names)
-        _require(schema, path, embedding_field, "--embedding-field")
+        embedding_field = _find_vector_column(schema, path, names)
+        _require_column(schema, path, embedding_field, "--embedding-field")
     value = embedding_field or text_field
     if value == id_field:
         raise UsageError(
@@ -86,7 +86,9 @@ def choose(
     return Fields(id_field, embedding_field, text_field, tuple(name for name in names if name not in (id_field, value)))
 
 
-def output_schema(fields: Fields, surveys: Sequence[tuple[UPath, Survey]], dimension: int, like: UPath) -> pa.Schema:
+def output_schema(
+    fields: Fields, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int, like: UPath
+) -> pa.Schema:
     """What comes out of all files of `surveys`, each of which has rows; those of `like` have this `dimension`.
 
     Raises
@@ -96,19 +98,19 @@ def output_schema(fields: Fields, surveys: Sequence[tuple[UPath, Survey]], dimen
     DataError
         Two files contradict each other.
     """
-    types = {fields.id: _agreed(fields.id, surveys, id_type)}
+    types = {fields.id: _common_type(fields.id, surveys, id_type)}
     if fields.embedding:
         types[fields.embedding] = _vector_type(fields.embedding, surveys, dimension, like)
     else:
-        types[fields.value] = _agreed(fields.value, surveys, _text_type)
-    types |= {name: _agreed(name, surveys, _metadata_type) for name in fields.metadata}
+        types[fields.value] = _common_type(fields.value, surveys, _text_type)
+    types |= {name: _common_type(name, surveys, _metadata_type) for name in fields.metadata}
     return pa.schema(types)
 
 
-def plain(type_: pa.DataType) -> pa.DataType:
+def plain_type(type_: pa.DataType) -> pa.DataType:
     """`type_` without dictionary, view or 64-bit offsets, so that every partition has the same."""
     if pa.types.is_dictionary(type_):
-        return plain(type_.value_type)
+        return plain_type(type_.value_type)
     if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return pa.string()
     if pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_):
@@ -116,30 +118,30 @@ def plain(type_: pa.DataType) -> pa.DataType:
     return type_
 
 
-def _require(schema: pa.Schema, path: UPath, name: str, flag: str) -> None:
+def _require_column(schema: pa.Schema, path: UPath, name: str, flag: str) -> None:
     if name in schema.names:
-        _refuse_twice(schema, path, name, f"name another column with {flag}, or ")
+        _refuse_duplicate(schema, path, name, f"name another column with {flag}, or ")
         return
     near = difflib.get_close_matches(name, schema.names, 1)
     remedy = f"did you mean {flag} {near[0]}?" if near else f"name another column with {flag}"
-    raise UsageError(f"there is no column {name!r}", where=str(path), expected=_columns(schema), remedy=remedy)
+    raise UsageError(f"there is no column {name!r}", where=str(path), expected=_describe_columns(schema), remedy=remedy)
 
 
-def _refuse_twice(schema: pa.Schema, path: UPath, name: str, otherwise: str = "") -> None:
+def _refuse_duplicate(schema: pa.Schema, path: UPath, name: str, otherwise: str = "") -> None:
     if schema.names.count(name) > 1:
         raise DataError(
             f"there are {schema.names.count(name)} columns {name!r}",
             where=str(path),
             expected="one of each name",
-            remedy=f"{otherwise}{RENAME}",
+            remedy=f"{otherwise}{RENAME_REMEDY}",
         )
 
 
-def _columns(schema: pa.Schema) -> str:
+def _describe_columns(schema: pa.Schema) -> str:
     return f"one of the columns {', '.join(schema.names)}"
 
 
-def _only_vectors(schema: pa.Schema, path: UPath, taken: Sequence[str]) -> str:
+def _find_vector_column(schema: pa.Schema, path: UPath, taken: Sequence[str]) -> str:
     found = [name for name in vector_columns(schema) if name not in taken]
     if not found:
         raise UsageError(
@@ -154,36 +156,36 @@ def _only_vectors(schema: pa.Schema, path: UPath, taken: Sequence[str]) -> str:
             f"there are {len(found)} columns of vectors: {', '.join(found)}",
             where=str(path),
             expected="one, or to be told which",
-            remedy=f"--embedding-field {single[0]}" if single else RENAME,
+            remedy=f"--embedding-field {single[0]}" if single else RENAME_REMEDY,
         )
     return found[0]
 
 
-def _agreed(name: str, surveys: Sequence[tuple[UPath, Survey]], type_of: TypeOf) -> pa.DataType:
+def _common_type(name: str, surveys: Sequence[tuple[UPath, FileSurvey]], type_of: TypeOf) -> pa.DataType:
     """The type of column `name` that all files agree on; files that hold nulls only agree with any."""
     first: tuple[UPath, pa.DataType] | None = None
-    for path, stored in _types(name, surveys):
+    for path, stored in _column_types(name, surveys):
         type_ = type_of(stored, f"{path}, column {name!r}")
         if first is None:
             first = path, type_
         elif type_ != first[1]:
-            _contradict(name, (first[0], str(first[1])), (path, str(type_)))
+            _raise_contradiction(name, (first[0], str(first[1])), (path, str(type_)))
     return first[1] if first else pa.string()
 
 
-def _types(name: str, surveys: Sequence[tuple[UPath, Survey]]) -> Iterator[tuple[UPath, pa.DataType]]:
+def _column_types(name: str, surveys: Sequence[tuple[UPath, FileSurvey]]) -> Iterator[tuple[UPath, pa.DataType]]:
     for path, survey in surveys:
         if name in survey.schema.names:
-            _refuse_twice(survey.schema, path, name)
+            _refuse_duplicate(survey.schema, path, name)
             if not pa.types.is_null(type_ := survey.schema.field(name).type):
                 yield path, type_
         elif survey.complete:
-            expected = _columns(survey.schema)
+            expected = _describe_columns(survey.schema)
             remedy = f"the other files, such as {surveys[0][0]}, have this column; write this one again"
             raise UsageError(f"there is no column {name!r}", where=str(path), expected=expected, remedy=remedy)
 
 
-def _contradict(name: str, one: tuple[UPath, str], other: tuple[UPath, str]) -> None:
+def _raise_contradiction(name: str, one: tuple[UPath, str], other: tuple[UPath, str]) -> None:
     raise DataError(
         f"column {name!r} is {one[1]} in {one[0]}, but {other[1]} here",
         where=str(other[0]),
@@ -194,7 +196,7 @@ def _contradict(name: str, one: tuple[UPath, str], other: tuple[UPath, str]) -> 
 
 def id_type(type_: pa.DataType, where: str) -> pa.DataType:
     """What ids of type `type_` come out as: int64 or string."""
-    bare = plain(type_)
+    bare = plain_type(type_)
     if pa.types.is_integer(bare):
         return pa.int64()
     if pa.types.is_string(bare):
@@ -204,13 +206,13 @@ def id_type(type_: pa.DataType, where: str) -> pa.DataType:
 
 
 def _text_type(type_: pa.DataType, where: str) -> pa.DataType:
-    if pa.types.is_string(plain(type_)):
+    if pa.types.is_string(plain_type(type_)):
         return pa.string()
     raise UsageError(f"the text is {type_}", where=where, expected="strings", remedy="name another --text-field")
 
 
 def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
-    carried = plain(type_)
+    carried = plain_type(type_)
     try:
         pc.take(pa.nulls(1, carried), pa.array([0]))
     except pa.ArrowNotImplementedError:
@@ -223,15 +225,15 @@ def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
     return carried
 
 
-def _vector_type(name: str, surveys: Sequence[tuple[UPath, Survey]], dimension: int, like: UPath) -> pa.DataType:
+def _vector_type(name: str, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int, like: UPath) -> pa.DataType:
     """Fixed-size list of `dimension` elements of the widest type found; integers become float32."""
     widest = pa.float16()
-    for path, type_ in _types(name, surveys):
-        if untyped(type_):
+    for path, type_ in _column_types(name, surveys):
+        if is_untyped(type_):
             continue
         element = _element_type(type_, f"{path}, column {name!r}")
         if pa.types.is_fixed_size_list(type_) and type_.list_size != dimension:
-            _contradict(name, (like, f"of dimension {dimension}"), (path, f"of dimension {type_.list_size}"))
+            _raise_contradiction(name, (like, f"of dimension {dimension}"), (path, f"of dimension {type_.list_size}"))
         widest = max(widest, element, key=lambda t: t.bit_width)
     return pa.list_(widest, dimension)
 

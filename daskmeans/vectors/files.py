@@ -21,22 +21,22 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".npy": "npy",
 }
-PACKINGS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst")
 SUFFIXES = ".parquet, .pq, .jsonl, .ndjson (also with .gz or .zst) or .npy"
-BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs"}
+BACKEND_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs"}
 VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
 
 Input = str | os.PathLike | UPath
 
 
-def listed(inputs: Input | Sequence[Input]) -> list[Input]:
+def as_list(inputs: Input | Sequence[Input]) -> list[Input]:
     """One or several inputs as a list."""
     return [inputs] if isinstance(inputs, Input) else list(inputs)
 
 
-def directories(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
+def find_directories(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
     """Those of `inputs` that are directories."""
-    return [path for path in (open_path(one, storage_options) for one in listed(inputs)) if path.is_dir()]
+    return [path for path in (open_path(one, storage_options) for one in as_list(inputs)) if path.is_dir()]
 
 
 def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
@@ -46,10 +46,10 @@ def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
     ------
     OutputError
     """
-    mine = real(out).rstrip("/") + "/"
+    mine = real_path(out).rstrip("/") + "/"
     for one in inputs:
-        theirs = real(one).rstrip("/") + "/"
-        if _of_one_storage(out, one) and (mine.startswith(theirs) or theirs.startswith(mine)):
+        theirs = real_path(one).rstrip("/") + "/"
+        if _is_same_storage(out, one) and (mine.startswith(theirs) or theirs.startswith(mine)):
             raise OutputError(
                 "the output lies inside the input" if mine.startswith(theirs) else "the output holds the input",
                 where=str(out),
@@ -61,7 +61,7 @@ def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
 def format_of(path: UPath) -> str:
     """``parquet``, ``jsonl`` or ``npy``, from the name of `path`."""
     name = path.name.lower()
-    stem = next((name.removesuffix(packing) for packing in PACKINGS if name.endswith(packing)), name)
+    stem = next((name.removesuffix(packing) for packing in COMPRESSIONS if name.endswith(packing)), name)
     format_ = FORMATS.get("." + stem.rpartition(".")[2])
     if format_ is None or (stem != name and format_ != "jsonl"):
         expected = f"a name ending in {SUFFIXES}"
@@ -77,27 +77,27 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
         opened = UPath(path)
         if is_local(opened):
             return opened.expanduser().absolute()
-        opened = objectstore.watched(UPath(opened, **(storage_options or {})))
+        opened = objectstore.disable_listing_cache(UPath(opened, **(storage_options or {})))
         opened.fs  # noqa: B018  the import of the backend happens here
         return opened
     except ImportError:
-        raise _missing_backend(str(path)) from None
+        raise _missing_backend_error(str(path)) from None
     except Exception as error:  # whatever a backend raises for options it does not take
         raise UsageError(
-            f"the URL cannot be opened ({type(error).__name__}: {_without(storage_options, str(error))})",
+            f"the URL cannot be opened ({type(error).__name__}: {_redact(storage_options, str(error))})",
             where=str(path),
             expected="a path, or a URL of a kind that fsspec knows, with the storage options that it takes",
         ) from None
 
 
-def _without(options: Any, text: str) -> str:
+def _redact(options: Any, text: str) -> str:
     """`text` in which no value of `options` can be read: some of them are secrets."""
     if isinstance(options, Mapping):
-        return functools.reduce(lambda left, value: _without(value, left), options.values(), text)
+        return functools.reduce(lambda left, value: _redact(value, left), options.values(), text)
     return text.replace(options, "***") if options and isinstance(options, str) else text
 
 
-def inside(root: UPath, name: str) -> UPath:
+def join_inside(root: UPath, name: str) -> UPath:
     """The file `name`, as a manifest or an object store tells it, below the directory `root`.
 
     Raises
@@ -107,7 +107,7 @@ def inside(root: UPath, name: str) -> UPath:
 
     Examples
     --------
-    >>> inside(UPath("/data/clusters"), "../x")
+    >>> join_inside(UPath("/data/clusters"), "../x")
     Traceback (most recent call last):
     ...
     daskmeans.errors.DataError: /data/clusters: it names the file '../x', which is not below it
@@ -122,20 +122,20 @@ def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file", "local")
 
 
-def _of_one_storage(one: UPath, other: UPath) -> bool:
+def _is_same_storage(one: UPath, other: UPath) -> bool:
     """Whether the paths of `one` and `other` mean the same places; fsspec's file systems differ in each thread."""
     if is_local(one) or is_local(other):
         return is_local(one) and is_local(other)
     return type(one.fs) is type(other.fs) and one.storage_options == other.storage_options
 
 
-def real(path: UPath) -> str:
+def real_path(path: UPath) -> str:
     """Where `path` lies: on a disk of this machine without links and ``..``, so that a place has one name."""
     return os.path.realpath(path.path) if is_local(path) else path.path
 
 
 @contextlib.contextmanager
-def reached(out: UPath) -> Iterator[None]:
+def translate_write_errors(out: UPath) -> Iterator[None]:
     """Explain what goes wrong where a worker writes below the directory `out`, which the client has made."""
     try:
         yield
@@ -148,7 +148,7 @@ def reached(out: UPath) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(path: UPath) -> Iterator[None]:
+def translate_read_errors(path: UPath) -> Iterator[None]:
     """Turn whatever goes wrong while `path` is read into an error of ours.
 
     Only calls into file systems and parsers belong inside: every backend has exceptions of its own, so all are caught.
@@ -168,19 +168,19 @@ def reading(path: UPath) -> Iterator[None]:
         raise DataError(found, where=str(path), remedy="check the file and the connection to its storage") from error
 
 
-def facts(path: UPath) -> tuple[int, str]:
+def stat_file(path: UPath) -> tuple[int, str]:
     """Size of `path` in bytes, and what tells its version: an etag or a time, empty if the storage knows neither."""
-    with reading(path):
+    with translate_read_errors(path):
         info = path.fs.info(path.path)
     version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
     return int(info.get("size") or 0), str(version)
 
 
-def _missing_backend(url: str) -> UsageError:
+def _missing_backend_error(url: str) -> UsageError:
     protocol = url.split("://")[0]
     if protocol in ("s3", "s3a"):
         return MissingExtraError("s3fs", "s3")
-    package = BACKENDS.get(protocol, f'"fsspec[{protocol}]"')
+    package = BACKEND_PACKAGES.get(protocol, f'"fsspec[{protocol}]"')
     found = f"{protocol}:// needs a package that is not installed"
     return UsageError(found, where=url, remedy=f"pip install {package}")
 

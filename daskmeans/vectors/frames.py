@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from daskmeans.errors import MissingExtraError, UsageError
-from daskmeans.vectors.matrix import fixed, is_list, to_matrix
+from daskmeans.vectors.matrix import is_list, to_fixed_lists, to_matrix
 
 
 def is_cudf(frame: Any) -> bool:
@@ -28,39 +28,39 @@ def is_cudf(frame: Any) -> bool:
     return hasattr(type(frame), "to_arrow")
 
 
-def table_of(frame: Any) -> pa.Table:
+def to_table(frame: Any) -> pa.Table:
     """The columns of `frame`, without its index."""
     if is_cudf(frame):
         return frame.to_arrow(preserve_index=False)
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def schema_of(frame: Any) -> pa.Schema:
+def frame_schema(frame: Any) -> pa.Schema:
     """Names and types of the columns of `frame`; those of Python objects by their rows."""
     if is_cudf(frame):
-        return table_of(frame.iloc[:0]).schema
+        return to_table(frame.iloc[:0]).schema
     return pa.Schema.from_pandas(frame, preserve_index=False)
 
 
-def on_host(frame: Any) -> pd.DataFrame:
+def frame_to_host(frame: Any) -> pd.DataFrame:
     """`frame` in memory, Arrow-backed; one that is there as it is."""
     if not is_cudf(frame):
         return frame
-    made = table_of(frame).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+    made = to_table(frame).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
     made.index = frame.index.to_pandas()
     return made
 
 
-def on_device(frame: pd.DataFrame) -> Any:
+def frame_to_device(frame: pd.DataFrame) -> Any:
     """`frame` as one of cuDF, with its index."""
-    made = to_cudf(table_of(frame))
+    made = to_cudf(to_table(frame))
     made.index = frame.index
     return made
 
 
-def like(frame: Any, made: pd.DataFrame) -> Any:
+def match_kind(frame: Any, made: pd.DataFrame) -> Any:
     """`made` as a frame of the kind of `frame`."""
-    return on_device(made) if is_cudf(frame) else made
+    return frame_to_device(made) if is_cudf(frame) else made
 
 
 def to_cudf(table: pa.Table) -> Any:
@@ -73,12 +73,12 @@ def to_cudf(table: pa.Table) -> Any:
     return cudf.DataFrame.from_arrow(table.cast(cudf_schema(table.schema)))
 
 
-def is_wanted() -> bool:
+def is_cudf_wanted() -> bool:
     """Whether Dask is set to make frames of cuDF."""
     return dask.config.get("dataframe.backend", "pandas") == "cudf"
 
 
-def empty_cudf(table: pa.Table) -> Any:
+def make_empty_cudf(table: pa.Table) -> Any:
     """A frame of cuDF that `table`, which has no rows, becomes.
 
     Raises
@@ -109,16 +109,16 @@ def cudf_schema(schema: pa.Schema) -> pa.Schema:
     >>> cudf_schema(pa.schema({"id": pa.int64(), "v": pa.list_(pa.float16(), 2)})).types
     [DataType(int64), ListType(list<item: float>)]
     """
-    return pa.schema([(field.name, _known(field.type)) for field in schema])
+    return pa.schema([(field.name, _cudf_type(field.type)) for field in schema])
 
 
-def _known(type_: pa.DataType) -> pa.DataType:
+def _cudf_type(type_: pa.DataType) -> pa.DataType:
     if is_list(type_):
-        return pa.list_(_known(type_.value_type))
+        return pa.list_(_cudf_type(type_.value_type))
     return pa.float32() if pa.types.is_float16(type_) else type_
 
 
-def with_fixed(table: pa.Table, column: str) -> pa.Table:
+def with_fixed_lists(table: pa.Table, column: str) -> pa.Table:
     """`table` with the vectors of `column` as lists of a fixed size, as files hold them.
 
     Raises
@@ -129,18 +129,18 @@ def with_fixed(table: pa.Table, column: str) -> pa.Table:
     Examples
     --------
     >>> table = pa.table({"v": pa.array([[1.0, 2.0]], pa.list_(pa.float32()))})
-    >>> str(with_fixed(table, "v").schema.field("v").type)
+    >>> str(with_fixed_lists(table, "v").schema.field("v").type)
     'fixed_size_list<item: float>[2]'
     """
     vectors = table[column]
     if pa.types.is_fixed_size_list(vectors.type):
         return table
     X = to_matrix(vectors, f"column {column!r}")
-    made = fixed(pa.array(X.reshape(-1)), X.shape[1], len(X))
+    made = to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], len(X))
     return table.set_column(table.column_names.index(column), column, made)
 
 
-def matrix_on(column: Any) -> Any:
+def to_cupy_matrix(column: Any) -> Any:
     """The elements of a column of cuDF as a matrix of cupy, shape (n, d), which is not copied.
 
     None where they are no such matrix: a vector or an element is null, lengths differ, or there are no numbers.
@@ -156,7 +156,7 @@ def matrix_on(column: Any) -> Any:
     return elements.values.reshape(-1, d)
 
 
-def column_on(X: Any, index: Any) -> Any:
+def to_cudf_column(X: Any, index: Any) -> Any:
     """A column of cuDF of the rows of a matrix of cupy (C-contiguous), which is not copied."""
     import cudf
     import pylibcudf

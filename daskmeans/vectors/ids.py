@@ -19,15 +19,15 @@ from distributed import Client
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.runtime import executor
-from daskmeans.vectors.matrix import is_null
+from daskmeans.vectors.matrix import null_mask
 from daskmeans.vectors.partitioning import Partition
 from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.source import Source
-from daskmeans.vectors.validate import SKIP
+from daskmeans.vectors.validate import SKIP_REMEDY
 
 # Rows whose hashes one task compares: 16 bytes each.
 ROWS_PER_RANGE = 8 * 2**20
-EXAMPLES = 3
+MAX_EXAMPLES = 3
 
 
 def find_duplicate_ids(source: Source, client: Client | None = None, rows_per_range: int = ROWS_PER_RANGE) -> pa.Table:
@@ -48,12 +48,12 @@ def find_duplicate_ids(source: Source, client: Client | None = None, rows_per_ra
     >>> find_duplicate_ids(open_source("memory://doctest-ids")).to_pylist()
     [{'partition': 0, 'row': 2, 'id': 'a', 'first_partition': 0, 'first_row': 0}]
     """
-    suspects = np.empty(0, np.int64) if source.format == "npy" else _suspects(source, client, rows_per_range)
+    suspects = np.empty(0, np.int64) if source.format == "npy" else _find_suspects(source, client, rows_per_range)
     starts = np.cumsum([0, *(partition.rows for partition in source.partitions)])
-    ids = _ids_of(source, suspects, starts, client)
-    first, later = _repeated(ids)
-    partition, row = _places(suspects[later], starts)
-    first_partition, first_row = _places(suspects[first], starts)
+    ids = _read_ids(source, suspects, starts, client)
+    first, later = _find_repeats(ids)
+    partition, row = _locate_rows(suspects[later], starts)
+    first_partition, first_row = _locate_rows(suspects[first], starts)
     return pa.table(
         {
             "partition": partition,
@@ -89,14 +89,14 @@ def check_ids(source: Source, on_bad_row: str = "error", client: Client | None =
     if not len(found):
         return source
     if on_bad_row == "error":
-        raise _error(source, found)
-    return replace(source, partitions=_leave_out(source, found), reader=replace(source.reader, on_bad_row="skip"))
+        raise _duplicates_error(source, found)
+    return replace(source, partitions=_exclude_rows(source, found), reader=replace(source.reader, on_bad_row="skip"))
 
 
-def _error(source: Source, found: pa.Table) -> DataError:
+def _duplicates_error(source: Source, found: pa.Table) -> DataError:
     distinct = len(pc.unique(found.column("id")))
     # Of each id the second occurrence, in the order of the input.
-    examples = list({row["id"]: row for row in found.slice(0, 1000).to_pylist()[::-1]}.values())[::-1][:EXAMPLES]
+    examples = list({row["id"]: row for row in found.slice(0, 1000).to_pylist()[::-1]}.values())[::-1][:MAX_EXAMPLES]
     places = [
         f"{row['id']!r} ({source.place(row['first_partition'], row['first_row'])}, and "
         f"{source.place(row['partition'], row['row'])})"
@@ -108,29 +108,29 @@ def _error(source: Source, found: pa.Table) -> DataError:
         + ("; ..." if distinct > len(places) else ""),
         where=f"column {source.id_field!r}, rows counted from 0",
         expected="ids that occur once in the whole input",
-        remedy=f"make the ids unique, name another --id-field, or {SKIP} (the first row of each id stays)",
+        remedy=f"make the ids unique, name another --id-field, or {SKIP_REMEDY} (the first row of each id stays)",
     )
 
 
-def _suspects(source: Source, client: Client | None, rows_per_range: int) -> np.ndarray:
+def _find_suspects(source: Source, client: Client | None, rows_per_range: int) -> np.ndarray:
     """Numbers of all rows whose id hashes like that of another row, ascending. int64."""
     ranges = -(-source.rows // rows_per_range)
     run = uuid.uuid4().hex[:8]
     hashed: list[Any] = []
     start = 0
     for partition in source.partitions:
-        task = delayed(_hashes, pure=False, nout=ranges)
+        task = delayed(_hash_ids, pure=False, nout=ranges)
         hashed.append(task(source.reader, partition, start, ranges, dask_key_name=f"id-hash-{run}-{partition.number}"))
         start += partition.rows
-    compare = delayed(_equal_hashes, pure=False)
+    compare = delayed(_find_equal_hashes, pure=False)
     tasks = [compare([part[i] for part in hashed], dask_key_name=f"id-compare-{run}-{i}") for i in range(ranges)]
     return np.sort(np.concatenate(executor.compute(tasks, label="check ids", client=client)))
 
 
-def _hashes(reader: Reader, partition: Partition, start: int, ranges: int) -> list[np.ndarray]:
+def _hash_ids(reader: Reader, partition: Partition, start: int, ranges: int) -> list[np.ndarray]:
     """Hash and number of each row of `partition` that has an id, divided by hash; `start` is the first number."""
     ids = reader.ids(partition)
-    valid = np.flatnonzero(~is_null(ids))
+    valid = np.flatnonzero(~null_mask(ids))
     hashes = np.empty((len(valid), 2), np.uint64)
     hashes[:, 0] = hash_column(ids.drop_null())
     hashes[:, 1] = valid + start
@@ -138,7 +138,7 @@ def _hashes(reader: Reader, partition: Partition, start: int, ranges: int) -> li
     return [hashes[part == i] for i in range(ranges)]
 
 
-def _equal_hashes(parts: list[np.ndarray]) -> np.ndarray:
+def _find_equal_hashes(parts: list[np.ndarray]) -> np.ndarray:
     """Numbers of the rows whose hash occurs more than once in `parts`."""
     hashes, numbers = np.concatenate(parts).T
     order = np.argsort(hashes, kind="stable")
@@ -150,10 +150,10 @@ def _equal_hashes(parts: list[np.ndarray]) -> np.ndarray:
     return numbers[order[either]].astype(np.int64)
 
 
-def _ids_of(source: Source, numbers: np.ndarray, starts: np.ndarray, client: Client | None) -> pa.ChunkedArray:
+def _read_ids(source: Source, numbers: np.ndarray, starts: np.ndarray, client: Client | None) -> pa.ChunkedArray:
     """Ids of the rows with the given ascending `numbers`."""
     run = uuid.uuid4().hex[:8]
-    take = delayed(_take, pure=False)
+    take = delayed(_take_ids, pure=False)
     bounds = np.searchsorted(numbers, starts)
     tasks = [
         take(source.reader, partition, numbers[low:high] - start, dask_key_name=f"id-take-{run}-{partition.number}")
@@ -165,11 +165,11 @@ def _ids_of(source: Source, numbers: np.ndarray, starts: np.ndarray, client: Cli
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type_)
 
 
-def _take(reader: Reader, partition: Partition, rows: np.ndarray) -> pa.ChunkedArray:
+def _take_ids(reader: Reader, partition: Partition, rows: np.ndarray) -> pa.ChunkedArray:
     return reader.ids(partition).take(pa.array(rows))
 
 
-def _repeated(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _find_repeats(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """For each value that occurred before, ascending: where it was first, and where it is now."""
     chunks = pc.dictionary_encode(ids).unify_dictionaries().chunks
     numbers = np.concatenate([np.empty(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)])
@@ -179,13 +179,13 @@ def _repeated(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return first[later], later
 
 
-def _places(numbers: np.ndarray, starts: np.ndarray) -> tuple[pa.Array, pa.Array]:
+def _locate_rows(numbers: np.ndarray, starts: np.ndarray) -> tuple[pa.Array, pa.Array]:
     """Partition, and row within it, of the rows with the given numbers."""
     partitions = np.searchsorted(starts, numbers, side="right") - 1
     return pa.array(partitions, pa.int32()), pa.array(numbers - starts[partitions], pa.int64())
 
 
-def _leave_out(source: Source, found: pa.Table) -> tuple[Partition, ...]:
+def _exclude_rows(source: Source, found: pa.Table) -> tuple[Partition, ...]:
     """Partitions of `source` that leave out the rows in `found`."""
     numbers, rows = found.column("partition").to_numpy(), found.column("row").to_numpy()
     bounds = np.searchsorted(numbers, np.arange(source.n_partitions + 1))

@@ -13,42 +13,44 @@ import pyarrow.json as pj
 from upath import UPath
 
 from daskmeans.errors import DataError
-from daskmeans.vectors.files import reading
+from daskmeans.vectors.files import translate_read_errors
 from daskmeans.vectors.matrix import is_list
-from daskmeans.vectors.partitioning import Slice, Survey, Unit
+from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
 
 BLOCK_BYTES = 8 * 2**20
 HEAD_BYTES = 2**20
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 # Asks for lines with an object in each, whatever their fields: this one nobody has.
 ANY_OBJECT = pa.schema({"\0": pa.null()})
-NULL = re.compile(rb"\s*null")
+NULL_LINE = re.compile(rb"\s*null")
 
-Read = Callable[[int], bytes]
+ReadBytes = Callable[[int], bytes]
 
 
-def survey(path: UPath, rows: int | None, head_bytes: int = HEAD_BYTES, block_bytes: int = BLOCK_BYTES) -> Survey:
+def survey_jsonl(
+    path: UPath, rows: int | None, head_bytes: int = HEAD_BYTES, block_bytes: int = BLOCK_BYTES
+) -> FileSurvey:
     """Schema of `path` from its first lines, and units of `rows` lines; without `rows`, only the first lines are read.
 
     A compressed file is one unit.
     """
-    with reading(path), opened(path) as read:
-        head = next((block for block in blocks(read, head_bytes) if len(line_starts(block))), b"")
+    with translate_read_errors(path), open_text(path) as read:
+        head = next((block for block in read_blocks(read, head_bytes) if len(line_starts(block))), b"")
         if not head:
-            return Survey(pa.schema([]), ())
-        schema = _infer(head, path)
+            return FileSurvey(pa.schema([]), ())
+        schema = _infer_schema(head, path)
         if rows is None:
-            return Survey(schema, (Unit(len(line_starts(head)), 0, len(head), divisible=False),), complete=False)
-    with reading(path), opened(path) as read:
-        units = _units(blocks(read, block_bytes), 2**62 if codec(path) else rows)
-    return Survey(schema, tuple(units), complete=False)
+            return FileSurvey(schema, (Unit(len(line_starts(head)), 0, len(head), divisible=False),), complete=False)
+    with translate_read_errors(path), open_text(path) as read:
+        units = _find_units(read_blocks(read, block_bytes), 2**62 if codec(path) else rows)
+    return FileSurvey(schema, tuple(units), complete=False)
 
 
-def tables(piece: Slice, schema: pa.Schema, block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]:
+def read_jsonl(piece: Slice, schema: pa.Schema, block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]:
     """Rows of `piece` in order, with the columns of `schema` in its types."""
     row, end = piece.first, piece.first + piece.rows
-    with reading(piece.path), opened(piece.path, piece.start, piece.end) as read:
-        for block in blocks(read, block_bytes):
+    with translate_read_errors(piece.path), open_text(piece.path, piece.start, piece.end) as read:
+        for block in read_blocks(read, block_bytes):
             table = parse_or_refuse(block, schema, piece.path, row)
             row += len(table)
             if len(table):
@@ -64,7 +66,7 @@ def codec(path: UPath) -> str | None:
 
 
 @contextlib.contextmanager
-def opened(path: UPath, start: int = 0, end: int = 0) -> Iterator[Read]:
+def open_text(path: UPath, start: int = 0, end: int = 0) -> Iterator[ReadBytes]:
     """Reader of the text in `path`; of a plain file, of its bytes from `start` to `end` if `end` is given."""
     with path.open("rb") as file:
         if codec(path):
@@ -77,7 +79,7 @@ def opened(path: UPath, start: int = 0, end: int = 0) -> Iterator[Read]:
             yield file.read
 
 
-def blocks(read: Read, size: int) -> Iterator[bytes]:
+def read_blocks(read: ReadBytes, size: int) -> Iterator[bytes]:
     """Blocks of about `size` bytes that end where a line ends."""
     held: list[bytes] = []
     while data := read(size):
@@ -101,7 +103,7 @@ def line_starts(block: bytes) -> np.ndarray:
     return np.delete(starts, blank)
 
 
-def _units(blocks: Iterator[bytes], rows: int) -> list[Unit]:
+def _find_units(blocks: Iterator[bytes], rows: int) -> list[Unit]:
     """Units of `rows` lines each, and the rest."""
     cuts, lines, offset = [], 0, 0
     for block in blocks:
@@ -114,19 +116,19 @@ def _units(blocks: Iterator[bytes], rows: int) -> list[Unit]:
     return [Unit(size, start, end, divisible=False) for size, (start, end) in zip(sizes, ranges, strict=True)]
 
 
-def _infer(head: bytes, path: UPath) -> pa.Schema:
+def _infer_schema(head: bytes, path: UPath) -> pa.Schema:
     """Types of the fields in `head`; numbers in lists are single precision, what looks like a date stays a string."""
     try:
-        found = _parse(head, None).schema
+        found = _parse_lines(head, None).schema
     except ValueError:
         parse_or_refuse(head, ANY_OBJECT, path, 0)
         # Lines that are fine one by one contradict each other; the first says what a field is.
-        found = _parse(head[: line_starts(head)[1]], None).schema
+        found = _parse_lines(head[: line_starts(head)[1]], None).schema
     floats = any(is_list(type_) and pa.types.is_floating(type_.value_type) for type_ in found.types)
-    return pa.schema([field.with_type(_plain(field.type, lists_of_integers=floats)) for field in found])
+    return pa.schema([field.with_type(_field_type(field.type, lists_of_integers=floats)) for field in found])
 
 
-def _plain(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
+def _field_type(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
     """What to read a field as that looks like `type_`; without `lists_of_integers`, such lists are vectors too."""
     if pa.types.is_timestamp(type_):
         return pa.string()
@@ -137,12 +139,12 @@ def _plain(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
     return type_
 
 
-def _parse(block: bytes, schema: pa.Schema | None) -> pa.Table:
+def _parse_lines(block: bytes, schema: pa.Schema | None) -> pa.Table:
     """Table of the lines in `block`; ValueError if one of them is not one object of `schema`."""
     starts = line_starts(block)
     if not len(starts):
         return (schema or pa.schema([])).empty_table()
-    if NULL.match(block, int(starts[0])):  # with which Arrow's parser ends the process
+    if NULL_LINE.match(block, int(starts[0])):  # with which Arrow's parser ends the process
         raise ValueError("it is null")
     unexpected = "infer" if schema is None else "ignore"
     table = pj.read_json(
@@ -159,9 +161,9 @@ def _parse(block: bytes, schema: pa.Schema | None) -> pa.Table:
 def parse_or_refuse(block: bytes, schema: pa.Schema, path: UPath, first: int) -> pa.Table:
     """Table of the lines in `block`; `first` is the number of its first row."""
     try:
-        return _parse(block, schema)
+        return _parse_lines(block, schema)
     except ValueError:
-        row, message = _first_bad(block, schema)
+        row, message = _find_bad_line(block, schema)
         fields = ", ".join(f"{field.name} ({field.type})" for field in schema if schema is not ANY_OBJECT)
         raise DataError(
             f"the line cannot be read ({message})",
@@ -171,14 +173,14 @@ def parse_or_refuse(block: bytes, schema: pa.Schema, path: UPath, first: int) ->
         ) from None
 
 
-def _first_bad(block: bytes, schema: pa.Schema) -> tuple[int, str]:
+def _find_bad_line(block: bytes, schema: pa.Schema) -> tuple[int, str]:
     """Number of the first line that keeps `block` from being read, by bisection, and why."""
     ends = [*line_starts(block)[1:].tolist(), len(block)]
     good, bad, message = 0, len(ends), ""
     while good < bad:
         middle = (good + bad) // 2
         try:
-            _parse(block[: ends[middle]], schema)
+            _parse_lines(block[: ends[middle]], schema)
             good = middle + 1
         except ValueError as error:
             bad, message = middle, str(error)

@@ -21,48 +21,48 @@ LOGS = {
 }
 
 
-def refuse_tables(root: UPath, names: Sequence[str]) -> None:
+def refuse_lake_tables(root: UPath, names: Sequence[str]) -> None:
     """Raise UsageError if one of the files `names` below the directory `root` is of the log of a table."""
     for kind, (folder, ending) in LOGS.items():
         log = re.compile(rf"(?:(.*?)/)?{re.escape(folder)}/[^/]*{re.escape(ending)}")
         tables = [found[1] or "" for found in map(log.fullmatch, names) if found]
         if tables:
-            raise _refused(kind, root / min(tables, key=len))
+            raise _lake_error(kind, root / min(tables, key=len))
 
 
-def refuse_parts(folders: Iterable[UPath]) -> None:
+def refuse_lake_parts(folders: Iterable[UPath]) -> None:
     """Raise UsageError if the files of one of `folders` belong to a table, whose directory may lie above.
 
     Partitions lie in ``column=value``. There may be thousands of them, each of which would cost requests, so that of
     partitions the first alone is looked at: where it is a table of its own, the others will be, too.
     """
     given = list(folders)
-    places = dict.fromkeys(_partitions(given[0])) if given else {}
+    places = dict.fromkeys(_partition_folders(given[0])) if given else {}
     for folder in given:
         while "=" in folder.name:
             folder = folder.parent
         places |= dict.fromkeys((folder, folder.parent))
     for place in places:
         for kind, (log, ending) in LOGS.items():
-            if _is_log(place / log, ending):
-                raise _refused(kind, place)
+            if _has_log(place / log, ending):
+                raise _lake_error(kind, place)
 
 
-def _partitions(folder: UPath) -> Iterator[UPath]:
+def _partition_folders(folder: UPath) -> Iterator[UPath]:
     """`folder` and those above it that are partitions."""
     while "=" in folder.name:
         yield folder
         folder = folder.parent
 
 
-def _is_log(folder: UPath, ending: str) -> bool:
+def _has_log(folder: UPath, ending: str) -> bool:
     names: list[str] = []
-    with objectstore.tolerated():  # what lies around an input need not be allowed to be seen
+    with objectstore.suppress_storage_errors():  # what lies around an input need not be allowed to be seen
         names += [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return any(name.endswith(ending) for name in names)
 
 
-def _refused(kind: str, table: UPath) -> UsageError:
+def _lake_error(kind: str, table: UPath) -> UsageError:
     remedy = "write its rows to files of their own, with what reads such tables"
     if kind == "Delta":
         remedy += ", or name its files as they are now (in Python DeltaTable(path).file_uris() tells them)"

@@ -17,16 +17,26 @@ from daskmeans.errors import NotFoundError, UsageError
 from daskmeans.runtime.client import logger
 from daskmeans.storage import manifest, objectstore
 from daskmeans.storage.signature import is_signed
-from daskmeans.vectors.files import SUFFIXES, Input, format_of, inside, is_local, listed, open_path, reading, real
-from daskmeans.vectors.lakes import refuse_parts, refuse_tables
+from daskmeans.vectors.files import (
+    SUFFIXES,
+    Input,
+    as_list,
+    format_of,
+    is_local,
+    join_inside,
+    open_path,
+    real_path,
+    translate_read_errors,
+)
+from daskmeans.vectors.lakes import refuse_lake_parts, refuse_lake_tables
 
 # What older outputs list their rejected rows in, beside their data.
 OLD_REJECTS = "rejects.parquet"
 # Files of unknown names whose first bytes are looked at, how many at once, and how many a message names.
-LOOKED, LOOKERS, TOLD = 1000, 16, 3
+MAX_PROBED_FILES, PROBE_THREADS, MAX_NAMED_FILES = 1000, 16, 3
 
 
-class Found(NamedTuple):
+class InputFiles(NamedTuple):
     """Files of an input."""
 
     files: list[UPath]
@@ -48,8 +58,8 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
         A file of an unknown format, files of several formats, a file named twice, an unknown kind of URL, a Parquet
         file that would be left out because of its name, or a table whose log tells which files count.
     """
-    opened = [open_path(one, storage_options) for one in listed(inputs)]
-    each = [_expand(path) for path in opened]
+    opened = [open_path(one, storage_options) for one in as_list(inputs)]
+    each = [_expand_input(path) for path in opened]
     found = [file for one in each for file in one.files]
     if not found:
         raise UsageError("the input is an empty list", expected=f"files: {SUFFIXES}")
@@ -65,53 +75,53 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
         )
     seen: dict[str, UPath] = {}
     for file in found:
-        place = real(file)
+        place = real_path(file)
         if before := seen.get(place):
             also = "" if str(before) == str(file) else f", also as {before}"
             raise UsageError(f"the file is named twice{also}", where=str(file), remedy="name every input once")
         seen[place] = file
     for path, one in zip(opened, each, strict=True):
         if one.others:
-            _warn(path, one)
+            _warn_of_left_out(path, one)
     return found
 
 
-def warn_of_added(inputs: Sequence[UPath], known: Sequence[UPath]) -> None:
+def warn_of_added_files(inputs: Sequence[UPath], known: Sequence[UPath]) -> None:
     """Say aloud which files of `inputs`, as :func:`open_path` gives them, are not among `known`, which were read."""
     before = {file.path for file in known}
-    new = [file for path in inputs for file in _listed(path) if file.path not in before and _is_known(file)]
+    new = [file for path in inputs for file in _list_files(path) if file.path not in before and _has_known_format(file)]
     if new:
         logger.warning(
             "%s: %s files were added while the input was being read, and are not in what was made: %s",
             new[0].parent,
             f"{len(new):,}",
-            _some(new),
+            _name_some(new),
         )
 
 
-def _expand(path: UPath) -> Found:
-    files = _listed(path)
+def _expand_input(path: UPath) -> InputFiles:
+    files = _list_files(path)
     if files == [path]:
         format_of(path)
-        return Found(files, [])
-    with reading(path):
-        refuse_parts(dict.fromkeys(file.parent for file in files))
-        return _told_apart(files, path)
+        return InputFiles(files, [])
+    with translate_read_errors(path):
+        refuse_lake_parts(dict.fromkeys(file.parent for file in files))
+        return _split_by_format(files, path)
 
 
-def _listed(path: UPath) -> list[UPath]:
+def _list_files(path: UPath) -> list[UPath]:
     """All files that `path` stands for, whatever they are."""
-    with reading(path):
+    with translate_read_errors(path):
         if path.is_file():
             return [path]
         if path.is_dir():
-            return _in_directory(path, _below(path))
-        if _has_magic(path.path):
-            return _in_glob(path)
+            return _list_directory(path, _open_filesystem(path))
+        if _has_wildcard(path.path):
+            return _list_glob(path)
     raise NotFoundError("no such path", where=str(path), expected="a file, a directory or a glob")
 
 
-class _Linked(LocalFileSystem):
+class _LinkedFileSystem(LocalFileSystem):
     """A disk on which a link to a directory is one too, unless it leads back to what it is reached by from `top` on."""
 
     cachable = False
@@ -135,28 +145,28 @@ class _Linked(LocalFileSystem):
         return self._real(folder) in map(self._real, above)
 
 
-def _below(top: UPath) -> AbstractFileSystem:
+def _open_filesystem(top: UPath) -> AbstractFileSystem:
     """The file system to find files below `top` with."""
-    return _Linked(top.path) if is_local(top) else top.fs
+    return _LinkedFileSystem(top.path) if is_local(top) else top.fs
 
 
-def _in_directory(root: UPath, fs: AbstractFileSystem) -> list[UPath]:
+def _list_directory(root: UPath, fs: AbstractFileSystem) -> list[UPath]:
     """Files in `root`; of an output of ours those with rows, and it is refused if it is unfinished or holds none."""
-    ours = manifest.read(root, "embed", "apply", "assign") if manifest.peek(root) else None
+    ours = manifest.read_manifest(root, "embed", "apply", "assign") if manifest.peek_manifest(root) else None
     if ours and ours["step"] == "assign":  # beside these there may be some that an append has not finished
-        return [inside(root, name) for name in sorted(file["path"] for file in ours["outputs"])]
+        return [join_inside(root, name) for name in sorted(file["path"] for file in ours["outputs"])]
     prefix = root.path.rstrip("/") + "/"
     names = [found.removeprefix(prefix) for found in fs.find(root.path)]
-    refuse_tables(root, names)
+    refuse_lake_tables(root, names)
     return [root / name for name in sorted(names) if not any(map(_is_hidden, name.split("/")))]
 
 
-def _in_glob(pattern: UPath) -> list[UPath]:
+def _list_glob(pattern: UPath) -> list[UPath]:
     base = pattern
-    while _has_magic(base.path):
+    while _has_wildcard(base.path):
         base = base.parent
     prefix = base.path.rstrip("/") + "/"
-    fs = _below(base)
+    fs = _open_filesystem(base)
     names = [found.removeprefix(prefix) for found in sorted(fs.glob(pattern.path))]
     asked = any(map(_is_hidden, pattern.path.removeprefix(prefix).split("/")))
     if not asked:  # a wildcard stands for no hidden directory
@@ -168,29 +178,29 @@ def _in_glob(pattern: UPath) -> list[UPath]:
         if not match.is_dir():
             files[match.path] = match
         elif asked or not _is_hidden(match.name):  # `**` matches a directory and also the files in it
-            files |= {file.path: file for file in _in_directory(match, fs)}
+            files |= {file.path: file for file in _list_directory(match, fs)}
     return [files[path] for path in sorted(files)]
 
 
-def _told_apart(files: list[UPath], where: UPath) -> Found:
+def _split_by_format(files: list[UPath], where: UPath) -> InputFiles:
     """`files` of the input `where` that are read, and others."""
-    known = [file for file in files if _is_known(file) and not _is_old_list(file)]
-    others = [file for file in files if not _is_known(file) and not _is_no_data(file)]
+    known = [file for file in files if _has_known_format(file) and not _is_old_rejects(file)]
+    others = [file for file in files if not _has_known_format(file) and not _is_sidecar(file)]
     _refuse_parquet(others, where)
     if not known:
         example = f", but {others[0].name} and the like" if others else ""
         raise UsageError(f"no file that can be read{example}", where=str(where), expected=f"files: {SUFFIXES}")
-    return Found(known, others)
+    return InputFiles(known, others)
 
 
 def _refuse_parquet(others: list[UPath], where: UPath) -> None:
     """Raise UsageError if one of `others`, of which the first are looked at, is Parquet: its rows would be missed."""
-    with ThreadPoolExecutor(LOOKERS) as pool:
-        looks = list(pool.map(_is_parquet, others[:LOOKED]))
+    with ThreadPoolExecutor(PROBE_THREADS) as pool:
+        looks = list(pool.map(_is_parquet, others[:MAX_PROBED_FILES]))
     found = [file for file, is_parquet in zip(others, looks, strict=False) if is_parquet]
     if found:
         raise UsageError(
-            f"the input holds Parquet under names that do not tell it: {_some(found)}",
+            f"the input holds Parquet under names that do not tell it: {_name_some(found)}",
             where=str(where),
             expected=f"names ending in {SUFFIXES}",
             remedy="let the names end in .parquet, or name the files to be read by a glob such as 'vectors/*.parquet'",
@@ -201,52 +211,52 @@ def _is_parquet(file: UPath) -> bool:
     if is_local(file) and not os.path.isfile(file.path):  # such as a pipe, of which there would be no end
         return False
     start = b""
-    with objectstore.tolerated(), file.open("rb") as stream:  # such as a link to nowhere
+    with objectstore.suppress_storage_errors(), file.open("rb") as stream:  # such as a link to nowhere
         start = stream.read(4)
     return start == b"PAR1"
 
 
-def _warn(where: UPath, found: Found) -> None:
+def _warn_of_left_out(where: UPath, found: InputFiles) -> None:
     logger.warning(
         "%s: %s of %s files are left out, as their names tell no format: %s. Let names of files with rows end in %s; "
         "to leave out others without this warning, name those to read by a glob such as 'vectors/*.parquet'",
         where,
         f"{len(found.others):,}",
         f"{len(found.others) + len(found.files):,}",
-        _some(found.others),
+        _name_some(found.others),
         SUFFIXES,
     )
 
 
-def _some(files: list[UPath]) -> str:
-    more = f" and {len(files) - TOLD:,} more" if len(files) > TOLD else ""
-    return ", ".join(file.name for file in files[:TOLD]) + more
+def _name_some(files: list[UPath]) -> str:
+    more = f" and {len(files) - MAX_NAMED_FILES:,} more" if len(files) > MAX_NAMED_FILES else ""
+    return ", ".join(file.name for file in files[:MAX_NAMED_FILES]) + more
 
 
-def _is_known(path: UPath) -> bool:
+def _has_known_format(path: UPath) -> bool:
     try:
         return bool(format_of(path))
     except UsageError:
         return False
 
 
-def _is_old_list(file: UPath) -> bool:
+def _is_old_rejects(file: UPath) -> bool:
     """Whether `file` is a list of rejected rows in an output of an earlier version."""
     if file.name != OLD_REJECTS:
         return False
-    with reading(file):
+    with translate_read_errors(file):
         schema = pq.read_schema(file.path, filesystem=file.fs)
         return is_signed(schema) and {*schema.names} - {"input"} == {"id", "file", "row", "reason"}
 
 
-def _is_no_data(file: UPath) -> bool:
+def _is_sidecar(file: UPath) -> bool:
     """Whether the name of `file`, which tells no format, is that of what writers of data leave beside it."""
-    return _is_hidden(file.name) or file.name == manifest.old_name(manifest.NAME) or file.name.endswith(".crc")
+    return _is_hidden(file.name) or file.name == manifest.old_name(manifest.MANIFEST_NAME) or file.name.endswith(".crc")
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def _has_magic(path: str) -> bool:
+def _has_wildcard(path: str) -> bool:
     return any(character in path for character in "*?[")

@@ -14,30 +14,30 @@ from upath import UPath
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import jsonl, npy, parquet
 from daskmeans.vectors.files import format_of
-from daskmeans.vectors.matrix import lengths, untyped
-from daskmeans.vectors.partitioning import Slice, Survey, pieces
-from daskmeans.vectors.reader import TABLES
+from daskmeans.vectors.matrix import is_untyped, list_lengths
+from daskmeans.vectors.partitioning import FileSurvey, Slice, cut_units
+from daskmeans.vectors.reader import SLICE_READERS
 
 # Files or units of them that the sample for the dimension is taken from, and its rows: the first ones of each unit,
 # as others cannot be had without them.
-PLACES, SAMPLE_ROWS = 16, 2048
-LOOKERS = 16
+MAX_SAMPLED_UNITS, SAMPLE_ROWS = 16, 2048
+SURVEY_THREADS = 16
 # Rows of a piece where all rows are searched for a vector.
 SEARCH_ROWS = 65536
 
-Look = Callable[[UPath, int | None], Survey]
-Surveyed = tuple[UPath, Survey]
+SurveyFunction = Callable[[UPath, int | None], FileSurvey]
+SurveyedFile = tuple[UPath, FileSurvey]
 
 
-def look_of(files: Sequence[UPath], id_field: str) -> Look:
+def choose_survey(files: Sequence[UPath], id_field: str) -> SurveyFunction:
     """How to look at one of `files`."""
     format_ = format_of(files[0])
     if format_ == "npy":
-        return partial(npy.survey, id_field=id_field)
-    return parquet.survey if format_ == "parquet" else jsonl.survey
+        return partial(npy.survey_npy, id_field=id_field)
+    return parquet.survey_parquet if format_ == "parquet" else jsonl.survey_jsonl
 
 
-def first_looks(files: Sequence[UPath], look: Look) -> list[Surveyed]:
+def survey_first(files: Sequence[UPath], survey_file: SurveyFunction) -> list[SurveyedFile]:
     """Surveys of `files` that have rows; of JSON lines those of some, and of their first lines alone.
 
     Raises
@@ -45,38 +45,38 @@ def first_looks(files: Sequence[UPath], look: Look) -> list[Surveyed]:
     UsageError
         None has rows.
     """
-    if look is jsonl.survey:
-        found = look_at([files[i] for i in _spread(len(files))], look)
-        found = found or next(filter(None, (look_at([file], look) for file in files)), [])
+    if survey_file is jsonl.survey_jsonl:
+        found = survey_files([files[i] for i in _spread_indices(len(files))], survey_file)
+        found = found or next(filter(None, (survey_files([file], survey_file) for file in files)), [])
     else:
-        found = look_at(files, look)
+        found = survey_files(files, survey_file)
     if not found:
         where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         raise UsageError("the input is empty: it has no rows", where=where, expected="at least one row")
     return found
 
 
-def look_at(files: Sequence[UPath], look: Look, rows: int | None = None) -> list[Surveyed]:
+def survey_files(files: Sequence[UPath], survey_file: SurveyFunction, rows: int | None = None) -> list[SurveyedFile]:
     """Surveys of those of `files` that have rows."""
-    with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
-        surveys = list(pool.map(lambda path: look(path, rows), files))
+    with ThreadPoolExecutor(min(SURVEY_THREADS, len(files))) as pool:
+        surveys = list(pool.map(lambda path: survey_file(path, rows), files))
     return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units]
 
 
-def told_schema(surveys: Sequence[Surveyed]) -> pa.Schema:
+def merge_schemas(surveys: Sequence[SurveyedFile]) -> pa.Schema:
     """Schema of the first of `surveys`; of columns whose types it does not tell, as all is null, that of another."""
     types: dict[str, pa.DataType] = {}
     for _, survey in surveys:
         for field in survey.schema:
-            if untyped(types.get(field.name, pa.null())):
+            if is_untyped(types.get(field.name, pa.null())):
                 types[field.name] = field.type
     first = surveys[0][1]
-    told = [field.with_type(types[field.name]) if untyped(field.type) else field for field in first.schema]
+    typed = [field.with_type(types[field.name]) if is_untyped(field.type) else field for field in first.schema]
     more = [] if first.complete else [name for name in types if name not in first.schema.names]
-    return pa.schema([*told, *(pa.field(name, types[name]) for name in more)])
+    return pa.schema([*typed, *(pa.field(name, types[name]) for name in more)])
 
 
-def find_dimension(surveys: Sequence[Surveyed], name: str) -> tuple[int, UPath]:
+def find_dimension(surveys: Sequence[SurveyedFile], name: str) -> tuple[int, UPath]:
     """Length of most vectors in a sample of column `name`, and a file that has such; of equals the first.
 
     Null and empty vectors do not count. If the sample has no others, all rows of `surveys` are searched for one.
@@ -87,11 +87,11 @@ def find_dimension(surveys: Sequence[Surveyed], name: str) -> tuple[int, UPath]:
         There are no others.
     """
     n_units = sum(len(survey.units) for _, survey in surveys)
-    starts = list(_starts(surveys, -(-SAMPLE_ROWS // min(PLACES, n_units))))
-    with ThreadPoolExecutor(PLACES) as pool:
-        sampled = list(pool.map(partial(_counted, name), [starts[i] for i in _spread(n_units)]))
+    starts = list(_unit_starts(surveys, -(-SAMPLE_ROWS // min(MAX_SAMPLED_UNITS, n_units))))
+    with ThreadPoolExecutor(MAX_SAMPLED_UNITS) as pool:
+        sampled = list(pool.map(partial(_count_lengths, name), [starts[i] for i in _spread_indices(n_units)]))
     if not any(counts for _, counts in sampled):
-        sampled = _any_found(surveys, name)
+        sampled = _search_vectors(surveys, name)
     if not sampled:
         where = f"{surveys[0][0]}, column {name!r}"
         raise DataError("all vectors are null or empty", where=where, expected="a vector in every row")
@@ -99,12 +99,12 @@ def find_dimension(surveys: Sequence[Surveyed], name: str) -> tuple[int, UPath]:
     return dimension, next(path for path, counts in sampled if dimension in counts)
 
 
-def _spread(count: int) -> list[int]:
-    """PLACES of `count` numbers, from all over, the first among them."""
-    return np.unique(np.linspace(0, count - 1, min(PLACES, count)).astype(int)).tolist()
+def _spread_indices(count: int) -> list[int]:
+    """MAX_SAMPLED_UNITS of `count` numbers, from all over, the first among them."""
+    return np.unique(np.linspace(0, count - 1, min(MAX_SAMPLED_UNITS, count)).astype(int)).tolist()
 
 
-def _starts(surveys: Sequence[Surveyed], rows: int) -> Iterator[tuple[Survey, Slice]]:
+def _unit_starts(surveys: Sequence[SurveyedFile], rows: int) -> Iterator[tuple[FileSurvey, Slice]]:
     """The first `rows` rows of each unit, or all where it has fewer or cannot be divided."""
     for path, survey in surveys:
         first = 0
@@ -114,41 +114,41 @@ def _starts(surveys: Sequence[Surveyed], rows: int) -> Iterator[tuple[Survey, Sl
             first += unit.rows
 
 
-def _counted(name: str, start: tuple[Survey, Slice]) -> tuple[UPath, Counter[int]]:
+def _count_lengths(name: str, start: tuple[FileSurvey, Slice]) -> tuple[UPath, Counter[int]]:
     survey, piece = start
     total: Counter[int] = Counter()
-    for counts in _lengths(survey, piece, name):
+    for counts in _length_counts(survey, piece, name):
         total.update(counts)
         if total.total() >= piece.rows:  # a compressed file goes on
             break
-    return piece.path, _of_vectors(total)
+    return piece.path, _drop_empty(total)
 
 
-def _any_found(surveys: Sequence[Surveyed], name: str) -> list[tuple[UPath, Counter[int]]]:
+def _search_vectors(surveys: Sequence[SurveyedFile], name: str) -> list[tuple[UPath, Counter[int]]]:
     """What the first block with a vector holds, if there is one."""
     for path, survey in surveys:
-        for piece in pieces([(path, survey)], SEARCH_ROWS):
-            for counts in map(_of_vectors, _lengths(survey, piece, name)):
+        for piece in cut_units([(path, survey)], SEARCH_ROWS):
+            for counts in map(_drop_empty, _length_counts(survey, piece, name)):
                 if counts:
                     return [(path, counts)]
     return []
 
 
-def _of_vectors(counts: Counter[int]) -> Counter[int]:
+def _drop_empty(counts: Counter[int]) -> Counter[int]:
     """`counts` without those of null and empty vectors."""
     return Counter({size: count for size, count in counts.items() if size})
 
 
-def _lengths(survey: Survey, piece: Slice, name: str) -> Iterator[Counter[int]]:
+def _length_counts(survey: FileSurvey, piece: Slice, name: str) -> Iterator[Counter[int]]:
     """How many rows of `piece` have vectors of which length in column `name`, 0 for null, block by block."""
     type_ = survey.schema.field(name).type if name in survey.schema.names else pa.null()
-    if untyped(type_):
+    if is_untyped(type_):
         return
     if pa.types.is_fixed_size_list(type_):
         yield Counter({type_.list_size: piece.rows})
         return
     stored = pa.schema({name: pa.list_(pa.float32()) if format_of(piece.path) == "jsonl" else type_})
-    for table in TABLES[format_of(piece.path)](piece, stored):
-        found = np.concatenate([lengths(chunk) for chunk in table[name].chunks])
+    for table in SLICE_READERS[format_of(piece.path)](piece, stored):
+        found = np.concatenate([list_lengths(chunk) for chunk in table[name].chunks])
         sizes, firsts, rows = np.unique(found, return_index=True, return_counts=True)
         yield Counter({int(sizes[i]): int(rows[i]) for i in np.argsort(firsts)})

@@ -15,15 +15,15 @@ def is_list(type_: pa.DataType) -> bool:
     return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
 
 
-def untyped(type_: pa.DataType) -> bool:
+def is_untyped(type_: pa.DataType) -> bool:
     """Whether `type_` is that of a column without a value, or of lists without an element.
 
     Examples
     --------
-    >>> untyped(pa.null()), untyped(pa.list_(pa.null())), untyped(pa.list_(pa.float32()))
+    >>> is_untyped(pa.null()), is_untyped(pa.list_(pa.null())), is_untyped(pa.list_(pa.float32()))
     (True, True, False)
     """
-    return pa.types.is_null(type_) or (is_list(type_) and untyped(type_.value_type))
+    return pa.types.is_null(type_) or (is_list(type_) and is_untyped(type_.value_type))
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:
@@ -73,7 +73,7 @@ def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -
     dimension = _first_length(chunks[0])
     blocks, first = [], 0
     for chunk in chunks:
-        blocks.append(_dense(chunk, dimension, first, where))
+        blocks.append(_dense_elements(chunk, dimension, first, where))
         first += len(chunk)
     with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity, which the reader refuses
         if len(blocks) == 1:
@@ -102,22 +102,22 @@ def to_column(X: np.ndarray, dtype: str = "float32") -> pd.Series:
     fixed_size_list<item: float>[2][pyarrow]
     """
     values = pa.array(np.ascontiguousarray(X, dtype).reshape(-1))
-    column = fixed(values, X.shape[1], X.shape[0])
+    column = to_fixed_lists(values, X.shape[1], X.shape[0])
     return pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([column])))
 
 
-def fixed(values: pa.Array, dimension: int, rows: int) -> pa.FixedSizeListArray:
+def to_fixed_lists(values: pa.Array, dimension: int, rows: int) -> pa.FixedSizeListArray:
     """`values` as `rows` lists of `dimension` elements each, not copied."""
     type_ = pa.list_(values.type, dimension)
     return pa.Array.from_buffers(type_, rows, [None], children=[values])
 
 
-def lengths(vectors: pa.Array) -> np.ndarray:
+def list_lengths(vectors: pa.Array) -> np.ndarray:
     """Length of each list of `vectors`; 0 for a null. Shape (n,), integers."""
     return pc.list_value_length(vectors).fill_null(0).to_numpy(zero_copy_only=False)
 
 
-def is_null(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def null_mask(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Which values of `array` are null. Shape (n,), bool."""
     return array.is_null().to_numpy(zero_copy_only=False) if isinstance(array, pa.Array) else array.is_null().to_numpy()
 
@@ -129,10 +129,10 @@ def _is_number(type_: pa.DataType) -> bool:
 def _first_length(vectors: pa.Array) -> int:
     if pa.types.is_fixed_size_list(vectors.type):
         return int(vectors.type.list_size)
-    return int(lengths(vectors.slice(0, 1))[0])
+    return int(list_lengths(vectors.slice(0, 1))[0])
 
 
-def _dense(vectors: pa.Array, dimension: int, first: int, where: str) -> np.ndarray:
+def _dense_elements(vectors: pa.Array, dimension: int, first: int, where: str) -> np.ndarray:
     """Elements of `vectors` with shape (n, dimension), in their own type; `first` is the number of the first row."""
 
     def refuse(mask: np.ndarray, found: str) -> None:
@@ -141,10 +141,10 @@ def _dense(vectors: pa.Array, dimension: int, first: int, where: str) -> np.ndar
             place = f"{where}, {row}" if where else row
             raise DataError(found, where=place, expected=f"{dimension} numbers in every row")
 
-    refuse(is_null(vectors), "the vector is null")
+    refuse(null_mask(vectors), "the vector is null")
     if not pa.types.is_fixed_size_list(vectors.type):
-        refuse(lengths(vectors) != dimension, "the vector has another length than the first")
+        refuse(list_lengths(vectors) != dimension, "the vector has another length than the first")
     elements = vectors.flatten()
     if elements.null_count:
-        refuse(np.any(is_null(elements).reshape(-1, dimension), axis=1), "an element of the vector is null")
+        refuse(np.any(null_mask(elements).reshape(-1, dimension), axis=1), "an element of the vector is null")
     return elements.to_numpy(zero_copy_only=False).reshape(len(vectors), dimension)

@@ -13,45 +13,45 @@ import pyarrow as pa
 from upath import UPath
 
 from daskmeans.errors import DataError
-from daskmeans.vectors.files import facts, is_local, reading
-from daskmeans.vectors.matrix import fixed
-from daskmeans.vectors.partitioning import Slice, Survey, Unit
+from daskmeans.vectors.files import is_local, stat_file, translate_read_errors
+from daskmeans.vectors.matrix import to_fixed_lists
+from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
 
-VECTORS = "embedding"
+VECTOR_COLUMN = "embedding"
 # Brackets of a kind in a header, at most.
-NESTED = 100
+MAX_NESTING = 100
 # Headers are parsed one at a time. Python 3.11 counts how deep a syntax tree is in one place for all threads, and two
 # that parse at once may break each other.
-_PARSING = Lock()
+_PARSE_LOCK = Lock()
 
 
-def survey(path: UPath, rows: int | None, id_field: str) -> Survey:
+def survey_npy(path: UPath, rows: int | None, id_field: str) -> FileSurvey:
     """Schema and rows of `path`, from its header; `rows` is not needed here."""
-    count, dimension, dtype, start = header(path)
-    if facts(path)[0] < start + count * dimension * dtype.itemsize:
+    count, dimension, dtype, start = read_header(path)
+    if stat_file(path)[0] < start + count * dimension * dtype.itemsize:
         raise DataError("the file ends before its last row", where=str(path), remedy="write the file again")
     vectors = pa.list_(pa.from_numpy_dtype(dtype.newbyteorder("=")), dimension)
-    schema = pa.schema({id_field: pa.int64(), VECTORS: vectors})
-    return Survey(schema, (Unit(count),) if count else ())
+    schema = pa.schema({id_field: pa.int64(), VECTOR_COLUMN: vectors})
+    return FileSurvey(schema, (Unit(count),) if count else ())
 
 
-def tables(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
+def read_npy(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows of `piece` with those of the two columns that `schema` names."""
     columns: dict[str, pa.Array] = {}
     for name in schema.names:
-        if name == VECTORS:
-            X = _rows(piece)
-            columns[name] = fixed(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
+        if name == VECTOR_COLUMN:
+            X = _read_rows(piece)
+            columns[name] = to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
         else:
             columns[name] = pa.array(np.arange(piece.number, piece.number + piece.rows, dtype=np.int64))
     yield pa.table(columns)
 
 
-def _rows(piece: Slice) -> np.ndarray:
-    _, dimension, dtype, start = header(piece.path)
+def _read_rows(piece: Slice) -> np.ndarray:
+    _, dimension, dtype, start = read_header(piece.path)
     shape = piece.rows, dimension
     offset = start + piece.first * dimension * dtype.itemsize
-    with reading(piece.path):
+    with translate_read_errors(piece.path):
         if is_local(piece.path):
             X: np.ndarray = np.memmap(piece.path.path, dtype, "r", offset, shape)
         else:
@@ -61,10 +61,10 @@ def _rows(piece: Slice) -> np.ndarray:
     return X.astype(dtype.newbyteorder("="), copy=False)
 
 
-def header(path: UPath) -> tuple[int, int, np.dtype, int]:
+def read_header(path: UPath) -> tuple[int, int, np.dtype, int]:
     """Rows, dimension and type of the array, and where its first element lies."""
-    with reading(path), path.open("rb") as file:
-        shape, fortran_order, dtype = _parse(file, path)
+    with translate_read_errors(path), path.open("rb") as file:
+        shape, fortran_order, dtype = _parse_header(file, path)
         start = file.tell()
     expected = "a 2-D array of float16, float32 or float64, one vector a row"
     if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or shape[1] == 0:
@@ -77,20 +77,20 @@ def header(path: UPath) -> tuple[int, int, np.dtype, int]:
     return shape[0], shape[1], dtype, start
 
 
-def _parse(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _parse_header(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"version {version}")
         _refuse_nested(file, version)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with _PARSING:
+        with _PARSE_LOCK:
             return read(file)
     except (ValueError, RecursionError, TokenError) as error:
         raise DataError(f"not a NumPy file ({error})", where=str(path), expected="a file written by np.save") from None
 
 
-def load(content: bytes) -> Any:
+def load_array(content: bytes) -> Any:
     """The array in `content`, which is that of a ``.npy`` file.
 
     Raises ValueError, or what Python's parser raises of a header, where it is not.
@@ -98,7 +98,7 @@ def load(content: bytes) -> Any:
     file = io.BytesIO(content)
     _refuse_nested(file, np.lib.format.read_magic(file))
     file.seek(0)
-    with _PARSING:
+    with _PARSE_LOCK:
         return np.load(file, allow_pickle=False)
 
 
@@ -110,5 +110,5 @@ def _refuse_nested(file: BinaryIO, version: tuple[int, int]) -> None:
     start = file.tell()
     header_ = file.read(int.from_bytes(file.read(2 if version == (1, 0) else 4), "little"))
     file.seek(start)
-    if max(map(header_.count, (b"(", b"[", b"{", b"-", b"~"))) > NESTED:
+    if max(map(header_.count, (b"(", b"[", b"{", b"-", b"~"))) > MAX_NESTING:
         raise ValueError("the header is nested too deep")

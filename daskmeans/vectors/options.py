@@ -12,17 +12,17 @@ from upath import UPath
 from daskmeans.options import option
 from daskmeans.runtime.client import n_processes, n_threads
 from daskmeans.runtime.memory import partition_bytes
-from daskmeans.vectors.fields import names_of
+from daskmeans.vectors.fields import as_names
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.source import Source, open_source
 
 # Partitions for each thread, so that none waits long for the others. More would cost: a row group that is cut is
 # decoded again, up to the slice, for each of its slices.
-PER_THREAD = 2
+PARTITIONS_PER_THREAD = 2
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How embeddings are read; the fields are the flags of the command line."""
 
     id_field: str = option("id", "Column of ids.")
@@ -40,7 +40,7 @@ class Reading:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metadata_fields", names_of(self.metadata_fields))
+        object.__setattr__(self, "metadata_fields", as_names(self.metadata_fields))
 
     def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:
         """The source of `inputs`, cut to what the memory of a task allows."""
@@ -53,7 +53,7 @@ class Reading:
             on_bad_row=self.on_bad_row,
             allow_zero=allow_zero,
             partition_bytes=partition_bytes(client),
-            min_partitions=PER_THREAD * n_threads(client),
+            min_partitions=PARTITIONS_PER_THREAD * n_threads(client),
             workers=n_processes(client),
         )
 
@@ -62,4 +62,4 @@ class Reading:
         return open_path(url, self.storage_options)
 
 
-DEFAULTS = Reading()
+DEFAULTS = ReadOptions()

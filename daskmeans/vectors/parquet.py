@@ -8,51 +8,53 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from daskmeans.storage.signature import CHECKED
-from daskmeans.vectors.files import reading
-from daskmeans.vectors.frames import is_wanted
+from daskmeans.storage.signature import VERIFY_PAGES
+from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.frames import is_cudf_wanted
 from daskmeans.vectors.matrix import is_list
-from daskmeans.vectors.partitioning import Slice, Survey, Unit
+from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
 
 BATCH_BYTES = 4 * 2**20
 BUFFER_BYTES = 2**20
-PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+VIEWLESS_TYPES = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
-def survey(path: UPath, rows: int | None = None) -> Survey:
+def survey_parquet(path: UPath, rows: int | None = None) -> FileSurvey:
     """Schema and row groups of `path`, from its footer; `rows` is not needed here."""
-    with reading(path), pq.ParquetFile(path.path, filesystem=path.fs) as file:
+    with translate_read_errors(path), pq.ParquetFile(path.path, filesystem=path.fs) as file:
         groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
         # Columns of groups are looked at only where it matters: for that Arrow ends the process if a footer is damaged.
-        values = _values if is_wanted() else lambda group: 0
+        values = _count_values if is_cudf_wanted() else lambda group: 0
         units = tuple(Unit(group.num_rows, values=values(group)) for group in groups if group.num_rows)
-        return Survey(file.schema_arrow.remove_metadata(), units)
+        return FileSurvey(file.schema_arrow.remove_metadata(), units)
 
 
-def _values(group: pq.RowGroupMetaData) -> int:
+def _count_values(group: pq.RowGroupMetaData) -> int:
     return max(group.column(i).num_values for i in range(group.num_columns))
 
 
-def tables(piece: Slice, schema: pa.Schema, batch_bytes: int = BATCH_BYTES) -> Iterator[pa.Table]:
+def read_parquet(piece: Slice, schema: pa.Schema, batch_bytes: int = BATCH_BYTES) -> Iterator[pa.Table]:
     """Rows of `piece` in order, with the columns of `schema` in the types that the file has."""
     path, columns = piece.path, schema.names
-    with reading(path):
+    with translate_read_errors(path):
         metadata = pq.read_metadata(path.path, filesystem=path.fs)
-        groups, skipped = _groups(metadata, piece)
+        groups, skipped = _find_groups(metadata, piece)
         numbers = [group for group, _ in groups]
         if sum(rows for _, rows in groups) == piece.rows:
-            with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True, **CHECKED) as file:
-                yield _viewless(file.read_row_groups(numbers, columns=columns, use_threads=False))
+            with pq.ParquetFile(
+                path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True, **VERIFY_PAGES
+            ) as file:
+                yield _drop_views(file.read_row_groups(numbers, columns=columns, use_threads=False))
             return
         # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
         stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
-        with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **CHECKED, **stream) as file:
+        with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **VERIFY_PAGES, **stream) as file:
             size = min(_batch_rows(metadata, batch_bytes), skipped + piece.rows)
             batches = file.iter_batches(size, numbers, columns=columns, use_threads=False)
-            yield from map(_viewless, _cut(batches, skipped, piece.rows))
+            yield from map(_drop_views, _cut_batches(batches, skipped, piece.rows))
 
 
-def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
+def _cut_batches(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
     """`rows` rows of `batches` after the first `skipped`."""
     for batch in batches:
         wanted = batch.slice(skipped, rows)
@@ -64,36 +66,36 @@ def _cut(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator
             return
 
 
-def _viewless(table: pa.Table) -> pa.Table:
-    return cast(table, without_views(table.schema))
+def _drop_views(table: pa.Table) -> pa.Table:
+    return cast_table(table, schema_without_views(table.schema))
 
 
-def without_views(schema: pa.Schema) -> pa.Schema:
+def schema_without_views(schema: pa.Schema) -> pa.Schema:
     """`schema` with plain strings and bytes in place of views, of which pyarrow cannot pick rows."""
-    return pa.schema([field.with_type(_plain(field.type)) for field in schema])
+    return pa.schema([field.with_type(_viewless_type(field.type)) for field in schema])
 
 
-def _plain(type_: pa.DataType) -> pa.DataType:
+def _viewless_type(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(type_):
-        return pa.struct([field.with_type(_plain(field.type)) for field in type_])
+        return pa.struct([field.with_type(_viewless_type(field.type)) for field in type_])
     if pa.types.is_map(type_):
-        key, item = (field.with_type(_plain(field.type)) for field in (type_.key_field, type_.item_field))
+        key, item = (field.with_type(_viewless_type(field.type)) for field in (type_.key_field, type_.item_field))
         return pa.map_(key, item, type_.keys_sorted)
     if is_list(type_):
-        value = type_.value_field.with_type(_plain(type_.value_type))
+        value = type_.value_field.with_type(_viewless_type(type_.value_type))
         if pa.types.is_fixed_size_list(type_):
             return pa.list_(value, type_.list_size)
         return pa.large_list(value) if pa.types.is_large_list(type_) else pa.list_(value)
-    return PLAIN.get(type_, type_)
+    return VIEWLESS_TYPES.get(type_, type_)
 
 
-def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the types of `schema`; a column that has its type is left alone, as not all can be cast."""
     pairs = zip(table.columns, schema.types, strict=True)
     return pa.Table.from_arrays([column if column.type == t else column.cast(t) for column, t in pairs], schema=schema)
 
 
-def _groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[int, int]], int]:
+def _find_groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[int, int]], int]:
     """Row groups that `piece` touches, with their rows, and how many rows of the first come before it."""
     touched: list[tuple[int, int]] = []
     begin = skipped = 0

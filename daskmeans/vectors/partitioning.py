@@ -11,9 +11,9 @@ import pyarrow as pa
 from upath import UPath
 
 # Elements that a list column of cuDF may have.
-ELEMENTS = 2**31 - 1
+MAX_LIST_ELEMENTS = 2**31 - 1
 # Partitions that a unit may be as large as, before it is cut for a device.
-UNCUT = 16
+MAX_UNCUT_PARTITIONS = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Survey:
+class FileSurvey:
     """What a look at a file without reading its vectors tells.
 
     Attributes
@@ -98,20 +98,22 @@ class Partition:
         return sum(piece.rows for piece in self.slices)
 
 
-def pack(files: Iterable[tuple[UPath, Survey]], rows: int) -> tuple[Partition, ...]:
+def pack_partitions(files: Iterable[tuple[UPath, FileSurvey]], rows: int) -> tuple[Partition, ...]:
     """Cut the units of `files`, in their order, into partitions of at most `rows` rows where the units allow it."""
     partitions: list[list[Slice]] = []
     room = 0
-    for piece in pieces(files, rows):
+    for piece in cut_units(files, rows):
         if piece.rows > room:
             partitions.append([])
             room = rows
         room -= piece.rows
         partitions[-1].append(piece)
-    return tuple(Partition(number, _joined(slices)) for number, slices in enumerate(partitions))
+    return tuple(Partition(number, _join_slices(slices)) for number, slices in enumerate(partitions))
 
 
-def spread(files: Sequence[tuple[UPath, Survey]], rows: int, dimension: int, workers: int) -> tuple[Partition, ...]:
+def balance_partitions(
+    files: Sequence[tuple[UPath, FileSurvey]], rows: int, dimension: int, workers: int
+) -> tuple[Partition, ...]:
     """Cut `files` into partitions of about `rows` rows for devices: as many for each worker, as nearly alike as can be.
 
     A device reads a unit as a whole, even for a part of its rows. So a unit is cut only if it has more rows than a
@@ -119,25 +121,25 @@ def spread(files: Sequence[tuple[UPath, Survey]], rows: int, dimension: int, wor
 
     Examples
     --------
-    >>> files = [(UPath("a.parquet"), Survey(pa.schema([]), tuple(Unit(rows) for rows in (60, 50, 40, 30))))]
-    >>> [partition.rows for partition in spread(files, 50, 8, workers=2)]
+    >>> files = [(UPath("a.parquet"), FileSurvey(pa.schema([]), tuple(Unit(rows) for rows in (60, 50, 40, 30))))]
+    >>> [partition.rows for partition in balance_partitions(files, 50, 8, workers=2)]
     [60, 50, 40, 30]
-    >>> [partition.rows for partition in spread(files, 1000, 8, workers=2)]
+    >>> [partition.rows for partition in balance_partitions(files, 1000, 8, workers=2)]
     [110, 70]
     """
     total = sum(survey.rows for _, survey in files)
     units = [unit for _, survey in files for unit in survey.units]
     # Half of what is allowed, as a partition may have a unit more than its share.
-    most = max(1, ELEMENTS // max(1, dimension, *(-(-unit.values // unit.rows) for unit in units)) // 2)
+    most = max(1, MAX_LIST_ELEMENTS // max(1, dimension, *(-(-unit.values // unit.rows) for unit in units)) // 2)
     rows = min(rows, most)
     count = workers * -(-total // (rows * workers))
-    slices = pieces(files, min(most, UNCUT * rows, -(-total // workers)))
+    slices = cut_units(files, min(most, MAX_UNCUT_PARTITIONS * rows, -(-total // workers)))
     # Each is of the partition in which its middle would lie, were all of one size.
     grouped = groupby(slices, lambda piece: (2 * piece.number + piece.rows) * count // (2 * total))
-    return tuple(Partition(number, _joined(group)) for number, (_, group) in enumerate(grouped))
+    return tuple(Partition(number, _join_slices(group)) for number, (_, group) in enumerate(grouped))
 
 
-def _joined(slices: Iterable[Slice]) -> tuple[Slice, ...]:
+def _join_slices(slices: Iterable[Slice]) -> tuple[Slice, ...]:
     """`slices`, with those that follow one another in a file as one."""
     held: list[Slice] = []
     for piece in slices:
@@ -148,19 +150,19 @@ def _joined(slices: Iterable[Slice]) -> tuple[Slice, ...]:
     return tuple(held)
 
 
-def pieces(files: Iterable[tuple[UPath, Survey]], rows: int) -> Iterator[Slice]:
+def cut_units(files: Iterable[tuple[UPath, FileSurvey]], rows: int) -> Iterator[Slice]:
     """The units of `files` in their order, those that can be divided in pieces of at most `rows` rows."""
     number = 0
     for path, survey in files:
         first = 0
         for unit in survey.units:
-            for size in _even(unit.rows, rows) if unit.divisible else [unit.rows]:
+            for size in _split_evenly(unit.rows, rows) if unit.divisible else [unit.rows]:
                 yield Slice(path, first, size, number, unit.start, unit.end)
                 first += size
                 number += size
 
 
-def _even(total: int, limit: int) -> list[int]:
+def _split_evenly(total: int, limit: int) -> list[int]:
     """`total` in as few parts of at most `limit` as possible, all of about the same size."""
     parts = -(-total // limit)
     return [total * (i + 1) // parts - total * i // parts for i in range(parts)]

@@ -14,11 +14,11 @@ from upath import UPath
 from daskmeans.errors import DataError
 from daskmeans.storage import objectstore, signature
 from daskmeans.vectors import jsonl, npy, parquet, validate
-from daskmeans.vectors.files import reading
-from daskmeans.vectors.matrix import is_list, untyped
+from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.matrix import is_list, is_untyped
 from daskmeans.vectors.partitioning import Partition
 
-TABLES = {"parquet": parquet.tables, "jsonl": jsonl.tables, "npy": npy.tables}
+SLICE_READERS = {"parquet": parquet.read_parquet, "jsonl": jsonl.read_jsonl, "npy": npy.read_npy}
 
 
 @dataclass(frozen=True)
@@ -54,74 +54,74 @@ class Reader:
         """Rows of `partition` that have no problem."""
         kept, begin = [self.schema.empty_table()], 0
         rejects: list[pa.Table] = []
-        for path, first, raw in self._raw(partition):
-            ids = self._cast(raw, 0, path)
-            problems = self._problems(raw, _within(partition.left_out, begin, len(raw)), path)
+        for path, first, raw in self._read_blocks(partition):
+            ids = self._cast_column(raw, 0, path)
+            problems = self._find_problems(raw, _rows_within(partition.left_out, begin, len(raw)), path)
             if problems.any():
                 if self.on_bad_row == "error":
-                    raise self._error(problems, raw, path, first)
-                rejects.append(validate.rejected(problems, ids, path, first))
+                    raise self._row_error(problems, raw, path, first)
+                rejects.append(validate.make_rejects(problems, ids, path, first))
                 raw, ids = (column.filter(pa.array(problems == 0)) for column in (raw, ids))
-            kept.append(self._finished(raw, ids, path))
+            kept.append(self._finish_block(raw, ids, path))
             begin += len(problems)
         if begin != partition.rows:  # some formats tell, others give what is there now
             where = ", ".join(dict.fromkeys(str(piece.path) for piece in partition.slices))
             found = f"{partition.rows:,} rows were counted, {begin:,} are there now"
             raise DataError(found, where=where, remedy="leave the input alone while it is read, and run again")
         if rejects and self.rejects is not None:
-            _write(pa.concat_tables(rejects), self.rejects / f"part-{partition.number:05d}.parquet")
+            _write_rejects(pa.concat_tables(rejects), self.rejects / f"part-{partition.number:05d}.parquet")
         return pa.concat_tables(kept)
 
     def ids(self, partition: Partition) -> pa.ChunkedArray:
         """Ids of all rows of `partition`, also of those with problems; no other column is read."""
         schema = pa.schema([self.schema.field(0)])
-        read = TABLES[self.format]
-        columns = [self._cast(raw, 0, piece.path) for piece in partition.slices for raw in read(piece, schema)]
+        read = SLICE_READERS[self.format]
+        columns = [self._cast_column(raw, 0, piece.path) for piece in partition.slices for raw in read(piece, schema)]
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], schema.types[0])
 
-    def _raw(self, partition: Partition) -> Iterator[tuple[UPath, int, pa.Table]]:
+    def _read_blocks(self, partition: Partition) -> Iterator[tuple[UPath, int, pa.Table]]:
         """Blocks of rows as they are stored: file, number of the first row in it, rows."""
         value = self.schema.field(1)
         stored = pa.list_(value.type.value_type) if is_list(value.type) else value.type
         columns = self.schema.set(1, value.with_type(stored))
         for piece in partition.slices:
             first = piece.first
-            for raw in TABLES[self.format](piece, columns):
-                if untyped(raw.schema.field(value.name).type):  # no row of the file has a value
+            for raw in SLICE_READERS[self.format](piece, columns):
+                if is_untyped(raw.schema.field(value.name).type):  # no row of the file has a value
                     raw = raw.set_column(raw.column_names.index(value.name), value.name, raw[value.name].cast(stored))
                 yield piece.path, first, raw
                 first += len(raw)
 
-    def _problems(self, raw: pa.Table, duplicates: np.ndarray, path: UPath) -> np.ndarray:
+    def _find_problems(self, raw: pa.Table, duplicates: np.ndarray, path: UPath) -> np.ndarray:
         if is_list(self.schema.types[1]):
             chunks = raw.column(self.schema.names[1]).chunks
             dimension = self.schema.types[1].list_size
             found = np.concatenate([validate.vector_problems(chunk, dimension, self.allow_zero) for chunk in chunks])
         else:
-            found = validate.text_problems(self._cast(raw, 1, path))
+            found = validate.text_problems(self._cast_column(raw, 1, path))
         found[duplicates[found[duplicates] == 0]] = validate.Problem.DUPLICATE
-        null = validate.null_ids(raw.column(self.schema.names[0]))
+        null = validate.id_problems(raw.column(self.schema.names[0]))
         return np.where(null, null, found)
 
-    def _error(self, problems: np.ndarray, raw: pa.Table, path: UPath, first: int) -> DataError:
+    def _row_error(self, problems: np.ndarray, raw: pa.Table, path: UPath, first: int) -> DataError:
         row = int(np.flatnonzero(problems)[0])
         problem = validate.Problem(problems[row])
         column = self.schema.names[0 if problem in (validate.Problem.NULL_ID, validate.Problem.DUPLICATE) else 1]
         where = f"{path}, row {first + row} (counted from 0), column {column!r}"
-        return validate.error(problem, where, raw.column(column)[row], self.schema.types[1])
+        return validate.problem_error(problem, where, raw.column(column)[row], self.schema.types[1])
 
-    def _finished(self, raw: pa.Table, ids: pa.ChunkedArray, path: UPath) -> pa.Table:
+    def _finish_block(self, raw: pa.Table, ids: pa.ChunkedArray, path: UPath) -> pa.Table:
         """`raw`, in which no row has a problem, with the types of the schema."""
-        columns = [ids, *(self._cast(raw, i, path) for i in range(1, len(self.schema)))]
+        columns = [ids, *(self._cast_column(raw, i, path) for i in range(1, len(self.schema)))]
         return pa.Table.from_arrays(columns, schema=self.schema)
 
-    def _cast(self, raw: pa.Table, number: int, path: UPath) -> pa.ChunkedArray:
+    def _cast_column(self, raw: pa.Table, number: int, path: UPath) -> pa.ChunkedArray:
         """Column `number` of the schema, from `raw`."""
         name, type_ = self.schema.names[number], self.schema.types[number]
-        with reading(path):
+        with translate_read_errors(path):
             column = raw.column(name)
             if is_list(type_) and number == 1:
-                return pa.chunked_array([validate.dense(chunk, type_) for chunk in column.chunks], type_)
+                return pa.chunked_array([validate.cast_vectors(chunk, type_) for chunk in column.chunks], type_)
             try:
                 column = column.cast(type_)
                 column.validate(full=True)  # files may hold bytes that are not UTF-8
@@ -131,7 +131,7 @@ class Reader:
             return column
 
 
-def _within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
+def _rows_within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
     """Those of the sorted `rows` from `begin` on over a `length`, counted from `begin`."""
     if rows is None:
         return np.empty(0, np.int64)
@@ -139,10 +139,10 @@ def _within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
     return rows[low:high] - begin
 
 
-def _write(table: pa.Table, path: UPath) -> None:
+def _write_rejects(table: pa.Table, path: UPath) -> None:
     """Write `table` to `path` in one stroke, so that a task that runs twice, also at once, leaves the same."""
     sink = pa.BufferOutputStream()
     signature.write_table(table, sink, "read")
-    with reading(path):
+    with translate_read_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        objectstore.replace(path, sink.getvalue().to_pybytes(), uuid4().hex)
+        objectstore.replace_file(path, sink.getvalue().to_pybytes(), uuid4().hex)

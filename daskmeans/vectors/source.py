@@ -21,18 +21,18 @@ from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime.client import current_client, n_processes
 from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
-from daskmeans.vectors.files import Input, common_parent, facts, format_of, listed, open_path
-from daskmeans.vectors.listing import find_files, warn_of_added
-from daskmeans.vectors.looks import find_dimension, first_looks, look_at, look_of, told_schema
-from daskmeans.vectors.partitioning import Partition, pack, spread
+from daskmeans.vectors.files import Input, as_list, common_parent, format_of, open_path, stat_file
+from daskmeans.vectors.listing import find_files, warn_of_added_files
+from daskmeans.vectors.looks import choose_survey, find_dimension, merge_schemas, survey_files, survey_first
+from daskmeans.vectors.partitioning import Partition, balance_partitions, pack_partitions
 from daskmeans.vectors.reader import Reader
 
 # A text counts as much as a vector of 1024 dimensions: about what an encoder will make of it.
 TEXT_BYTES = 4096
 # Files whose facts are asked for at once.
-LOOKERS = 16
+STAT_THREADS = 16
 # A setting of Dask's is one of the process: two threads that changed it at once would leave it changed.
-_SETTING = Lock()
+_CONFIG_LOCK = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,19 +97,19 @@ class Source:
         """
         read: Any = self.reader
         empty = read.schema.empty_table()
-        if frames.is_wanted():
-            read, meta = DeviceReader(read), frames.empty_cudf(empty)
+        if frames.is_cudf_wanted():
+            read, meta = DeviceReader(read), frames.make_empty_cudf(empty)
         else:
             meta = empty.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
-        with _SETTING, dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow's already
+        with _CONFIG_LOCK, dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow's already
             return dd.from_map(read, list(self.partitions), meta=meta, label="read-embeddings", enforce_metadata=False)
 
-    def vectors_only(self) -> Source:
+    def without_metadata(self) -> Source:
         """The same rows without their metadata."""
         schema = pa.schema([self.reader.schema.field(0), self.reader.schema.field(1)])
         return replace(self, metadata_fields=(), reader=replace(self.reader, schema=schema))
 
-    def rejecting_to(self, rejects: UPath) -> Source:
+    def with_rejects(self, rejects: UPath) -> Source:
         """The same rows; tables of those that are skipped go to the directory `rejects`."""
         return replace(self, reader=replace(self.reader, rejects=rejects))
 
@@ -142,14 +142,14 @@ class Source:
         DataError, NotFoundError
             One has been written or removed since. Files that were added are told of in a warning.
         """
-        for path, before, now in zip(self.given, self.stamps, _stamps(self.given), strict=True):
+        for path, before, now in zip(self.given, self.stamps, _stamp_files(self.given), strict=True):
             if before != now:
                 raise DataError(
                     "the file was written while it was being read",
                     where=str(path),
                     remedy="leave the input alone while it is read, and run the command again",
                 )
-        warn_of_added(self.inputs, self.given)
+        warn_of_added_files(self.inputs, self.given)
 
 
 def open_source(
@@ -219,20 +219,22 @@ def open_source(
     """
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
-    opened = tuple(open_path(one, storage_options) for one in listed(inputs))
+    opened = tuple(open_path(one, storage_options) for one in as_list(inputs))
     found = find_files(opened)
-    stamps = _stamps(found)  # before anything is read, so that a file that is written meanwhile is noticed
-    look = look_of(found, id_field)
-    first = first_looks(found, look)
-    names = fields.choose(told_schema(first), first[0][0], id_field, embedding_field, text_field, metadata_fields)
+    stamps = _stamp_files(found)  # before anything is read, so that a file that is written meanwhile is noticed
+    survey_file = choose_survey(found, id_field)
+    first = survey_first(found, survey_file)
+    names = fields.choose_fields(
+        merge_schemas(first), first[0][0], id_field, embedding_field, text_field, metadata_fields
+    )
     dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
     rows = max(1, limit // (4 * dimension or TEXT_BYTES))
-    surveys = first if first[0][1].complete else look_at(found, look, rows)
+    surveys = first if first[0][1].complete else survey_files(found, survey_file, rows)
     schema = fields.output_schema(names, surveys, dimension, like)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
     n_rows = sum(survey.rows for _, survey in surveys)
-    fingerprint = _digest([stamps, names.id, names.embedding, names.text, n_rows])
+    fingerprint = _hash_facts([stamps, names.id, names.embedding, names.text, n_rows])
     return Source(
         files=tuple(path for path, _ in surveys),
         format=format_of(found[0]),
@@ -244,9 +246,9 @@ def open_source(
         dimension=dimension,
         dtype=dtype,
         partitions=(
-            spread(surveys, rows, dimension, workers)
-            if frames.is_wanted()
-            else pack(surveys, min(rows, max(1, -(-n_rows // min_partitions))))
+            balance_partitions(surveys, rows, dimension, workers)
+            if frames.is_cudf_wanted()
+            else pack_partitions(surveys, min(rows, max(1, -(-n_rows // min_partitions))))
         ),
         inputs=opened,
         given=tuple(found),
@@ -305,14 +307,14 @@ def read_embeddings(
     return source.frame()
 
 
-def _digest(facts_: list[Any]) -> str:
+def _hash_facts(facts_: list[Any]) -> str:
     return hashlib.sha256(json.dumps(facts_).encode()).hexdigest()
 
 
-def _stamps(files: Sequence[UPath]) -> tuple[tuple[str, int, str], ...]:
+def _stamp_files(files: Sequence[UPath]) -> tuple[tuple[str, int, str], ...]:
     """Name below the common directory, size and version of each file."""
-    with ThreadPoolExecutor(min(LOOKERS, len(files))) as pool:
-        sizes = list(pool.map(facts, files))
+    with ThreadPoolExecutor(min(STAT_THREADS, len(files))) as pool:
+        sizes = list(pool.map(stat_file, files))
     common = common_parent([path.path for path in files])
     names = [path.path.removeprefix(common) for path in files]
     return tuple((name, size, version) for name, (size, version) in zip(names, sizes, strict=True))

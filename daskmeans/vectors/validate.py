@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans.errors import DataError
-from daskmeans.vectors.matrix import fixed, is_null, lengths
+from daskmeans.vectors.matrix import list_lengths, null_mask, to_fixed_lists
 
 
 class Problem(IntEnum):
@@ -41,25 +41,25 @@ MESSAGES = (
     ("the text is empty", "a text with something else than blanks"),
     ("duplicate id", "ids that occur once"),
 )
-SKIP = "leave such rows out with --on-bad-row skip"
+SKIP_REMEDY = "leave such rows out with --on-bad-row skip"
 
 
-def null_ids(ids: pa.ChunkedArray) -> np.ndarray:
+def id_problems(ids: pa.ChunkedArray) -> np.ndarray:
     """Problem of each id. Shape (n,), int8."""
-    return np.where(is_null(ids), Problem.NULL_ID, Problem.NONE).astype(np.int8)
+    return np.where(null_mask(ids), Problem.NULL_ID, Problem.NONE).astype(np.int8)
 
 
 def text_problems(texts: pa.ChunkedArray) -> np.ndarray:
     """Problem of each text. Shape (n,), int8."""
     empty = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False).to_numpy()
     found = np.where(empty, Problem.EMPTY_TEXT, Problem.NONE)
-    return np.where(is_null(texts), Problem.NULL_TEXT, found).astype(np.int8)
+    return np.where(null_mask(texts), Problem.NULL_TEXT, found).astype(np.int8)
 
 
 def vector_problems(vectors: pa.Array, dimension: int, allow_zero: bool) -> np.ndarray:
     """Problem of each vector. Shape (n,), int8."""
-    problems = np.where(is_null(vectors), Problem.NULL_VECTOR, Problem.NONE).astype(np.int8)
-    problems[(problems == Problem.NONE) & (lengths(vectors) != dimension)] = Problem.LENGTH
+    problems = np.where(null_mask(vectors), Problem.NULL_VECTOR, Problem.NONE).astype(np.int8)
+    problems[(problems == Problem.NONE) & (list_lengths(vectors) != dimension)] = Problem.LENGTH
     whole = problems == Problem.NONE
     elements = (vectors if whole.all() else vectors.filter(pa.array(whole))).flatten()
     problems[whole] = _element_problems(elements, dimension, allow_zero)
@@ -71,29 +71,29 @@ def _element_problems(elements: pa.Array, dimension: int, allow_zero: bool) -> n
         X = elements.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, dimension)
     problems = np.where(np.isfinite(X).all(axis=1), Problem.NONE, Problem.NOT_FINITE).astype(np.int8)
     if elements.null_count:
-        problems[is_null(elements).reshape(-1, dimension).any(axis=1)] = Problem.NULL_ELEMENT
+        problems[null_mask(elements).reshape(-1, dimension).any(axis=1)] = Problem.NULL_ELEMENT
     if not allow_zero:
         problems[(X == 0).all(axis=1)] = Problem.ZERO
     return problems
 
 
-def dense(vectors: pa.Array, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
+def cast_vectors(vectors: pa.Array, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
     """`vectors`, none of which has a problem, as `type_`; not copied where the elements have its type."""
-    return fixed(vectors.flatten().cast(type_.value_type, safe=False), type_.list_size, len(vectors))
+    return to_fixed_lists(vectors.flatten().cast(type_.value_type, safe=False), type_.list_size, len(vectors))
 
 
-def error(problem: Problem, where: str, value: pa.Scalar, type_: pa.DataType) -> DataError:
+def problem_error(problem: Problem, where: str, value: pa.Scalar, type_: pa.DataType) -> DataError:
     """What to raise for `value`, which should be of `type_`."""
     found, expected = MESSAGES[problem]
     if problem == Problem.LENGTH:
         found = f"the vector has {len(value)} elements, but the dimension is {type_.list_size}"
-    remedy = f"repair the row, or {SKIP}"
+    remedy = f"repair the row, or {SKIP_REMEDY}"
     if problem == Problem.ZERO:
-        remedy = f"repair the row, {SKIP}, or work with --no-normalize"
+        remedy = f"repair the row, {SKIP_REMEDY}, or work with --no-normalize"
     return DataError(found, where=where, expected=expected, remedy=remedy)
 
 
-def rejected(problems: np.ndarray, ids: pa.ChunkedArray, path: UPath, first: int) -> pa.Table:
+def make_rejects(problems: np.ndarray, ids: pa.ChunkedArray, path: UPath, first: int) -> pa.Table:
     """Rows with problems: id (as string), file, row, reason."""
     rows = np.flatnonzero(problems)
     reasons = pa.array([found for found, _ in MESSAGES])

@@ -20,31 +20,37 @@ THREADS = 128
 # Of grids that are small because the last rows of many are few.
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
-_pick, _count, _enlist = (cuda.jit(device=True)(body) for body in (scores.pick, scores.count, scores.enlist))
+_pick_largest, _count_pairs, _list_pairs = (
+    cuda.jit(device=True)(body) for body in (scores.pick_largest, scores.count_pairs, scores.list_pairs)
+)
 
 
 @cuda.jit
-def pick(scores, halves, reach, labels, tops, alone):  # type: ignore[no-untyped-def]
+def pick_largest(scores, halves, reach, labels, tops, alone):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
     if i < labels.shape[0]:
-        _pick(i, scores, halves, reach, labels, tops, alone)
+        _pick_largest(i, scores, halves, reach, labels, tops, alone)
 
 
 @cuda.jit
-def count(scores, least, ends, counts):  # type: ignore[no-untyped-def]
+def count_pairs(scores, least, ends, counts):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
     if i < counts.shape[0]:
-        _count(i, scores, least, ends, counts)
+        _count_pairs(i, scores, least, ends, counts)
 
 
 @cuda.jit
-def enlist(scores, least, ends, starts, columns, rows):  # type: ignore[no-untyped-def]
+def list_pairs(scores, least, ends, starts, columns, rows):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
     if i < ends.shape[0]:
-        _enlist(i, scores, least, ends, starts, columns, rows)
+        _list_pairs(i, scores, least, ends, starts, columns, rows)
 
 
-KERNELS: dict[Callable[..., None], Any] = {scores.pick: pick, scores.count: count, scores.enlist: enlist}
+KERNELS: dict[Callable[..., None], Any] = {
+    scores.pick_largest: pick_largest,
+    scores.count_pairs: count_pairs,
+    scores.list_pairs: list_pairs,
+}
 
 
 def each(body: Callable[..., None], n: int, *arrays: Any) -> None:

@@ -1,7 +1,7 @@
 """Nearest centroids, sums and pairs by dense products: the arithmetic of a GPU, with the results of the processor.
 
 Rows become float16, whose products tensor cores sum in float32. How far such a score may be from the true one is known
-for each row, and what is closer than that is settled in float64, each sum in the order of `daskmeans.kernels.simd`. So
+for each row, and what is closer than that is decided in float64, each sum in the order of `daskmeans.kernels.simd`. So
 labels, squared distances, sums and pairs are the same bits as those of the kernels for processors.
 
 All is written for arrays of a :class:`daskmeans.kernels.gpu.device.Device`: cupy's on a GPU, numpy's without.
@@ -26,7 +26,7 @@ ALIGNED = 8
 UP = 1.0 + 2.0**-20
 
 
-class Rows(NamedTuple):
+class DeviceRows(NamedTuple):
     """Rows on a device, as float32 and as the float16 of which products are made.
 
     A row less the center is ``scale * codes``, up to an error whose norm is at most ``errors``.
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
 
 
 def row_bytes(n_features: int) -> int:
-    """Bytes of one of :class:`Rows`."""
+    """Bytes of one of :class:`DeviceRows`."""
     return 6 * n_features + 2 * ALIGNED + 16
 
 
@@ -72,25 +72,25 @@ def tile_rows(n_columns: int, n_features: int, tuning: Tuning = DEFAULT) -> int:
     return max(1, min(tuning.scores // n_columns, tuning.coordinates // n_features))
 
 
-def encode(device: Device, X: Any, center: Any) -> Rows:
+def encode_rows(device: Device, X: Any, center: Any) -> DeviceRows:
     """Rows of a matrix on the device (float32, shape (n, d)), less `center` (float64, shape (d,))."""
     xp = device.xp
     n, d = X.shape
     apart = X - center
-    scale = _power(float(xp.abs(apart).max()) if n else 0.0)
+    scale = _power_above(float(xp.abs(apart).max()) if n else 0.0)
     codes = xp.zeros((n, -(-d // ALIGNED) * ALIGNED), np.float16)
     codes[:, :d] = apart / scale
     lost = apart - scale * codes[:, :d].astype(np.float64)
-    return Rows(X, codes, scale, (apart * apart).sum(axis=1), xp.sqrt((lost * lost).sum(axis=1)) * UP)
+    return DeviceRows(X, codes, scale, (apart * apart).sum(axis=1), xp.sqrt((lost * lost).sum(axis=1)) * UP)
 
 
-def _power(largest: float) -> float:
+def _power_above(largest: float) -> float:
     """A power of two above `largest`, as long as its square is a number."""
     return math.ldexp(1.0, max(-100, math.frexp(largest)[1]))
 
 
-def _slack(device: Device, rows: Rows, longest: float, error: float) -> Any:
-    """How far scores of `rows` may be from the true ones; as `search.slack`, float64, shape (n,)."""
+def _score_slack(device: Device, rows: DeviceRows, longest: float, error: float) -> Any:
+    """How far scores of `rows` may be from the true ones; as `bounds.score_slack`, float64, shape (n,)."""
     d = rows.X.shape[1]
     g = accumulation_bound(d)
     norm = device.xp.sqrt(rows.squares) * UP
@@ -99,13 +99,13 @@ def _slack(device: Device, rows: Rows, longest: float, error: float) -> Any:
     return lost + summed + (d + 8) * 2.0**-50 * (norm + longest) ** 2 + (d + 2) * 2.0**-126
 
 
-def _below(xp: Any, values: Any) -> Any:
+def _round_down(xp: Any, values: Any) -> Any:
     """float32 numbers that are no more than `values`, which are less than 3e38."""
     values = xp.maximum(values, -3e38)
     return (values - xp.abs(values) * 2.0**-22 - 2.0**-126).astype(np.float32)
 
 
-def in_order(xp: Any, terms: Any) -> Any:
+def sum_in_order(xp: Any, terms: Any) -> Any:
     """Sums of the rows of a float64 matrix, added in the order of :mod:`daskmeans.kernels.simd`."""
     m, d = terms.shape
     whole = d // 16 * 16
@@ -120,7 +120,7 @@ def in_order(xp: Any, terms: Any) -> Any:
     return lanes[:, 0] + tail
 
 
-def parts(n: int, size: int) -> Iterator[slice]:
+def range_slices(n: int, size: int) -> Iterator[slice]:
     """Slices of `size` that cover ``range(n)`` in order; the last one may be shorter."""
     for start in range(0, n, max(1, size)):
         yield slice(start, min(start + max(1, size), n))
@@ -129,25 +129,25 @@ def parts(n: int, size: int) -> Iterator[slice]:
 def squared_distances(device: Device, X: Any, Y: Any, rows: Any, columns: Any) -> Any:
     """Squared distances of some rows of `X` to some of `Y`, pair by pair; the bits of ``squared_distance64``."""
     out = device.xp.empty(len(rows), np.float64)
-    for part in parts(len(rows), device.tuning.coordinates // X.shape[1]):
+    for part in range_slices(len(rows), device.tuning.coordinates // X.shape[1]):
         apart = X[rows[part]].astype(np.float64) - Y[columns[part]]
-        out[part] = in_order(device.xp, apart * apart)
+        out[part] = sum_in_order(device.xp, apart * apart)
     return out
 
 
 def squares_about(device: Device, X: Any, center: Any) -> Any:
-    """Squared distance of each row to `center`; the bits of ``codes.squares_about``."""
+    """Squared distance of each row to `center`; the bits of ``quantize.squares_about``."""
     apart = X - center
-    return in_order(device.xp, apart * apart)
+    return sum_in_order(device.xp, apart * apart)
 
 
 # --- nearest centroids ---
 
 
-class Centroids(NamedTuple):
+class DeviceCentroids(NamedTuple):
     """Centroids on a device, ready to be compared with rows."""
 
-    rows: Rows
+    rows: DeviceRows
     center: Any
     """float64, shape (d,): what is subtracted from centroids and rows."""
     halves: Any
@@ -156,32 +156,32 @@ class Centroids(NamedTuple):
     error: float
 
 
-def centroids_on(device: Device, centroids: np.ndarray, center: np.ndarray) -> Centroids:
+def encode_centroids(device: Device, centroids: np.ndarray, center: np.ndarray) -> DeviceCentroids:
     """`centroids` (float32, shape (k, d)) on the device."""
     there = device.xp.asarray(center)
-    rows = encode(device, device.xp.asarray(centroids), there)
+    rows = encode_rows(device, device.xp.asarray(centroids), there)
     longest = math.sqrt(float(rows.squares.max())) * UP
-    return Centroids(rows, there, 0.5 * rows.squares, longest, float(rows.errors.max()))
+    return DeviceCentroids(rows, there, 0.5 * rows.squares, longest, float(rows.errors.max()))
 
 
-def closest(device: Device, rows: Rows, to: Centroids) -> Any:
+def closest_labels(device: Device, rows: DeviceRows, to: DeviceCentroids) -> Any:
     """The nearest of the centroids to each row, the lower of those equally near; int32, shape (n,)."""
     xp, n = device.xp, len(rows.X)
     unit = rows.scale * to.rows.scale
     scores = device.product(to.rows.codes, rows.codes)
     halves = xp.minimum(to.halves / unit, 1e38).astype(np.float32)
-    slack = _slack(device, rows, to.longest, to.error) / unit
+    slack = _score_slack(device, rows, to.longest, to.error) / unit
     labels, tops, alone = xp.empty(n, np.int32), xp.empty(n, np.float32), xp.empty(n, np.bool_)
-    device.each(loops.pick, n, scores, halves, -_below(xp, -2.0 * slack), labels, tops, alone)
+    device.each(loops.pick_largest, n, scores, halves, -_round_down(xp, -2.0 * slack), labels, tops, alone)
     unsure = xp.flatnonzero(~alone)
-    least = _below(xp, tops - 2.0 * slack)
-    for part in parts(len(unsure), device.tuning.scores // (16 * len(halves))):
+    least = _round_down(xp, tops - 2.0 * slack)
+    for part in range_slices(len(unsure), device.tuning.scores // (16 * len(halves))):
         some = unsure[part]
-        labels[some] = _settle(device, rows, to, some, scores[:, some] - halves[:, None] >= least[some])
+        labels[some] = _rerank_candidates(device, rows, to, some, scores[:, some] - halves[:, None] >= least[some])
     return labels
 
 
-def _settle(device: Device, rows: Rows, to: Centroids, some: Any, close: Any) -> Any:
+def _rerank_candidates(device: Device, rows: DeviceRows, to: DeviceCentroids, some: Any, close: Any) -> Any:
     """The nearest centroid of `some` rows, of those that are `close`: bool, shape (k, len(some))."""
     xp = device.xp
     columns, which = xp.nonzero(close)
@@ -193,27 +193,27 @@ def _settle(device: Device, rows: Rows, to: Centroids, some: Any, close: Any) ->
     return columns[order[first]].astype(np.int32)
 
 
-def nearest(
+def nearest_centroids(
     device: Device, X: np.ndarray, centroids: np.ndarray, *, squares: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`daskmeans.kernels.distances.nearest`; without `squares` the second array is empty."""
+    """As :func:`daskmeans.kernels.distances.nearest_centroids`; without `squares` the second array is empty."""
     labels, distances = np.empty(len(X), np.int32), np.empty(len(X) if squares else 0)
     with device.turn():
-        to = centroids_on(device, centroids, centroids.mean(axis=0, dtype=np.float64))
+        to = encode_centroids(device, centroids, centroids.mean(axis=0, dtype=np.float64))
         k, d = centroids.shape
         for part, there in device.tiles(X, tile_rows(k, d, device.tuning)):
-            found = closest(device, encode(device, there, to.center), to)
-            labels[part] = device.host(found)
+            found = closest_labels(device, encode_rows(device, there, to.center), to)
+            labels[part] = device.to_host(found)
             if squares:
                 own = device.xp.arange(len(there))
-                distances[part] = device.host(squared_distances(device, there, to.rows.X, own, found))
+                distances[part] = device.to_host(squared_distances(device, there, to.rows.X, own, found))
     return labels, distances
 
 
 # --- sums ---
 
 
-class Sums:
+class DeviceSums:
     """Scaled sums of the rows of each cluster, and their numbers, on a device.
 
     Integers, added by atomic operations in whatever order; as unsigned ones, since these are what devices add, and
@@ -226,10 +226,10 @@ class Sums:
         self._counts = device.xp.zeros(shape[0], np.int64)
 
     def move(self, X: Any, before: Any, labels: Any) -> int:
-        """As ``update.move_rows``: how many rows have changed their label; before, -1 stands for none."""
+        """As ``sums.move_rows``: how many rows have changed their label; before, -1 stands for none."""
         xp = self._device.xp
         changed = xp.flatnonzero(before != labels)
-        for part in parts(len(changed), self._device.tuning.coordinates // X.shape[1]):
+        for part in range_slices(len(changed), self._device.tuning.coordinates // X.shape[1]):
             mine = changed[part]
             values = xp.rint(X[mine].astype(np.float64) * self._scale).astype(np.int64)
             self._add(labels[mine], values, 1)
@@ -242,55 +242,59 @@ class Sums:
         xp.add.at(self._sums, labels, values.view(np.uint64))
         self._counts += each * xp.bincount(labels, minlength=len(self._counts))
 
-    def host(self) -> tuple[np.ndarray, np.ndarray]:
+    def to_host(self) -> tuple[np.ndarray, np.ndarray]:
         """The sums and the numbers; int64, shapes (k, d) and (k,)."""
-        return self._device.host(self._sums).view(np.int64), self._device.host(self._counts)
+        return self._device.to_host(self._sums).view(np.int64), self._device.to_host(self._counts)
 
 
 # --- pairs ---
 
 
-def rows_on(device: Device, X: np.ndarray) -> Rows:
+def encode_unit_rows(device: Device, X: np.ndarray) -> DeviceRows:
     """Unit rows (float32, shape (n, d)) on the device, to be compared with others."""
     with device.turn():
-        return encode(device, device.xp.asarray(X), device.xp.zeros(X.shape[1]))
+        return encode_rows(device, device.xp.asarray(X), device.xp.zeros(X.shape[1]))
 
 
-def find_pairs(device: Device, one: Rows, other: Rows, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
+def find_pairs(
+    device: Device, one: DeviceRows, other: DeviceRows, floor: np.float32, *, same: bool = False
+) -> Iterator[Pairs]:
     """As :func:`daskmeans.kernels.all_pairs.find_pairs`, of all rows of `one` and `other`."""
     most = device.tuning.scores // max(1, len(other.X))
-    for part in parts(len(one.X), most) if len(other.X) else ():
+    for part in range_slices(len(one.X), most) if len(other.X) else ():
         with device.turn():
-            found = list(_pairs_of(device, one, other, part, floor, same))
+            found = list(_find_part_pairs(device, one, other, part, floor, same))
         yield from found
 
 
-def _pairs_of(device: Device, one: Rows, other: Rows, part: slice, floor: np.float32, same: bool) -> Iterator[Pairs]:
+def _find_part_pairs(
+    device: Device, one: DeviceRows, other: DeviceRows, part: slice, floor: np.float32, same: bool
+) -> Iterator[Pairs]:
     """Pairs of some rows of `one`."""
     xp, m = device.xp, part.stop - part.start
     scores = device.product(other.codes, one.codes[part])
     rows = one._replace(X=one.X[part], squares=one.squares[part], errors=one.errors[part])
     longest, error = math.sqrt(float(other.squares.max())) * UP, float(other.errors.max())
     # A score is rounded to float32 before it is compared with the floor.
-    true = float(floor) * (1.0 - 2.0**-23) - _slack(device, rows, longest, error)
-    least = _below(xp, true / (one.scale * other.scale))
+    true = float(floor) * (1.0 - 2.0**-23) - _score_slack(device, rows, longest, error)
+    least = _round_down(xp, true / (one.scale * other.scale))
     ends = xp.arange(part.start, part.stop) if same else xp.full(m, len(other.X))
     counts = xp.empty(m, np.int64)
-    device.each(loops.count, m, scores, least, ends, counts)
+    device.each(loops.count_pairs, m, scores, least, ends, counts)
     starts = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(counts)])
     total = int(starts[-1])
     i, j = xp.empty(total, np.int64), xp.empty(total, np.int64)
-    device.each(loops.enlist, m, scores, least, ends, starts, i, j)
-    for some in parts(total, device.tuning.coordinates // one.X.shape[1]):
-        yield _scored(device, one, other, i[some] + part.start, j[some], floor)
+    device.each(loops.list_pairs, m, scores, least, ends, starts, i, j)
+    for some in range_slices(total, device.tuning.coordinates // one.X.shape[1]):
+        yield _score_pairs(device, one, other, i[some] + part.start, j[some], floor)
 
 
-def _scored(device: Device, one: Rows, other: Rows, i: Any, j: Any, floor: np.float32) -> Pairs:
+def _score_pairs(device: Device, one: DeviceRows, other: DeviceRows, i: Any, j: Any, floor: np.float32) -> Pairs:
     """Those of some pairs whose score is at least the floor."""
     xp = device.xp
     x, y = one.X[i], other.X[j]
     copies = (x == y).all(axis=1)
-    products = in_order(xp, x.astype(np.float64) * y)
+    products = sum_in_order(xp, x.astype(np.float64) * y)
     scores = xp.where(copies, 1.0, xp.minimum(products, 1.0)).astype(np.float32)
     high = xp.flatnonzero(scores >= floor)
-    return Pairs(*(device.host(array[high]) for array in (i, j, scores, copies)))
+    return Pairs(*(device.to_host(array[high]) for array in (i, j, scores, copies)))

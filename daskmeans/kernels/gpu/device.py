@@ -21,7 +21,7 @@ from daskmeans.errors import RunError
 from daskmeans.kernels.jit import kernel
 from daskmeans.tuning import DEFAULT, Tuning
 
-_compiled = functools.cache(kernel)
+_compile = functools.cache(kernel)
 
 # Where a device has too little memory.
 REMEDY = (
@@ -31,7 +31,7 @@ REMEDY = (
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explain_full_memory() -> Iterator[None]:
     """Turn what cupy and rmm say of a device whose memory is full, by a MemoryError, into an error of ours."""
     try:
         yield
@@ -77,7 +77,7 @@ class Device:
         RunError
             There was not enough of it after all.
         """
-        with self._lock, explained():
+        with self._lock, explain_full_memory():
             yield
 
     def product(self, left: Any, right: Any) -> Any:
@@ -86,7 +86,7 @@ class Device:
 
     def each(self, body: Callable[..., None], n: int, *arrays: Any) -> None:
         """Call a loop of :mod:`daskmeans.kernels.gpu.scores` for each of `n` columns."""
-        compiled = _compiled(body)
+        compiled = _compile(body)
         for i in range(n):
             compiled(i, *arrays)
 
@@ -108,7 +108,7 @@ class Device:
         """Bytes of the copies that stay. What is free is no measure: a pool of rmm takes all it may at once."""
         return sum(copy.nbytes for copy in self._copies)
 
-    def host(self, array: Any) -> np.ndarray:
+    def to_host(self, array: Any) -> np.ndarray:
         """`array` as one of numpy."""
         return array  # type: ignore[no-any-return]
 
@@ -200,7 +200,7 @@ class Cuda(Device):
         """Whether rows are on the device already."""
         return isinstance(X, self.xp.ndarray)
 
-    def host(self, array: Any) -> np.ndarray:
+    def to_host(self, array: Any) -> np.ndarray:
         """`array` as one of numpy, once it is computed."""
         return self.xp.asnumpy(array)  # type: ignore[no-any-return]
 

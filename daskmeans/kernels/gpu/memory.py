@@ -6,13 +6,13 @@ from daskmeans.kernels.gpu import dense
 from daskmeans.tuning import DEFAULT, Tuning
 
 # Of a device's memory: what CUDA contexts and the gaps between allocations leave.
-DEVICE = 0.8
-# Bytes of a coordinate while rows become float16, and while pairs of rows are settled: float32, float16, float64, of
+DEVICE_SHARE = 0.8
+# Bytes of a coordinate while rows become float16, and while pairs of rows are re-ranked: float32, float16, float64, of
 # which several are there at a time, and two buffers through which rows come.
 ROWS, PAIRS = 64, 32
 # What a row has beside its coordinates, counted in these: norms, bounds, labels, and what makes rows longer.
 OTHERS = 8
-# Bytes of each pair of a row and a centroid that may have to be settled.
+# Bytes of each pair of a row and a centroid that may have to be re-ranked.
 CLOSE = 64
 
 
@@ -24,7 +24,7 @@ def spare_bytes(memory: int, share: float, need: int) -> int:
     >>> spare_bytes(1000, 0.6, 100), spare_bytes(1000, 0.6, 700), spare_bytes(1000, 0.6, 900)
     (600, 100, 0)
     """
-    return max(0, int(min(share * memory, DEVICE * memory - need)))
+    return max(0, int(min(share * memory, DEVICE_SHARE * memory - need)))
 
 
 def nearest_bytes(rows: int, n_clusters: int, n_features: int, tuning: Tuning = DEFAULT) -> int:

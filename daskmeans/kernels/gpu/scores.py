@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 
-def pick(i: int, scores: Any, halves: Any, reach: Any, labels: Any, tops: Any, alone: Any) -> None:
+def pick_largest(i: int, scores: Any, halves: Any, reach: Any, labels: Any, tops: Any, alone: Any) -> None:
     """Note the largest number of column `i` less the `halves`, where it is, and whether no other is within `reach`."""
     top, second, label = scores[0, i] - halves[0], np.float32(-np.inf), 0  # of float64 devices may have little
     for j in range(1, scores.shape[0]):
@@ -24,7 +24,7 @@ def pick(i: int, scores: Any, halves: Any, reach: Any, labels: Any, tops: Any, a
     alone[i] = second < top - reach[i]
 
 
-def count(i: int, scores: Any, least: Any, ends: Any, counts: Any) -> None:
+def count_pairs(i: int, scores: Any, least: Any, ends: Any, counts: Any) -> None:
     """Count how many of the first numbers of column `i`, ``ends[i]`` of them, are at least ``least[i]``."""
     found = 0
     for j in range(ends[i]):
@@ -33,8 +33,8 @@ def count(i: int, scores: Any, least: Any, ends: Any, counts: Any) -> None:
     counts[i] = found
 
 
-def enlist(i: int, scores: Any, least: Any, ends: Any, starts: Any, columns: Any, rows: Any) -> None:
-    """Write down those that :func:`count` has counted, from ``starts[i]`` on: the column, and where in it they are."""
+def list_pairs(i: int, scores: Any, least: Any, ends: Any, starts: Any, columns: Any, rows: Any) -> None:
+    """Write down what :func:`count_pairs` has counted, from ``starts[i]`` on: the column, and the place in it."""
     place = starts[i]
     if place == starts[i + 1]:
         return

@@ -19,7 +19,7 @@ import numpy as np
 from upath import UPath
 
 from daskmeans.errors import DataError
-from daskmeans.kmeans.engine.state import Fit
+from daskmeans.kmeans.engine.state import FitState
 from daskmeans.runtime.client import logger
 from daskmeans.storage import manifest, objectstore
 from daskmeans.vectors import npy
@@ -48,7 +48,7 @@ class Checkpoints:
     Examples
     --------
     >>> kept = Checkpoints(UPath("memory://doctest-checkpoints"), {"n_clusters": 2}, max_iter=300, every=10)
-    >>> kept.save(0, Fit(*np.zeros((3, 2, 2), np.float32), n_iter=7))
+    >>> kept.save(0, FitState(*np.zeros((3, 2, 2), np.float32), n_iter=7))
     >>> kept.last(0).n_iter
     7
     """
@@ -60,61 +60,61 @@ class Checkpoints:
         self._run = -1
         self._due = 0.0
 
-    def last(self, run: int) -> Fit | None:
+    def last(self, run: int) -> FitState | None:
         """Where `run` goes on; None if it begins from its seed. A damaged checkpoint gives way to the one before."""
-        names = sorted(self._names(run, ".json"), reverse=True)
+        names = sorted(self._file_names(run, ".json"), reverse=True)
         for name in names:
             try:
-                fit = self._read(name)
+                fit = self._read_checkpoint(name)
             except DataError as error:
                 logger.warning("%s; it is not used", error)
                 continue
             self._newest[run] = name
-            logger.info("%s", self._place(run, fit))
+            logger.info("%s", self._describe_place(run, fit))
             return fit
         if names:
             logger.warning("no checkpoint can be used; the fit begins anew")
         return None
 
-    def save(self, run: int, fit: Fit) -> None:
+    def save(self, run: int, fit: FitState) -> None:
         """Keep `fit` if it is time to; called after every update."""
         ended = fit.converged or fit.n_iter >= self._max_iter
         start = time.monotonic()
         if run == self._run and not ended and start < self._due:
             return
-        self._write(run, fit)
+        self._write_checkpoint(run, fit)
         now = time.monotonic()
         self._run, self._due = run, now + (max(self._every, SHARE * (now - start)) if self._every else 0.0)
 
-    def _write(self, run: int, fit: Fit) -> None:
-        numbers = [int(name.rpartition("-")[2]) for name in self._names(run)]
+    def _write_checkpoint(self, run: int, fit: FitState) -> None:
+        numbers = [int(name.rpartition("-")[2]) for name in self._file_names(run)]
         name = f"{_prefix(run)}{1 + max(numbers, default=0):06d}"
-        arrays = {suffix: _packed(getattr(fit, field)) for suffix, field in ARRAYS.items()}
+        arrays = {suffix: _npy_bytes(getattr(fit, field)) for suffix, field in ARRAYS.items()}
         state = {field.name: getattr(fit, field.name) for field in fields(fit) if field.name not in ARRAYS.values()}
         checksums = {suffix: _checksum(array) for suffix, array in arrays.items()}
         head = {"identity": self._identity, "arrays": checksums, "fit": state}
         self._path.mkdir(parents=True, exist_ok=True)
         for suffix, array in arrays.items():
             (self._path / f"{name}{suffix}").write_bytes(array)
-            objectstore.flush(self._path / f"{name}{suffix}")
-        manifest.write_json(self._path / f"{name}.json", head | {"checksum": _checksum_of(head)})
-        self._sweep(run, {name, self._newest.get(run, name)})
+            objectstore.flush_to_disk(self._path / f"{name}{suffix}")
+        manifest.write_json(self._path / f"{name}.json", head | {"checksum": _json_checksum(head)})
+        self._remove_others(run, {name, self._newest.get(run, name)})
         self._newest[run] = name
 
-    def _sweep(self, run: int, kept: set[str]) -> None:
+    def _remove_others(self, run: int, kept: set[str]) -> None:
         """Remove the checkpoints of `run` that are not `kept`, and what was left half-written."""
         whole = {name + suffix for name in kept for suffix in (".json", *ARRAYS)}
         # ".json" before the arrays: without its .json, centroids are no damaged checkpoint but none.
         for path in sorted(self._path.iterdir(), key=lambda path: not path.name.endswith(".json")):
             if path.name.startswith(_prefix(run)) and path.name not in whole:
-                manifest.remove(path)
+                manifest.remove_tree(path)
 
-    def _names(self, run: int, suffix: str = "") -> set[str]:
+    def _file_names(self, run: int, suffix: str = "") -> set[str]:
         """Names, without what follows the dot, of the files of `run` that end in `suffix`."""
         found = [path.name for path in self._path.iterdir()] if self._path.exists() else []
         return {name.partition(".")[0] for name in found if name.startswith(_prefix(run)) and name.endswith(suffix)}
 
-    def _read(self, name: str) -> Fit:
+    def _read_checkpoint(self, name: str) -> FitState:
         path = self._path / f"{name}.json"
         try:
             head = json.loads(path.read_bytes())
@@ -123,14 +123,14 @@ class Checkpoints:
             sums = {suffix: _checksum(array) for suffix, array in arrays.items()}
         except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
             checksum = None
-        if checksum is None or checksum != _checksum_of(head) or head["arrays"] != sums:
+        if checksum is None or checksum != _json_checksum(head) or head["arrays"] != sums:
             raise DataError("the checkpoint is damaged", where=str(path))
         if head["identity"] != self._identity:
             raise DataError("the checkpoint is of another fit", where=str(path))
-        loaded = {ARRAYS[suffix]: npy.load(array) for suffix, array in arrays.items()}
-        return Fit(**loaded, **head["fit"])
+        loaded = {ARRAYS[suffix]: npy.load_array(array) for suffix, array in arrays.items()}
+        return FitState(**loaded, **head["fit"])
 
-    def _place(self, run: int, fit: Fit) -> str:
+    def _describe_place(self, run: int, fit: FitState) -> str:
         """Where `fit` stands, for people."""
         which = f"run {run + 1} " if run else ""
         if fit.converged or fit.n_iter >= self._max_iter:
@@ -145,7 +145,7 @@ def _prefix(run: int) -> str:
     return f"run-{run:03d}-"
 
 
-def _packed(array: np.ndarray) -> bytes:
+def _npy_bytes(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
@@ -155,5 +155,5 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _checksum_of(head: dict[str, Any]) -> str:
+def _json_checksum(head: dict[str, Any]) -> str:
     return _checksum(json.dumps(head, sort_keys=True).encode())

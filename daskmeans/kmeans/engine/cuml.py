@@ -21,26 +21,26 @@ from distributed import Client
 from daskmeans import config
 from daskmeans.errors import ClusterError, DaskmeansError, MissingExtraError, RunError, UsageError
 from daskmeans.kernels.gpu.device import Cuda
-from daskmeans.kmeans.engine.lloyd import MIDDLE_ROWS, measured
+from daskmeans.kmeans.engine.lloyd import CENTER_ROWS, measure_inertia
 from daskmeans.kmeans.engine.seeding import seed_centroids
-from daskmeans.kmeans.engine.state import Checkpoints, Fit, Forgetful
+from daskmeans.kmeans.engine.state import Checkpoints, FitState, NoCheckpoints
 from daskmeans.kmeans.memory import check_devices
 from daskmeans.kmeans.rows.block import Block
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.runtime import executor, gpus, progress
-from daskmeans.runtime.client import each_worker, log_event, logger
+from daskmeans.runtime.client import log_event, logger, run_on_workers
 
 # Seeds are 32 bits wide in cuML.
-SEEDS = 1 << 32
+SEED_RANGE = 1 << 32
 # cuML stops below its tolerance, never at it: with 0, not even where nothing moves any more.
 LEAST_TOL = 1e-30
 # Of the rows' own spread: by so much may float32 sums of squared distances be off.
-SLACK = 1e-3
+TOLERANCE = 1e-3
 # Seconds between two looks at whether all workers are still there.
 PERIOD = 0.5
 
 
-class Found(NamedTuple):
+class CumlResult(NamedTuple):
     """What cuML gives back."""
 
     centroids: np.ndarray
@@ -51,7 +51,7 @@ class Found(NamedTuple):
     version: str
 
 
-def devices(client: Client | None) -> dict[str, int]:
+def device_memory(client: Client | None) -> dict[str, int]:
     """Bytes of device memory of each worker.
 
     Raises
@@ -71,14 +71,14 @@ def devices(client: Client | None) -> dict[str, int]:
             where="engine='cuml'",
             remedy="start a dask_cuda.LocalCUDACluster and a Client of it first, or use engine='native'",
         )
-    if isinstance(here := _device(), str):
+    if isinstance(here := _probe_device(), str):
         raise UsageError(
             f"this process cannot use a CUDA device ({here})",
             where="engine='cuml'",
             expected="a device here too: cuML gives its model to the process that asks for it",
             remedy="run this on a machine with a GPU, or use engine='native'",
         )
-    found = each_worker(_device, client)
+    found = run_on_workers(_probe_device, client)
     if not found:
         raise ClusterError("the scheduler has no workers", remedy="start some with `dask cuda worker ADDRESS`")
     if without := {worker: why for worker, why in found.items() if isinstance(why, str)}:
@@ -89,11 +89,11 @@ def devices(client: Client | None) -> dict[str, int]:
             expected="a CUDA device and the packages of RAPIDS on every worker",
             remedy="use --device gpu, workers that `dask cuda worker` starts, or --engine native",
         )
-    gpus.refuse_shared(place.name for place in found.values())
+    gpus.refuse_shared_gpus(place.name for place in found.values())
     return {worker: place.memory for worker, place in found.items()}
 
 
-def fit(
+def fit_cuml(
     blocks: Blocks,
     init: Any,
     *,
@@ -105,7 +105,7 @@ def fit(
     max_samples_per_batch: int,
     run: int = 0,
     checkpoints: Checkpoints | None = None,
-) -> tuple[Fit, Callable[[], np.ndarray]]:
+) -> tuple[FitState, Callable[[], np.ndarray]]:
     """Let cuML find the centroids; as :func:`daskmeans.kmeans.engine.lloyd.fit_blocks`, whose pass measures them.
 
     A checkpoint holds a run that has ended: cuML tells nothing of those that have not.
@@ -128,12 +128,12 @@ def fit(
     RunError
         cuML failed, or gave back other centroids than it has found.
     """
-    checkpoints = checkpoints or Forgetful()
+    checkpoints = checkpoints or NoCheckpoints()
     fit = checkpoints.last(run)
     if fit is not None:
-        return fit, measured(blocks, fit.centroids)[1]
+        return fit, measure_inertia(blocks, fit.centroids)[1]
     start = time.perf_counter()
-    sample = blocks.sample(MIDDLE_ROWS, seed)[1]
+    sample = blocks.sample_rows(CENTER_ROWS, seed)[1]
     variance = float(sample.var(axis=0, dtype=np.float64).mean())
     batch, buffer = check_devices(
         blocks.rows_by_worker(),
@@ -141,53 +141,55 @@ def fit(
         n_clusters,
         max_samples_per_batch,
         oversampling_factor,
-        devices(blocks.client),
+        device_memory(blocks.client),
     )
     if buffer:
         logger.info("the rows do not fit onto the devices: cuML is given %s of them at a time", f"{buffer:,}")
         if isinstance(init, str):  # its k-means|| is for rows that are there
             init = seed_centroids(blocks, init, n_clusters, oversampling_factor, seed)
     knobs = {
-        "init": _seeds(blocks, init, n_clusters, seed),
+        "init": _send_seeds(blocks, init, n_clusters, seed),
         "n_clusters": n_clusters,
         "max_iter": max_iter,
         # Compared with shifts as they are. And cuML's multi-GPU fits stop once the inertia falls by a share below this.
         "tol": max(tol * variance, LEAST_TOL),
-        "random_state": seed % SEEDS,
+        "random_state": seed % SEED_RANGE,
         "oversampling_factor": oversampling_factor,
         "max_samples_per_batch": batch,
         "device_buffer_samples": buffer,
     }
-    found = _found(blocks, knobs)
-    inertia, labels = measured(blocks, found.centroids)
-    _check(found.inertia, inertia, SLACK * variance * blocks.dimension * blocks.n_rows)
+    found = _run_cuml(blocks, knobs)
+    inertia, labels = measure_inertia(blocks, found.centroids)
+    _check_inertia(found.inertia, inertia, TOLERANCE * variance * blocks.dimension * blocks.n_rows)
     n_iter = min(found.n_iter, max_iter)  # counted one too far where no update was the last
     facts: dict[str, Any] = {"phase": 0, "phases": 1, "rows": blocks.n_rows, "iteration": n_iter}
     facts |= {"inertia": found.inertia, "seconds": time.perf_counter() - start, "cuml": found.version}
     log_event("daskmeans-kmeans", facts | {"run": run, "n_clusters": n_clusters}, blocks.client)
-    fit = Fit(found.centroids, found.centroids, found.centroids, n_iter=n_iter, converged=n_iter < max_iter)
+    fit = FitState(found.centroids, found.centroids, found.centroids, n_iter=n_iter, converged=n_iter < max_iter)
     fit.inertia, fit.history, fit.iterations = inertia, [found.inertia], [facts]
     checkpoints.save(run, fit)
     return fit, labels
 
 
-def _seeds(blocks: Blocks, init: Any, n_clusters: int, seed: int) -> Any:
+def _send_seeds(blocks: Blocks, init: Any, n_clusters: int, seed: int) -> Any:
     """What cuML begins with: its own k-means||, or centroids, sent to each worker once."""
     if isinstance(init, str) and init in ("auto", "k-means||"):
         return "k-means||"
     # Its own random rows are refused where one worker has fewer rows than its share of the clusters.
-    centroids = blocks.sample(n_clusters, seed)[1] if isinstance(init, str) else init
+    centroids = blocks.sample_rows(n_clusters, seed)[1] if isinstance(init, str) else init
     # In each task's arguments they would pass through the scheduler, twice for each worker.
-    return executor.share(centroids, blocks.client)
+    return executor.broadcast(centroids, blocks.client)
 
 
-def _found(blocks: Blocks, knobs: dict[str, Any]) -> Found:
+def _run_cuml(blocks: Blocks, knobs: dict[str, Any]) -> CumlResult:
     """What cuML finds in the rows of `blocks`, which leave the devices again."""
     client = blocks.client
-    with progress.line("k-means by cuML"):
+    with progress.open_line("k-means by cuML"):
         try:
-            rows = blocks.array(_in_memory if knobs["device_buffer_samples"] else _on_device, "cuml-rows")
-            found = _watched(partial(_driven, rows, client, **knobs), set(blocks.rows_by_worker()), client)
+            rows = blocks.array(_to_memory if knobs["device_buffer_samples"] else _to_device, "cuml-rows")
+            found = _run_with_timeout(
+                partial(_fit_estimator, rows, client, **knobs), set(blocks.rows_by_worker()), client
+            )
         except DaskmeansError:
             raise
         except Exception as error:
@@ -207,7 +209,7 @@ def _found(blocks: Blocks, knobs: dict[str, Any]) -> Found:
     return found
 
 
-def _driven(
+def _fit_estimator(
     rows: da.Array,
     client: Client,
     *,
@@ -219,7 +221,7 @@ def _driven(
     oversampling_factor: float,
     max_samples_per_batch: int,
     device_buffer_samples: int,
-) -> Found:
+) -> CumlResult:
     """Fit cuML's estimator on arrays that lie on the workers' devices, or in their memory."""
     import cuml
     import cupy
@@ -239,15 +241,15 @@ def _driven(
     )
     model.fit(rows)
     centroids = np.ascontiguousarray(cupy.asnumpy(model.cluster_centers_), np.float32)
-    return Found(centroids, int(model.n_iter_), float(model.inertia_), cuml.__version__)
+    return CumlResult(centroids, int(model.n_iter_), float(model.inertia_), cuml.__version__)
 
 
-def _watched(function: Callable[[], Found], workers: set[str], client: Client) -> Found:
+def _run_with_timeout(function: Callable[[], CumlResult], workers: set[str], client: Client) -> CumlResult:
     """The result of `function`, unless one of `workers` is lost meanwhile, or the time is up.
 
     cuML waits for its tasks without end, and those for each other in a collective, which none of them can leave.
     """
-    answer: concurrent.futures.Future[Found] = concurrent.futures.Future()
+    answer: concurrent.futures.Future[CumlResult] = concurrent.futures.Future()
 
     def call() -> None:
         try:
@@ -276,13 +278,13 @@ def _watched(function: Callable[[], Found], workers: set[str], client: Client) -
     return answer.result()
 
 
-def _check(theirs: float, ours: float, slack: float) -> None:
+def _check_inertia(theirs: float, ours: float, tolerance: float) -> None:
     """Refuse centroids that are not those that cuML's workers have measured.
 
     They come from one worker, and rows are nearest to the labels that we give them: with the same centroids the sum of
     squared distances cannot be more than cuML's.
     """
-    if not ours <= 1.05 * theirs + slack:
+    if not ours <= 1.05 * theirs + tolerance:
         raise RunError(
             f"with the centroids that cuML gave back the inertia is {ours:.6g}, but its workers found {theirs:.6g}",
             where="engine='cuml'",
@@ -294,27 +296,27 @@ def _check(theirs: float, ours: float, slack: float) -> None:
 # --- on the workers ---
 
 
-def _device() -> gpus.Place | str:
+def _probe_device() -> gpus.GpuInfo | str:
     """This worker's device, or why it cannot run cuML."""
     if missing := gpus.missing_packages():
         return f"{missing[0]} is not installed"
     try:
-        return gpus.Place.of(Cuda())  # with cupy, not with cuml, for seconds in which the worker answers nobody
+        return gpus.GpuInfo.of(Cuda())  # with cupy, not with cuml, for seconds in which the worker answers nobody
     except (ImportError, RuntimeError) as error:  # as CUDA's are
         return f"{type(error).__name__}: {error}"
 
 
-def _on_device(block: Block) -> Any:
+def _to_device(block: Block) -> Any:
     """The rows of a block: those that lie on the device as they are, others sent there."""
-    if block.there is not None:
-        return block.there
+    if block.device_rows is not None:
+        return block.device_rows
     import cupy
 
     with block.open() as arrays:
         return cupy.asarray(arrays["rows"])
 
 
-def _in_memory(block: Block) -> np.ndarray:
+def _to_memory(block: Block) -> np.ndarray:
     """The rows of a block, as they lie in memory or in a file of it."""
     with block.open() as arrays:
         return arrays["rows"]

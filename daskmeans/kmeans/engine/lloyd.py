@@ -1,7 +1,7 @@
 """The engine: passes over growing samples and then all rows, the last of them exact, the same bits however rows lie.
 
-A fit is its centroids and a few numbers (:class:`Fit`). What the workers keep beside their rows only saves work, so a
-fit can be stopped after any update, or lose a worker, and go on to the same result.
+A fit is its centroids and a few numbers (:class:`FitState`). What the workers keep beside their rows only saves work,
+so a fit can be stopped after any update, or lose a worker, and go on to the same result.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 from daskmeans.errors import DataError
 from daskmeans.kernels.bounds import Drift, groups_per_bound, n_bounds
-from daskmeans.kernels.center_groups import group_middles, n_near, neighbours
+from daskmeans.kernels.center_groups import group_centers, n_near, order_by_group
 from daskmeans.kernels.distances import squared_distances
-from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.jit import as_readonly
 from daskmeans.kernels.microkernel import COLUMNS
-from daskmeans.kernels.sums import as_number, beyond, means, scale_for, squared_shift, within
+from daskmeans.kernels.sums import as_number, compute_means, overrelax, scale_for, squared_shift, within_ss
 from daskmeans.kmeans.engine import passes
-from daskmeans.kmeans.engine.passes import Pass
-from daskmeans.kmeans.engine.state import CANCELLED, Checkpoints, Fit, Forgetful, Stop
+from daskmeans.kmeans.engine.passes import PassState
+from daskmeans.kmeans.engine.state import CANCELLED, Checkpoints, FitState, NoCheckpoints, StopRule
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import log_event
@@ -42,7 +42,7 @@ RELAXATION, MOMENTUM = 0.85, 0.4
 # With thousands of clusters, so many updates of a phase compare each row with the groups of centroids near to it only.
 NEAR_UPDATES = 3
 # Rows whose mean stands for the middle of all rows.
-MIDDLE_ROWS = 1024
+CENTER_ROWS = 1024
 
 
 def sample_sizes(n_rows: int, n_clusters: int, least: int = DEFAULT.least_sample) -> list[int]:
@@ -74,7 +74,7 @@ def fit_blocks(
     run: int = 0,
     checkpoints: Checkpoints | None = None,
     tuning: Tuning = DEFAULT,
-) -> tuple[Fit, Callable[[], np.ndarray]]:
+) -> tuple[FitState, Callable[[], np.ndarray]]:
     """Improve centroids until they stay where they are.
 
     Parameters
@@ -101,12 +101,12 @@ def fit_blocks(
     DataError
         The rows have another dimension than the centroids.
     """
-    checkpoints = checkpoints or Forgetful()
+    checkpoints = checkpoints or NoCheckpoints()
     fit = checkpoints.last(run)
     if fit is None:
         start = time.perf_counter()
         centroids = seeds()
-        fit = Fit(centroids, centroids, centroids)
+        fit = FitState(centroids, centroids, centroids)
         facts = {"phase": "seed", "rows": blocks.n_rows, "seconds": time.perf_counter() - start, "run": run}
         log_event("daskmeans-kmeans", facts | {"n_clusters": len(fit.centroids)}, blocks.client)
     if blocks.dimension != fit.centroids.shape[1]:
@@ -115,32 +115,32 @@ def fit_blocks(
         )
     sizes = sample_sizes(blocks.n_rows, len(fit.centroids), tuning.least_sample) if grow and max_iter else []
     fit.phases = len(sizes) + 1
-    with progress.line("k-means", None) as line:
+    with progress.open_line("k-means", None) as line:
 
-        def report(fit: Fit) -> None:
-            line.advance(progress.note(fit.iterations))
+        def report(fit: FitState) -> None:
+            line.advance(progress.format_note(fit.iterations))
             facts = fit.iterations[-1] | {"run": run, "n_clusters": len(fit.centroids)}
             log_event("daskmeans-kmeans", facts, blocks.client)
             checkpoints.save(run, fit)
 
-        span = _measure(blocks, seed)
+        span = _measure_span(blocks, seed)
         # A device compares with all as fast.
         near = n_near(len(fit.centroids), tuning.near_groups) if grow and not blocks.on_gpus else 0
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
             sample = blocks.subset(size, seed)
-            stop = Stop(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
-            _Series(sample, fit, span, relax=True, near=near).improve(stop, report)
+            stop = StopRule(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
+            _LloydLoop(sample, fit, span, relax=True, near=near).improve(stop, report)
             sample.release()
-        series = _Series(blocks, fit, span, relax=grow, near=near)
+        loop = _LloydLoop(blocks, fit, span, relax=grow, near=near)
         if math.isinf(fit.inertia):
-            series.improve(Stop(max_iter, tol), report)
-            fit.inertia = series.inertia()
+            loop.improve(StopRule(max_iter, tol), report)
+            fit.inertia = loop.inertia()
             checkpoints.save(run, fit)
-    return fit, series.labels
+    return fit, loop.labels
 
 
-def measured(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
+def measure_inertia(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
     """Sum of squared distances of all rows to the nearest of `centroids`, and what gives their labels."""
     fit, labels = fit_blocks(blocks, lambda: centroids, max_iter=0, tol=0.0, seed=0, grow=False)
     return fit.inertia, labels
@@ -155,34 +155,34 @@ class _Span(NamedTuple):
     """Absolute coordinate."""
 
 
-def _measure(blocks: Blocks, seed: int) -> _Span:
-    center = blocks.sample(MIDDLE_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
-    return _Span(center, max(blocks.map(passes.reach, name="kmeans-reach")))
+def _measure_span(blocks: Blocks, seed: int) -> _Span:
+    center = blocks.sample_rows(CENTER_ROWS, seed)[1].mean(axis=0, dtype=np.float64)
+    return _Span(center, max(blocks.map(passes.max_coordinate, name="kmeans-reach")))
 
 
-class _Series:
+class _LloydLoop:
     """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
 
-    def __init__(self, blocks: Blocks, fit: Fit, span: _Span, relax: bool, near: int) -> None:
+    def __init__(self, blocks: Blocks, fit: FitState, span: _Span, relax: bool, near: int) -> None:
         self.blocks, self.fit, self.relax, self.near = blocks, fit, relax, near
         k = len(fit.centroids)
-        order = neighbours(fit.origin, COLUMNS)
-        middles = group_middles(fit.origin, order, COLUMNS)
-        self.now = Pass(
+        order = order_by_group(fit.origin, COLUMNS)
+        centers = group_centers(fit.origin, order, COLUMNS)
+        self.now = PassState(
             fit=uuid4().hex,
             number=-1,
             centroids=fit.centroids,
             center=span.center,
             order=order,
-            middles=middles,
+            group_centers=centers,
             near=0,
-            travel=Drift(np.zeros(k), np.zeros(n_bounds(k))),
+            drift=Drift(np.zeros(k), np.zeros(n_bounds(k))),
             scale=scale_for(span.largest, blocks.n_rows),
         )
         self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
-        self.energy = 0.0
+        self.total_ss = 0.0
 
-    def improve(self, stop: Stop, report: Callable[[Fit], None]) -> None:
+    def improve(self, stop: StopRule, report: Callable[[FitState], None]) -> None:
         """Update the centroids of the fit until it is time to stop; then they are means of rows."""
         fit = self.fit
         phase, last = fit.phase, fit.phase == fit.phases - 1
@@ -190,10 +190,10 @@ class _Series:
         while len(inertias) < stop.updates and not fit.converged and fit.phase == phase:
             start = time.perf_counter()
             near = self.near if len(inertias) < NEAR_UPDATES else 0
-            moved, compared = self._advance(fit.centroids, near)
-            centroids, held = self._means()
-            inertia = self._within(centroids)
-            shift = squared_shift(frozen(fit.centroids), frozen(centroids))
+            moved, compared = self._assign_step(fit.centroids, near)
+            centroids, held = self._update_means()
+            inertia = self._within_ss(centroids)
+            shift = squared_shift(as_readonly(fit.centroids), as_readonly(centroids))
             gain = _gain(inertias, inertia)
             inertias.append(inertia)
             ends = not near and (shift <= stop.shift * self._variance() or gain < stop.gain)
@@ -202,7 +202,7 @@ class _Series:
             first = phase == 0 and len(inertias) == 1
             if self.relax and gain > 0.0 and not (first or ends or len(inertias) == stop.updates):
                 before = np.where(held[:, None], fit.centroids, centroids)  # one that was empty has no way behind it
-                centroids = np.where(held[:, None], _beyond(fit, centroids), centroids)
+                centroids = np.where(held[:, None], _overrelax(fit, centroids), centroids)
             fit.before, fit.centroids = before, centroids
             fit.iterations.append(
                 {
@@ -227,30 +227,32 @@ class _Series:
 
     def inertia(self) -> float:
         """Sum of squared distances of the rows to the nearest of the fit's centroids."""
-        self._advance(self.fit.centroids)
-        return self._distances(self.fit.centroids, ends=True)
+        self._assign_step(self.fit.centroids)
+        return self._exact_inertia(self.fit.centroids, ends=True)
 
     def labels(self) -> np.ndarray:
         """Labels of the rows after :meth:`inertia`; int32, shape (n_rows,)."""
-        found = [part for parts in self.blocks.map(passes.labels, self.now, name="kmeans-labels") for part in parts]
+        found = [
+            part for parts in self.blocks.map(passes.read_labels, self.now, name="kmeans-labels") for part in parts
+        ]
         return np.concatenate([mine for _, mine in sorted(found, key=lambda part: part[0])])
 
-    def _advance(self, centroids: np.ndarray, near: int = 0) -> tuple[int, int]:
+    def _assign_step(self, centroids: np.ndarray, near: int = 0) -> tuple[int, int]:
         """A pass: numbers of rows that have changed their cluster, and of pairs that were scored."""
         self.now = replace(
             self.now,
             number=self.now.number + 1,
             centroids=centroids,
             near=near,
-            travel=_travel(self.now, centroids),
+            drift=_add_drift(self.now, centroids),
         )
-        parts = self.blocks.map(passes.advance, self.now, name="kmeans-pass")
+        parts = self.blocks.map(passes.assign_step, self.now, name="kmeans-pass")
         anew, moved, compared = (sum(getattr(part, name) for part in parts) for name in ("anew", "moved", "compared"))
         if self.now.number == 0:
-            self.energy = as_number(sum(part.energy for part in parts))
+            self.total_ss = as_number(sum(part.total_ss for part in parts))
         changes = [(part.sums, part.counts) for part in parts]
         if 0 < anew < self.blocks.n_rows:  # what rows had added that were lost is not known
-            changes = self.blocks.map(passes.totals, self.now, name="kmeans-totals")
+            changes = self.blocks.map(passes.cluster_sums, self.now, name="kmeans-totals")
         if anew:
             self.sums[:], self.counts[:] = 0, 0
         for sums, counts in changes:
@@ -258,18 +260,18 @@ class _Series:
             self.counts += counts
         return moved, compared
 
-    def _within(self, means: np.ndarray) -> float:
+    def _within_ss(self, means: np.ndarray) -> float:
         """Sum of squared distances of the rows to the means of their clusters."""
-        found = within(self.sums, self.counts, self.now.scale, self.now.center, self.energy)
+        found = within_ss(self.sums, self.counts, self.now.scale, self.now.center, self.total_ss)
         # What is left of numbers that are far larger is mostly their rounding.
-        return found if found > CANCELLED * self.energy else self._distances(means)
+        return found if found > CANCELLED * self.total_ss else self._exact_inertia(means)
 
-    def _distances(self, centroids: np.ndarray, ends: bool = False) -> float:
-        """See :func:`passes.inertia`."""
-        parts = self.blocks.map(passes.inertia, self.now, centroids, ends, name="kmeans-inertia")
+    def _exact_inertia(self, centroids: np.ndarray, ends: bool = False) -> float:
+        """See :func:`passes.exact_inertia`."""
+        parts = self.blocks.map(passes.exact_inertia, self.now, centroids, ends, name="kmeans-inertia")
         return as_number(sum(parts))
 
-    def _means(self) -> tuple[np.ndarray, np.ndarray]:
+    def _update_means(self) -> tuple[np.ndarray, np.ndarray]:
         """The means of the rows of each cluster, and whether the cluster had rows.
 
         An empty cluster is given the row that is farthest from its centroid, as scikit-learn does. Rows that lie on
@@ -279,11 +281,11 @@ class _Series:
         empty = np.flatnonzero(counts == 0)
         if len(empty):
             sums, counts = sums.copy(), counts.copy()
-            self._refill(empty, sums, counts)
-        return means(sums, counts, self.now.scale, self.now.centroids), self.counts > 0
+            self._refill_empty(empty, sums, counts)
+        return compute_means(sums, counts, self.now.scale, self.now.centroids), self.counts > 0
 
-    def _refill(self, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
-        found = self.blocks.map(passes.farthest, self.now, len(empty), name="kmeans-refill")
+    def _refill_empty(self, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
+        found = self.blocks.map(passes.farthest_rows, self.now, len(empty), name="kmeans-refill")
         distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((numbers, -distances))[: len(empty)]
         order = order[distances[order] > 0.0]
@@ -301,7 +303,7 @@ class _Series:
         """Mean variance of a feature over the rows."""
         n = self.blocks.n_rows
         off_center = self.sums.sum(axis=0) / (self.now.scale * n) - self.now.center
-        return max(0.0, self.energy / n - math.fsum(off_center**2)) / len(off_center)
+        return max(0.0, self.total_ss / n - math.fsum(off_center**2)) / len(off_center)
 
 
 def _gain(before: list[float], inertia: float) -> float:
@@ -311,18 +313,18 @@ def _gain(before: list[float], inertia: float) -> float:
     return 1.0 - inertia / before[-1] if before[-1] else 0.0
 
 
-def _beyond(fit: Fit, means: np.ndarray) -> np.ndarray:
+def _overrelax(fit: FitState, means: np.ndarray) -> np.ndarray:
     """Where the centroids of `fit` come to when they go to `means` and then on."""
     out = np.empty_like(means)
-    beyond(frozen(fit.centroids), frozen(means), frozen(fit.before), RELAXATION, MOMENTUM, out)
+    overrelax(as_readonly(fit.centroids), as_readonly(means), as_readonly(fit.before), RELAXATION, MOMENTUM, out)
     return out
 
 
-def _travel(now: Pass, centroids: np.ndarray) -> Drift:
+def _add_drift(now: PassState, centroids: np.ndarray) -> Drift:
     """How far centroids have moved by the time that they are at `centroids`; rounded up."""
     own = np.arange(len(centroids), dtype=np.int32)
-    steps = np.sqrt(squared_distances(frozen(centroids), frozen(now.centroids), own)) * (1.0 + 2.0**-40)
+    steps = np.sqrt(squared_distances(as_readonly(centroids), as_readonly(now.centroids), own)) * (1.0 + 2.0**-40)
     together = COLUMNS * groups_per_bound(len(centroids))
     widest = np.maximum.reduceat(steps[now.order], np.arange(0, len(steps), together))
     up = 1.0 + 2.0**-50
-    return Drift((now.travel.each + steps) * up, (now.travel.groups + widest) * up)
+    return Drift((now.drift.each + steps) * up, (now.drift.groups + widest) * up)

@@ -19,7 +19,7 @@ from daskmeans.kmeans.rows.block import Block
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassState:
     """What all rows are compared with.
 
     Attributes
@@ -33,11 +33,11 @@ class Pass:
         The same in all passes of a series.
     order : ndarray of int64, shape (k,)
         Likewise; neighbours in this order share bounds.
-    middles : ndarray of float32, shape (groups, d)
+    group_centers : ndarray of float32, shape (groups, d)
         Likewise; of each run of forty-eight centroids in this order.
     near : int
-        Rows are compared with so many groups of centroids, those whose middles are nearest; 0: with all.
-    travel : Travel
+        Rows are compared with so many groups of centroids, those whose centers are nearest; 0: with all.
+    drift : Drift
         How far centroids have moved since the first pass of the series.
     scale : float
         Makes integers of coordinates.
@@ -48,20 +48,20 @@ class Pass:
     centroids: np.ndarray
     center: np.ndarray
     order: np.ndarray
-    middles: np.ndarray
+    group_centers: np.ndarray
     near: int
-    travel: Drift
+    drift: Drift
     scale: float
 
 
-class Advance(NamedTuple):
+class PassDelta(NamedTuple):
     """What a pass has changed in one group of blocks."""
 
     sums: np.ndarray
     """int64, shape (k, d): change of the scaled sums of the rows of each cluster."""
     counts: np.ndarray
     """int64, shape (k,): change of their number."""
-    energy: int
+    total_ss: int
     """Exact sum of squared distances to the center, of rows that begin anew."""
     moved: int
     """Rows whose label has changed."""
@@ -71,23 +71,23 @@ class Advance(NamedTuple):
     """Rows that knew nothing of the pass before."""
 
 
-def advance(group: list[Block], now: Pass) -> Advance:
+def assign_step(group: list[Block], now: PassState) -> PassDelta:
     """Find the nearest centroid of each row."""
     backend, anew = group[0].backend, 0
     with backend.turn():
-        step = backend.step(now.centroids, now.center, now.order, now.travel, now.scale)
+        step = backend.step(now.centroids, now.center, now.order, now.drift, now.scale)
         for block in group:
-            begins = _prepare(block, now)
+            begins = _prepare_block(block, now)
             _choose_groups(block, now)
             with block.open() as arrays:
                 block.copy = step.add(block.lying(arrays), arrays, begins, block.copy)
             anew += block.n_rows if begins else 0
             block.notes["series"] = now.fit
             block.notes["pass"] = now.fit, now.number
-        return Advance(*step.totals(), step.energy, step.moved, step.compared, anew)
+        return PassDelta(*step.totals(), step.total_ss, step.moved, step.compared, anew)
 
 
-def _prepare(block: Block, now: Pass) -> str:
+def _prepare_block(block: Block, now: PassState) -> str:
     """What of `block` has to begin anew: "" nothing, "labels" its labels and bounds, "all" what is made of its rows."""
     fit, number = block.notes.pop("pass", ("", 0))
     if (fit, number) == (now.fit, now.number - 1):
@@ -101,7 +101,7 @@ def _prepare(block: Block, now: Pass) -> str:
     return "all"
 
 
-def _choose_groups(block: Block, now: Pass) -> None:
+def _choose_groups(block: Block, now: PassState) -> None:
     """Keep the groups that each row of `block` is compared with as long as passes need them."""
     if not now.near:
         block.drop("near")
@@ -109,19 +109,19 @@ def _choose_groups(block: Block, now: Pass) -> None:
     elif block.notes.get("near") != now.fit:
         block.allocate("near", (block.n_rows, now.near), np.int32)
         with block.open() as arrays:
-            arrays["near"][:] = near_groups(arrays["rows"], now.middles, now.near)[0]
+            arrays["near"][:] = near_groups(arrays["rows"], now.group_centers, now.near)[0]
         block.notes["near"] = now.fit
 
 
-def _at_pass(group: list[Block], now: Pass) -> None:
+def _catch_up(group: list[Block], now: PassState) -> None:
     """Bring blocks that were lost after the pass to where the others are."""
     if late := [block for block in group if block.notes.get("pass") != (now.fit, now.number)]:
-        advance(late, now)
+        assign_step(late, now)
 
 
-def totals(group: list[Block], now: Pass) -> tuple[np.ndarray, np.ndarray]:
+def cluster_sums(group: list[Block], now: PassState) -> tuple[np.ndarray, np.ndarray]:
     """Scaled sums and number of the rows of each cluster."""
-    _at_pass(group, now)
+    _catch_up(group, now)
     sums, counts = np.zeros(now.centroids.shape, np.int64), np.zeros(len(now.centroids), np.int64)
     for block in group:
         with block.open() as arrays:
@@ -129,12 +129,12 @@ def totals(group: list[Block], now: Pass) -> tuple[np.ndarray, np.ndarray]:
     return sums, counts
 
 
-def inertia(group: list[Block], now: Pass, centroids: np.ndarray, ends: bool) -> int:
+def exact_inertia(group: list[Block], now: PassState, centroids: np.ndarray, ends: bool) -> int:
     """Exact sum of squared distances of the rows to `centroids`, each to that of its label.
 
     If the fit `ends`, others want the memory of a device.
     """
-    _at_pass(group, now)
+    _catch_up(group, now)
     total = 0
     for block in group:
         with block.open() as arrays:
@@ -145,9 +145,9 @@ def inertia(group: list[Block], now: Pass, centroids: np.ndarray, ends: bool) ->
     return total
 
 
-def labels(group: list[Block], now: Pass) -> list[tuple[int, np.ndarray]]:
+def read_labels(group: list[Block], now: PassState) -> list[tuple[int, np.ndarray]]:
     """The labels of each block, with the number of its first row."""
-    _at_pass(group, now)
+    _catch_up(group, now)
     found = []
     for block in group:
         with block.open() as arrays:
@@ -155,9 +155,9 @@ def labels(group: list[Block], now: Pass) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-def farthest(group: list[Block], now: Pass, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def farthest_rows(group: list[Block], now: PassState, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the `count` rows of each block that are farthest from their centroid: squared distances, numbers, labels."""
-    _at_pass(group, now)
+    _catch_up(group, now)
     distances, numbers, labels = [], [], []
     for block in group:
         with block.open() as arrays:
@@ -170,11 +170,11 @@ def farthest(group: list[Block], now: Pass, count: int) -> tuple[np.ndarray, np.
     return np.concatenate(distances), np.concatenate(numbers), np.concatenate(labels)
 
 
-def reach(group: list[Block]) -> float:
+def max_coordinate(group: list[Block]) -> float:
     """Largest absolute coordinate of the rows."""
-    return max((_largest(block) for block in group), default=0.0)
+    return max((_block_max(block) for block in group), default=0.0)
 
 
-def _largest(block: Block) -> float:
+def _block_max(block: Block) -> float:
     with block.open() as arrays:
         return block.home.largest_coordinate(block.lying(arrays))

@@ -11,13 +11,13 @@ import numpy as np
 from upath import UPath
 
 from daskmeans.errors import DataError, NotFoundError, UsageError
-from daskmeans.kernels.distances import BATCH_ROWS, nearest, nearest_labels, squared_distances, tiles
-from daskmeans.kernels.hashing import hash_integers, uniform
-from daskmeans.kernels.jit import frozen
+from daskmeans.kernels.distances import BATCH_ROWS, nearest_centroids, nearest_labels, range_slices, squared_distances
+from daskmeans.kernels.hashing import hash_integers, to_uniform
+from daskmeans.kernels.jit import as_readonly
 from daskmeans.kernels.microkernel import ROWS
 from daskmeans.kernels.norms import rounding_bound
 from daskmeans.kernels.plus_plus import draw_plus_plus, sum_values
-from daskmeans.kernels.sums import add_rows, largest_coordinate, means, scale_for
+from daskmeans.kernels.sums import add_rows, compute_means, largest_coordinate, scale_for
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import refuse_masked
 from daskmeans.runtime import executor
@@ -48,18 +48,18 @@ def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_fact
     if isinstance(init, np.ndarray):
         return init
     if init == "random":
-        return blocks.sample(n_clusters, seed)[1]
+        return blocks.sample_rows(n_clusters, seed)[1]
     regional = init == "auto" and n_clusters > OVERSAMPLE_UP_TO
     oversampled = max(OVERSAMPLED_PER_CLUSTER * n_clusters, OVERSAMPLED_AT_LEAST)
     affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * blocks.dimension))
-    numbers, X = blocks.sample(min(SAMPLE_PER_CLUSTER * n_clusters if regional else oversampled, affordable), seed)
+    numbers, X = blocks.sample_rows(min(SAMPLE_PER_CLUSTER * n_clusters if regional else oversampled, affordable), seed)
     if regional:
-        return X[by_region(X, n_clusters, seed)]
+        return X[seed_hierarchical(X, n_clusters, seed)]
     candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, seed)
-    return X[candidates[plus_plus(X[candidates], weights, n_clusters, seed)]]
+    return X[candidates[seed_plus_plus(X[candidates], weights, n_clusters, seed)]]
 
 
-def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+def seed_hierarchical(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """Indices of `n_clusters` rows of `X`, drawn by k-means++ within regions, each of which gets its share of them.
 
     Parameters
@@ -77,57 +77,59 @@ def by_region(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     or less, for seeds that are as good. A region's share is that of the inertia about its middle.
     """
     if n_clusters <= 2 * PER_REGION:
-        return _drawn(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed)
+        return _draw_members(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed)
     regions = round(n_clusters / PER_REGION)
-    chosen = _spread(len(X), ROWS_PER_REGION * regions)
-    fewer = X[chosen[_spread(len(chosen), ROWS_PER_REGION // 4 * regions)]]
-    middles = fewer[by_region(fewer, regions, seed)]
-    few = executor.call([partial(X.take, chosen[rows], axis=0) for rows in _shares_of_threads(len(chosen))])
-    scale = scale_for(max(largest_coordinate(frozen(part)) for part in few), len(chosen))
+    chosen = _spaced_indices(len(X), ROWS_PER_REGION * regions)
+    fewer = X[chosen[_spaced_indices(len(chosen), ROWS_PER_REGION // 4 * regions)]]
+    centers = fewer[seed_hierarchical(fewer, regions, seed)]
+    few = executor.call_in_threads([partial(X.take, chosen[rows], axis=0) for rows in _thread_slices(len(chosen))])
+    scale = scale_for(max(largest_coordinate(as_readonly(part)) for part in few), len(chosen))
     for _ in range(REGION_UPDATES):
-        middles = _updated(few, middles, scale)
-    labels, squares = _nearest(X, middles)
-    shares = _shares(np.bincount(labels, squares, regions), np.bincount(labels, minlength=regions), n_clusters)
+        centers = _update_means(few, centers, scale)
+    labels, squares = _nearest_parallel(X, centers)
+    shares = _share_out(np.bincount(labels, squares, regions), np.bincount(labels, minlength=regions), n_clusters)
     order, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=regions))
     members = np.split(order, ends[:-1])
 
     def draw(i: int) -> np.ndarray:
         mine = members[i]
-        return mine[_drawn(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
+        return mine[_draw_members(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
 
-    drawn = executor.call([partial(draw, i) for i in range(regions) if shares[i]])
+    drawn = executor.call_in_threads([partial(draw, i) for i in range(regions) if shares[i]])
     return np.concatenate(drawn)
 
 
-def _spread(n: int, count: int) -> np.ndarray:
+def _spaced_indices(n: int, count: int) -> np.ndarray:
     """`count` of the numbers below `n`, evenly spread; all of them if there are fewer."""
     return np.arange(n) if count >= n else np.arange(count) * n // count
 
 
-def _shares_of_threads(n: int) -> list[slice]:
+def _thread_slices(n: int) -> list[slice]:
     """Slices of `n` rows, two for each thread where they are not too small."""
-    return list(tiles(n, max(BATCH_ROWS, -(-n // (2 * n_threads())))))
+    return list(range_slices(n, max(BATCH_ROWS, -(-n // (2 * n_threads())))))
 
 
-def _nearest(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    parts = executor.call([partial(nearest, X[rows], centroids) for rows in _shares_of_threads(len(X))])
+def _nearest_parallel(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts = executor.call_in_threads(
+        [partial(nearest_centroids, X[rows], centroids) for rows in _thread_slices(len(X))]
+    )
     labels, squares = zip(*parts, strict=True)
     return np.concatenate(labels), np.concatenate(squares)
 
 
-def _updated(parts: list[np.ndarray], centroids: np.ndarray, scale: float) -> np.ndarray:
+def _update_means(parts: list[np.ndarray], centroids: np.ndarray, scale: float) -> np.ndarray:
     """The means of the rows that are nearest to each centroid; one without rows stays."""
 
     def add(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-        add_rows(frozen(X), nearest_labels(X, centroids), scale, sums, counts)
+        add_rows(as_readonly(X), nearest_labels(X, centroids), scale, sums, counts)
         return sums, counts
 
-    found = executor.call([partial(add, X) for X in parts])
-    return means(sum(sums for sums, _ in found), sum(counts for _, counts in found), scale, centroids)
+    found = executor.call_in_threads([partial(add, X) for X in parts])
+    return compute_means(sum(sums for sums, _ in found), sum(counts for _, counts in found), scale, centroids)
 
 
-def _shares(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
+def _share_out(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
     """`total` shared out by `inertia`: at least one and at most `rows` for each region that has rows."""
     weights = np.where(rows > 0, inertia, 0.0)
     weights = weights / weights.sum() if weights.sum() > 0 else rows / rows.sum()
@@ -175,11 +177,11 @@ def oversample(
         potential = sum_values(distances)
         if potential == 0.0:
             break
-        luck = uniform(hash_integers(numbers.astype(np.uint64), seed + turn))
+        luck = to_uniform(hash_integers(numbers.astype(np.uint64), seed + turn))
         drawn = np.flatnonzero(luck * potential < draw * distances)
         if len(drawn) == 0:
             continue
-        labels, closer_by = _nearest(X, X[drawn])
+        labels, closer_by = _nearest_parallel(X, X[drawn])
         closer = closer_by < distances
         owner[closer] = len(chosen) + labels[closer]
         distances[closer] = closer_by[closer]
@@ -191,7 +193,7 @@ def oversample(
     return chosen, weights
 
 
-def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+def seed_plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """Indices of `n_clusters` rows drawn by weighted, greedy k-means++.
 
     Parameters
@@ -209,13 +211,13 @@ def plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) ->
     Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of the rows drawn in each turn
     the one that lowers the potential most is taken, as in scikit-learn: of eight, which are scored at once.
     """
-    return _drawn(X, np.arange(len(X)), weights, n_clusters, seed)
+    return _draw_members(X, np.arange(len(X)), weights, n_clusters, seed)
 
 
-def _drawn(X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """:func:`plus_plus` for the rows `members` of `X`: indices into `members`."""
-    luck = uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
-    return draw_plus_plus(frozen(X), members, weights, luck, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
+def _draw_members(X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """:func:`seed_plus_plus` for the rows `members` of `X`: indices into `members`."""
+    luck = to_uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
+    return draw_plus_plus(as_readonly(X), members, weights, luck, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
 
 
 def is_path(init: Any) -> bool:
@@ -223,7 +225,7 @@ def is_path(init: Any) -> bool:
     return isinstance(init, (str, os.PathLike, UPath))
 
 
-def _given(init: Any) -> np.ndarray:
+def _copy_init(init: Any) -> np.ndarray:
     """A copy of given centroids, so that the caller's stay theirs."""
     refuse_masked(init, "init")
     try:
@@ -258,7 +260,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
             )
         centroids = model.read_centroids(path / model.CENTROIDS if path.is_dir() else path)
     else:
-        centroids = _given(getattr(init, "cluster_centers_", init))
+        centroids = _copy_init(getattr(init, "cluster_centers_", init))
     if centroids.ndim != 2 or len(centroids) != n_clusters:
         raise UsageError(
             f"the initial centroids have shape {centroids.shape}",

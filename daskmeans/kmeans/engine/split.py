@@ -24,14 +24,14 @@ import numpy as np
 from daskmeans.errors import ClusterSizeWarning
 from daskmeans.kernels.distances import nearest_labels
 from daskmeans.kernels.hashing import hash_rows
-from daskmeans.kernels.sums import add_weighted, means, scale_for
+from daskmeans.kernels.sums import add_weighted_rows, compute_means, scale_for
 from daskmeans.kmeans.rows.block import Block
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.runtime import executor, progress
 from daskmeans.runtime.client import log_event
 
 # New centroids, as a multiple of those that a cluster needs at least; and at most for one cluster in one round.
-SLACK = 1.25
+OVERSPLIT = 1.25
 MOST = 64
 # Distinct rows that are sampled for each new centroid, and bytes of samples that are held at once.
 SAMPLE_PER_CENTROID = 64
@@ -45,7 +45,7 @@ _LABELS = "split-labels"
 _HASH_ROWS = 8192
 
 
-class Sample(NamedTuple):
+class RowSample(NamedTuple):
     """Distinct rows of some clusters: of each, those whose contents have the smallest hashes."""
 
     places: np.ndarray
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Crowd:
+class OversizedCluster:
     """A cluster that has too many rows."""
 
     cluster: int
@@ -72,22 +72,22 @@ class Crowd:
     """int64, shape (m,): their numbers."""
 
     @property
-    def copied(self) -> np.ndarray:
+    def is_copied(self) -> np.ndarray:
         """bool, shape (m,): which of the sampled rows occur too often themselves."""
         return self.counts > self.limit
 
     @property
     def others(self) -> int:
         """Rows that are no copies of these."""
-        return self.size - int(self.counts[self.copied].sum())
+        return self.size - int(self.counts[self.is_copied].sum())
 
     @property
-    def stuck(self) -> bool:
+    def is_stuck(self) -> bool:
         """Whether the cluster is too large because of the copies of one row."""
-        return int(self.copied.sum()) == 1 and self.others <= self.limit
+        return int(self.is_copied.sum()) == 1 and self.others <= self.limit
 
 
-def split(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int, seed: int) -> np.ndarray:
+def split_clusters(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int, seed: int) -> np.ndarray:
     """Put several centroids in the place of one as long as a cluster has more than `max_cluster_size` rows.
 
     Parameters
@@ -109,53 +109,57 @@ def split(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int, seed: in
         A cluster stays too large because it has too many copies of one row.
     """
     run, most = uuid4().hex, len(centroids) + blocks.n_rows
-    with progress.line("split clusters") as line:
+    with progress.open_line("split clusters") as line:
         while True:
             start = time.perf_counter()
             labelled = centroids, f"{run}-{len(centroids)}"
-            sizes = np.sum(blocks.map(_sizes, *labelled, name="kmeans-split"), axis=0)
+            sizes = np.sum(blocks.map(_cluster_sizes, *labelled, name="kmeans-split"), axis=0)
             line.advance(f"{len(centroids):,} clusters, {sizes.max():,} rows in the largest")
-            crowds = list(_crowds(blocks, labelled, sizes, max_cluster_size, seed))
-            divisible = [crowd for crowd in crowds if not crowd.stuck]
+            large_clusters = list(_find_oversized(blocks, labelled, sizes, max_cluster_size, seed))
+            divisible = [oversized for oversized in large_clusters if not oversized.is_stuck]
             if not divisible or len(centroids) >= most:  # then each row could have had a centroid of its own
                 break
-            centroids = _replaced(centroids, divisible, _divide(blocks, divisible))
+            centroids = _replace_centroids(centroids, divisible, _divide_clusters(blocks, divisible))
             event = {"n_clusters": len(centroids), "largest": int(sizes.max()), "split": len(divisible)}
             log_event("daskmeans-split", event | {"seconds": time.perf_counter() - start}, blocks.client)
-    blocks.map(_forget, name="kmeans-split")
-    for crowd in crowds:
-        _warn(crowd)
+    blocks.map(_drop_labels, name="kmeans-split")
+    for oversized in large_clusters:
+        _warn_oversized(oversized)
     return centroids
 
 
-def _crowds(
+def _find_oversized(
     blocks: Blocks, labelled: tuple[np.ndarray, str], sizes: np.ndarray, limit: int, seed: int
-) -> Iterator[Crowd]:
+) -> Iterator[OversizedCluster]:
     """The clusters of more than `limit` rows, each with a sample."""
     large = np.flatnonzero(sizes > limit)
-    wanted = SAMPLE_PER_CENTROID * _wanted(sizes, limit)
+    wanted = SAMPLE_PER_CENTROID * _n_parts(sizes, limit)
     held = 32 * len(blocks.lengths) * wanted[large]  # each block may send a sample as large
-    for batch in _batches(held):
+    for batch in _batch_by_bytes(held):
         clusters = large[batch]
-        found = blocks.map(_sample, *labelled, clusters, wanted[clusters], seed, name="kmeans-split")
-        sample = _smallest(Sample(*map(np.concatenate, zip(*found, strict=True))), wanted[clusters])
+        found = blocks.map(_sample_clusters, *labelled, clusters, wanted[clusters], seed, name="kmeans-split")
+        sample = _smallest_hashes(RowSample(*map(np.concatenate, zip(*found, strict=True))), wanted[clusters])
         ends = np.searchsorted(sample.places, np.arange(len(clusters) + 1))
         for cluster, mine in zip(clusters.tolist(), map(slice, ends[:-1], ends[1:]), strict=True):
-            yield Crowd(cluster, int(sizes[cluster]), limit, sample.counts[mine], sample.numbers[mine])
+            yield OversizedCluster(cluster, int(sizes[cluster]), limit, sample.counts[mine], sample.numbers[mine])
 
 
-def _divide(blocks: Blocks, crowds: list[Crowd]) -> list[np.ndarray]:
-    """For each of `crowds` the centroids that take the place of its own."""
+def _divide_clusters(blocks: Blocks, large_clusters: list[OversizedCluster]) -> list[np.ndarray]:
+    """For each of `large_clusters` the centroids that take the place of its own."""
     made: list[np.ndarray] = []
-    for batch in _batches(np.array([4 * blocks.dimension * len(crowd.numbers) for crowd in crowds])):
-        mine = crowds[batch]
-        rows = blocks.rows(np.concatenate([crowd.numbers for crowd in mine]))
-        cuts = np.cumsum([len(crowd.numbers) for crowd in mine])[:-1]
-        made += executor.call([partial(_centroids, X, c) for X, c in zip(np.split(rows, cuts), mine, strict=True)])
+    for batch in _batch_by_bytes(
+        np.array([4 * blocks.dimension * len(oversized.numbers) for oversized in large_clusters])
+    ):
+        mine = large_clusters[batch]
+        rows = blocks.rows(np.concatenate([oversized.numbers for oversized in mine]))
+        cuts = np.cumsum([len(oversized.numbers) for oversized in mine])[:-1]
+        made += executor.call_in_threads(
+            [partial(_divide_cluster, X, c) for X, c in zip(np.split(rows, cuts), mine, strict=True)]
+        )
     return made
 
 
-def _batches(held: np.ndarray) -> Iterator[slice]:
+def _batch_by_bytes(held: np.ndarray) -> Iterator[slice]:
     """Slices of things that hold as many bytes, together no more than SAMPLE_BYTES, but at least one of them."""
     begin = 0
     while begin < len(held):
@@ -164,22 +168,24 @@ def _batches(held: np.ndarray) -> Iterator[slice]:
         begin = end
 
 
-def _wanted(rows: Any, limit: float) -> Any:
+def _n_parts(rows: Any, limit: float) -> Any:
     """Centroids that clusters of so many rows are split into."""
-    return np.minimum(MOST, np.ceil(SLACK * rows / limit)).astype(np.int64)
+    return np.minimum(MOST, np.ceil(OVERSPLIT * rows / limit)).astype(np.int64)
 
 
-def _replaced(centroids: np.ndarray, crowds: list[Crowd], made: list[np.ndarray]) -> np.ndarray:
+def _replace_centroids(
+    centroids: np.ndarray, large_clusters: list[OversizedCluster], made: list[np.ndarray]
+) -> np.ndarray:
     kept = centroids.copy()
-    for crowd, new in zip(crowds, made, strict=True):
-        kept[crowd.cluster] = new[0]
+    for oversized, new in zip(large_clusters, made, strict=True):
+        kept[oversized.cluster] = new[0]
     return np.concatenate([kept, *(new[1:] for new in made)])
 
 
-def _warn(crowd: Crowd) -> None:
-    most = int(crowd.counts.max())
+def _warn_oversized(oversized: OversizedCluster) -> None:
+    most = int(oversized.counts.max())
     warnings.warn(
-        f"cluster {crowd.cluster} keeps {crowd.size:,} rows, more than max_cluster_size={crowd.limit:,}: "
+        f"cluster {oversized.cluster} keeps {oversized.size:,} rows, more than max_cluster_size={oversized.limit:,}: "
         f"{most:,} of them are copies of one row, which no centroids can part",
         ClusterSizeWarning,
         stacklevel=5,
@@ -189,37 +195,37 @@ def _warn(crowd: Crowd) -> None:
 # --- on the sample of one cluster ---
 
 
-def _centroids(X: np.ndarray, crowd: Crowd) -> np.ndarray:
+def _divide_cluster(X: np.ndarray, oversized: OversizedCluster) -> np.ndarray:
     """Centroids that take the place of one: rows that occur too often, and the means of groups of the others."""
-    rest = ~crowd.copied
-    rows, weights = X[rest], crowd.counts[rest]
+    rest = ~oversized.is_copied
+    rows, weights = X[rest], oversized.counts[rest]
     if not len(rows):
         return X
-    parts = _parted(rows, weights, crowd.limit * weights.sum() / crowd.others)
-    return np.concatenate([X[crowd.copied], *parts])
+    parts = _divide_rows(rows, weights, oversized.limit * weights.sum() / oversized.others)
+    return np.concatenate([X[oversized.is_copied], *parts])
 
 
-def _parted(X: np.ndarray, weights: np.ndarray, limit: float) -> list[np.ndarray]:
+def _divide_rows(X: np.ndarray, weights: np.ndarray, limit: float) -> list[np.ndarray]:
     """Centroids of weighted rows, in matrices: those of groups that are still too heavy in the place of their own."""
-    count = min(len(X), int(_wanted(weights.sum(), limit)))
+    count = min(len(X), int(_n_parts(weights.sum(), limit)))
     centroids, labels = _k_means(X, weights, count)
     parts: list[np.ndarray] = []
     for label, centroid in enumerate(centroids):
         mine = labels == label
         again = weights[mine].sum() > limit and FEWEST <= mine.sum() < len(X)
-        parts += _parted(X[mine], weights[mine], limit) if again else [centroid[None]]
+        parts += _divide_rows(X[mine], weights[mine], limit) if again else [centroid[None]]
     return parts
 
 
 def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray]:
     """Centroids of weighted rows, no two of which are the same, float32, shape (n_clusters, d); labels of the rows."""
-    seeds = centroids = X[_drawn(weights, n_clusters)]
+    seeds = centroids = X[_draw_heavy(weights, n_clusters)]
     scale = scale_for(float(np.abs(X).max()), int(weights.sum()))
     labels = nearest_labels(X, centroids)
     for _ in range(UPDATES):
         sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(n_clusters, np.int64)
-        add_weighted(X, labels, weights, scale, sums, counts)
-        centroids = means(sums, counts, scale, centroids)
+        add_weighted_rows(X, labels, weights, scale, sums, counts)
+        centroids = compute_means(sums, counts, scale, centroids)
         before, labels = labels, nearest_labels(X, centroids)
         if np.array_equal(before, labels):
             break
@@ -227,7 +233,7 @@ def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int) -> tuple[np.nd
     return (centroids, labels) if n_clusters == 1 or np.ptp(labels) else (seeds, nearest_labels(X, seeds))
 
 
-def _drawn(weights: np.ndarray, count: int) -> np.ndarray:
+def _draw_heavy(weights: np.ndarray, count: int) -> np.ndarray:
     """Indices of `count` rows, the heavier a row the sooner: spread evenly over the running sum of the weights."""
     marks = (2 * np.arange(count) + 1) * weights.sum() // (2 * count)
     drawn = np.unique(np.searchsorted(np.cumsum(weights), marks, side="right"))
@@ -238,7 +244,7 @@ def _drawn(weights: np.ndarray, count: int) -> np.ndarray:
 # --- on the workers ---
 
 
-def _labels(block: Block, centroids: np.ndarray, name: str) -> np.ndarray:
+def _cached_labels(block: Block, centroids: np.ndarray, name: str) -> np.ndarray:
     """Nearest centroids of the rows of `block`, found once for each `name`."""
     if block.notes.get(_LABELS) != name:
         block.allocate(_LABELS, (block.n_rows,), np.int32)
@@ -249,31 +255,33 @@ def _labels(block: Block, centroids: np.ndarray, name: str) -> np.ndarray:
         return np.array(arrays[_LABELS])
 
 
-def _sizes(group: list[Block], centroids: np.ndarray, name: str) -> np.ndarray:
+def _cluster_sizes(group: list[Block], centroids: np.ndarray, name: str) -> np.ndarray:
     """Rows of each cluster."""
-    return np.sum([np.bincount(_labels(block, centroids, name), minlength=len(centroids)) for block in group], axis=0)
+    return np.sum(
+        [np.bincount(_cached_labels(block, centroids, name), minlength=len(centroids)) for block in group], axis=0
+    )
 
 
-def _sample(
+def _sample_clusters(
     group: list[Block], centroids: np.ndarray, name: str, clusters: np.ndarray, wanted: np.ndarray, seed: int
-) -> Sample:
+) -> RowSample:
     """The first rows of each of `clusters` in the order of the hashes of their contents, `wanted` of each."""
     place = np.full(len(centroids), -1)
     place[clusters] = np.arange(len(clusters))
-    found = [_hashed(block, place[_labels(block, centroids, name)], wanted, seed) for block in group]
-    return _smallest(Sample(*map(np.concatenate, zip(*found, strict=True))), wanted)
+    found = [_hash_block(block, place[_cached_labels(block, centroids, name)], wanted, seed) for block in group]
+    return _smallest_hashes(RowSample(*map(np.concatenate, zip(*found, strict=True))), wanted)
 
 
-def _hashed(block: Block, places: np.ndarray, wanted: np.ndarray, seed: int) -> Sample:
+def _hash_block(block: Block, places: np.ndarray, wanted: np.ndarray, seed: int) -> RowSample:
     mine = np.flatnonzero(places >= 0)
     with block.open() as arrays:
         cuts = range(0, len(mine), _HASH_ROWS)  # so that no copy of all rows is made
         hashes = [hash_rows(arrays["rows"][mine[cut : cut + _HASH_ROWS]], seed) for cut in cuts]
     joined = np.concatenate([np.empty(0, np.uint64), *hashes])
-    return _smallest(Sample(places[mine], joined, np.ones(len(mine), np.int64), block.numbers[mine]), wanted)
+    return _smallest_hashes(RowSample(places[mine], joined, np.ones(len(mine), np.int64), block.numbers[mine]), wanted)
 
 
-def _smallest(sample: Sample, wanted: np.ndarray) -> Sample:
+def _smallest_hashes(sample: RowSample, wanted: np.ndarray) -> RowSample:
     """`sample` with one entry for all copies of a row; of each cluster the `wanted` rows of the smallest hashes."""
     order = np.lexsort((sample.numbers, sample.hashes, sample.places))
     places, hashes, counts, numbers = (part[order] for part in sample)
@@ -284,10 +292,10 @@ def _smallest(sample: Sample, wanted: np.ndarray) -> Sample:
     places, hashes, numbers = places[first], hashes[first], numbers[first]
     rank = np.arange(len(places)) - np.searchsorted(places, places)
     kept = rank < wanted[places]
-    return Sample(places[kept], hashes[kept], counts[kept], numbers[kept])
+    return RowSample(places[kept], hashes[kept], counts[kept], numbers[kept])
 
 
-def _forget(group: list[Block]) -> None:
+def _drop_labels(group: list[Block]) -> None:
     for block in group:
         block.notes.pop(_LABELS, None)
         block.drop(_LABELS)

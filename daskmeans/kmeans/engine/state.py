@@ -14,7 +14,7 @@ CANCELLED = 1e-7
 
 
 @dataclass
-class Fit:
+class FitState:
     """Where a fit stands: all that it needs to go on.
 
     Attributes
@@ -55,25 +55,25 @@ class Fit:
 class Checkpoints(Protocol):
     """Where fits are kept while they are made."""
 
-    def last(self, run: int) -> Fit | None:
+    def last(self, run: int) -> FitState | None:
         """The fit from which run number `run` can go on; None if there is none."""
 
-    def save(self, run: int, fit: Fit) -> None:
+    def save(self, run: int, fit: FitState) -> None:
         """Called after every update; whether it is time is for the implementation to decide."""
 
 
-class Forgetful:
+class NoCheckpoints:
     """Checkpoints that keep nothing."""
 
-    def last(self, run: int) -> Fit | None:
+    def last(self, run: int) -> FitState | None:
         return None
 
-    def save(self, run: int, fit: Fit) -> None:
+    def save(self, run: int, fit: FitState) -> None:
         pass
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopRule:
     """When updates end.
 
     Attributes

@@ -15,12 +15,12 @@ from daskmeans.kernels.backend import CPU, Backend
 from daskmeans.kernels.gpu.device import Copy
 from daskmeans.kmeans.memory import engine_bytes, note_bytes
 from daskmeans.kmeans.rounding import Rounding
-from daskmeans.kmeans.rows.spill import shelf
+from daskmeans.kmeans.rows.spill import choose_store
 from daskmeans.runtime import gpus
 
 
 @dataclass(frozen=True)
-class Quota:
+class MemoryBudget:
     """What one process may keep of one fit in memory.
 
     Attributes
@@ -54,7 +54,7 @@ class Block:
     ----------
     rows : ndarray of float32, shape (n, d)
         C-contiguous. Kept, not copied, where it stays in memory. An array of its `home`.
-    quota : Quota
+    budget : MemoryBudget
     numbers : ndarray of int64, shape (n,), optional
         Numbers of the rows in the whole input. Without them the rows follow one another from `first` on.
     borrowed : bool, default False
@@ -65,7 +65,7 @@ class Block:
     Attributes
     ----------
     n_rows : int
-    there : array or None
+    device_rows : array or None
         The rows, where they lie in the memory of a GPU.
     copy : Copy or None
         What a GPU keeps of the rows for the next pass.
@@ -78,7 +78,7 @@ class Block:
 
     Examples
     --------
-    >>> block = Block(np.eye(2, dtype=np.float32), Quota("doctest", memory=1 << 20))
+    >>> block = Block(np.eye(2, dtype=np.float32), MemoryBudget("doctest", memory=1 << 20))
     >>> block.allocate("labels", (2,), np.int32)
     >>> with block.open() as arrays:
     ...     arrays["labels"][:] = arrays["rows"].argmax(axis=1)
@@ -90,7 +90,7 @@ class Block:
     def __init__(
         self,
         rows: Any,
-        quota: Quota,
+        budget: MemoryBudget,
         numbers: np.ndarray | None = None,
         *,
         borrowed: bool = False,
@@ -98,35 +98,35 @@ class Block:
     ) -> None:
         self.n_rows, self.dimension = rows.shape
         self.home, away = home, home is not CPU
-        self.there: Any = rows if away else None
+        self.device_rows: Any = rows if away else None
         self.copy: Copy | None = None
         held = (0 if borrowed or away else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
-        noted = note_bytes(self.n_rows, self.dimension, quota.n_clusters)
-        working = quota.threads * engine_bytes(self.dimension, quota.n_clusters)
-        self._quota, self._shelf = quota, shelf(quota.fit, held + noted, quota.memory - working)
-        self.nbytes = 0 if self._shelf.on_disk or away else rows.nbytes
+        noted = note_bytes(self.n_rows, self.dimension, budget.n_clusters)
+        working = budget.threads * engine_bytes(self.dimension, budget.n_clusters)
+        self._budget, self._store = budget, choose_store(budget.fit, held + noted, budget.memory - working)
+        self.nbytes = 0 if self._store.on_disk or away else rows.nbytes
         self.notes: dict[str, Any] = {}
         self.first = 0
         self.rounding: Rounding | None = None
-        self._numbers = None if numbers is None else {"numbers": self._shelf.keep(numbers)}
-        self._arrays = {} if away else {"rows": self._shelf.keep(rows)}
+        self._numbers = None if numbers is None else {"numbers": self._store.keep(numbers)}
+        self._arrays = {} if away else {"rows": self._store.keep(rows)}
 
     @functools.cached_property
     def backend(self) -> Backend:
         """What passes over the rows compute with, in this process."""
-        return gpus.needed() if self._quota.on_gpus else CPU
+        return gpus.require_device() if self._budget.on_gpus else CPU
 
     @property
     def on_disk(self) -> bool:
         """Whether the arrays lie in a file."""
-        return self._shelf.on_disk
+        return self._store.on_disk
 
     @property
     def numbers(self) -> np.ndarray:
         """Numbers of the rows in the whole input; int64, shape (n_rows,)."""
         if self._numbers is None:
             return np.arange(self.first, self.first + self.n_rows)
-        with self._shelf.open(self._numbers) as arrays:
+        with self._store.open(self._numbers) as arrays:
             return arrays["numbers"].copy()
 
     def open(self) -> AbstractContextManager[dict[str, np.ndarray]]:
@@ -135,22 +135,22 @@ class Block:
         An array that is used after the block is right, but may take memory that nobody has counted. Rows on a device
         are copied to memory if they are asked for.
         """
-        opened = self._shelf.open(self._arrays)
-        return opened if self.there is None else self._fetching(opened)
+        opened = self._store.open(self._arrays)
+        return opened if self.device_rows is None else self._open_fetched(opened)
 
     def lying(self, arrays: dict[str, np.ndarray]) -> Any:
         """The rows where they lie, for methods of their `home`; `arrays` are those that are open."""
-        return arrays["rows"] if self.there is None else self.there
+        return arrays["rows"] if self.device_rows is None else self.device_rows
 
     @contextlib.contextmanager
-    def _fetching(self, opened: AbstractContextManager[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    def _open_fetched(self, opened: AbstractContextManager[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
         with opened as arrays:
-            yield _Fetched(self, arrays)
+            yield _FetchedArrays(self, arrays)
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
         """Add an array of zeros, in the place of one that has this name."""
         self.drop(name)
-        self._arrays[name] = self._shelf.zeros(shape, dtype)
+        self._arrays[name] = self._store.zeros(shape, dtype)
 
     def drop(self, *names: str) -> None:
         """Forget the arrays of these names, if there are any."""
@@ -163,10 +163,10 @@ class Block:
     def __reduce__(self) -> tuple[Any, ...]:
         with self.open() as arrays:
             numbers = None if self._numbers is None else self.numbers
-            return Block, (np.array(arrays["rows"]), self._quota, numbers)
+            return Block, (np.array(arrays["rows"]), self._budget, numbers)
 
 
-class _Fetched(dict[str, np.ndarray]):
+class _FetchedArrays(dict[str, np.ndarray]):
     """The arrays of a block, with its rows once somebody asks for them."""
 
     def __init__(self, block: Block, arrays: dict[str, np.ndarray]) -> None:
@@ -176,5 +176,5 @@ class _Fetched(dict[str, np.ndarray]):
     def __missing__(self, name: str) -> np.ndarray:
         if name != "rows":
             raise KeyError(name)
-        self[name] = self._block.home.host(self._block.there)
+        self[name] = self._block.home.to_host(self._block.device_rows)
         return self[name]

@@ -12,11 +12,11 @@ from distributed import Client, Future
 
 from daskmeans.errors import DataError
 from daskmeans.kmeans.rounding import Rounding
-from daskmeans.kmeans.rows.block import Block, Quota
+from daskmeans.kmeans.rows.block import Block, MemoryBudget
 from daskmeans.kmeans.rows.worker import (
-    Call,
-    Group,
-    Lost,
+    BlockGroup,
+    GroupCall,
+    LostBlocks,
     bundle_groups,
     call_on_group,
     choose_rows,
@@ -24,7 +24,7 @@ from daskmeans.kmeans.rows.worker import (
     deal_out,
     read_shapes,
     select_by_hash,
-    take_numbered,
+    take_rows,
 )
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import n_threads, task_key
@@ -45,19 +45,19 @@ class Blocks:
         What was lost when the rows became float32, of each block that came in wider numbers.
     """
 
-    def __init__(self, held: list[Any], quota: Quota, client: Client | None) -> None:
+    def __init__(self, held: list[Any], budget: MemoryBudget, client: Client | None) -> None:
         self.client: Any = client  # where it is None, all is in this process
-        self._quota = quota
+        self._budget = budget
         self._held = held  # blocks, or futures of them
         self.lengths, self._firsts = [0] * len(held), [0] * len(held)
         self.dimension = 0
         self.roundings: list[Rounding] = []
-        self._groups = self._measured(range(len(held)))
+        self._groups = self._measure_groups(range(len(held)))
 
     @property
     def on_gpus(self) -> bool:
         """Whether all processes pass over the rows on their GPUs."""
-        return self._quota.on_gpus
+        return self._budget.on_gpus
 
     @property
     def n_rows(self) -> int:
@@ -70,7 +70,7 @@ class Blocks:
         The groups depend on where blocks happen to lie, so a caller may combine the results only in ways that do not
         depend on the grouping. Arrays among `args` are best given as they are; the map sends them.
         """
-        answers = self._run(self._groups, function, args, name)
+        answers = self._run_groups(self._groups, function, args, name)
         self._groups = [group for group, _ in answers]
         return [answer for _, answer in answers]
 
@@ -82,7 +82,7 @@ class Blocks:
         """
         return _Subset(self, min(1.0, count / self.n_rows), seed)
 
-    def sample(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample_rows(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` rows (all if there are fewer), those whose numbers have the smallest hashes under `seed`.
 
         Returns
@@ -110,7 +110,7 @@ class Blocks:
         if self.client is None:
             self.map(copy_rows, wanted, X, name="kmeans-rows")
         else:
-            for found, rows in self.map(take_numbered, wanted, name="kmeans-rows"):
+            for found, rows in self.map(take_rows, wanted, name="kmeans-rows"):
                 X[found] = rows
         return X if np.array_equal(wanted, numbers) else X[places]
 
@@ -135,7 +135,7 @@ class Blocks:
             )
             for n, (i, worker) in enumerate(placed)
         }
-        executor.settle(list(chunks.values()), "", self.client)
+        executor.wait(list(chunks.values()), "", self.client)
         rows = tuple(self.lengths[i] for i, _ in placed)
         return da.Array(chunks, name, (rows, (self.dimension,)), dtype=np.float32)
 
@@ -146,18 +146,18 @@ class Blocks:
                 future.release()
         self._held, self._groups = [], []
 
-    def _measured(self, members: Sequence[int]) -> list[Group]:
+    def _measure_groups(self, members: Sequence[int]) -> list[BlockGroup]:
         """Groups of those of `members` that have rows, once their lengths are known."""
-        answers = self._run(self._grouped(members), read_shapes, (), "count-rows")
+        answers = self._run_groups(self._group_by_worker(members), read_shapes, (), "count-rows")
         for group, shapes in answers:
             for i, (rows, dimension, rounding) in zip(group.members, shapes, strict=True):
                 self.lengths[i] = rows
                 self.roundings += [rounding] if rounding else []
-                self._check(i, rows, dimension)
-        groups = [Group(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
+                self._check_dimension(i, rows, dimension)
+        groups = [BlockGroup(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
         return [group for group in groups if group.members]
 
-    def _check(self, i: int, rows: int, dimension: int) -> None:
+    def _check_dimension(self, i: int, rows: int, dimension: int) -> None:
         if rows and self.dimension not in (0, dimension):
             raise DataError(
                 f"the vectors have {dimension} dimensions",
@@ -166,63 +166,69 @@ class Blocks:
             )
         self.dimension = max(self.dimension, dimension)
 
-    def _grouped(self, members: Sequence[int]) -> list[Group]:
+    def _group_by_worker(self, members: Sequence[int]) -> list[BlockGroup]:
         """`members` in groups, one for each thread that will work on them; blocks of a group lie on one worker."""
         if self.client is None:
             return deal_out("", members, n_threads())
         threads = self.client.nthreads()
         lying: dict[str, list[int]] = {}
-        places = executor.places([self._held[i] for i in members], self.client)
+        places = executor.locate_futures([self._held[i] for i in members], self.client)
         for i, place in zip(members, places, strict=True):
             lying.setdefault(place, []).append(i)
         return [
             group for worker, mine in sorted(lying.items()) for group in deal_out(worker, mine, threads.get(worker, 1))
         ]
 
-    def _run(
-        self, groups: Sequence[Group], function: Callable[..., Any], args: tuple[Any, ...], name: str
-    ) -> list[tuple[Group, Any]]:
+    def _run_groups(
+        self, groups: Sequence[BlockGroup], function: Callable[..., Any], args: tuple[Any, ...], name: str
+    ) -> list[tuple[BlockGroup, Any]]:
         """Each of `groups`, or what took its place when it was lost, with the result of `function`."""
         if self.client is None:
             return list(
-                zip(groups, executor.call([partial(function, self._here(g), *args) for g in groups]), strict=True)
+                zip(
+                    groups,
+                    executor.call_in_threads([partial(function, self._local_blocks(g), *args) for g in groups]),
+                    strict=True,
+                )
             )
-        answers = self._asked(groups, function, args, name)
-        while lost := [i for group, answer in answers if isinstance(answer, Lost) for i in group.members]:
-            found = [(group, answer) for group, answer in answers if not isinstance(answer, Lost)]
-            answers = found + self._asked(self._grouped(self._restored(lost)), function, args, name, moving=True)
+        answers = self._gather_results(groups, function, args, name)
+        while lost := [i for group, answer in answers if isinstance(answer, LostBlocks) for i in group.members]:
+            found = [(group, answer) for group, answer in answers if not isinstance(answer, LostBlocks)]
+            answers = found + self._gather_results(
+                self._group_by_worker(self._restore_lost(lost)), function, args, name, moving=True
+            )
         return answers
 
-    def _here(self, group: Group) -> list[Block]:
+    def _local_blocks(self, group: BlockGroup) -> list[Block]:
         blocks = [self._held[i] for i in group.members]
         for i, block in zip(group.members, blocks, strict=True):
             block.first = self._firsts[i]
         return blocks
 
-    def _asked(
+    def _gather_results(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[BlockGroup],
         function: Callable[..., Any],
         args: tuple[Any, ...],
         name: str,
         moving: bool = False,
-    ) -> list[tuple[Group, Any]]:
-        futures = self._sent(groups, function, args, name, moving)
-        return list(zip(groups, executor.answers(futures, Lost(), self.client), strict=True))
+    ) -> list[tuple[BlockGroup, Any]]:
+        futures = self._submit_calls(groups, function, args, name, moving)
+        return list(zip(groups, executor.gather_or_lost(futures, LostBlocks(), self.client), strict=True))
 
-    def _sent(
-        self, groups: Sequence[Group], function: Callable[..., Any], args: tuple[Any, ...], name: str, moving: bool
+    def _submit_calls(
+        self, groups: Sequence[BlockGroup], function: Callable[..., Any], args: tuple[Any, ...], name: str, moving: bool
     ) -> list[Future]:
         """A future for each of `groups`; with `moving`, dask brings the blocks to wherever the task runs."""
         calls = []
-        args = executor.spread(args, len(groups), self.client)
+        args = executor.broadcast_large(args, len(groups), self.client)
         for group in groups:
             held = [self._held[i] for i in group.members]
-            call = Call(function, [f.key for f in held], [self._firsts[i] for i in group.members])
+            call = GroupCall(function, [f.key for f in held], [self._firsts[i] for i in group.members])
             calls.append((call, held if moving else [], *args))
-        return executor.submit(call_on_group, calls, [group.worker for group in groups], name, self.client)
+        return executor.submit_to_workers(call_on_group, calls, [group.worker for group in groups], name, self.client)
 
-    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+    def _restore_lost(self, members: Sequence[int]) -> Sequence[int]:
         """The blocks that stand for `members`, which were lost, once they are there."""
         raise NotImplementedError
 
@@ -233,31 +239,33 @@ class _Subset(Blocks):
     def __init__(self, whole: Blocks, share: float, seed: int) -> None:
         self._whole, self._share, self._seed = whole, share, seed
         self._bundles: list[list[int]] = []
-        super().__init__(self._chosen(whole._groups), whole._quota, whole.client)
+        super().__init__(self._choose_blocks(whole._groups), whole._budget, whole.client)
 
-    def _chosen(self, groups: Sequence[Group], moving: bool = False) -> list[Any]:
+    def _choose_blocks(self, groups: Sequence[BlockGroup], moving: bool = False) -> list[Any]:
         whole = self._whole
         row = 4 * whole.dimension * self._share
         bundles = [
-            Group(worker, bundle)
+            BlockGroup(worker, bundle)
             for worker, members in groups
             for bundle in bundle_groups(members, [row * whole.lengths[i] for i in members])
         ]
         self._bundles += [bundle.members for bundle in bundles]
-        args = whole._quota, self._share, self._seed
+        args = whole._budget, self._share, self._seed
         if whole.client is None:
-            return executor.call([partial(choose_rows, whole._here(bundle), *args) for bundle in bundles])
-        futures = whole._sent(bundles, choose_rows, args, "subset-block", moving)
-        executor.settle(futures, "", whole.client)
+            return executor.call_in_threads(
+                [partial(choose_rows, whole._local_blocks(bundle), *args) for bundle in bundles]
+            )
+        futures = whole._submit_calls(bundles, choose_rows, args, "subset-block", moving)
+        executor.wait(futures, "", whole.client)
         return futures
 
-    def _restored(self, members: Sequence[int]) -> Sequence[int]:
-        parents = self._whole._restored([j for i in members for j in self._bundles[i]])
+    def _restore_lost(self, members: Sequence[int]) -> Sequence[int]:
+        parents = self._whole._restore_lost([j for i in members for j in self._bundles[i]])
         for i in members:
             self._held[i], self.lengths[i] = None, 0
-        made = self._chosen(self._whole._grouped(parents), moving=True)
+        made = self._choose_blocks(self._whole._group_by_worker(parents), moving=True)
         new = range(len(self._held), len(self._held) + len(made))
         self._held += made
         self.lengths += [0] * len(made)
         self._firsts += [0] * len(made)
-        return [i for group in self._measured(new) for i in group.members]
+        return [i for group in self._measure_groups(new) for i in group.members]

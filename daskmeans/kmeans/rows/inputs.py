@@ -23,10 +23,10 @@ from distributed import Future
 from daskmeans import config
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.backend import Backend
-from daskmeans.kernels.jit import frozen
-from daskmeans.kernels.norms import unit_rows, unusual_rows
+from daskmeans.kernels.jit import as_readonly
+from daskmeans.kernels.norms import find_unusual_rows, unit_rows
 from daskmeans.runtime.client import n_threads, task_key
-from daskmeans.vectors.frames import matrix_on, schema_of
+from daskmeans.vectors.frames import frame_schema, to_cupy_matrix
 from daskmeans.vectors.matrix import to_matrix, vector_columns
 
 # Rows of Python objects that are looked at for what they are.
@@ -52,7 +52,7 @@ def check_column(X: Any, column: Any) -> None:
         )
 
 
-def partitions(X: Any, column: str | None) -> list[Any]:
+def list_partitions(X: Any, column: str | None) -> list[Any]:
     """The partitions of `X` in the order of the rows: tasks, or slices of a matrix.
 
     Tasks hold what they depend on, so that they can be computed when `X` itself is gone.
@@ -61,17 +61,17 @@ def partitions(X: Any, column: str | None) -> list[Any]:
         X = X[vector_column(X, column)]
     if isinstance(X, dd.Series):
         # Only simplified: wholly optimised, dask makes one partition of several files where few columns are read.
-        return _holding(X.simplify().to_delayed(optimize_graph=False), X)
+        return _hold_futures(X.simplify().to_delayed(optimize_graph=False), X)
     if isinstance(X, da.Array):
         if X.ndim != 2:
             raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
         refuse_masked(X._meta)
         # Optimised, an array's graph knows futures by their keys alone, and nobody would hold them.
         return list(X.rechunk({1: -1}).to_delayed(optimize_graph=False).ravel())
-    return slices(as_matrix(X, column))
+    return slice_rows(as_matrix(X, column))
 
 
-def _holding(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
+def _hold_futures(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
     """`tasks` with the futures that `X` was made of (dd.from_delayed), which their graph knows by their keys alone."""
     futures = {f.key: f for node in X.expr.walk() for f in node.operands if isinstance(f, Future)}
     if not futures:
@@ -81,7 +81,7 @@ def _holding(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
     return [Delayed(task.key, graph, layer=name) for task in tasks]
 
 
-def joined(X: da.Array, least: int) -> da.Array:
+def join_chunks(X: da.Array, least: int) -> da.Array:
     """`X`, if it knows its rows, with small chunks of rows that follow one another taken together, `least` at least.
 
     Every block costs a tenth of a millisecond in each update, as much as hundreds of rows.
@@ -98,7 +98,7 @@ def joined(X: da.Array, least: int) -> da.Array:
     return X.rechunk((tuple(rows), -1)) if len(rows) < len(X.chunks[0]) else X
 
 
-def fused(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager[Any]]) -> list[Delayed]:
+def fuse_tasks(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager[Any]]) -> list[Delayed]:
     """`tasks`, made in the contexts `places`, each with all inside of it that no other task needs.
 
     What is read is then read where it is needed, not sent there. And a task costs two milliseconds on a cluster, more
@@ -106,7 +106,7 @@ def fused(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager[Any]
     """
     graph: dict[Any, Any] = dict(dask.optimize(*tasks)[0].dask) if tasks else {}
     uses = Counter(key for node in graph.values() if isinstance(node, GraphNode) for key in node.dependencies)
-    whole = [node.fuse(node, *_only_for(node, graph, uses)) for node in [graph.pop(task.key) for task in tasks]]
+    whole = [node.fuse(node, *_pop_exclusive(node, graph, uses)) for node in [graph.pop(task.key) for task in tasks]]
     others, made = task_key("shared"), []
     for node, place in zip(whole, places, strict=True):
         with place:
@@ -115,7 +115,7 @@ def fused(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager[Any]
     return made
 
 
-def _only_for(node: GraphNode, graph: dict[Any, Any], uses: Counter[Any]) -> list[GraphNode]:
+def _pop_exclusive(node: GraphNode, graph: dict[Any, Any], uses: Counter[Any]) -> list[GraphNode]:
     """What only this node needs of `graph`, from which it is taken; of what is held already, nothing."""
     taken: list[GraphNode] = []
     ahead, mine = [node], Counter[Any]()
@@ -128,7 +128,7 @@ def _only_for(node: GraphNode, graph: dict[Any, Any], uses: Counter[Any]) -> lis
     return taken
 
 
-def slices(X: np.ndarray) -> list[np.ndarray]:
+def slice_rows(X: np.ndarray) -> list[np.ndarray]:
     """`X` cut by rows: a few slices for each thread, none larger than a partition; empty if there are no rows."""
     wanted = max(4 * n_threads(), math.ceil(X.nbytes / config.get_bytes("partition-bytes")))
     cuts = np.linspace(0, len(X), max(1, min(len(X), wanted)) + 1).astype(int)
@@ -140,7 +140,7 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
     if column is not None and column in frame.columns:
         return column
     head = frame.head(PEEK_ROWS) if isinstance(frame, pd.DataFrame) else frame._meta
-    found = vector_columns(schema_of(head))
+    found = vector_columns(frame_schema(head))
     if column is None and len(found) == 1:
         return found[0]
     raise UsageError(
@@ -169,7 +169,7 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
     elif isinstance(X, pd.DataFrame):
         X = to_matrix(X[vector_column(X, column)], "the dataframe")
     refuse_masked(X)
-    X = np.asarray(on_host(X))
+    X = np.asarray(array_to_host(X))
     if X.ndim != 2:
         raise UsageError(
             f"Expected 2D array, got {X.ndim}D array instead",
@@ -194,7 +194,7 @@ def refuse_masked(X: Any, where: str = "") -> None:
         )
 
 
-def on_host(X: Any) -> Any:
+def array_to_host(X: Any) -> Any:
     """`X` as it is, or in memory if it lies on a device: an array of cupy, a column of cudf."""
     if hasattr(X, "to_arrow"):
         return X.to_arrow()
@@ -207,51 +207,53 @@ def on_host(X: Any) -> Any:
 
 def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
     """Whether all rows are of unit length; raise DataError for one that k-means cannot place."""
-    infinite, large, zero, unit = unusual_rows(frozen(X))
+    infinite, large, zero, unit = find_unusual_rows(as_readonly(X))
     if infinite >= 0:
         raise DataError(
             "the vector holds NaN or infinity",
-            where=_at(where, first + infinite),
+            where=_name_row(where, first + infinite),
             expected="finite numbers",
             remedy="repair or remove the row",
         )
     if large >= 0 and not normalize:  # squares of these would not fit into float32
         raise DataError(
-            "the vector holds a number above 1e15", where=_at(where, first + large), remedy="scale the vectors down"
+            "the vector holds a number above 1e15",
+            where=_name_row(where, first + large),
+            remedy="scale the vectors down",
         )
     if zero >= 0 and normalize:
         raise DataError(
             "a vector of zeros has no direction",
-            where=_at(where, first + zero),
+            where=_name_row(where, first + zero),
             expected="a vector that can be normalised",
             remedy="remove the row, or fit with normalize=False (--no-normalize)",
         )
     return bool(unit)
 
 
-def prepare(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.ndarray:
+def prepare_rows(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.ndarray:
     """Matrix of a partition, checked and, if asked for, normalised; never changes `part`.
 
     An error names a row by `where` and its number, counted from `first`.
     """
-    part = on_host(part)
+    part = array_to_host(part)
     X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
     if not check_rows(X, normalize, where, first) and normalize:
         given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
         unit = np.empty_like(X) if given or not X.flags.writeable else X
-        unit_rows(frozen(X), unit)
+        unit_rows(as_readonly(X), unit)
         return unit
     return X
 
 
-def prepare_on(home: Backend, part: Any, normalize: bool, where: str = "", first: int = 0) -> Any:
-    """As :func:`prepare`, and the matrix lies in the memory of `home`; a GPU is for columns of cuDF.
+def prepare_on_device(home: Backend, part: Any, normalize: bool, where: str = "", first: int = 0) -> Any:
+    """As :func:`prepare_rows`, and the matrix lies in the memory of `home`; a GPU is for columns of cuDF.
 
-    Whether all is as it should be is seen there; if not, :func:`prepare` gets the column, and tells what is wrong.
+    Whether all is as it should be is seen there; if not, :func:`prepare_rows` gets the column, and tells what is wrong.
     """
-    X = home.adopt(partial(matrix_on, part), normalize)
-    return home.place(prepare(part, normalize, where, first)) if X is None else X
+    X = home.adopt(partial(to_cupy_matrix, part), normalize)
+    return home.place(prepare_rows(part, normalize, where, first)) if X is None else X
 
 
-def _at(where: str, row: int) -> str:
+def _name_row(where: str, row: int) -> str:
     return f"{where}, row {row}" if where else f"row {row}"

@@ -20,21 +20,21 @@ from dask.utils import format_bytes
 from distributed import Client
 
 from daskmeans.kernels.backend import CPU
-from daskmeans.kernels.hashing import sampled
+from daskmeans.kernels.hashing import is_sampled
 from daskmeans.kmeans.memory import check_fit
-from daskmeans.kmeans.rounding import rounding_of
-from daskmeans.kmeans.rows.block import Block, Quota
+from daskmeans.kmeans.rounding import measure_rounding
+from daskmeans.kmeans.rows.block import Block, MemoryBudget
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import as_matrix, fused, is_lazy, joined, partitions, prepare_on
+from daskmeans.kmeans.rows.inputs import as_matrix, fuse_tasks, is_lazy, join_chunks, list_partitions, prepare_on_device
 from daskmeans.runtime import executor, gpus, resources
-from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_each
+from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_per_process
 from daskmeans.runtime.memory import reading_bytes
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.frames import is_cudf
 
 
 @dataclass(frozen=True)
-class Taking:
+class LoadOptions:
     """Which rows of partitions become blocks, and how.
 
     Attributes
@@ -43,7 +43,7 @@ class Taking:
     fraction : float
         Rows are taken whose numbers have a hash below this.
     seed : int
-    quota : Quota
+    budget : MemoryBudget
     given : bool
         Whether partitions are parts of a matrix that somebody holds in this process.
     stay : bool
@@ -53,12 +53,12 @@ class Taking:
     normalize: bool
     fraction: float
     seed: int
-    quota: Quota
+    budget: MemoryBudget
     given: bool
     stay: bool
 
 
-def load(
+def load_blocks(
     X: Any,
     column: str | None,
     normalize: bool,
@@ -86,57 +86,57 @@ def load(
     X = X if lazy else as_matrix(X, column)
     client = current_client(client)
     if isinstance(X, da.Array):
-        (X,) = dask.optimize(joined(X, tuning.blocks_each * n_threads(client)))
-    parts = partitions(X, column)
+        (X,) = dask.optimize(join_chunks(X, tuning.blocks_each * n_threads(client)))
+    parts = list_partitions(X, column)
     firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
     if counted:
-        firsts = _starts(X.chunks[0] if lazy else map(len, parts))
+        firsts = _start_offsets(X.chunks[0] if lazy else map(len, parts))
     elif sample_fraction < 1.0:
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=task_key("count")) for part in parts]
-        firsts = _starts(executor.compute(sizes, "count rows", client))
+        firsts = _start_offsets(executor.compute(sizes, "count rows", client))
     memory = resources.memory_to_keep(client) if tuning.memory is None else tuning.memory
     kept = max(0, memory - reading_bytes(client))
-    quota = Quota(uuid4().hex, kept, n_clusters, threads_each(client), on_gpus)
+    budget = MemoryBudget(uuid4().hex, kept, n_clusters, threads_per_process(client), on_gpus)
     given = not lazy and client is None
     if counted and (normalize or not given):
         rows, dimension = X.shape
         check_fit(rows, dimension, n_clusters, sample_fraction, client, memory)
     stay = stay and on_gpus and isinstance(X, (dd.DataFrame, dd.Series)) and is_cudf(X._meta)
-    taking = Taking(normalize, sample_fraction, seed, quota, given, stay)
+    options = LoadOptions(normalize, sample_fraction, seed, budget, given, stay)
     places = ["" if counted else f"partition {i}" for i in range(len(parts))]
-    calls = list(zip(parts, places, firsts, [taking] * len(parts), strict=True))
+    calls = list(zip(parts, places, firsts, [options] * len(parts), strict=True))
 
-    blocks = _Loaded(partial(_read, sent=not lazy, client=client), calls, quota, client)
-    if not lazy and (rounding := rounding_of(given_as, column)):
+    blocks = _LoadedBlocks(partial(_read_blocks, sent=not lazy, client=client), calls, budget, client)
+    if not lazy and (rounding := measure_rounding(given_as, column)):
         blocks.roundings.append(rounding)
     return blocks
 
 
-def _read(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, client: Client | None) -> list[Any]:
+def _read_blocks(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, client: Client | None) -> list[Any]:
     """Blocks, or futures of them, by :func:`_load_block`; with `sent`, partitions are sent to the workers first."""
     if client is not None and sent:
-        return executor.feed(_load_block, calls, "load-block", label, client)
+        return executor.scatter_map(_load_block, calls, "load-block", label, client)
     task = dask.delayed(_load_block, pure=False)
     tasks = [task(*call, dask_key_name=task_key("load-block")) for call in calls]
-    return executor.hold(fused(tasks, _dealt(len(tasks), client)), label, client)
+    return executor.persist(fuse_tasks(tasks, _deal_workers(len(tasks), client)), label, client)
 
 
-class _Loaded(Blocks):
+class _LoadedBlocks(Blocks):
     """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
 
     def __init__(
         self,
         read: Callable[[Sequence[tuple[Any, ...]], str], list[Any]],
         calls: Sequence[tuple[Any, ...]],
-        quota: Quota,
+        budget: MemoryBudget,
         client: Client | None,
     ):
         self._read, self._calls = read, calls
-        super().__init__(read(calls, "load vectors"), quota, client)
+        super().__init__(read(calls, "load vectors"), budget, client)
         if client is not None:
             self._balance()
-        self._firsts = _starts(self.lengths)
-        if cached := sum(self.map(_cached, name="count-rows")):
+        self._firsts = _start_offsets(self.lengths)
+        if cached := sum(self.map(_cached_bytes, name="count-rows")):
             logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
 
     def _balance(self) -> None:
@@ -145,16 +145,16 @@ class _Loaded(Blocks):
         held: dict[str, list[int]] = {worker: [] for worker in threads}
         for group in self._groups:
             held.setdefault(group.worker, []).extend(group.members)
-        moves = _moves({worker: held[worker] for worker in threads}, threads, self.lengths)
+        moves = _plan_moves({worker: held[worker] for worker in threads}, threads, self.lengths)
         if moves:
             calls = [(self._held[i],) for i in moves]
-            futures = executor.submit(_same, calls, list(moves.values()), "move-block", self.client)
-            executor.settle(futures, "", self.client)
+            futures = executor.submit_to_workers(_pass_through, calls, list(moves.values()), "move-block", self.client)
+            executor.wait(futures, "", self.client)
             for i, future in zip(moves, futures, strict=True):
                 self._held[i] = future
-            self._groups = self._grouped([i for i, rows in enumerate(self.lengths) if rows])
+            self._groups = self._group_by_worker([i for i, rows in enumerate(self.lengths) if rows])
 
-    def _restored(self, members: Sequence[int]) -> Sequence[int]:
+    def _restore_lost(self, members: Sequence[int]) -> Sequence[int]:
         gone = [i for i in members if self._held[i].cancelled()]
         for i, future in zip(gone, self._read([self._calls[i] for i in gone], ""), strict=True):
             self._held[i] = future
@@ -164,41 +164,41 @@ class _Loaded(Blocks):
 # --- on the workers ---
 
 
-def _load_block(part: Any, where: str, first: int, taking: Taking) -> Block:
+def _load_block(part: Any, where: str, first: int, options: LoadOptions) -> Block:
     """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
-    home = gpus.backend() if taking.stay else CPU
+    home = gpus.backend() if options.stay else CPU
     with home.turn():
-        X = prepare_on(home, part, taking.normalize, where, 0 if where else first)
-        if taking.fraction < 1.0:
-            X = home.take(X, _chosen(len(X), first, taking))
-    borrowed = taking.given and np.may_share_memory(X, part)
-    block = Block(X if borrowed else home.own(X), taking.quota, borrowed=borrowed, home=home)
-    block.rounding = None if is_cudf(part) else rounding_of(part)
+        X = prepare_on_device(home, part, options.normalize, where, 0 if where else first)
+        if options.fraction < 1.0:
+            X = home.take(X, _choose_numbers(len(X), first, options))
+    borrowed = options.given and np.may_share_memory(X, part)
+    block = Block(X if borrowed else home.own(X), options.budget, borrowed=borrowed, home=home)
+    block.rounding = None if is_cudf(part) else measure_rounding(part)
     return block
 
 
-def _chosen(count: int, first: int, taking: Taking) -> np.ndarray:
+def _choose_numbers(count: int, first: int, options: LoadOptions) -> np.ndarray:
     """Which of `count` rows are taken, if the number of the first is `first`."""
-    return sampled(np.arange(first, first + count), taking.fraction, taking.seed)
+    return is_sampled(np.arange(first, first + count), options.fraction, options.seed)
 
 
-def _same(block: Block) -> Block:
+def _pass_through(block: Block) -> Block:
     """`block`, which dask has brought to where this runs."""
     return block
 
 
-def _cached(group: list[Block]) -> int:
+def _cached_bytes(group: list[Block]) -> int:
     return sum(4 * block.n_rows * block.dimension for block in group if block.on_disk)
 
 
 # --- which worker has what ---
 
 
-def _dealt(count: int, client: Client | None) -> list[AbstractContextManager[Any]]:
+def _deal_workers(count: int, client: Client | None) -> list[AbstractContextManager[Any]]:
     """Contexts in which to make `count` tasks, so that all threads of a cluster get as many of them.
 
     Left to itself, dask may give one worker three times as many blocks as another, which would need its disk for them.
-    A worker that is lost does not hold up its tasks, so others may steal them too: :func:`_moves` mends that.
+    A worker that is lost does not hold up its tasks, so others may steal them too: :func:`_plan_moves` mends that.
     """
     if client is None:
         return [contextlib.nullcontext()] * count
@@ -206,12 +206,12 @@ def _dealt(count: int, client: Client | None) -> list[AbstractContextManager[Any
     return [dask.annotate(workers=[slots[i % len(slots)]], allow_other_workers=True) for i in range(count)]
 
 
-def _moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequence[int]) -> dict[int, str]:
+def _plan_moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequence[int]) -> dict[int, str]:
     """Which blocks go to which workers, so that those that have most rows a thread have as few as can be.
 
     Examples
     --------
-    >>> _moves({"a": [0, 1, 2, 3], "b": [4], "c": []}, {"a": 1, "b": 1, "c": 1}, [10, 10, 10, 10, 10])
+    >>> _plan_moves({"a": [0, 1, 2, 3], "b": [4], "c": []}, {"a": 1, "b": 1, "c": 1}, [10, 10, 10, 10, 10])
     {0: 'c', 1: 'b'}
     """
     held = {worker: list(members) for worker, members in held.items()}
@@ -229,6 +229,6 @@ def _moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequenc
         rows[of], rows[to], moves[i] = rows[of] - lengths[i], rows[to] + lengths[i], to
 
 
-def _starts(lengths: Iterable[int]) -> list[int]:
+def _start_offsets(lengths: Iterable[int]) -> list[int]:
     """Where each of several runs of these lengths begins, if one follows another."""
     return [0, *accumulate(lengths)][:-1]

@@ -26,7 +26,7 @@ PAGE = mmap.ALLOCATIONGRANULARITY
 ZEROS = bytes(1 << 20)
 
 
-class Shelf(Protocol):
+class ArrayStore(Protocol):
     """A place for the arrays of one block."""
 
     on_disk: bool
@@ -41,23 +41,23 @@ class Shelf(Protocol):
         """The arrays that `kept` stands for, for the length of a ``with`` block."""
 
 
-def shelf(fit: str, nbytes: int, limit: int) -> Shelf:
+def choose_store(fit: str, nbytes: int, limit: int) -> ArrayStore:
     """A shelf for `nbytes` of arrays: in memory if all shelves of this process then hold no more than `limit` bytes.
 
     Those on disk that belong to one fit have one file.
     """
     directory = resources.local_directory()
     with _lock:
-        tally = _tallies.setdefault(directory, _Tally())
-        if tally.take(nbytes, limit):
-            return _Memory(tally, nbytes)
-        cache = _caches.get((fit, directory))
-        if cache is None:
-            cache = _caches[fit, directory] = Cache(directory)
-        return _Disk(cache)
+        counter = _counters.setdefault(directory, _MemoryCounter())
+        if counter.try_take(nbytes, limit):
+            return _MemoryStore(counter, nbytes)
+        file = _spill_files.get((fit, directory))
+        if file is None:
+            file = _spill_files[fit, directory] = SpillFile(directory)
+        return _DiskStore(file)
 
 
-class Cache:
+class SpillFile:
     """An unnamed file that hands out extents: whole pages, reserved before they are used.
 
     The file has no name from the start, so the system frees its space however this process ends.
@@ -110,7 +110,7 @@ class Cache:
             else:
                 write_zeros(self.fileno, offset, size)
         except OSError as error:
-            if error.errno not in diskspace.FULL:
+            if error.errno not in diskspace.FULL_ERRNOS:
                 raise
             os.ftruncate(self.fileno, offset)
             raise DiskError(
@@ -125,36 +125,36 @@ class Cache:
 class Extent:
     """Pages of a cache; they return to it when nothing refers to this object any more."""
 
-    def __init__(self, cache: Cache, offset: int, size: int, used: bool) -> None:
-        self.cache, self.offset, self.size, self.used = cache, offset, size, used
-        finalize(self, cache._returned.append, (offset, size))
+    def __init__(self, file: SpillFile, offset: int, size: int, used: bool) -> None:
+        self.file, self.offset, self.size, self.used = file, offset, size, used
+        finalize(self, file._returned.append, (offset, size))
 
     def map(self, writable: bool) -> mmap.mmap:
         """The pages in memory, until nothing refers to the result any more."""
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        return mmap.mmap(self.cache.fileno, self.size, offset=self.offset, access=access)
+        return mmap.mmap(self.file.fileno, self.size, offset=self.offset, access=access)
 
 
 def write_zeros(fileno: int, offset: int, size: int) -> None:
     """Fill `size` bytes of an open file."""
     for start in range(offset, offset + size, len(ZEROS)):
-        _write(fileno, memoryview(ZEROS)[: offset + size - start], start)
+        _write_at(fileno, memoryview(ZEROS)[: offset + size - start], start)
 
 
-def _write(fileno: int, data: Any, offset: int) -> None:
+def _write_at(fileno: int, data: Any, offset: int) -> None:
     while len(data):  # a call may write less than it was given
         written = os.pwrite(fileno, data, offset)
         data, offset = data[written:], offset + written
 
 
-class _Tally:
+class _MemoryCounter:
     """Bytes of blocks that one process holds in memory."""
 
     def __init__(self) -> None:
         self._taken = 0
-        self.returned: deque[int] = deque()  # as in Cache
+        self.returned: deque[int] = deque()  # as in SpillFile
 
-    def take(self, nbytes: int, limit: int) -> bool:
+    def try_take(self, nbytes: int, limit: int) -> bool:
         while self.returned:
             self._taken -= self.returned.popleft()
         if self._taken + nbytes > limit:
@@ -164,18 +164,18 @@ class _Tally:
 
 
 # A cache lives as long as blocks in it do. Workers that share a process have directories, and so tallies, of their own.
-_caches: WeakValueDictionary[tuple[str, str], Cache] = WeakValueDictionary()
-_tallies: dict[str, _Tally] = {}
+_spill_files: WeakValueDictionary[tuple[str, str], SpillFile] = WeakValueDictionary()
+_counters: dict[str, _MemoryCounter] = {}
 _lock = threading.Lock()
 
 
-class _Memory:
+class _MemoryStore:
     """Arrays as they are."""
 
     on_disk = False
 
-    def __init__(self, tally: _Tally, taken: int) -> None:
-        finalize(self, tally.returned.append, taken)
+    def __init__(self, counter: _MemoryCounter, taken: int) -> None:
+        finalize(self, counter.returned.append, taken)
 
     def keep(self, array: np.ndarray) -> np.ndarray:
         kept = array.view()
@@ -190,7 +190,7 @@ class _Memory:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredArray:
     """An array in a cache; one without elements has no extent."""
 
     shape: tuple[int, ...]
@@ -205,34 +205,34 @@ class _Stored:
         return np.frombuffer(pages, self.dtype, math.prod(self.shape)).reshape(self.shape), pages
 
 
-class _Disk:
+class _DiskStore:
     """Arrays in the cache of this process and fit, mapped while they are open."""
 
     on_disk = True
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, file: SpillFile) -> None:
+        self._file = file
 
-    def keep(self, array: np.ndarray) -> _Stored:
-        stored = self._new(array.shape, array.dtype, writable=False)
+    def keep(self, array: np.ndarray) -> _StoredArray:
+        stored = self._allocate(array.shape, array.dtype, writable=False)
         if stored.extent is not None:
             # Written, not mapped: what is only on its way to the disk does not count as memory of this process.
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            _write(self._cache.fileno, data, stored.extent.offset)
+            _write_at(self._file.fileno, data, stored.extent.offset)
         return stored
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> _Stored:
-        stored = self._new(shape, np.dtype(dtype), writable=True)
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> _StoredArray:
+        stored = self._allocate(shape, np.dtype(dtype), writable=True)
         if stored.extent is not None and stored.extent.used:
-            write_zeros(self._cache.fileno, stored.extent.offset, stored.extent.size)
+            write_zeros(self._file.fileno, stored.extent.offset, stored.extent.size)
         return stored
 
-    def _new(self, shape: tuple[int, ...], dtype: np.dtype, writable: bool) -> _Stored:
+    def _allocate(self, shape: tuple[int, ...], dtype: np.dtype, writable: bool) -> _StoredArray:
         nbytes = math.prod(shape) * dtype.itemsize
-        return _Stored(shape, dtype, writable, self._cache.extent(nbytes) if nbytes else None)
+        return _StoredArray(shape, dtype, writable, self._file.extent(nbytes) if nbytes else None)
 
     @contextlib.contextmanager
-    def open(self, kept: dict[str, _Stored]) -> Iterator[dict[str, np.ndarray]]:
+    def open(self, kept: dict[str, _StoredArray]) -> Iterator[dict[str, np.ndarray]]:
         mapped = {name: stored.map() for name, stored in kept.items()}
         try:
             yield {name: array for name, (array, _) in mapped.items()}

@@ -11,16 +11,16 @@ import distributed
 import numpy as np
 
 from daskmeans import config
-from daskmeans.kernels.hashing import hash_integers, sampled, uniform
+from daskmeans.kernels.hashing import hash_integers, is_sampled, to_uniform
 from daskmeans.kmeans.rounding import Rounding
-from daskmeans.kmeans.rows.block import Block, Quota
+from daskmeans.kmeans.rows.block import Block, MemoryBudget
 
 # Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
-SUBSET = 0x5B5E7
+SUBSET_SEED = 0x5B5E7
 
 
 @dataclass(frozen=True)
-class Call:
+class GroupCall:
     """What a task does with a group of blocks.
 
     It names the blocks and finds them where it runs: dask would take longer for tasks that depend on hundreds of
@@ -33,11 +33,11 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostBlocks:
     """The answer of a task that ran where its blocks are not."""
 
 
-class Group(NamedTuple):
+class BlockGroup(NamedTuple):
     """Blocks that one task works on, by index, and the worker where they lie; no worker: this process."""
 
     worker: str
@@ -47,35 +47,35 @@ class Group(NamedTuple):
 # --- on the workers ---
 
 
-def call_on_group(call: Call, moved: list[Block], *args: Any) -> Any:
-    blocks = moved or [_found(key) for key in call.keys]
+def call_on_group(call: GroupCall, moved: list[Block], *args: Any) -> Any:
+    blocks = moved or [_find_block(key) for key in call.keys]
     if not all(isinstance(block, Block) for block in blocks):
-        return Lost()
+        return LostBlocks()
     for block, first in zip(blocks, call.firsts, strict=True):
         block.first = first
     return call.function(blocks, *args)
 
 
-def _found(key: str) -> Any:
+def _find_block(key: str) -> Any:
     """The block of this key, or None if it is not on this worker."""
-    block: Any = _seen.get(key)
+    block: Any = _known_blocks.get(key)
     if block is None:
         block = distributed.get_worker().data.get(key)
         if isinstance(block, Block):
-            _seen[key] = block
+            _known_blocks[key] = block
     return block
 
 
 # Asking a worker takes microseconds a block, and there may be hundreds.
-_seen: WeakValueDictionary[str, Block] = WeakValueDictionary()
+_known_blocks: WeakValueDictionary[str, Block] = WeakValueDictionary()
 
 
 def read_shapes(group: list[Block]) -> list[tuple[int, int, Rounding | None]]:
     return [(block.n_rows, block.dimension, block.rounding) for block in group]
 
 
-def choose_rows(group: list[Block], quota: Quota, share: float, seed: int) -> Block:
-    chosen = [np.flatnonzero(sampled(block.numbers, share, seed + SUBSET)) for block in group]
+def choose_rows(group: list[Block], budget: MemoryBudget, share: float, seed: int) -> Block:
+    chosen = [np.flatnonzero(is_sampled(block.numbers, share, seed + SUBSET_SEED)) for block in group]
     ends = np.cumsum([0, *map(len, chosen)])
     X = np.empty((ends[-1], max(block.dimension for block in group)), np.float32)
     numbers = np.empty(len(X), np.int64)
@@ -83,19 +83,19 @@ def choose_rows(group: list[Block], quota: Quota, share: float, seed: int) -> Bl
         numbers[begin:end] = block.numbers[mine]
         with block.open() as arrays:
             np.take(arrays["rows"], mine, axis=0, out=X[begin:end], mode="clip")
-    return Block(X, quota, numbers)
+    return Block(X, budget, numbers)
 
 
 def select_by_hash(group: list[Block], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.concatenate([block.numbers for block in group])
     hashes = hash_integers(numbers.astype(np.uint64), seed)
-    chosen = uniform(hashes) < share
+    chosen = to_uniform(hashes) < share
     return hashes[chosen], numbers[chosen]
 
 
-def take_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def take_rows(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a group whose numbers are among `wanted`, and where among those."""
-    places = np.concatenate([_among(wanted, block.numbers)[0] for block in group])
+    places = np.concatenate([_match_numbers(wanted, block.numbers)[0] for block in group])
     places.sort()
     X = np.empty((len(places), max(block.dimension for block in group)), np.float32)
     copy_rows(group, wanted[places], X)
@@ -105,12 +105,12 @@ def take_numbered(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, n
 def copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
     """Copy rows of a group to where their numbers are among `wanted`, which ascend."""
     for block in group:
-        places, mine = _among(wanted, block.numbers)
+        places, mine = _match_numbers(wanted, block.numbers)
         with block.open() as arrays:
             block.home.copy_rows(block.lying(arrays), mine, X, places)
 
 
-def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _match_numbers(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
     places = np.searchsorted(wanted, numbers)
     where = np.flatnonzero(places < len(wanted))
@@ -119,9 +119,9 @@ def _among(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndar
     return places[where], where
 
 
-def deal_out(worker: str, members: Sequence[int], n: int) -> list[Group]:
+def deal_out(worker: str, members: Sequence[int], n: int) -> list[BlockGroup]:
     """`members` in at most `n` groups of nearly equal size, dealt like cards."""
-    return [Group(worker, list(members[i::n])) for i in range(min(n, len(members)))]
+    return [BlockGroup(worker, list(members[i::n])) for i in range(min(n, len(members)))]
 
 
 def bundle_groups(members: Sequence[int], nbytes: Sequence[float]) -> list[list[int]]:
