@@ -36,7 +36,7 @@ import yaml
 from click.testing import CliRunner
 from upath import UPath
 
-from daskmeans.cli import main as cli_main
+from daskmeans.cli import session
 from daskmeans.cli.main import main as command
 from daskmeans.errors import DaskmeansError
 from daskmeans.vectors.ids import check_ids
@@ -512,8 +512,8 @@ def at_home() -> Iterator[None]:
         yield None
 
     with (
-        mock.patch.object(cli_main, "start_cluster", nowhere),
-        mock.patch.object(cli_main, "dashboard", lambda client: "none"),
+        mock.patch.object(session, "start_cluster", nowhere),
+        mock.patch.object(session, "describe_dashboard", lambda client: "none"),
     ):
         yield
 

@@ -33,7 +33,7 @@ class Result:
     ],
 )  # fmt: skip
 def test_a_proposed_command_survives_a_shell(monkeypatch, words: list[str], proposed: list[str]) -> None:
-    monkeypatch.setattr(cli_main, "_open_session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(cli_main, "open_session", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr("daskmeans.steps.run.run_steps", lambda *_, **__: Result)
     monkeypatch.setattr("daskmeans.steps.dedup.dedup_step", lambda *_, **__: Result)
     done = CliRunner().invoke(main, words)

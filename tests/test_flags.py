@@ -147,7 +147,7 @@ HELD = {"storage_options"}
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What the command `run` hands over: where to run, then what."""
     found: list[object] = []
-    monkeypatch.setattr(cli_main, "_open_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
+    monkeypatch.setattr(cli_main, "open_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
     monkeypatch.setattr(
         run,
         "run_steps",

@@ -2,77 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import signal
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import click
-from distributed import Client
-from distributed.comm import CommClosedError
 from rich.console import Console
 
 from daskmeans.buckets.buckets import index_facts
 from daskmeans.cli import options
 from daskmeans.cli.config_file import from_yaml
-from daskmeans.cli.displays import display_on
-from daskmeans.cli.interrupts import INTERRUPTED, STATUS, end_process, interrupt_once
 from daskmeans.cli.options import Output
-from daskmeans.cli.output import escape_markup, hint_apply, show_advice, show_facts
+from daskmeans.cli.output import hint_apply, show_advice, show_facts
+from daskmeans.cli.session import Commands, open_session
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import (
-    ClusterError,
-    ClusterSizeWarning,
-    ConvergenceWarning,
-    DaskmeansError,
-    PrecisionWarning,
     UsageError,
 )
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.planner.system import keeps_kernels
-from daskmeans.runtime import progress
-from daskmeans.runtime.client import logger, n_threads
-from daskmeans.runtime.cluster import ClusterSettings, describe_dashboard
-from daskmeans.runtime.cluster import open_cluster as start_cluster
-from daskmeans.runtime.liveness import scheduler_lost_error, translate_client_errors
+from daskmeans.runtime.cluster import ClusterSettings
 from daskmeans.steps.settings import RunSettings, Storing
-from daskmeans.storage import objectstore
 from daskmeans.vectors.options import ReadOptions
-
-
-class Commands(click.Group):
-    """Commands whose errors are messages: exit status 2 for wrong use, 1 for work that failed."""
-
-    command_class = options.StrictCommand
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DaskmeansError as error:
-            _print_error(error)
-            ctx.exit(error.exit_status)
-        except CommClosedError:
-            _print_error(scheduler_lost_error())
-            ctx.exit(ClusterError.exit_status)
-        except (KeyboardInterrupt, click.exceptions.Abort):
-            if signal.getsignal(signal.SIGINT) is end_process:  # which has the last word, as more of them may come
-                end_process()
-            _print_error(INTERRUPTED)
-            ctx.exit(STATUS)
-        except Exception as error:
-            if not objectstore.is_storage_error(error):
-                raise
-            # A full disk, a missing permission, a lost connection, options that no client takes.
-            _print_error(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
-            ctx.exit(1)
-
-
-def _print_error(error: object) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape_markup(error)}")
 
 
 @click.group(name="kmeans", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,46 +32,6 @@ def kmeans() -> None:
 
 
 main = kmeans
-
-
-@contextlib.contextmanager
-def _open_session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
-    """A cluster with a display: progress and logs on stderr, nothing on stdout."""
-    console = Console(stderr=True, quiet=output.quiet)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
-    for name in ("client", "batched"):  # they have tracebacks for a scheduler that is lost
-        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
-    logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
-    with start_cluster(cluster) as client:
-        console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
-        if not (cluster.scheduler or cluster.scheduler_file or keeps_kernels()):
-            console.print("[dim]kernels are compiled when they are first used, which takes half a minute in all")
-        shown = display_on(console)
-        with (
-            interrupt_once(),
-            shown as display,
-            progress.show_on(display),
-            _log_warnings(),
-            translate_client_errors(client),
-        ):
-            yield client
-
-
-@contextlib.contextmanager
-def _log_warnings() -> Iterator[None]:
-    """Tell warnings of this package without the line of code that they come from."""
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-            if issubclass(category, ConvergenceWarning | ClusterSizeWarning | PrecisionWarning):
-                logger.warning("%s", message)
-            else:
-                others(message, category, *where)
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
 
 
 # --- verbs ---
@@ -140,7 +50,7 @@ def demo(
     """Find the near-duplicates among the docstrings of the Python packages installed here."""
     from daskmeans.report.demo import demo
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite, client=client)
     if output.json:
         click.echo(json.dumps(result.facts | {"report": str(result.report)}, ensure_ascii=False))
@@ -165,7 +75,7 @@ def embed(
     """Turn a column of texts into embeddings."""
     from daskmeans.steps.embed import embed
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         made = embed(
             inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
             encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
@@ -189,7 +99,7 @@ def fit(
     """Find the centroids of embeddings."""
     from daskmeans.steps.fit import fit as fit_files
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         fit_files(inputs, out, model, reading, overwrite=overwrite, client=client)
     facts = {
         "model": out,
@@ -218,7 +128,7 @@ def assign(
     """Give every row its cluster and distances, grouped by cluster."""
     from daskmeans.steps.assign import assign_files
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         buckets = assign_files(inputs, model, out, reading, storing, overwrite=overwrite, client=client)
     show_facts({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
            "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}
@@ -247,7 +157,7 @@ def dedup(
     from daskmeans.report.review import write_review
     from daskmeans.steps.dedup import dedup_step
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         result = dedup_step(
             clusters, deciding, out, against=against, append=append, storage_options=storage_options,
             overwrite=overwrite, client=client,
@@ -274,7 +184,7 @@ def leak(
     """List the rows of TEST that have a twin in TRAIN."""
     from daskmeans.steps.leak import leak as find_leaks
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite, client=client)
     show_facts({"leaks": out} | found.facts, output)
 
@@ -298,7 +208,7 @@ def apply(
     """Write the kept rows of the original files, in their format."""
     from daskmeans.steps.apply import apply
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         made = apply(
             decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
             overwrite=overwrite, client=client,
@@ -323,7 +233,7 @@ def run(
     """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
     from daskmeans.steps.run import run_steps
 
-    with _open_session(cluster, output) as client:
+    with open_session(cluster, output) as client:
         result = run_steps(inputs, out, settings, overwrite=overwrite, client=client)
     show_facts({"out": out} | result.summary, output)
     decisions, with_options = out.rstrip("/") + "/dedup", bool(settings.reading.storage_options)
@@ -360,7 +270,7 @@ def info(
     if path is None:
         show_facts(describe_system(), output)
     elif advise:
-        with _open_session(cluster, output) as client:
+        with open_session(cluster, output) as client:
             facts = find_advice(path, **reading, n_clusters=n_clusters, client=client)
         show_advice(facts, output)
     else:

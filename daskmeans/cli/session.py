@@ -1,0 +1,107 @@
+"""What surrounds a command: its cluster and its display, and errors that end it with a message."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from distributed import Client
+from distributed.comm import CommClosedError
+from rich.console import Console
+
+from daskmeans.cli import options
+from daskmeans.cli.displays import display_on
+from daskmeans.cli.interrupts import INTERRUPTED, STATUS, end_process, interrupt_once
+from daskmeans.cli.options import Output
+from daskmeans.cli.output import escape_markup
+from daskmeans.errors import (
+    ClusterError,
+    ClusterSizeWarning,
+    ConvergenceWarning,
+    DaskmeansError,
+    PrecisionWarning,
+)
+from daskmeans.planner.system import keeps_kernels
+from daskmeans.runtime import progress
+from daskmeans.runtime.client import logger, n_threads
+from daskmeans.runtime.cluster import ClusterSettings, describe_dashboard
+from daskmeans.runtime.cluster import open_cluster as start_cluster
+from daskmeans.runtime.liveness import scheduler_lost_error, translate_client_errors
+from daskmeans.storage import objectstore
+
+
+class Commands(click.Group):
+    """Commands whose errors are messages: exit status 2 for wrong use, 1 for work that failed."""
+
+    command_class = options.StrictCommand
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DaskmeansError as error:
+            print_error(error)
+            ctx.exit(error.exit_status)
+        except CommClosedError:
+            print_error(scheduler_lost_error())
+            ctx.exit(ClusterError.exit_status)
+        except (KeyboardInterrupt, click.exceptions.Abort):
+            if signal.getsignal(signal.SIGINT) is end_process:  # which has the last word, as more of them may come
+                end_process()
+            print_error(INTERRUPTED)
+            ctx.exit(STATUS)
+        except Exception as error:
+            if not objectstore.is_storage_error(error):
+                raise
+            # A full disk, a missing permission, a lost connection, options that no client takes.
+            print_error(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+            ctx.exit(1)
+
+
+def print_error(error: object) -> None:
+    """Say on stderr what went wrong."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape_markup(error)}")
+
+
+@contextlib.contextmanager
+def open_session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
+    """A cluster with a display: progress and logs on stderr, nothing on stdout."""
+    console = Console(stderr=True, quiet=output.quiet)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
+    for name in ("client", "batched"):  # they have tracebacks for a scheduler that is lost
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
+    logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
+    with start_cluster(cluster) as client:
+        console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
+        if not (cluster.scheduler or cluster.scheduler_file or keeps_kernels()):
+            console.print("[dim]kernels are compiled when they are first used, which takes half a minute in all")
+        shown = display_on(console)
+        with (
+            interrupt_once(),
+            shown as display,
+            progress.show_on(display),
+            _log_warnings(),
+            translate_client_errors(client),
+        ):
+            yield client
+
+
+@contextlib.contextmanager
+def _log_warnings() -> Iterator[None]:
+    """Tell warnings of this package without the line of code that they come from."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, ConvergenceWarning | ClusterSizeWarning | PrecisionWarning):
+                logger.warning("%s", message)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
