@@ -1,13 +1,98 @@
-"""Checks of the estimator's parameters."""
+"""The estimator's parameters: what they are, what they may be, and scikit-learn's ways to read and set them."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from daskmeans.errors import UsageError
-from daskmeans.kmeans.values import is_whole
+from daskmeans.kmeans.values import is_flag, is_whole, to_number
+from daskmeans.options import Need, Range, option, options
+
+ENGINES = ("auto", "native", "cuml")
+
+
+def _whole(least: int) -> Range:
+    return Range(lambda value: is_whole(value, least), f"an integer >= {least}")
+
+
+@dataclass(eq=False, repr=False)
+class Parameters:
+    """The parameters of :class:`daskmeans.KMeans`, which tells what each does."""
+
+    n_clusters: int = option(8, "Number of clusters.", required=True, range=_whole(1))
+    _: KW_ONLY
+    max_iter: int = option(300, "Updates at most; 0 keeps --init.", range=_whole(0))
+    tol: float = option(
+        1e-4, "Relative shift at which to stop.", range=Range(lambda value: to_number(value) >= 0, "a number >= 0")
+    )
+    random_state: Any = option(42, "Seed of all that is random.")
+    init: Any = option("auto", "auto, k-means||, random, a .npy file or a model directory.")
+    n_init: int = option(1, "Runs, of which the best is kept.", range=_whole(1))
+    oversampling_factor: float = option(
+        2.0,
+        "Of k-means||.",
+        range=Range(lambda value: 0 < to_number(value) < math.inf, "a number > 0"),
+        need=Need({"init": ("auto", "k-means||")}, "--init auto or k-means||"),
+    )
+    max_samples_per_batch: int = option(
+        32768,
+        "Rows that cuML compares at once.",
+        range=_whole(1),
+        need=Need({"engine": ("cuml",)}, "--engine cuml"),
+    )
+    sample_fraction: float = option(
+        1.0, "Share of rows to fit on.", range=Range(lambda value: 0 < to_number(value) <= 1, "a number in (0, 1]")
+    )
+    normalize: bool = option(True, "Scale rows to unit length.", range=Range(is_flag, "True or False"))
+    max_cluster_size: int | None = option(
+        None,
+        "Split clusters of more rows after the fit.",
+        range=Range(lambda value: value is None or is_whole(value, 1), "an integer >= 1, or None"),
+    )
+    engine: str = option(
+        "auto",
+        "cuml: cuML on the workers' GPUs finds the centroids; auto is native.",
+        choices=ENGINES,
+        range=Range(lambda value: isinstance(value, str) and value in ENGINES, "'auto', 'native' or 'cuml'"),
+    )
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name; `deep` is there for scikit-learn and changes nothing."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by name.
+
+        Raises
+        ------
+        UsageError
+            There is no parameter of that name.
+        """
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise UsageError(
+                    f"Invalid parameter {name!r} for {type(self).__name__}", expected=f"one of {', '.join(known)}"
+                )
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v is not defaults[k] and v != defaults[k]]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def check_params(self) -> None:
+        """Raise UsageError for a parameter that is out of its range."""
+        for each, facts in options(self):
+            value = getattr(self, each.name)
+            if facts.range and not facts.range.holds(value):
+                raise UsageError(f"{each.name}={value!r}", expected=facts.range.says)
 
 
 def seed_from(random_state: Any) -> int:
