@@ -163,6 +163,20 @@ def test_figures_cannot_be_changed_by_name() -> None:
         made["rows"] = 2  # type: ignore[index]
 
 
+def test_the_result_of_a_step_is_what_the_next_one_takes(tmp_path) -> None:
+    texts = [f"an example of a text, number {i % 40}" for i in range(60)]
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"id": {i}, "text": "{text}"}}\n' for i, text in enumerate(texts)))
+    embedded = dkm.embed(tmp_path / "texts.jsonl", tmp_path / "embedded")
+    dkm.fit(embedded, dkm.KMeans(2), tmp_path / "model")
+    clusters = dkm.assign(embedded, tmp_path / "model", tmp_path / "clusters")
+    assert repr(clusters) == "Buckets(rows=60, n_clusters=2, dimension=256, layout=bucketed)"
+    decided = dkm.dedup(clusters, threshold=0.999, out=tmp_path / "dedup")
+    kept = dkm.apply(decided, tmp_path / "texts.jsonl", tmp_path / "kept")
+    assert kept["rows"] == 60 > kept["kept"] == decided.summary["kept"]
+    leaks = dkm.leak(embedded, clusters, tmp_path / "leaks", 0.999)
+    assert leaks["leaked"] == 60
+
+
 def test_no_module_at_the_top_is_called_as_what_is_public() -> None:
     """A module that is imported becomes an attribute of its package, in the place of the function."""
     at_the_top = {path.stem for path in Path(dkm.__file__).parent.iterdir()}

@@ -58,7 +58,7 @@ class Part:
         return np.repeat([np.int32(c.centroid) for c in self.clusters], [c.rows for c in self.clusters])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Buckets(Result):
     """A finished directory of rows grouped by cluster.
 

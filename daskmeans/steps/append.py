@@ -23,7 +23,7 @@ from daskmeans.buckets.buckets import CENTROID, Buckets, Part, open_buckets, str
 from daskmeans.buckets.writer import remove_append_files, write_bucket_files
 from daskmeans.duplicates.against import find_decisions, open_reference, refuse_dropped_references
 from daskmeans.duplicates.decisions import dedup_inputs
-from daskmeans.duplicates.result import DedupResult, decision_files
+from daskmeans.duplicates.result import decision_files
 from daskmeans.duplicates.settings import DedupSettings
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.runtime import executor
@@ -35,7 +35,7 @@ from daskmeans.vectors.files import Input, open_path, translate_read_errors, tra
 
 
 def append(
-    decisions: Input | DedupResult,
+    decisions: Input,
     *,
     storage_options: Mapping[str, Any] | None = None,
     client: Client | None = None,
@@ -82,7 +82,7 @@ def append(
     >>> dkm.append(found)
     StepResult(appended=1, rows=2)
     """
-    path = decisions.path if isinstance(decisions, DedupResult) else open_path(decisions, storage_options)
+    path = open_path(decisions, storage_options)
     options = {**path.storage_options, **(storage_options or {})}
     found, client = manifest.read_manifest(path, "dedup"), current_client(client)
     made, settings = found["inputs"], DedupSettings(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})

@@ -60,7 +60,7 @@ def assign_files(
         raise DataError(
             f"the vectors have {source.dimension} dimensions",
             where=str(source.files[0]),
-            expected=f"{km.n_features_in_}, as the model {model} has",
+            expected=f"{km.n_features_in_}, as the model {reading.path(model)} has",
             remedy="use the model that was fitted on these embeddings, or fit a new one",
         )
     check_output_free(path, "assign", overwrite=overwrite)

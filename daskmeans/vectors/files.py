@@ -13,6 +13,7 @@ from upath import UPath
 
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
 from daskmeans.storage import objectstore
+from daskmeans.storage.result import Result
 
 FORMATS = {
     ".parquet": "parquet",
@@ -26,7 +27,8 @@ SUFFIXES = ".parquet, .pq, .jsonl, .ndjson (also with .gz or .zst) or .npy"
 BACKEND_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs"}
 VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
 
-Input = str | os.PathLike | UPath
+# A result stands for the directory of its step.
+Input = str | os.PathLike | UPath | Result
 
 
 def as_list(inputs: Input | Sequence[Input]) -> list[Input]:
@@ -70,7 +72,9 @@ def format_of(path: UPath) -> str:
 
 
 def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> UPath:
-    """`path` as an absolute UPath whose filesystem is there."""
+    """`path`, or that of a result, as an absolute UPath whose filesystem is there."""
+    if isinstance(path, Result):
+        path = path.path
     if not str(path):
         raise UsageError("the path is empty", expected="a path or a URL")
     try:
