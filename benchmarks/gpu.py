@@ -30,6 +30,7 @@ import daskmeans as dkm
 from daskmeans.kernels.gpu import dense
 from daskmeans.kernels.gpu.device import Device
 from daskmeans.runtime import gpus
+from daskmeans.storage import manifest
 from daskmeans.tuning import DEFAULT
 
 # Different rows that are made; the others are near to these.
@@ -175,7 +176,7 @@ def versions() -> dict[str, str]:
     """Of daskmeans, what it computes with, and whom it is compared with."""
     there = {name: each.metadata["Version"] for each in distributions() for name in [each.metadata["Name"].lower()]}
     beside = ("cuda", "cudf", "cuml", "cupy", "dask-cu", "flash", "numba", "raft", "rmm", "torch", "triton")
-    return dkm.manifest.versions() | {name: there[name] for name in sorted(there) if name.startswith(beside)}
+    return manifest.library_versions() | {name: there[name] for name in sorted(there) if name.startswith(beside)}
 
 
 def main() -> None:

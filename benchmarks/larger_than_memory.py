@@ -24,6 +24,7 @@ import daskmeans as dkm
 from daskmeans.kmeans.memory import forecast_fit
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.fit import fit as fit_files
+from daskmeans.storage import manifest
 from daskmeans.vectors.matrix import to_column
 
 DIMENSION, ROWS_PER_FILE = 384, 50_000
@@ -78,7 +79,7 @@ def main() -> None:
     small = parse_bytes(args.memory_limit)
     rows = int(args.times * args.n_workers * small / (4 * DIMENSION))
     record = new_record("larger_than_memory", args, rows=rows, input=4 * rows * DIMENSION, times=args.times)
-    record["versions"] = dkm.manifest.versions()
+    record["versions"] = manifest.library_versions()
     limits = {"disk": small, "memory": int(2.6 * args.times * small)}
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
         at = Path(folder)

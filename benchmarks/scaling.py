@@ -25,6 +25,7 @@ from synthetic import embeddings
 import daskmeans as dkm
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.fit import fit as fit_files
+from daskmeans.storage import manifest
 from daskmeans.vectors.matrix import to_column
 
 ROWS_PER_FILE = 50_000
@@ -106,7 +107,7 @@ def main() -> None:
     arguments.add_argument("--directory", type=Path, help="for the rows")
     args = arguments.parse_args()
     record = new_record("scaling", args)
-    record["versions"] = dkm.manifest.versions()
+    record["versions"] = manifest.library_versions()
     if "partitions" in args.parts:
         many = [{"partitions": n, "workers": 2} for n in (2, args.partitions)]
         compare(args, record, "partitions", (args.rows, args.dimension), many)

@@ -20,6 +20,7 @@ from daskmeans.report.review import write_review
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.embed import embed
 from daskmeans.steps.leak import leak
+from daskmeans.steps.settings import Storing
 from daskmeans.storage import manifest
 from daskmeans.vectors.options import ReadOptions
 from helpers import write_embeddings
@@ -86,7 +87,7 @@ def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     apply(result.path, at / "base", at / "kept", on_bad_row="skip")
     dedup(at / "work" / "clusters", 0.9, out=at / "noted", search="clusters", **FIRST)
     leak(at / "base", at / "new", at / "leaks", 0.9, SKIP)
-    assign_files(at / "new", at / "work" / "model", at / "new-clusters", SKIP, layout=layout)
+    assign_files(at / "new", at / "work" / "model", at / "new-clusters", SKIP, Storing(layout))
     held = {"against": at / "work" / "clusters", "append": True}
     dedup(at / "new-clusters", 0.9, out=at / "decided", search="exact", **held, **FIRST)
     for path in (result.path, at / "decided"):

@@ -18,7 +18,7 @@ from daskmeans.cli.main import main
 from daskmeans.errors import DiskError
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
-from daskmeans.storage import diskspace, manifest
+from daskmeans.storage import diskspace, lock, manifest
 from daskmeans.vectors.options import ReadOptions
 from helpers import blobs, parquet_below, write_embeddings
 
@@ -107,7 +107,7 @@ def test_the_command_line_says_that_the_disk_is_full(whole, tmp_path, two_worker
 )
 def test_an_output_that_cannot_fit_is_refused_before_the_work(name, free, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - free, free - 1))
-    monkeypatch.setattr(manifest.lock, "hold", None)  # nothing is begun
+    monkeypatch.setattr(lock, "hold_lock", None)  # nothing is begun
     with pytest.raises(DiskError, match=r"the output takes about .*iB, and its disk has .*B\n  remedy: make room"):
         step(name, whole, tmp_path / "out")
     assert not (tmp_path / "out").exists()
