@@ -16,9 +16,11 @@ import daskmeans as dkm
 from daskmeans.duplicates import decisions, rewrite, within
 from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
 from daskmeans.report.review import write_review
-from daskmeans.steps import append, leak, run
+from daskmeans.steps import append
+from daskmeans.steps import assign as assign_step
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
+from daskmeans.steps.leak import leak
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.manifest import FORMAT
 from daskmeans.vectors.options import ReadOptions
@@ -58,7 +60,7 @@ def test_parquet_is_written_in_one_place():
         calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Attribute)]
         writes = {node.attr for node in calls if isinstance(node.value, ast.Name) and node.value.id == "pq"}
         # The trial writes rows for itself, and removes them.
-        if module.name not in ("provenance.py", "trial.py"):
+        if module.name not in ("signature.py", "trial.py"):
             assert not writes & {"write_table", "ParquetWriter"}, module
 
 
@@ -98,7 +100,7 @@ def test_an_input_that_changes_during_a_step_is_noticed(tmp_path, step, change, 
     calls = {
         "fit": (dkm.KMeans, "fit", lambda: fit(embeddings, tmp_path / "out", dkm.KMeans(3))),
         "assign": (
-            run,
+            assign_step,
             "gather_rejects",
             lambda: assign_files(embeddings, tmp_path / "model", tmp_path / "out"),
         ),

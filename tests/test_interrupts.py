@@ -102,8 +102,8 @@ def test_a_run_that_is_interrupted_at_any_moment_ends_and_goes_on(tmp_path, embe
 def test_an_interrupt_that_is_swallowed_ends_the_process_a_little_later():
     script = """
 import contextlib, os, signal, time
-from daskmeans.cli.interrupts import once
-with once(grace=0.2):
+from daskmeans.cli.interrupts import interrupt_once
+with interrupt_once(grace=0.2):
     with contextlib.suppress(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)

@@ -12,10 +12,10 @@ from upath import UPath
 
 from daskmeans import KMeans
 from daskmeans.errors import NotFoundError, UsageError
-from daskmeans.steps import leak
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.embed import embed
 from daskmeans.steps.fit import fit
+from daskmeans.steps.leak import leak
 from daskmeans.vectors import lakes
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.source import Source, open_source

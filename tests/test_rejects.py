@@ -13,10 +13,10 @@ import pytest
 from upath import UPath
 
 from daskmeans import KMeans, apply, dedup, run
-from daskmeans.steps import leak
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.embed import embed
 from daskmeans.steps.fit import fit
+from daskmeans.steps.leak import leak
 from daskmeans.steps.settings import Storing
 from daskmeans.storage import signature
 from daskmeans.vectors.listing import find_files

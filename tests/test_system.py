@@ -89,9 +89,9 @@ from daskmeans.buckets.buckets import open_buckets
 from daskmeans.tuning import DEFAULT
 
 buckets = open_buckets(UPath(sys.argv[1]))
-(band, *_), _ = plan._bands([buckets], None, DEFAULT)
-sample = plan._sample([buckets])
-print(plan._pace(plan._readers([buckets])[0], band, find_directions(sample, 0.9), 0.9, sample))
+(band, *_), _ = plan._cut_row_blocks([buckets], None, DEFAULT)
+sample = plan._sample_sources([buckets])
+print(plan._time_sample(plan._make_readers([buckets])[0], band, find_directions(sample, 0.9), 0.9, sample))
 print(Compiled.count > 0)
 """
 

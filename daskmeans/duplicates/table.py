@@ -70,7 +70,8 @@ def with_unpaired(decided: pa.Table, places: np.ndarray, ids: pa.Array, centroid
     Examples
     --------
     >>> none, found = np.array([-1]), np.float32([np.nan])
-    >>> one = to_table(pa.array([7]), Resolved(none == 0, none + 1, found, none, found, none == 0), 3, pa.array([8]))
+    >>> ranked = RankedDecisions(none == 0, none + 1, found, none, found, none == 0)
+    >>> one = to_table(pa.array([7]), ranked, 3, pa.array([8]))
     >>> table = with_unpaired(one, np.array([1]), pa.array([6, 7]), np.array([3, 3]))
     >>> table["keep"].to_pylist(), table["kept_id"].to_pylist()
     ([True, False], [None, 8])

@@ -59,7 +59,7 @@ def old_name(name: str) -> str:
 
     Examples
     --------
-    >>> old_name(NAME)
+    >>> old_name(MANIFEST_NAME)
     'manifest.json'
     """
     return name.removeprefix("_")
@@ -153,7 +153,7 @@ def status(found: dict[str, Any] | None, step: str, settings: dict[str, Any], in
 
     Examples
     --------
-    >>> made = {"step": "fit", "finished": True, "settings": {"k": 3}, "inputs": {}, "versions": versions()}
+    >>> made = {"step": "fit", "finished": True, "settings": {"k": 3}, "inputs": {}, "versions": library_versions()}
     >>> status(made, "fit", {"k": 3}, {}).state.value
     'done'
     >>> status(made | {"versions": {"daskmeans": "0.0.1"}}, "fit", {"k": 4}, {}).changed[0]
