@@ -263,8 +263,8 @@ def test_half_precision_and_float32_kernels(tmp_path):
     ("arguments", "message"),
     [
         ({"threshold": 0.9, "floor": 0.95}, "--floor: 0.95 is above the threshold"),
-        ({"threshold": 0.9, "floor": 0.3}, "--threshold, --floor: from 0.3 on, there would be more"),
-        ({"threshold": 0.3}, "--threshold, --floor: from 0.3 on, there would be more"),
+        ({"threshold": 0.9, "floor": 0.3}, "--threshold, --floor: with scores from 0.3 on, there would be more"),
+        ({"threshold": 0.3}, "--threshold, --floor: with scores from 0.3 on, there would be more"),
         ({"threshold": 0.9, "floor": 2}, "--floor: 2 is out of range"),
         ({"threshold": 0.9, "floor": 0.8, "search": "clusters"}, "--floor: a search inside clusters stores no pairs"),
         ({"threshold": 0.9, "against": "SAME"}, "--against .*clusters: the same clusters are named twice"),
