@@ -43,10 +43,10 @@ class RewriteResult(NamedTuple):
 
 
 class RowFilter:
-    """Tell which rows of `file` are kept, in their order, and count them.
+    """Filter the rows of `file`, which come in their order, by the decisions in `lookup`, and count them.
 
-    A row without a decision is an error or, if such rows are skipped, a reject. If they are skipped, so is a row whose
-    id an earlier row had, in this file or in an earlier one; `taken` has the places in `lookup` of the latter.
+    A row without a decision is an error or, if `skip` is set, a reject. With `skip`, a row whose id an earlier row had,
+    in this file or in an earlier one, is a reject too; `taken` has the places in `lookup` of ids in earlier files.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RowFilter:
         check_id_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
 
     def keep(self, ids: pa.Array) -> np.ndarray:
-        """Which of the next rows stay, given their ids."""
+        """Which of the next rows are kept, given their ids."""
         places = self._lookup.find(ids)
         self._reject(ids, np.flatnonzero(places < 0), "no decision")
         if self._skip:

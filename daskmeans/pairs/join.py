@@ -48,7 +48,7 @@ def find_similar_pairs(
     """
     with open_step(folder, "pairs", pairs_settings(settings), inputs, overwrite=True, client=client) as step:
         plan = make_plan(sources, settings, folder, client, staying, tuning)
-        # A task, so that it is made again if all workers that have it are lost. Dask does not traverse what is bound.
+        # A task, so that it is made again if all workers that have it are lost; dask does not traverse a partial.
         cache = delayed(partial(RowBlockCache, plan.readers, plan.blocks, plan.P, plan.room, plan.near), pure=False)(
             dask_key_name=task_key("dedup-shelf")
         )

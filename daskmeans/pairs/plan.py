@@ -43,7 +43,7 @@ TASKS, MOST_PAIRS = 256, 4 * 10**9
 
 @dataclass(frozen=True)
 class Task:
-    """A row block, and the blocks that it is compared with (itself may be one of them), by number."""
+    """A row block, and the blocks that it is compared with, by number; it may be among these itself."""
 
     row: int
     columns: Sequence[int]
@@ -217,7 +217,7 @@ def make_self_join_tasks(rows: Sequence[int], own: int, least: int = DEFAULT.tas
 def make_block_tasks(
     rows: Sequence[int], beside: Sequence[tuple[int, range]], least: int = DEFAULT.task_pairs
 ) -> list[Task]:
-    """Tasks that compare blocks with runs of other blocks, as `beside` pairs them; at least `least` pairs in each.
+    """Tasks that compare blocks with runs of other blocks, as `beside` says; about `least` pairs or more in each.
 
     The tasks are sorted so that a process needs few blocks at a time.
     """

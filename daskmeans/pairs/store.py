@@ -135,7 +135,7 @@ def open_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) ->
 
 def pairs_are_gone(folder: UPath, floor: float) -> NotFoundError:
     return NotFoundError(
-        f"the pairs of these clusters that score at least {floor} are not here, or no longer",
+        f"the pairs of these clusters that score at least {floor} are no longer here",
         where=str(folder),
         remedy="run `daskmeans dedup` again",
     )

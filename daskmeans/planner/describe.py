@@ -56,7 +56,7 @@ def describe(
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
     tail = {name: found.get(name) for name in ("settings", "versions")}
     if not found["finished"]:
-        return head | {"remedy": "run the command again; it goes on, or replaces what is there"} | tail
+        return head | {"remedy": "run the command again; it resumes, or replaces what is there"} | tail
     facts = {"fit": _describe_model, "assign": _describe_clusters, "dedup": _describe_decisions}.get(
         found["step"], _describe_other
     )

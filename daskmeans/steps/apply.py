@@ -226,7 +226,7 @@ def _find_repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
 
 
 def _check_all_used(lookup: DecisionIndex, done: list[RewriteResult], where: str) -> None:
-    """Make sure that each decision has exactly one row. Every row has a decision, so count and checksum suffice."""
+    """Make sure that each decision has exactly one row; every row has a decision, so count and checksum suffice."""
     rows = sum(one.rows for one in done)
     total = sum(one.checksum for one in done) % 2**64
     if rows == len(lookup.hashes) and total == lookup.checksum():

@@ -275,7 +275,7 @@ def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: DedupSe
 
 
 def _is_same_id_type(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether ids of these types can be told apart: the same integers, or strings of any kind."""
+    """Whether ids of these types can be compared: integers of the same type, or strings of any type."""
     return one == other or not (pa.types.is_integer(one) or pa.types.is_integer(other))
 
 
@@ -294,7 +294,7 @@ def _shared_id_error(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> Us
     """The error for an id that two clusters share; `new` says that `one` holds the rows to be decided on."""
     expected, remedy = (
         (
-            "ids that tell new rows from old ones",
+            "ids that distinguish new rows from old ones",
             "give the new rows other ids (rows of .npy files are numbered from 0: write Parquet with ids)",
         )
         if new

@@ -162,7 +162,7 @@ def _find_leaks(
     blocks = [block for i, source in enumerate(sources) for block in _make_row_blocks(source, i, firsts[i])]
     own = sources[0].n_partitions
     readers = [partial(_read_unit_vectors, source.reader) for source in sources]
-    # Dask does not traverse what is bound to a function.
+    # Dask does not traverse a partial.
     sampled = [
         delayed(partial(_sample_row_block, readers[block.source], block), pure=False)()
         for block in _pick_row_blocks(blocks)
