@@ -127,7 +127,7 @@ def test_advice_in_words(embeddings, two_workers, monkeypatch):
 
 
 def test_few_rows_are_not_tried(tmp_path):
-    with pytest.raises(UsageError, match=r"2 of 3 rows(.|\n)*8 rows at least"):
+    with pytest.raises(UsageError, match=r"2 of 3 rows(.|\n)*at least 8 usable rows"):
         advise(write_embeddings(tmp_path / "in.parquet", blobs(n=3, d=4, copies=0)))
 
 

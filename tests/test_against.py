@@ -104,7 +104,7 @@ def test_a_run_goes_on_after_an_append(work, caplog):
         again = run(work / "old.parquet", work / "work", KMeans(4), threshold=THRESHOLD, overwrite=overwrite)
         assert (again.summary["rows"], again.summary["kept"]) == (before["rows"], before["kept"])
     rows = open_buckets(work / "work/clusters").rows - OLD
-    assert f"{rows} rows were appended since the decisions were made, and stay as they are" in caplog.text
+    assert f"{rows} rows were appended since the decisions were made; they stay as they are" in caplog.text
     assert dedup(work / "new", THRESHOLD, against=work / "work/clusters", out=work / "e", append=True)
     assert open_buckets(work / "work/clusters").rows == OLD + rows
 
@@ -151,7 +151,7 @@ def test_clusters_that_cannot_be_written(work, caplog):
     """Whoever names them later is told what to name instead."""
     (work / "new" / NOTES).write_text("")
     dedup(work / "new", THRESHOLD, out=work / "d")
-    assert "so name them and not the clusters for --against" in caplog.text
+    assert "so give them and not the clusters to --against" in caplog.text
     dropped = {row["id"] for row in decisions_of(work / "d") if not row["keep"]}
     assert not dropped & {row["kept_id"] for row in decisions_of(work / "d")}
     (work / "new" / NOTES).unlink()
@@ -162,7 +162,8 @@ def test_rows_that_went_for_one_that_is_dropped_later(work):
     dedup(work / "new", THRESHOLD, against=work / "work/clusters", out=work / "e")
     assert apply(work / "e", work / "new.parquet", work / "kept")["kept"] == len(kept_of(work / "e"))
     run(work / "old.parquet", work / "work", KMeans(4), threshold=0.8, overwrite=True)
-    message = r"e: \d+ rows went for rows of .*work/clusters that are dropped there by now\n.*work/dedup\n.*--overwrite"
+    found = r"\d+ rows were dropped as duplicates of rows of .*work/clusters that have been dropped there since"
+    message = rf"e: {found}\n.*work/dedup\n.*--overwrite"
     with pytest.raises(DataError, match=message):
         apply(work / "e", work / "new.parquet", work / "other")
     assert not (work / "other").exists()
@@ -236,7 +237,7 @@ def test_decisions_that_others_went_by_and_that_are_gone(work, caplog):
     dedup(work / "new", THRESHOLD, against=work / "work/dedup", out=work / "e")
     manifest.remove_tree(UPath(work / "work/dedup"))
     apply(work / "e", work / "new.parquet", work / "kept")
-    assert "whether all twins stay is not known" in caplog.text
+    assert "still stay is not known" in caplog.text
 
 
 def test_clusters_that_are_assigned_once_more_know_their_decisions(work, monkeypatch):
@@ -262,7 +263,7 @@ def test_storage_that_is_only_read(work, monkeypatch, caplog):
         manifest, "write_json", lambda path, value: (refuse if NOTES in str(path) else write)(path, value)
     )
     dedup(work / "new", THRESHOLD, out=work / "d")
-    assert "cannot be noted here (this kind of storage is only read)" in caplog.text
+    assert "cannot be noted here (this kind of storage is read-only)" in caplog.text
 
 
 def test_a_run_goes_on_after_an_append_of_nothing(work):

@@ -203,7 +203,7 @@ def test_the_same_command_again_appends_nothing(tmp_path, stores, model, layout,
     assert "appended already" not in caplog.text
     assert extend(first, old, tmp_path / "d1").summary["kept"] == len(kept(open_decisions(tmp_path / "d1")))
     assert extend(first, old, tmp_path / "d1", overwrite=True).path.name == "d1"
-    assert f"{open_buckets(old).rows - len(OLD)} rows are appended already" in caplog.text
+    assert f"{open_buckets(old).rows - len(OLD)} rows were appended already" in caplog.text
     assert contents(tmp_path) == once
     extend(second, old, tmp_path / "d2")
     twice = contents(tmp_path)
@@ -211,7 +211,7 @@ def test_the_same_command_again_appends_nothing(tmp_path, stores, model, layout,
         extend(new, old, tmp_path / out)
     assert contents(tmp_path) == twice
     for settings in ({"out": tmp_path / "d3"}, {"out": tmp_path / "d1", "keep": "easy", "overwrite": True}):
-        with pytest.raises(UsageError, match=r"rows of .*first are in there already\n.*/d1"):
+        with pytest.raises(UsageError, match=r"rows of .*first were appended already\n.*/d1"):
             extend(first, old, **settings)
     assert contents(tmp_path) == twice
 
@@ -246,7 +246,7 @@ def test_decisions_of_another_version_are_not_taken_for_ours(tmp_path, stores):
     assert manifest.read_manifest(made, "dedup")["versions"] == before
     age(made)
     grown = contents(old)
-    with pytest.raises(UsageError, match=r"are in there already\n.*/d1 \(daskmeans was 0\.0\.9, now "):
+    with pytest.raises(UsageError, match=r"were appended already\n.*/d1 \(daskmeans was 0\.0\.9, now "):
         extend(first, old, made)
     assert contents(old) == grown
     extend(second, old, tmp_path / "d2")
@@ -420,10 +420,10 @@ def test_other_models_and_columns_are_refused(tmp_path, stores, model):
     }
     for name, (used, reading, settings, message) in cases.items():
         refused(tmp_path, message, assigned(tmp_path / name, SECOND, used, reading=reading, **settings), against=old)
-    refused(tmp_path, "'stars' is there too", first, against=tmp_path / "less")
+    refused(tmp_path, "'stars' is extra", first, against=tmp_path / "less")
     rows = assign_rows(read_embeddings(first.with_suffix(".parquet")), KMeans.load(model))
     write_buckets(rows, tmp_path / "unknown")
-    refused(tmp_path, "it is not known which model", tmp_path / "unknown", against=old)
+    refused(tmp_path, "the model that these rows were assigned with", tmp_path / "unknown", against=old)
 
 
 def test_the_command(tmp_path, stores):

@@ -184,7 +184,7 @@ def test_numpy_files_whose_ids_have_a_name(tmp_path, vectors):
     run(tmp_path / "a.npy", tmp_path / "all", KMeans(2), threshold=0.9, reading=ReadOptions(id_field="row"))
     assert apply(tmp_path / "all" / "dedup", tmp_path / "a.npy", tmp_path / "out")["rows"] == N
     np.save(tmp_path / "b.npy", vectors)
-    with pytest.raises(DataError, match="remedy: name the input as it was named there"):
+    with pytest.raises(DataError, match="remedy: give the input as it was given there"):
         apply(tmp_path / "all" / "dedup", tmp_path / "b.npy", tmp_path / "other")
 
 

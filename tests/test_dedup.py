@@ -272,7 +272,7 @@ def test_decisions_are_those_that_the_manifest_lists(tmp_path, clusters):
     assert len(result.decisions) == before
     files[1].unlink()
     for use in (lambda: result.kept, result.groups, lambda: read_decision_index(UPath(tmp_path / "out"))):
-        with pytest.raises(NotFoundError, match=f"{files[1].name}: the decisions are no longer there"):
+        with pytest.raises(NotFoundError, match=f"{files[1].name}: the decisions are gone"):
             use()
 
 

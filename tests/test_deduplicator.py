@@ -174,7 +174,7 @@ def spoilt(row, vector):
         (lambda: spoilt(7, [float("inf")] * 12), "column 'embedding', row 7: the vector holds NaN or infinity"),
         (lambda: frame_of().assign(embedding=to_column(X[:, :5])), "X has 5 features"),
         (lambda: frame_of(ids=[None, *map(str, range(1, 300))]), "column 'id', row 0: the id is null"),
-        (lambda: frame_of(ids=["a", *range(1, 300)]), "column 'id': the ids are of several kinds"),
+        (lambda: frame_of(ids=["a", *range(1, 300)]), "column 'id': the ids are of several types"),
         (lambda: frame_of(ids=[*range(299), 7]), "column 'id', row 299: the id occurs before"),
     ],
 )
@@ -227,7 +227,7 @@ def test_two_rows_without_vectors_are_not_taken_for_what_dask_makes_up(model):
         ({"id_field": "key"}, frame_of, "id_field: there is no column 'key'\n  expected: one of id, embedding, stars"),
         ({"id_field": "embedding"}, frame_of, "column 'embedding': the id is fixed_size_list"),
         ({"keep": "length:desc"}, frame_of, "keep: there is no column 'length'"),
-        ({"keep": "embedding:desc"}, frame_of, "which has no order"),
+        ({"keep": "embedding:desc"}, frame_of, "which cannot be sorted"),
         ({"embedding_field": "v"}, frame_of, "there is no column 'v'"),
         ({}, lambda: frame_of().assign(keep=True), "has a column 'keep' already"),
         ({}, lambda: frame_of().assign(centroid=1), "has a column 'centroid' already"),

@@ -174,6 +174,6 @@ def test_wrong_use(tmp_path: Path) -> None:
         embed(source, tmp_path / "out", text_field="body")
     with pytest.raises(UsageError, match="name another column with --id-field or --text-field"):
         embed(source, tmp_path / "out", id_field="text")
-    with pytest.raises(UsageError, match="'embedding' would be there twice"):
+    with pytest.raises(UsageError, match="the input has a column 'embedding' already"):
         embed(source, tmp_path / "out", metadata_fields=["embedding"])
     assert not (tmp_path / "out").exists()

@@ -161,7 +161,7 @@ def test_another_threshold_takes_no_search(tmp_path, clusters, monkeypatch):
     replaced = dedup(clusters, 0.97, out=tmp_path / "out", search="exact", overwrite=True)
     assert replaced.decisions.compute().equals(default)
     assert replaced.at(0.8).decisions.compute().equals(fresh[0.8])
-    with pytest.raises(UsageError, match=r"no pairs from 0.7 on\n.*\n.*floor=0.7"):
+    with pytest.raises(UsageError, match=r"no pairs with scores down to 0.7 were stored\n.*\n.*floor=0.7"):
         result.at(0.7)
     with pytest.raises(UsageError, match="no pairs"):
         dedup(clusters, 0.9, search="clusters").at(0.95)
@@ -177,7 +177,7 @@ def test_the_curve_tells_what_other_thresholds_remove(clusters, rule):
     for row in result.curve([0.8, 0.875, 0.97]).to_dict("records"):
         summary = result.at(row["threshold"]).summary
         assert {**summary["removed"], "kept": summary["kept"]} == {k: row[k] for k in ("exact", "semantic", "kept")}
-    with pytest.raises(UsageError, match=r"no pairs from 0\.7 on"):
+    with pytest.raises(UsageError, match=r"no pairs with scores down to 0\.7"):
         result.curve([0.9, 0.7])
 
 
@@ -263,8 +263,8 @@ def test_half_precision_and_float32_kernels(tmp_path):
     ("arguments", "message"),
     [
         ({"threshold": 0.9, "floor": 0.95}, "--floor: 0.95 is above the threshold"),
-        ({"threshold": 0.9, "floor": 0.3}, "--threshold, --floor: from 0.3 on there would be more"),
-        ({"threshold": 0.3}, "--threshold, --floor: from 0.3 on there would be more"),
+        ({"threshold": 0.9, "floor": 0.3}, "--threshold, --floor: with scores from 0.3 on, there would be more"),
+        ({"threshold": 0.3}, "--threshold, --floor: with scores from 0.3 on, there would be more"),
         ({"threshold": 0.9, "floor": 2}, "--floor: 2 is out of range"),
         ({"threshold": 0.9, "floor": 0.8, "search": "clusters"}, "--floor: a search inside clusters stores no pairs"),
         ({"threshold": 0.9, "against": "SAME"}, "--against .*clusters: the same clusters are named twice"),
@@ -357,7 +357,7 @@ def test_decisions_of_a_search_that_was_made_again(tmp_path, clusters):
     assert derived.at(0.85).summary["threshold"] == 0.85  # the pairs from 0.8 on are still there
     manifest.remove_tree(UPath(tmp_path / "out"))
     dedup(clusters, 0.9, out=tmp_path / "out", search="exact")
-    with pytest.raises(NotFoundError, match=r"from 0\.8 on"):
+    with pytest.raises(NotFoundError, match=r"at least 0\.8"):
         derived.at(0.85)
     with pytest.raises(OutputError, match="inside the input"):
         derived.at(0.95, out=clusters / "x")

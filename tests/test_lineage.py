@@ -280,7 +280,7 @@ class Lineage(RuleBasedStateMachine):
             target = self.root / "applied"
             call = partial(apply, path, self.root / f"{names[0]}.parquet", target, overwrite=True)
             if dead or lost:
-                with pytest.raises(DataError, match=r"rows went for rows of|these clusters were made anew"):
+                with pytest.raises(DataError, match=r"dropped as duplicates of rows of|these clusters were made again"):
                     call()
                 continue
             assert call()["kept"] == len(kept[path])

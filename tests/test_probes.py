@@ -159,7 +159,7 @@ def test_the_search_is_chosen_and_told(tmp_path, caplog, rows, arguments, search
         ({"probes": 101}, "--probes: 101 is out of range\n  expected: 1 to 100 clusters"),
         ({"probes": True}, "--probes: True is out of range"),
         ({"probes": 2, "search": "exact"}, "--probes: an exact search has no probes"),
-        ({"probes": 2, "threshold": 0.3}, "from 0.3 on there would be more pairs"),
+        ({"probes": 2, "threshold": 0.3}, "from 0.3 on, there would be more pairs"),
         ({"probes": 2, "against": ["x"]}, "--against: .*\n.*without --probes"),
     ],
 )

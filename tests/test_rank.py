@@ -72,7 +72,7 @@ def test_columns_are_checked():
         UsageError, match=r"no column 'likes'\n  expected: one of stars, tags\n  remedy: .*--metadata-field likes"
     ):
         check_ranking_columns(("stars:asc", "likes:desc"), schema)
-    with pytest.raises(UsageError, match="which has no order"):
+    with pytest.raises(UsageError, match="which cannot be sorted"):
         check_ranking_columns(("tags:asc",), schema)
 
 

@@ -1,1 +1,1 @@
-"""Which rows of similar ones stay, and why."""
+"""Deciding which of several similar rows stay."""

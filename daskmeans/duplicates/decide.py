@@ -1,4 +1,4 @@
-"""What happens to each row of one cluster."""
+"""Decide on the rows of one cluster, in the search inside clusters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def decide_cluster(
 ) -> RankedDecisions:
     """Decide which rows stay.
 
-    Copies are taken out first; the first of them in rank stands for all. ``best`` is told whatever its score; the first
-    row, which has none, names itself with a score of 0.
+    Copies are taken out first; the first of them in rank represents all. ``best`` is given whatever its score is. The
+    first row has no earlier one, so its ``best`` is itself with a score of 0.
 
     Parameters
     ----------
@@ -26,9 +26,9 @@ def decide_cluster(
     threshold : float32
     rule : {"survivors", "semdedup"}
     tile_bytes : int
-        Bound of the score matrix kept at once.
-    runs : sequence of Nearest, optional
-        What :func:`find_nearest_in_run` found for each run of these rows.
+        Most bytes of the score matrix that are held at a time.
+    runs : sequence of NearestEarlier, optional
+        Result of :func:`find_nearest_in_run` for each run of these rows. Default: it is computed here.
 
     Examples
     --------
@@ -41,16 +41,16 @@ def decide_cluster(
     found = NearestEarlier(*map(np.concatenate, zip(*runs, strict=True)))
     settled = select_rows(rows, found, threshold, rule, tile_bytes)
     found.best[:1], found.score[:1] = 0, 0
-    # Row of `found` that stands for each row: what is decided on the first of some copies holds for all of them.
+    # The row of `found` that represents each row: a decision on the first of several copies holds for all of them.
     group, copy = np.searchsorted(unique, first), first != np.arange(len(X))
     stays, kept, kept_score = (values[group] for values in settled)
     score = found.score[group]
-    exact = copy & stays  # if the first goes, its copies go with it for a row that is no copy
+    exact = copy & stays  # if the first copy is dropped, so are the others, for a row that is no copy
     return RankedDecisions(
         stays & ~copy,
         np.where(exact, first, np.where(kept < 0, -1, unique[kept])),
         np.where(exact, np.float32(1), kept_score),
-        # A copy's best is the row it copies, unless that one met a row which scores 1 as well and comes still earlier.
+        # The best of a copy is the row it copies, unless a still earlier row scores 1 with that row as well.
         np.where(copy & (score < 1), first, unique[found.best][group]),
         np.where(copy, np.float32(1), score),
         exact,
@@ -58,7 +58,7 @@ def decide_cluster(
 
 
 def find_nearest_in_run(X: np.ndarray, run: int, runs: int, tile_bytes: int) -> NearestEarlier:
-    """What :func:`decide_cluster` needs to know of one run of the rows; all runs are the same amount of work.
+    """Find the most similar earlier rows for one run of the rows, for :func:`decide_cluster`; runs are equal work.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def find_nearest_in_run(X: np.ndarray, run: int, runs: int, tile_bytes: int) -> 
 
 
 def _find_distinct(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first row that is a copy of each, see :func:`find_copies`; the rows that are none, as numbers and vectors."""
+    """The first copy of each row, see :func:`find_copies`; then the distinct rows, as numbers and as vectors."""
     first = find_copies(X)
     unique = np.flatnonzero(first == np.arange(len(X)))
     return first, unique, X if len(unique) == len(X) else X[unique]

@@ -1,4 +1,4 @@
-"""Decisions on all rows, from the pairs of similar rows that a search has stored."""
+"""Decide on all rows from the similar pairs that a search stored, and summarize and note the decisions."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from daskmeans.storage import manifest, objectstore
 from daskmeans.storage.step import Step
 
 SUMMARY = "_summary.json"
-# Directory of the clusters in which the decisions on them are noted. Its files are JSON, but not called so: some
-# readers take a directory to be of the format that most of its files have.
+# Folder in the directory of clusters, with a note of each decision on them. The notes are JSON but have no suffix, as
+# some readers take the most frequent suffix in a directory for the format of all its files.
 NOTES = "_decisions"
-# Where a run has its decisions, beside its clusters: these need no note.
+# Folder with the decisions of a run, beside its clusters. These need no note.
 RUN_FOLDER = "dedup"
 
 
@@ -47,9 +47,9 @@ def decide_from_pairs(
     start: float,
     client: Client | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Decide from the pairs that a search has `stored`; the summary, and files with their rows.
+    """Decide from the pairs that a search has `stored`; return the summary, and the files with their row counts.
 
-    `start` is when the work began, as a performance counter tells it.
+    `start` is the value of :func:`time.perf_counter` when the work began.
     """
     threshold = np.float32(settings.threshold)
     similar = stored.read(settings.floor)
@@ -74,9 +74,9 @@ def summarize_decisions(
     start: float,
     client: Client | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary of decisions on the rows of `buckets`, and their files with their rows.
+    """Summarize decisions on the rows of `buckets`; return the summary, and the files with their row counts.
 
-    `counts` are the rows kept, copies and semantic duplicates of each of `files`; `found` is what to say of the recall.
+    `counts` has for each of `files` the rows kept, exact copies and semantic duplicates; `found` is the recall.
     """
     kept, exact, semantic = np.array(counts).reshape(-1, 3).sum(axis=0).tolist()
     manifest.check_row_counts("dedup", buckets.rows, kept=kept, removed=exact + semantic)
@@ -101,9 +101,9 @@ def summarize_decisions(
 def finish_decisions(
     step: Step, buckets: Buckets, summary: dict[str, Any], outputs: list[dict[str, Any]], *, noted: bool
 ) -> None:
-    """Write ``_summary.json``, and note for the manifest what it needs of it; the clusters learn of decisions to stay.
+    """Write ``_summary.json`` and add its facts to the manifest; if `noted`, leave a note in the clusters.
 
-    They do before the manifest says that these are finished: finished ones are always known.
+    The note is written before the manifest says that the decisions are finished, so finished ones are always known.
     """
     manifest.write_json(step.path / SUMMARY, summary)
     step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
@@ -121,65 +121,65 @@ def _note_decisions(buckets: Buckets, decisions: UPath) -> None:
     except Exception as error:
         if not (
             isinstance(error, NotImplementedError) or objectstore.is_storage_error(error)
-        ):  # such as http, which is only read
+        ):  # such as http, which is read-only
             raise
         logger.warning(
-            "%s: the decisions in %s cannot be noted here (%s), so name them and not the clusters for --against",
+            "%s: the decisions in %s cannot be noted here (%s), so give them and not the clusters to --against",
             buckets.path,
             decisions,
-            str(error) or "this kind of storage is only read",
+            str(error) or "this kind of storage is read-only",
         )
 
 
 def dedup_inputs(buckets: Buckets, against: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """What decisions on `buckets` are made from; `against` is what is said of others that the rows are held against."""
+    """Identity of what decisions on `buckets` are made from; `against` has what :meth:`Reference.describe` returned."""
     made_from = {"fingerprint": buckets.manifest["inputs"].get("fingerprint"), "rows": buckets.rows}
     made = {"clusters": str(buckets.path), "made": manifest.identity_hash(buckets.manifest)} | made_from
     return made | ({"against": list(against)} if against else {})
 
 
 def as_decided(buckets: Buckets, made: str, decisions: UPath) -> Buckets:
-    """`buckets` as they were when `decisions` were made from them, and their identity was `made`; not to be read.
+    """`buckets` as they were when `decisions` were made from them, with the identity `made`; for metadata only.
 
     Raises
     ------
     NotFoundError
-        Others are there now.
+        There are other clusters now.
     """
     before = as_of(buckets, made)
     if before is None:
         raise NotFoundError(
-            "the clusters that the decisions were made from are not here, or no longer",
+            "the clusters that the decisions were made from are no longer here",
             where=str(buckets.path),
-            expected=f"what the decisions in {decisions} were made from",
+            expected=f"the clusters that the decisions in {decisions} were made from",
             remedy="run `daskmeans dedup` again",
         )
     return before
 
 
 def make_temporary_folder() -> UPath:
-    """A directory that is removed when Python ends; dask frames made from a result may outlive the result."""
+    """Make a directory that is removed when Python exits; dask frames made from a result may outlive the result."""
     path = tempfile.mkdtemp(prefix="daskmeans-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return UPath(path)
 
 
 class RankedRows(NamedTuple):
-    """The rows that have a similar row, by rank; those that stay anyhow come before all others."""
+    """The rows that have a similar row, ranked; rows that stay in any case come before all others."""
 
     numbers: np.ndarray
-    """int64, shape (n,): their numbers, ascending."""
+    """int64, shape (n,): row numbers, ascending."""
     ranks: np.ndarray
-    """int64, shape (n,): the rank of each."""
+    """int64, shape (n,): the rank of each row."""
     staying: int
-    """How many stay anyhow."""
+    """How many rows stay in any case."""
     places: np.ndarray
-    """int64: numbers of those that are decided."""
+    """int64: numbers of the rows that are decided on."""
     ids: pa.Array
-    """By rank."""
+    """Ids in rank order."""
 
     def decide(self, similar: SimilarPairs, threshold: np.float32, rule: str) -> RankedDecisions:
-        """Decide on the rows, all of which `similar` are about."""
+        """Decide on these rows; `similar` are their pairs."""
         rows, neighbors = (
             self.ranks[np.searchsorted(self.numbers, side)] for side in (similar.rows, similar.neighbors)
         )
@@ -191,7 +191,7 @@ class RankedRows(NamedTuple):
 def rank_rows(
     buckets: Buckets, against: Sequence[Buckets], similar: SimilarPairs, settings: DedupSettings, client: Client | None
 ) -> RankedRows:
-    """The rows of `similar`, ranked; those of `against` stay."""
+    """Rank the rows that occur in `similar`; those of `against` stay in any case."""
     numbers = np.unique(np.concatenate([similar.rows, similar.neighbors]))
     sources = [buckets, *against]
     firsts = list(accumulate((each.rows for each in sources), initial=0))
@@ -210,7 +210,7 @@ def rank_rows(
 def count_removed(
     ranked: RankedRows, similar: SimilarPairs, rule: str, thresholds: Sequence[float]
 ) -> list[tuple[int, int]]:
-    """How many rows each of `thresholds` removes: exact copies, and semantic duplicates."""
+    """Count the exact copies and the semantic duplicates that each of `thresholds` removes."""
     removed = []
     for threshold in thresholds:
         found = ranked.decide(similar, np.float32(threshold), rule)
@@ -226,13 +226,13 @@ def write_decisions(
     folder: UPath,
     client: Client | None,
 ) -> tuple[list[UPath], list[list[int]]]:
-    """Write the decisions on all rows of `buckets`, one file a part, into `folder`.
+    """Write the decisions on all rows of `buckets` into `folder`, one file per part.
 
     Returns
     -------
     files : list of UPath
     counts : list of list of int
-        Of each file: rows kept, exact copies and semantic duplicates.
+        For each file: rows kept, exact copies and semantic duplicates.
     """
     ranked = rank_rows(buckets, against, similar, settings, client)
     found = ranked.decide(similar, np.float32(settings.threshold), settings.rule)
@@ -250,24 +250,24 @@ def write_decisions(
 
 
 def _join_ids(columns: list[pa.ChunkedArray]) -> pa.Array:
-    """Ids one after the other, as one type; strings as large ones, of which there may be any number."""
+    """Concatenate ids, cast to one type; strings become large strings, whose total size is not limited."""
     type_ = columns[-1].type if pa.types.is_integer(columns[-1].type) else pa.large_string()
     return pa.concat_arrays([pa.array([], type_), *(chunk for c in columns for chunk in c.cast(type_).chunks)])
 
 
 def _split_by_part(buckets: Buckets, rows: np.ndarray) -> list[np.ndarray]:
-    """`rows`, which ascend, by the part in which they lie, as places in it."""
+    """Split ascending `rows` by part, as places within each part."""
     ends = list(accumulate((part.rows for part in buckets.parts), initial=0))
     return [rows[slice(*np.searchsorted(rows, pair))] - pair[0] for pair in pairwise(ends)]
 
 
 def _read_rows(buckets: Buckets, rows: np.ndarray, columns: list[str], client: Client | None) -> pa.Table:
-    """`columns` of these rows of `buckets`, whose numbers ascend."""
+    """Read `columns` of the rows of `buckets` with these numbers, which ascend."""
     read, lean = delayed(_read_part_rows, pure=False), strip_parts(buckets)
     parts = list(zip(buckets.parts, _split_by_part(buckets, rows), strict=True))
     tasks = [
         read(lean, part, columns, mine, dask_key_name=task_key("dedup-rank"))
-        for part, mine in [each for each in parts if len(each[1])] or parts[:1]  # one at least tells the types
+        for part, mine in [each for each in parts if len(each[1])] or parts[:1]  # at least one, for the types
     ]
     return pa.concat_tables(executor.compute(tasks, "rank", client))
 
@@ -277,6 +277,6 @@ def _read_part_rows(buckets: Buckets, part: Part, columns: list[str], places: np
 
 
 def _write_part(buckets: Buckets, part: Part, places: np.ndarray, decided: pa.Table, file: UPath) -> list[int]:
-    """Write the decisions on the rows of `part`, of which those at `places` are `decided` and the others stay."""
+    """Write the decisions on the rows of `part`: `decided` has those at `places`, and all other rows stay."""
     ids = buckets.read_part(part, [buckets.id_field])[0]
     return write_table(with_unpaired(decided, places, ids, part.centroids()), file)

@@ -1,4 +1,4 @@
-"""An operator for pipelines: a dataframe in, the same rows with decisions out."""
+"""An operator for pipelines: it takes a dataframe and returns its rows with decisions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import frame_to_device, frame_to_host, is_cudf
 
-# Columns of decisions that a dataframe has not.
+# Columns that decisions add to a dataframe.
 DECISION_COLUMNS = [name for name in schema_of(pa.int64()).names if name != "id"]
-# With fewer rows a dimension, or a dimension that is narrow, finding directions takes longer than doing without.
+# With fewer rows per dimension, or few dimensions, finding directions takes longer than it saves.
 LEAST_ROWS_PER_DIMENSION = 16
 
-# The models that operators in this process have met, by their digests.
+# The models that operators in this process have loaded, by their digests.
 _models: dict[str, KMeans] = {}
 _models_lock = threading.Lock()
 
@@ -45,29 +45,28 @@ _models_lock = threading.Lock()
 class SemanticDeduplicator:
     """Decide for every row of a dataframe whether it stays, as a step of a pipeline.
 
-    Called with a pandas dataframe, it compares all rows with one another, whatever their clusters, and misses no pair:
-    decisions are those of ``dedup(search="exact")`` on these rows. So ``frame.map_partitions(operator)`` finds the
-    duplicates inside every partition, and none across two of them.
+    Called with a pandas dataframe, it compares all rows with one another, whatever their clusters, and misses no pair.
+    The decisions are those of ``dedup(search="exact")`` on these rows. So ``frame.map_partitions(operator)`` finds all
+    duplicates inside each partition, and none across partitions.
 
     Called with a dask dataframe, it brings the rows of each cluster together by a shuffle and decides cluster by
-    cluster, lazily. That is the search of ``dedup(search="clusters")``: twins in different clusters are not found, and
-    how many these are is not measured. ``dedup(search="exact")`` finds all.
+    cluster, lazily. This is the search of ``dedup(search="clusters")``: near-duplicates in different clusters are not
+    found, and their share is not measured. ``dedup(search="exact")`` finds all.
 
     Parameters
     ----------
     model_path : path
-        Directory of a fitted model, which workers can read too. An operator travels without the model, which a process
-        reads once.
+        Directory of a fitted model, which workers must be able to read too. A pickled operator does not contain the
+        model; each process reads it once.
     threshold : float
         Cosine similarity in [0.5, 1] from which two rows are duplicates.
     keep, rule, random_state
         As in :func:`dedup`; columns to rank by are those of the dataframe.
     id_field : str, default "id"
-        Column of integers or strings that occur once. Of a dask dataframe, this is checked inside each partition and
-        inside each cluster; rows of one id in different ones are not noticed, and spoil no decision.
+        Column of unique integers or strings. In a dask dataframe, uniqueness is checked inside each partition and each
+        cluster only; an id that repeats elsewhere is not noticed, and affects no decision.
     embedding_field : str, optional
-        Column of vectors: Arrow lists, numpy arrays or lists of Python. Default: the only one that holds lists of
-        floats.
+        Column of vectors: Arrow lists, numpy arrays or Python lists. Default: the only one that holds lists of floats.
     storage_options : mapping, optional
         Options of the filesystem of the model.
 
@@ -77,12 +76,12 @@ class SemanticDeduplicator:
         An argument is out of its range or unknown, or there is no model. When called: a column is missing, cannot be
         used, or has the name of one that is added.
     DataError
-        When called: a row cannot be worked with; the message has its number.
+        When called: a row cannot be used; the message has its number.
 
     Notes
     -----
-    Dask turns columns of Python objects, numpy arrays among them, into strings when it takes up a pandas dataframe,
-    unless ``dataframe.convert-string`` is off. Arrow lists stay what they are; :func:`read_embeddings` makes such.
+    Dask converts columns of Python objects, numpy arrays among them, to strings when it reads a pandas dataframe,
+    unless ``dataframe.convert-string`` is off. Arrow lists are left alone; :func:`read_embeddings` returns such.
 
     Examples
     --------
@@ -129,17 +128,17 @@ class SemanticDeduplicator:
         ----------
         frame : DataFrame of pandas, cuDF or dask
         partition_info : mapping, optional
-            What dask tells of a partition; messages name its number.
+            What dask passes about a partition; messages name its number.
 
         Returns
         -------
         DataFrame of pandas, cuDF or dask
-            `frame` and the columns ``keep`` (bool), ``kept_id`` and ``kept_score`` (the row that stays in place of this
-            one, and the score of the two), ``max_id`` and ``cosine_sim_score`` (the most similar row that comes earlier
-            in rank, if it is similar enough, and the score; it may have been dropped itself), ``reason`` (``exact`` for
-            a copy of ``kept_id``, else ``semantic``; null for rows that stay) and ``centroid``. The rows of a pandas
-            dataframe keep their order, those of a dask dataframe move. Frames of cuDF are decided on in memory, and go
-            back.
+            `frame` with the columns ``keep`` (bool), ``kept_id`` and ``kept_score`` (the row that stays in place of
+            this one, and the score of the two), ``max_id`` and ``cosine_sim_score`` (the most similar earlier-ranked
+            row, if it is similar enough, and its score; it may have been dropped itself), ``reason`` (``exact`` for a
+            copy of ``kept_id``, else ``semantic``; null for rows that stay) and ``centroid``. The rows of a pandas
+            dataframe keep their order, those of a dask dataframe do not. cuDF frames are decided on in host memory, and
+            returned as cuDF.
         """
         if isinstance(frame, dd.DataFrame) and is_cudf(frame._meta):
             decided = self(frame.map_partitions(frame_to_host, meta=frame_to_host(frame._meta), enforce_metadata=False))
@@ -151,7 +150,7 @@ class SemanticDeduplicator:
             rows = frame.map_partitions(
                 self._assign_clusters, meta=self._assign_clusters(frame._meta), enforce_metadata=False
             )
-            # By tasks: dask's other ways write rows in formats that know no Arrow lists, or change Python objects.
+            # By tasks: dask's other methods cannot store Arrow lists, or change Python objects.
             rows = rows.shuffle(CENTROID, shuffle_method="tasks")
             return rows.map_partitions(self._decide_rows, whole=False, meta=meta, enforce_metadata=False)
         if frame.empty or _is_made_up(frame):
@@ -162,7 +161,7 @@ class SemanticDeduplicator:
     def _assign_clusters(self, frame: pd.DataFrame, partition_info: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """`frame`, checked, with the nearest centroid of each row and the distance to it."""
         self._check_columns(frame)
-        if frame.empty:  # a column of Python objects does not show then that it holds vectors
+        if frame.empty:  # an empty column of Python objects does not show that it holds vectors
             return frame.assign(**{CENTROID: np.empty(0, np.int32), L2: np.empty(0, np.float32)})
         where = f"partition {partition_info['number']}, " if partition_info else ""
         self._check_ids(frame, where)
@@ -171,7 +170,7 @@ class SemanticDeduplicator:
         return frame.assign(**{CENTROID: labels, L2: np.sqrt(squares).astype(np.float32)})
 
     def _decide_rows(self, placed: pd.DataFrame, whole: bool) -> pd.DataFrame:
-        """Decisions on `placed` rows, compared as a `whole` or else cluster by cluster."""
+        """Decide on `placed` rows, compared all together if `whole`, else cluster by cluster."""
         frame = placed.drop(columns=[CENTROID, L2])
         if placed.empty:
             return self._join_decisions(frame, self._null_decisions(frame))
@@ -181,14 +180,14 @@ class SemanticDeduplicator:
         X = np.array(self._read_vectors(frame))
         normalize_rows(X)
         order = np.argsort(labels, kind="stable")
-        # One group of rows that are compared with one another, or one for each cluster.
+        # Rows of a group are compared with one another: one group in all, or one for each cluster.
         ends = np.empty(0, np.int64) if whole else np.flatnonzero(np.diff(labels[order])) + 1
         groups = np.split(order, ends)
         decisions = [self._decide_group(table.take(pa.array(rows)), X[rows], labels[rows]) for rows in groups]
         return self._join_decisions(frame, pa.concat_tables(decisions).take(pa.array(np.argsort(order))))
 
     def _decide_group(self, table: pa.Table, X: np.ndarray, labels: np.ndarray) -> pa.Table:
-        """Decisions on rows that are all compared with one another, in their order."""
+        """Decide on rows that are all compared with one another; decisions are in the order of the rows."""
         settings, threshold = self.settings, np.float32(self.settings.threshold)
         order = rank(table, settings.keep, self.id_field, settings.random_state)
         ranks, ids = np.argsort(order), table[self.id_field].combine_chunks()
@@ -201,8 +200,8 @@ class SemanticDeduplicator:
         refuse_reserved_columns(list(frame.columns))
         if taken := [name for name in DECISION_COLUMNS if name in frame.columns]:
             raise UsageError(
-                f"the dataframe has a column {taken[0]!r} already, which deciding adds",
-                remedy="drop the column or give it another name",
+                f"the dataframe has a column {taken[0]!r} already, which the operator adds",
+                remedy="drop or rename the column",
             )
         ranking = [name for name in ranking_columns(self.settings.keep) if name != L2]
         for name, argument in [(self.id_field, "id_field"), *((name, "keep") for name in ranking)]:
@@ -233,31 +232,31 @@ class SemanticDeduplicator:
             )
 
     def _read_ids(self, frame: pd.DataFrame) -> pa.Array:
-        """Ids as integers or strings, whatever kind of these the dataframe holds."""
+        """Ids as integers or strings, of whatever type the dataframe holds them."""
         where = f"column {self.id_field!r}"
         try:
             ids = pa.array(frame[self.id_field], from_pandas=True)
-            none = pa.types.is_null(ids.type)  # as in a column of objects that has no rows
+            none = pa.types.is_null(ids.type)  # such as an object column without rows
             ids = ids.cast(pa.string() if none else id_type(ids.type, where))
         except pa.ArrowException as error:
             raise DataError(
-                f"the ids are of several kinds ({error})", where=where, expected="integers or strings"
+                f"the ids are of several types ({error})", where=where, expected="integers or strings"
             ) from None
         return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
 
     def _read_vectors(self, frame: pd.DataFrame, where: str = "") -> np.ndarray:
-        """Vectors as the model compares them."""
+        """The vectors as the model compares them."""
         column = vector_column(frame, self.embedding_field)
         return self._load_model().rows(frame[column], f"{where}column {column!r}")
 
     def _ranking_table(self, placed: pd.DataFrame) -> pa.Table:
-        """What ranks rows."""
+        """The columns by which rows are ranked, the ids first."""
         names = [name for name in ranking_columns(self.settings.keep) if name != self.id_field]
         table = pa.Table.from_pandas(placed[names], preserve_index=False)
         return pa.table([self._read_ids(placed), *table.columns], names=[self.id_field, *names])
 
     def _null_decisions(self, frame: pd.DataFrame) -> pa.Table:
-        """As many decisions as `frame` has rows, all of them null."""
+        """One decision per row of `frame`, all null."""
         schema = schema_of(self._read_ids(frame).type)
         return pa.table([pa.nulls(len(frame), column.type) for column in schema], schema=schema)
 
@@ -272,26 +271,26 @@ class SemanticDeduplicator:
                 model = KMeans.load(self.model_path)
                 if _digest_model(model) != self._digest:
                     raise DataError(
-                        "the model is another one than when the operator was made",
+                        "the model has changed since the operator was made",
                         where=str(self.model_path),
-                        remedy="make the operator anew",
+                        remedy="make a new operator",
                     )
                 _models[self._digest] = model
             return _models[self._digest]
 
 
 def _digest_model(model: KMeans) -> str:
-    """Hash of what places rows."""
+    """Hash of everything in `model` that determines the clusters of rows."""
     return hashlib.sha256(bytes([model.normalize]) + model.cluster_centers_.tobytes()).hexdigest()
 
 
 def _is_made_up(frame: pd.DataFrame) -> bool:
-    """Whether dask has made up the rows, to see which columns come out; what it takes for vectors are none."""
+    """Whether dask made up the rows to infer the output columns; they contain no valid vectors."""
     return len(frame) == 2 and frame.equals(meta_nonempty(frame.iloc[:0]))
 
 
 def _find_similar_pairs(X: np.ndarray, ids: pa.Array, floor: np.float32) -> SimilarPairs:
-    """All pairs of the rows of `X`, those of a cluster beside one another, whose score is at least `floor`."""
+    """All pairs of rows of `X` whose score is at least `floor`. Rows of a cluster are adjacent in `X`."""
     n, d = X.shape
     P = np.empty((d, 0), np.float32)
     if n > LEAST_ROWS_PER_DIMENSION * min(d, NARROW):

@@ -1,4 +1,4 @@
-"""Which rows stay, from the pairs of rows that are similar."""
+"""Decide greedily which rows stay, from the similar pairs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class RankedDecisions(NamedTuple):
     kept: np.ndarray
     """int64, shape (n,): the row that stays in place of this one, or -1."""
     kept_score: np.ndarray
-    """float32, shape (n,): the score with `kept`; NaN without."""
+    """float32, shape (n,): the score with `kept`; NaN if there is none."""
     best: np.ndarray
-    """int64, shape (n,): the most similar earlier row that is known, or -1."""
+    """int64, shape (n,): the most similar earlier row among the known pairs, or -1."""
     score: np.ndarray
-    """float32, shape (n,): the score with `best`; NaN without."""
+    """float32, shape (n,): the score with `best`; NaN if there is none."""
     exact: np.ndarray
     """bool, shape (n,): `kept` is a copy of the row."""
 
@@ -45,11 +45,11 @@ def greedy_select(
         Ranks of the rows of each pair, in either order.
     scores : ndarray of float32, shape (m,)
     copies : ndarray of bool, shape (m,)
-        The two rows are the same. Where some rows are, pairs of any one of them stand for all.
+        Whether the two rows are identical. Of identical rows, the pairs of any one represent all.
     threshold : float32
     rule : {"survivors", "semdedup"}
     staying : int, default 0
-        So many rows of the lowest ranks stay, whatever they are paired with.
+        This many rows of the lowest ranks stay, whatever they are paired with.
 
     Examples
     --------
@@ -60,17 +60,17 @@ def greedy_select(
     root = union_find_roots(n, rows[copies], neighbors[copies])
     a, b = root[rows[~copies]], root[neighbors[~copies]]
     later, earlier = np.maximum(a, b), np.minimum(a, b)
-    # Copies link rows that stay with one another, through rows that are decided.
+    # Through copies, a pair may link two rows that stay in any case: it decides nothing.
     open_ = (later != earlier) & (later >= staying)
     later, earlier, score = later[open_], earlier[open_], scores[~copies][open_]
     order = np.lexsort((earlier, -score, later))
     starts = np.searchsorted(later[order], np.arange(n + 1))
     decided = select_greedily(starts, earlier[order], score[order], threshold, rule == "survivors")
-    # What is decided on the first of some copies holds for all of them, as their scores with other rows are the same.
+    # A decision on the first of several copies holds for all of them, since their scores with other rows are equal.
     keep, kept, kept_score, best, found = (values[root] for values in decided)
     copy = root != np.arange(n)
-    exact = copy & keep  # if the first goes, its copies go with it for a row that is no copy
-    # The first is the nearest of a copy, unless a row that comes still earlier scores 1 too.
+    exact = copy & keep  # if the first copy is dropped, so are the others, for a row that is no copy
+    # The nearest row of a copy is the first copy, unless a still earlier row scores 1 too.
     nearest = np.where(copy & (found != 1), root, best)
     return RankedDecisions(
         keep & ~copy,

@@ -1,4 +1,4 @@
-"""Groups of duplicates, and the rows that a person looks up."""
+"""Groups of duplicates, and rows looked up by id, for people to review."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from daskmeans.vectors.matrix import to_matrix
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A row that was dropped, next to the one that stays in its place."""
+    """A row that was dropped, with its similarity to the row that stays in its place."""
 
     id: Any
     score: float
@@ -35,7 +35,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Group:
-    """A row that stays, and the rows that it stands for, the least similar first."""
+    """A row that stays, and the rows that were dropped for it, the least similar first."""
 
     id: Any
     centroid: int
@@ -44,7 +44,7 @@ class Group:
 
 
 class ClusterRow(NamedTuple):
-    """A row as it lies in the clusters."""
+    """A row as stored in the clusters."""
 
     vector: np.ndarray
     """float32, shape (d,), of unit length."""
@@ -53,14 +53,14 @@ class ClusterRow(NamedTuple):
 
 
 def read_decisions(file: UPath, columns: Sequence[str] | None = None) -> pa.Table:
-    """The decisions in `file`, or some `columns` of them."""
+    """Read the decisions in `file`, or some `columns` of them."""
     with translate_read_errors(file):
         table = with_kept_score(pq.read_table(file.path, filesystem=file.fs, **VERIFY_PAGES))
     return table if columns is None else table.select(list(columns))
 
 
 def with_kept_score(table: pa.Table) -> pa.Table:
-    """Decisions of before ``kept_score`` was stored, with it where ``max_id`` is the row that stays."""
+    """Add ``kept_score`` where an earlier version did not store it; null unless ``max_id`` is the row that stays."""
     if "kept_score" in table.column_names:
         return table
     same = pc.equal(table["kept_id"], table["max_id"])
@@ -69,7 +69,7 @@ def with_kept_score(table: pa.Table) -> pa.Table:
 
 
 def find_first_groups(file: UPath, limit: int) -> pa.Table:
-    """The `limit` most instructive groups of `file`, by its rows alone."""
+    """The `limit` most instructive groups of `file`, as far as its rows alone show."""
     table = read_decisions(file)
     rows = table.filter(table["kept_id"].is_valid())
     semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["kept_score"], pa.scalar(None, pa.float32()))
@@ -77,27 +77,27 @@ def find_first_groups(file: UPath, limit: int) -> pa.Table:
 
 
 def group_rows(scored: pa.Table) -> pa.Table:
-    """Each kept_id of `scored` with its smallest score: the smallest first, those of copies only, without one, last."""
+    """Each kept_id of `scored` with its smallest score, ascending; those without a score (copies only) come last."""
     in_order = scored.take(pc.sort_indices(scored, [("score", "ascending"), ("kept_id", "ascending")]))
     ids = in_order["kept_id"].combine_chunks()
     return in_order.take(pc.index_in(pc.unique(ids), ids))
 
 
 def find_members(file: UPath, heads: pa.Array) -> pa.Table:
-    """The dropped rows of `file` that `heads` stand for."""
+    """The rows of `file` that were dropped for one of `heads`."""
     table = read_decisions(file)
     return table.filter(pc.is_in(table["kept_id"], heads))
 
 
 def find_rows(file: UPath, ids: pa.Array) -> pa.Table:
-    """Id and cluster of the rows of `file` that are among `ids`."""
+    """Id and cluster of the rows of `file` whose ids are among `ids`."""
     with translate_read_errors(file):
         table = pq.read_table(file.path, filesystem=file.fs, **VERIFY_PAGES, columns=["id", "centroid"])
     return table.filter(pc.is_in(table["id"], ids))
 
 
 def look_up_rows(buckets: Buckets, rows: pa.Table) -> dict[Any, ClusterRow]:
-    """The rows of `buckets` with the ids and clusters of `rows`, by their id."""
+    """Read the rows of `buckets` with the ids and clusters in `rows`; the result is keyed by id."""
     found: dict[Any, ClusterRow] = {}
     clusters = {cluster.centroid: cluster for cluster in buckets.clusters()}
     for centroid, ids in rows.to_pandas().groupby("centroid")["id"].agg(list).items():
@@ -110,7 +110,7 @@ def look_up_rows(buckets: Buckets, rows: pa.Table) -> dict[Any, ClusterRow]:
 
 
 def _take_cluster_rows(buckets: Buckets, cluster: Cluster | None, ids: pa.Array) -> pa.Table:
-    """The rows of `cluster` that have these ids."""
+    """Read the rows of `cluster` with these ids."""
     columns = [buckets.id_field, buckets.embedding_field, *buckets.metadata_fields]
     table = buckets.read(cluster, columns) if cluster else pa.table({name: pa.nulls(0) for name in columns})
     places = pc.index_in(ids, table[buckets.id_field].cast(ids.type))
@@ -125,7 +125,7 @@ def _take_cluster_rows(buckets: Buckets, cluster: Cluster | None, ids: pa.Array)
 
 
 def describe_group(head: Any, rows: list[dict[str, Any]], known: dict[Any, ClusterRow]) -> Group:
-    """The group of `head`, for which `rows` were dropped; scores are those with `head`."""
+    """The group of `head`, for which `rows` were dropped; scores are computed with `head`."""
     duplicates = [
         Duplicate(row["id"], float(pair_score(known[head].vector, mine.vector)), row["reason"], mine.metadata)
         for row in rows

@@ -1,4 +1,4 @@
-"""Which rows stay, by their id."""
+"""An index of decisions by id."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class DecisionIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Bytes of the index."""
         return int(self.hashes.nbytes + self.ids.nbytes + self.keep.nbytes)
 
     def find(self, ids: pa.Array) -> np.ndarray:
-        """Place of the decision on each of `ids`, or -1. Ids with the same hash are told apart."""
+        """Place of the decision on each of `ids`, or -1. Ids whose hashes collide are compared."""
         places = np.full(len(ids), -1)
         ids = _cast_ids(ids, self.ids.type)
         left = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
@@ -56,7 +56,7 @@ class DecisionIndex:
 
 
 def read_decision_index(path: UPath) -> DecisionIndex:
-    """Decisions of the output of `dedup` in `path`."""
+    """Read the decisions that `dedup` wrote into `path`."""
     tables = []
     for file in decision_files(path):
         with translate_read_errors(file):
@@ -66,7 +66,7 @@ def read_decision_index(path: UPath) -> DecisionIndex:
 
 
 def make_decision_index(ids: pa.ChunkedArray, keep: np.ndarray) -> DecisionIndex:
-    """Index of decisions.
+    """Index decisions by id.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def make_decision_index(ids: pa.ChunkedArray, keep: np.ndarray) -> DecisionIndex
     >>> lookup.keep[lookup.find(pa.array(["b", "a"]))].tolist(), lookup.find(pa.array(["c"])).tolist()
     ([False, True], [-1])
     """
-    # 32-bit offsets end at 2 GiB of ids.
+    # 32-bit offsets overflow at 2 GiB of ids.
     ids = ids.cast(pa.large_string()) if pa.types.is_string(ids.type) else ids
     hashes = hash_column(ids)
     order = np.argsort(hashes, kind="stable")
@@ -82,7 +82,7 @@ def make_decision_index(ids: pa.ChunkedArray, keep: np.ndarray) -> DecisionIndex
 
 
 def check_id_type(lookup: DecisionIndex, type_: pa.DataType, file: UPath, id_field: str) -> None:
-    """Make sure that ids of type `type_` can be those of the decisions; of nothing but nulls, none has one."""
+    """Make sure that ids of type `type_` can be those of the decisions; a column of nulls only matches none of them."""
     if pa.types.is_null(type_):
         return
     if pa.types.is_integer(id_type(type_, f"{file}, column {id_field!r}")) != pa.types.is_integer(lookup.ids.type):
@@ -95,7 +95,7 @@ def check_id_type(lookup: DecisionIndex, type_: pa.DataType, file: UPath, id_fie
 
 
 def _cast_ids(ids: pa.Array, type_: pa.DataType) -> pa.Array:
-    """`ids` as `type_`; null for a number that it cannot hold, as no decision can be on it."""
+    """Cast `ids` to `type_`; a number that it cannot hold becomes null, since there is no decision on it."""
     if pa.types.is_dictionary(ids.type):
         ids = ids.dictionary_decode()
     if ids.type == type_ or not pa.types.is_integer(ids.type):

@@ -1,4 +1,4 @@
-"""What rewriting files takes in memory."""
+"""Memory that rewriting files takes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from daskmeans.runtime.memory import COPIES
 
 
 def apply_bytes(decisions: int, group: int) -> int:
-    """Bytes of one task that rewrites a file, and of all decisions, which take some.
+    """Bytes of one task that rewrites a file, where all decisions take `decisions` bytes.
 
-    `group` bytes of rows are there as they lie in the file, as they are read, as far as they are kept, and as they are
-    written.
+    `group` bytes of rows are in memory several times: as in the file, as they are read, as they are kept and as they
+    are written.
 
     Examples
     --------
@@ -26,7 +26,7 @@ def apply_bytes(decisions: int, group: int) -> int:
 
 
 def check_apply(decisions: int, where: str, client: Client | None) -> int | None:
-    """Bytes that each task has beside the decisions; of these, each process needs all.
+    """Bytes that each task has besides the decisions, all of which every process holds; None if there is no limit.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def check_apply(decisions: int, where: str, client: Client | None) -> int | None
 
 
 def check_rewrite(group: int, have: int | None, where: str) -> None:
-    """Refuse to rewrite `group` bytes of rows at a time in a task that has less memory than that takes.
+    """Refuse to rewrite `group` bytes of rows at a time if a task, which has `have` bytes, needs more for it.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def check_rewrite(group: int, have: int | None, where: str) -> None:
     if have is not None and need > have:
         raise MemoryForecastError(
             f"rewriting {format_bytes(group)} of rows takes {format_bytes(need)}, and a task has {format_bytes(have)} "
-            "beside the decisions",
+            "besides the decisions",
             where=where,
             remedy="give workers a higher --memory-limit or fewer --threads-per-worker, or write the file with smaller "
             "row groups",

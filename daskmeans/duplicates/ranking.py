@@ -1,4 +1,4 @@
-"""The order in which the rows of a cluster may claim to stay."""
+"""Rank rows: of two duplicates, the earlier-ranked one stays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parse_keep(keep: str | Sequence[str]) -> tuple[str, ...]:
     Raises
     ------
     UsageError
-        It is something else.
+        `keep` is anything else.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def parse_keep(keep: str | Sequence[str]) -> tuple[str, ...]:
     if len(set(ranking_columns(rules))) < len(rules):
         raise UsageError("a column is named twice", where="--keep", expected="every column once")
     if not rules:
-        raise UsageError("no rule which rows to keep", where="--keep", expected=_EXPECTED)
+        raise UsageError("no rule says which rows to keep", where="--keep", expected=_EXPECTED)
     return rules
 
 
@@ -56,12 +56,12 @@ def columns_to_read(keep: tuple[str, ...], id_field: str) -> list[str]:
 
 
 def check_ranking_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
-    """Make sure that the columns of `keep` are in `schema`, the clusters' columns but the vectors, and have an order.
+    """Make sure that the columns of `keep` are in `schema` (the columns of the clusters without vectors) and sortable.
 
     Raises
     ------
     UsageError
-        One is missing, or of a type that has no order.
+        A column is missing, or has a type that cannot be sorted.
     """
     for column in ranking_columns(keep):
         if column not in schema.names:
@@ -69,29 +69,29 @@ def check_ranking_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
                 f"the clusters have no column {column!r}",
                 where="--keep",
                 expected="one of " + ", ".join(schema.names),
-                remedy=f"let it travel along: `--metadata-field {column}` of assign or run",
+                remedy=f"keep the column: add `--metadata-field {column}` to assign or run",
             )
         try:
             _sort_rows([pa.nulls(2, schema.field(column).type), pa.array([0, 1])], ["ascending"] * 2)
         except pa.ArrowException:
             raise UsageError(
-                f"column {column!r} is {schema.field(column).type}, which has no order",
+                f"column {column!r} is {schema.field(column).type}, which cannot be sorted",
                 where="--keep",
                 expected="a column of numbers, strings, booleans or times",
             ) from None
 
 
 def rank(table: pa.Table, keep: tuple[str, ...], id_field: str, random_state: int) -> np.ndarray:
-    """Rows of `table` in rank order: an earlier row stays before a later one.
+    """Rank the rows of `table`; of two duplicates, the earlier-ranked one stays.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Rows of one cluster, with the id and `ranking_columns(keep)`.
+        The rows, with the id and `ranking_columns(keep)`.
     keep : tuple of str
-        What `parse_keep` returned. ``hard`` ranks by distance to the centroid, farthest first, ids descending among
-        equals; ``easy`` the other way round; ``random`` by a hash of the id; columns in their order, nulls last. Ids
-        ascending break the ties of the latter two.
+        Return value of `parse_keep`. ``hard`` ranks by distance to the centroid, farthest first, and breaks ties by
+        descending id; ``easy`` is the reverse. ``random`` ranks by a hash of the id. Columns rank by their values in
+        the order given, nulls last. The latter two break ties by ascending id.
     id_field : str
     random_state : int
         Seed of the hash.
@@ -99,6 +99,7 @@ def rank(table: pa.Table, keep: tuple[str, ...], id_field: str, random_state: in
     Returns
     -------
     ndarray of int64, shape (n,)
+        Row numbers in rank order.
 
     Examples
     --------
@@ -118,7 +119,7 @@ def rank(table: pa.Table, keep: tuple[str, ...], id_field: str, random_state: in
 
 
 def _sort_rows(columns: list[pa.Array | pa.ChunkedArray], orders: list[str]) -> np.ndarray:
-    # Arrow sorts tables by any column but one that is dictionary-encoded.
+    # Arrow cannot sort tables by a dictionary-encoded column.
     plain = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
     keys = pa.table(plain, names=[str(i) for i in range(len(plain))])
     by = [(name, order) for name, order in zip(keys.column_names, orders, strict=True)]

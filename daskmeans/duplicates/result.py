@@ -1,4 +1,4 @@
-"""What a deduplication has found."""
+"""The result of a deduplication: its decisions, groups of duplicates, and other thresholds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from daskmeans.vectors.files import Input, join_inside, open_path, refuse_overla
 
 
 class DedupResult(Result):
-    """Decisions of a deduplication, read from its directory when they are asked for.
+    """Decisions of a deduplication, read from its directory on access.
 
     Attributes
     ----------
@@ -74,20 +74,24 @@ class DedupResult(Result):
 
     @property
     def recall(self) -> dict[str, Any]:
-        """How much the search could find: of the rows ``sampled``, those ``with_twin`` anywhere; the share of the
-        latter with a twin among the rows that they were compared with (``recall``, None without any), and its 95 %
-        interval (``low``, ``high``). An exact search compares all rows: 1, and ``why``."""
+        """Recall of the search, measured on a sample.
+
+        ``sampled`` is the number of rows in the sample, ``with_twin`` how many of these have a near-duplicate anywhere.
+        ``recall`` is the share of the latter with a near-duplicate among the rows that the search compared them with
+        (None if there are none), and ``low`` and ``high`` bound its 95 % interval. An exact search compares all rows:
+        its recall is 1, and ``why`` says so.
+        """
         return dict(self.summary["recall"])
 
     @property
     def against(self) -> tuple[UPath, ...]:
-        """The clusters that the rows were held against."""
+        """Directories of the reference clusters, whose rows all rows were compared with too."""
         others = manifest.read_manifest(self.path, "dedup")["inputs"].get("against", ())
         return tuple(open_path(other["clusters"], self._clusters.storage_options) for other in others)
 
     @property
     def decisions(self) -> dd.DataFrame:
-        """All decisions, one row per input row, a partition a file."""
+        """All decisions, one row per input row and one partition per file."""
         return self._to_frame(None)
 
     @property
@@ -97,14 +101,14 @@ class DedupResult(Result):
 
     @property
     def removed(self) -> dd.DataFrame:
-        """Decisions on the rows that go."""
+        """Decisions on the rows that are removed."""
         return self._to_frame(False)
 
     def groups(self, limit: int = 10) -> list[Group]:
-        """Rows that stay with the rows they stand for, the most instructive groups first.
+        """Rows that stay, each with the rows dropped for it; the most instructive groups first.
 
-        Groups come in the order of their least similar semantic duplicate (by ``kept_score``), those closest to the
-        threshold first; groups of exact copies alone come last. Metadata comes from the clusters.
+        Groups are sorted by their least similar semantic duplicate (by ``kept_score``), those closest to the threshold
+        first. Groups of exact copies only come last. Metadata is read from the clusters.
 
         Parameters
         ----------
@@ -118,10 +122,10 @@ class DedupResult(Result):
         Raises
         ------
         NotFoundError
-            The clusters are no longer there, or others are there now.
+            The clusters are gone, or others are there now.
         """
         files = decision_files(self.path)
-        # Rows of a group may lie in several files; one of the first groups is one of the first in some file.
+        # Rows of a group may be in several files, but each of the first groups is among the first in some file.
         first = executor.compute([delayed(find_first_groups, pure=False)(file, limit) for file in files])
         heads = group_rows(pa.concat_tables(first)).slice(0, limit)["kept_id"].combine_chunks()
         rows = pa.concat_tables(executor.compute([delayed(find_members, pure=False)(file, heads) for file in files]))
@@ -132,14 +136,14 @@ class DedupResult(Result):
         return [describe_group(head, members[head], known) for head in heads.to_pylist()]
 
     def look_up(self, ids: pa.Array) -> dict[Any, ClusterRow]:
-        """Rows by their ids: among those that were decided, then among those that they were held against.
+        """Look up rows by id: first among the rows that were decided on, then in the reference clusters.
 
         Raises
         ------
         NotFoundError
-            The clusters are no longer there, or others are there now.
+            The clusters are gone, or others are there now.
         DataError
-            A row is not there.
+            No clusters have a row of this id.
         """
         buckets, *against = self._open_sources()
         find = delayed(find_rows, pure=False)
@@ -157,7 +161,7 @@ class DedupResult(Result):
         return known
 
     def _open_sources(self, *, extended: bool = True) -> list[Buckets]:
-        """The clusters that were decided, then those whose rows stay anyhow; as they were then, or also `extended`."""
+        """Open the clusters that were decided on, then the reference clusters; refuse later rows unless `extended`."""
         made = manifest.read_manifest(self.path, "dedup")["inputs"]
         sources = [open_buckets(path) for path in (self._clusters, *self.against)]
         for buckets, entry in zip(sources, [made, *made.get("against", ())], strict=True):
@@ -172,18 +176,18 @@ class DedupResult(Result):
         return sources
 
     def _pairs_folder(self, inputs: dict[str, Any], settings: DedupSettings) -> StoredPairs:
-        """The pairs: below the directory of the decisions, or, of decisions made :meth:`at`, below another."""
+        """Open the pairs: below these decisions or, if :meth:`at` made them, below those of the search."""
         stored = open_path(self.summary["pairs"]["path"], self._clusters.storage_options)
         here = self.path / stored.name
         return open_pairs(here if here.exists() else stored, inputs, settings)
 
     def at(self, threshold: float, *, out: Input | None = None, client: Client | None = None) -> DedupResult:
-        """Decisions at another threshold, from the pairs that a search has stored; nothing is searched.
+        """Decide at another threshold, from the stored pairs, without a new search.
 
         Parameters
         ----------
         threshold : float
-            No less than the floor from which pairs were stored.
+            At least the floor from which pairs were stored.
         out : path, optional
             A new directory for the decisions. Default: a temporary one on this machine, for as long as Python runs.
         client : distributed.Client, optional
@@ -194,7 +198,7 @@ class DedupResult(Result):
         UsageError
             The threshold is below the floor, or the search stored no pairs.
         NotFoundError
-            The clusters or the pairs are no longer there, or rows were appended to the clusters since.
+            The clusters or the pairs are gone, or rows were appended to the clusters since.
         """
         start = time.perf_counter()
         settings, made = self._read_settings(round_to_float32(check_share("threshold", threshold)))
@@ -209,25 +213,26 @@ class DedupResult(Result):
         return DedupResult(target, self._clusters)
 
     def curve(self, thresholds: Sequence[float] | None = None, *, client: Client | None = None) -> pd.DataFrame:
-        """What other thresholds would remove, from the pairs that a search has stored.
+        """Count what other thresholds would remove, from the stored pairs.
 
         Parameters
         ----------
         thresholds : sequence of float, optional
-            No less than the floor from which pairs were stored. Default: from there to 1 in steps of 0.01.
+            At least the floor from which pairs were stored. Default: from the floor to 1 in steps of 0.01.
         client : distributed.Client, optional
 
         Returns
         -------
         pandas.DataFrame
-            ``threshold``, and how many rows are ``kept``, or removed as ``exact`` copies or ``semantic`` duplicates.
+            Columns ``threshold``, and the numbers of rows ``kept``, and removed as ``exact`` copies or ``semantic``
+            duplicates.
 
         Raises
         ------
         UsageError
             A threshold is below the floor, or the search stored no pairs.
         NotFoundError
-            The clusters or the pairs are no longer there, or rows were appended to the clusters since.
+            The clusters or the pairs are gone, or rows were appended to the clusters since.
 
         Examples
         --------
@@ -252,13 +257,13 @@ class DedupResult(Result):
         return pd.DataFrame({"threshold": asked, "kept": kept, "exact": exact, "semantic": semantic})
 
     def _read_settings(self, threshold: float) -> tuple[DedupSettings, dict[str, Any]]:
-        """Settings of decisions at another threshold, if pairs are stored from there on; and the manifest."""
+        """Settings of decisions at another threshold, and the manifest; refuses a threshold below the stored pairs."""
         made, pairs = manifest.read_manifest(self.path, "dedup"), self.summary.get("pairs")
         if pairs is None or threshold < pairs["floor"]:
             raise UsageError(
-                f"there are no pairs from {threshold} on",
+                f"no pairs with scores down to {threshold} were stored",
                 where=str(self.path),
-                expected="an exact search, or one with probes, whose floor is not above the threshold",
+                expected="an exact search, or one with probes, whose floor is at most the threshold",
                 remedy=f"search again with search='exact', floor={threshold}",
             )
         new = {"threshold": threshold, "floor": pairs["floor"], "keep": tuple(made["settings"]["keep"])}
@@ -273,7 +278,7 @@ class DedupResult(Result):
 
     def figures(self) -> dict[str, str]:
         s, recall = self.summary, self.recall
-        found = "not measured" if not recall["sampled"] else "no row of the sample has a twin"
+        found = "not measured" if not recall["sampled"] else "no row of the sample has a near-duplicate"
         if s["search"] == "exact":
             found = "100%: all rows were compared"
         elif recall["recall"] is not None:
@@ -291,7 +296,7 @@ class DedupResult(Result):
 
 
 def open_decisions(path: Input, storage_options: Mapping[str, Any] | None = None) -> DedupResult:
-    """Result of an earlier deduplication.
+    """Open the result of an earlier deduplication.
 
     Parameters
     ----------
@@ -303,9 +308,9 @@ def open_decisions(path: Input, storage_options: Mapping[str, Any] | None = None
     Raises
     ------
     NotFoundError
-        The directory is not there, or is something else.
+        The directory does not exist, or holds something else.
     OutputError
-        It is unfinished.
+        The deduplication is unfinished.
 
     Examples
     --------
@@ -326,11 +331,11 @@ def open_decisions(path: Input, storage_options: Mapping[str, Any] | None = None
 
 
 def decision_files(path: UPath) -> list[UPath]:
-    """Files of the decisions in directory `path`, in the order of the clusters."""
+    """List the files of the decisions in the directory `path`, in the order of the clusters."""
     files = [join_inside(path, found["path"]) for found in manifest.read_manifest(path, "dedup")["outputs"]]
     if missing := [file for file in files if not file.exists()]:
         remedy = "run `daskmeans dedup` again, with --overwrite"
-        raise NotFoundError("the decisions are no longer there", where=str(missing[0]), remedy=remedy)
+        raise NotFoundError("the decisions are gone", where=str(missing[0]), remedy=remedy)
     return files
 
 

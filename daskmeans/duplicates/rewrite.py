@@ -23,30 +23,30 @@ from daskmeans.vectors.files import format_of, translate_read_errors
 from daskmeans.vectors.parquet import BUFFER_BYTES, cast_table, schema_without_views
 
 BLOCK_BYTES = 8 * 2**20
-# Of a row group, what is rewritten at a time; what is decoded at a time, as the footer tells, and rows of that at most,
-# as columns with a dictionary decode to more.
+# Bytes of a row group that are rewritten at a time. Bytes that are decoded at a time, according to the footer, and most
+# rows of these, since dictionary-encoded columns decode to more.
 GROUP_BYTES, STEP_BYTES, STEP_ROWS = 32 * 2**20, 4 * 2**20, 4096
 REJECTS_SCHEMA = pa.schema({"id": pa.string(), "file": pa.string(), "row": pa.int64(), "reason": pa.string()})
 
 
 class RewriteResult(NamedTuple):
-    """What has become of one file."""
+    """Counts of the rows of one file."""
 
     rows: int
     kept: int
     removed: int
     checksum: int
-    """Sum of the hashes of the decisions that were met, modulo 2⁶⁴."""
+    """Sum of the hashes of the decisions that were used, modulo 2⁶⁴."""
     rejects: pa.Table
     met: np.ndarray
-    """Places of the decisions that were met, where rows without one are skipped; int64"""
+    """int64: places of the decisions that were used; empty unless rows without a decision are skipped."""
 
 
 class RowFilter:
-    """Decides on the rows of `file`, in their order, and counts.
+    """Filter the rows of `file`, which come in their order, by the decisions in `lookup`, and count them.
 
-    A row without a decision is an error or, if such rows are skipped, a reject; so is then a row whose id an earlier
-    row of the input had, in this file or, as `taken` tells (places in `lookup`), in one before.
+    A row without a decision is an error or, if `skip` is set, a reject. With `skip`, a row whose id an earlier row had,
+    in this file or in an earlier one, is a reject too; `taken` has the places in `lookup` of ids in earlier files.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RowFilter:
             self._seen[taken] = True
 
     def check_schema(self, schema: pa.Schema) -> None:
-        """Make sure that `schema` has ids of the right type."""
+        """Make sure that `schema` has an id column of the right type."""
         if self.id_field not in schema.names:
             raise DataError(
                 f"no column {self.id_field!r}",
@@ -72,7 +72,7 @@ class RowFilter:
         check_id_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
 
     def keep(self, ids: pa.Array) -> np.ndarray:
-        """Which of the next rows stay, given their ids."""
+        """Which of the next rows are kept, given their ids."""
         places = self._lookup.find(ids)
         self._reject(ids, np.flatnonzero(places < 0), "no decision")
         if self._skip:
@@ -89,7 +89,7 @@ class RowFilter:
         return keep
 
     def _find_repeated(self, places: np.ndarray) -> np.ndarray:
-        """Which of these rows have a decision that an earlier row has met; marks those that are met now."""
+        """Which of these rows have a decision that an earlier row has used; mark the decisions used now."""
         fresh = np.zeros(len(places), bool)
         fresh[np.unique(places, return_index=True)[1]] = True
         fresh &= (places < 0) | ~self._seen[places]
@@ -106,7 +106,7 @@ class RowFilter:
                 found,
                 where=f"{self.file}, row {self._rows + int(rows[0])} (counted from 0)",
                 expected="the files that were deduplicated",
-                remedy="deduplicate these rows too, or leave out rows without a decision with --on-bad-row skip",
+                remedy="deduplicate these rows too, or add --on-bad-row skip to leave out rows without a decision",
             )
         columns = {
             "id": ids.cast(pa.string()),
@@ -117,7 +117,7 @@ class RowFilter:
         self._rejects.append(pa.table(columns, REJECTS_SCHEMA))
 
     def result(self) -> RewriteResult:
-        """The counts."""
+        """The counts so far."""
         rejects, met = pa.concat_tables(self._rejects), np.concatenate(self._met)
         return RewriteResult(self._rows, self._kept, self._removed, self._checksum, rejects, met)
 
@@ -144,9 +144,9 @@ def rewrite_file(
     skip : bool
         Leave out rows without a decision, instead of refusing them.
     free_bytes : int, optional
-        Bytes that a task has beside the decisions.
+        Bytes that a task has besides the decisions.
     taken : ndarray of int64, optional
-        Places of decisions that rows of earlier files have met.
+        Places of decisions that rows of earlier files have used.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     row_filter = RowFilter(file, id_field, lookup, skip, taken)
@@ -165,7 +165,7 @@ def _rewrite_parquet(file: UPath, target: UPath, row_filter: RowFilter, free_byt
         metadata = pq.read_metadata(file.path, filesystem=file.fs)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     largest = _check_groups(groups, free_bytes, file)
-    # Pages of a row group that is too large for memory come through a small buffer.
+    # Pages of a row group that is too large for memory are read through a small buffer.
     stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False} if largest > GROUP_BYTES else {}
     with translate_read_errors(file):
         source = pq.ParquetFile(file.path, filesystem=file.fs, metadata=metadata, **VERIFY_PAGES, **stream)
@@ -188,7 +188,7 @@ def _rewrite_parquet(file: UPath, target: UPath, row_filter: RowFilter, free_byt
 
 
 def _check_groups(groups: list[pq.RowGroupMetaData], free_bytes: int | None, file: UPath) -> int:
-    """Bytes of the largest row group, of which so many as are rewritten at a time must fit into memory."""
+    """Bytes of the largest row group; what is rewritten of it at a time must fit into memory."""
     largest, number = max(((group.total_byte_size, i) for i, group in enumerate(groups)), default=(0, 0))
     where = f"{file}, row group {number} of {format_bytes(largest)}"
     check_rewrite(min(largest, GROUP_BYTES), free_bytes, where)
@@ -196,7 +196,7 @@ def _check_groups(groups: list[pq.RowGroupMetaData], free_bytes: int | None, fil
 
 
 def _read_tables(source: pq.ParquetFile, group: int, step: int, file: UPath) -> Iterator[pa.Table]:
-    """The rows of a row group, at once or in tables of about GROUP_BYTES; `step` of them are decoded at a time."""
+    """Read a row group, whole or in tables of about GROUP_BYTES; `step` rows are decoded at a time."""
     held: list[pa.RecordBatch] = []
     size = 0
     with translate_read_errors(file):
@@ -211,12 +211,12 @@ def _read_tables(source: pq.ParquetFile, group: int, step: int, file: UPath) -> 
 
 
 def _read_codecs(metadata: pq.FileMetaData) -> Any:
-    """Codec of each column, as a writer takes them; the writer's default for a file without rows."""
+    """Codec of each column, in the form that a writer takes; the writer's default for a file without rows."""
     if not metadata.num_row_groups:
         return "snappy"
     columns = (metadata.row_group(0).column(i) for i in range(metadata.num_columns))
     codecs = {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in columns}
-    # The writer calls the items of a list "element", whatever the file that is read calls them.
+    # The writer names the items of a list "element", whatever their name is in the file.
     return codecs | {re.sub(r"\.list\.\w+", ".list.element", path): codec for path, codec in codecs.items()}
 
 
@@ -229,7 +229,7 @@ def _rewrite_jsonl(file: UPath, target: UPath, row_filter: RowFilter, id_type: p
 
 
 def _parse_blocks(file: UPath, schema: pa.Schema) -> Iterator[tuple[bytes, pa.Table]]:
-    """Blocks of whole lines of `file`, and the columns of `schema` in them."""
+    """Read `file` in blocks of whole lines, with the columns of `schema` parsed from them."""
     row = 0
     with translate_read_errors(file), jsonl.open_text(file) as read:
         for block in jsonl.read_blocks(read, BLOCK_BYTES):
@@ -240,7 +240,7 @@ def _parse_blocks(file: UPath, schema: pa.Schema) -> Iterator[tuple[bytes, pa.Ta
 
 
 def _select_lines(block: bytes, starts: np.ndarray, keep: np.ndarray) -> bytes:
-    """The lines of `block` that `keep` says, each with its end."""
+    """The lines of `block` that `keep` marks, with their line ends."""
     bounds = np.append(starts, len(block))
     edges = np.flatnonzero(np.diff(keep, prepend=False, append=False))
     return b"".join(block[bounds[begin] : bounds[end]] for begin, end in edges.reshape(-1, 2))
@@ -248,7 +248,7 @@ def _select_lines(block: bytes, starts: np.ndarray, keep: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def _open_writer(target: UPath) -> Iterator[Any]:
-    """Writer of text to `target`, compressed as its name says."""
+    """Open a writer of bytes to `target`, compressed as its suffix says."""
     with target.open("wb") as file:
         if jsonl.codec(target):
             with pa.CompressedOutputStream(pa.PythonFile(file, "w"), jsonl.codec(target)) as stream:

@@ -1,4 +1,4 @@
-"""What determines decisions, besides the clusters."""
+"""Settings of decisions: everything that determines them, besides the clusters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from daskmeans.errors import UsageError
 from daskmeans.options import Range, check, option
 from daskmeans.pairs.settings import LEAST_FLOOR, PairSettings, check_floor, is_exact_default
 
-# With more, what rows visit takes more memory than the rows.
+# With more, the probe lists take more memory than the rows.
 MOST_PROBES = 100
-# Seeds are less, whatever their sign: they are hashed and stored as int64.
+# Bound of the absolute value of seeds, which are hashed and stored as int64.
 SEEDS = 2**62
 
 
@@ -36,7 +36,7 @@ SEED = Range(lambda value: _is_integer(value) and -SEEDS < value < SEEDS, "an in
 
 @dataclass(frozen=True)
 class DedupSettings(PairSettings):
-    """What follows from the options of `dedup`, and stands in its manifest."""
+    """Settings that follow from the options of `dedup`; its manifest stores them."""
 
     threshold: float
     keep: tuple[str, ...]
@@ -45,7 +45,7 @@ class DedupSettings(PairSettings):
 
 @dataclass(frozen=True)
 class Deciding:
-    """Options of `dedup`, as they are asked for; the fields are flags of the command line."""
+    """Options of `dedup`, as given; the fields are flags of the command line."""
 
     threshold: float | None = option(None, "Cosine similarity from which two rows are duplicates.", range=SHARE)
     eps: float | None = option(None, "The same as 1 - threshold.", range=SHARE)
@@ -62,12 +62,12 @@ class Deciding:
     random_state: int = option(42, range=SEED)
 
     def settings(self) -> DedupSettings:
-        """What follows from the options; the search may be ``auto`` still, see :func:`choose_search`.
+        """Settings that follow from the options; the search may still be ``auto``, see :func:`choose_search`.
 
         Raises
         ------
         UsageError
-            An option is out of its range, or does nothing beside the others.
+            An option is out of its range, or has no effect together with the others.
         """
         check(self)
         threshold = round_to_float32(self._least())
@@ -92,7 +92,7 @@ class Deciding:
         return made
 
     def _least(self) -> float:
-        """The threshold, which is given as such or by `eps`."""
+        """The threshold, which is given directly or as `eps`."""
         if self.threshold is not None and self.eps is None:
             return float(self.threshold)
         if self.threshold is None and self.eps is not None:
@@ -102,17 +102,17 @@ class Deciding:
 
 
 def choose_search(settings: DedupSettings, pairs: int, against: bool) -> DedupSettings:
-    """`settings` with a search, if they leave it open: ``exact`` unless there are too many pairs of rows.
+    """Choose the search if `settings` leave it open: ``exact``, unless there are too many pairs of rows.
 
-    How many those are is configured and not measured, so that the same input has the same output on every machine.
+    The limit is configured and not measured, so that the same input has the same output on every machine.
 
     Parameters
     ----------
-    settings : Settings
+    settings : DedupSettings
     pairs : int
-        That an exact search would compare.
+        Number of pairs that an exact search would compare.
     against : bool
-        Whether rows are held against others, which takes an exact search.
+        Whether rows are compared with reference clusters too, which takes an exact search.
 
     Examples
     --------
@@ -130,12 +130,12 @@ def choose_search(settings: DedupSettings, pairs: int, against: bool) -> DedupSe
 
 
 def check_share(name: str, value: object) -> float:
-    """`value` of the option `name` as a number in [0, 1]."""
+    """Return `value` of the option `name` as a float; refuse it outside [0, 1]."""
     if not SHARE.holds(value):
         raise UsageError(f"{value!r} is out of range", where=name, expected=SHARE.says)
     return float(value)  # type: ignore[arg-type]
 
 
 def round_to_float32(value: float) -> float:
-    """The shortest number that rounds to the same float32, so that files show 0.9 and not 0.8999999761581421."""
+    """The shortest number that rounds to the same float32, so files show 0.9 and not 0.8999999761581421."""
     return float(str(np.float32(value)))

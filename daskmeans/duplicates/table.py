@@ -1,4 +1,4 @@
-"""The table of decisions: its columns, how it is made of what was decided, and the files that hold it."""
+"""The table of decisions: its columns, how it is built, and how it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daskmeans.duplicates.greedy import RankedDecisions
 from daskmeans.storage import signature
 from daskmeans.vectors.files import translate_write_errors
 
-# What a reason may be: of rows that stay, of copies, and of other duplicates.
+# Values of the reason: for rows that stay, for copies, and for other duplicates.
 REASONS = (None, "exact", "semantic")
 
 
@@ -40,9 +40,9 @@ def schema_of(ids: pa.DataType) -> pa.Schema:
 def to_table(
     ids: pa.Array, found: RankedDecisions, centroid: int | np.ndarray, names: pa.Array | None = None
 ) -> pa.Table:
-    """What was `found` for the rows with these `ids`, in their order; `centroid` is that of all, or of each.
+    """Table of the decisions `found` on the rows with these `ids`, in their order; `centroid` is one for all or each.
 
-    `names` are the ids of the rows by whose numbers `found` tells of others; default: `ids`.
+    `names` are the ids that the row numbers in `found` refer to; default: `ids`.
     """
     names = ids if names is None else names
     reason = np.where(found.keep, 0, np.where(found.exact, 1, 2))
@@ -65,7 +65,7 @@ def _named(names: pa.Array, rows: np.ndarray) -> pa.Array:
 
 
 def with_unpaired(decided: pa.Table, places: np.ndarray, ids: pa.Array, centroid: np.ndarray) -> pa.Table:
-    """Decisions on all rows with these `ids`: those at `places` are `decided`, and the others stay.
+    """Decisions on all rows with these `ids`: `decided` has those at `places`, and all other rows stay.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def with_unpaired(decided: pa.Table, places: np.ndarray, ids: pa.Array, centroid
 
 
 def write_table(table: pa.Table, file: UPath) -> list[int]:
-    """Write decisions to `file`, in a directory below that of the step; the rows kept, copies and other duplicates."""
+    """Write decisions to `file`, in a folder of the step's directory; return the rows kept, copies and duplicates."""
     with translate_write_errors(file.parent.parent):
         signature.write_table(table, file, "dedup")
     exact, semantic = (pc.sum(pc.equal(table["reason"], reason)).as_py() or 0 for reason in REASONS[1:])

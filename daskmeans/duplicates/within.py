@@ -1,4 +1,4 @@
-"""The search inside clusters: rows are compared with those of their own cluster only, and decided there and then."""
+"""The search inside clusters: compare rows with those of their own cluster only, and decide at once."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from daskmeans.runtime.client import n_threads, task_key
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.matrix import to_matrix
 
-# A cluster, the first of some of its rows, and the one after the last.
+# A cluster, and the start and stop of a range of its rows.
 ClusterSlice = tuple[Cluster, int, int]
 
 
 def check_largest_cluster(buckets: Buckets, client: Client | None) -> None:
-    """Refuse work whose largest cluster does not fit into a task's memory."""
+    """Refuse clusters of which the largest does not fit into a task's memory."""
     have = resources.memory_per_task(client)
     largest = max(buckets.clusters(), key=lambda cluster: cluster.rows)
     need = dedup_bytes(largest.rows, buckets.dimension)
@@ -53,9 +53,9 @@ def check_largest_cluster(buckets: Buckets, client: Client | None) -> None:
 def search_clusters(
     buckets: Buckets, settings: DedupSettings, out: UPath, start: float, client: Client | None, tuning: Tuning = DEFAULT
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Decide on all rows; the summary, and the files of decisions with their rows.
+    """Decide on all rows; return the summary, and the files of decisions with their row counts.
 
-    `start` is when the work began, as a performance counter tells it.
+    `start` is the value of :func:`time.perf_counter` when the work began.
     """
     run = uuid.uuid4().hex
     folder = out / "decisions"
@@ -83,10 +83,10 @@ def search_clusters(
 def _split_large_clusters(
     buckets: Buckets, settings: DedupSettings, tile_bytes: int, client: Client | None, tuning: Tuning
 ) -> dict[int, list[Delayed]]:
-    """Tasks that compare the rows of large clusters, by centroid: one thread would be at them when all others are done.
+    """Tasks that compare the rows of large clusters, by centroid, so that no thread works on one when others are idle.
 
-    Each task reads its cluster again, which is soon done beside what it compares. In this process there are no more of
-    them than fit into its memory; what a worker can hold, :func:`check_largest_cluster` has seen.
+    Each task reads its cluster again, which is cheap beside comparing. Without a client, there are no more tasks than
+    fit into the memory of this process; for workers, :func:`check_largest_cluster` has checked the memory.
     """
     threads, total = n_threads(client), sum(cluster.rows**2 for cluster in buckets.clusters())
     task, lean = delayed(find_nearest_in_cluster, pure=False), strip_parts(buckets)
@@ -106,7 +106,7 @@ def _split_large_clusters(
 def find_nearest_in_cluster(
     buckets: Buckets, cluster: Cluster, settings: DedupSettings, run: int, runs: int, tile_bytes: int
 ) -> NearestEarlier:
-    """What :func:`find_nearest_in_run` finds for the rows of `cluster`."""
+    """Read `cluster`, and call :func:`find_nearest_in_run` on its ranked rows."""
     ((_, table, X),) = read_clusters(
         buckets, [(cluster, 0, cluster.rows)], columns_to_read(settings.keep, buckets.id_field)
     )
@@ -123,12 +123,12 @@ def decide_part(
     tile_bytes: int,
     precomputed: dict[int, list[NearestEarlier]],
 ) -> tuple[list[int], recall.RowSample]:
-    """Write the decisions on the rows of `part` to `file`, in the order in which the rows lie in the clusters.
+    """Write the decisions on the rows of `part` to `file`, in the order of the clusters.
 
-    `precomputed` has what rows of large clusters were found to be nearest to, by centroid.
+    `precomputed` has the results of :func:`find_nearest_in_cluster` for large clusters, by centroid.
 
-    Returns the numbers of rows kept, of exact copies and of semantic duplicates, and what the recall sample takes from
-    here.
+    Returns the numbers of rows kept, of exact copies and of semantic duplicates, and the part's rows for the recall
+    sample.
     """
     whole = [(cluster, 0, cluster.rows) for cluster in part.clusters]
     tables, samples = [], []
@@ -141,7 +141,7 @@ def decide_part(
             X, np.float32(settings.threshold), settings.rule, tile_bytes, precomputed.get(cluster.centroid, ())
         )
         tables.append(to_table(ids.take(pa.array(order)), decided, cluster.centroid).take(np.argsort(order)))
-        del X  # before the next one is read
+        del X  # before the next cluster is read
     table = pa.concat_tables(tables)
     return write_table(table, file), recall.join_samples(samples, len(table))
 
@@ -149,14 +149,14 @@ def decide_part(
 def read_clusters(
     buckets: Buckets, slices: Sequence[ClusterSlice], columns: list[str]
 ) -> Iterator[tuple[ClusterSlice, pa.Table, np.ndarray]]:
-    """Some rows of clusters: `columns` of them, and their unit vectors (float32, shape (rows, d), a copy)."""
+    """Read rows of clusters: `columns` of them, and their unit vectors (float32, shape (rows, d), a copy)."""
 
     def to_unit(of: ClusterSlice, table: pa.Table) -> tuple[ClusterSlice, pa.Table, np.ndarray]:
         X = np.array(to_matrix(table[buckets.embedding_field], f"{buckets.path}, cluster {of[0].centroid}"))
         normalize_rows(X)
         return of, table.select(columns), X
 
-    # Nothing of a cluster is held here while the next one is read.
+    # No reference to a cluster is held here while the next one is read.
     yield from map(to_unit, slices, buckets.read_each_slice(slices, [*columns, buckets.embedding_field]))
 
 
@@ -169,7 +169,7 @@ def _measure_recall(
     client: Client | None,
     tuning: Tuning,
 ) -> dict[str, Any]:
-    """Recall of the search inside clusters; the clusters are read once more."""
+    """Measure the recall of the search inside clusters; this reads the clusters once more."""
     shared, lean, threshold = executor.broadcast(sample, client), strip_parts(buckets), np.float32(settings.threshold)
     task = delayed(find_sample_neighbors, pure=False)
     most = max(tuning.task_rows, buckets.rows // (2 * n_threads(client)))
@@ -184,7 +184,7 @@ def _measure_recall(
 
 
 def _slice_clusters(buckets: Buckets, most: int) -> Iterator[list[ClusterSlice]]:
-    """All rows: those of a part together, of large clusters `most` rows at a time."""
+    """Slice all rows for tasks: those of a part together, but large clusters `most` rows at a time."""
     for part in buckets.parts:
         small = [(cluster, 0, cluster.rows) for cluster in part.clusters if cluster.rows <= most]
         if small:
@@ -197,7 +197,7 @@ def _slice_clusters(buckets: Buckets, most: int) -> Iterator[list[ClusterSlice]]
 def find_sample_neighbors(
     buckets: Buckets, slices: Sequence[ClusterSlice], sample: recall.RowSample, threshold: np.float32, tile_bytes: int
 ) -> np.ndarray:
-    """Which sampled rows have a twin in `slices`; see `recall.mark_neighbors`."""
+    """Which sampled rows have a near-duplicate in `slices`; see :func:`recall.mark_neighbors`."""
     seen = np.zeros((2, len(sample.rows)), bool)
     for (cluster, start, _), _, X in read_clusters(buckets, slices, []):
         recall.mark_neighbors(sample, X, cluster.centroid, start, threshold, tile_bytes, seen)

@@ -1,4 +1,4 @@
-"""The join: row blocks are compared in tasks, and the pairs that are similar enough are written."""
+"""The join: compare row blocks in tasks, and write the pairs that are similar enough."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def find_similar_pairs(
     staying: Sequence[np.ndarray | None] = (),
     tuning: Tuning = DEFAULT,
 ) -> StoredPairs:
-    """Write the pairs whose score is at least the floor, rounded to float32, to Parquet files in `folder`.
+    """Find the pairs that score at least the floor, rounded to float32, and write them to Parquet files in `folder`.
 
-    Rows of the first of `sources` are compared with one another and with those of the others, of which `staying` says
-    which rows count. A file has the columns ``id``, ``twin_id``, ``score``, ``exact``, and ``row`` and ``twin``, the
-    numbers of the rows in the order of the clusters, those of the first source first. Of rows that are the same, one
-    stands for all: it has the pairs with other rows, and each of the others a pair with it (or with one that has). The
-    manifest tells how they were found, and `inputs`. Of a search with probes, ``gauge.npy`` has what
-    :meth:`RecallSample.best_scores` has found.
+    Rows of the first of `sources` are compared with one another and with those of the other sources; `staying` says
+    which rows of the latter count. A file has the columns ``id``, ``twin_id``, ``score``, ``exact``, and ``row`` and
+    ``twin``: the numbers of the two rows in the order of the clusters, those of the first source first. Of identical
+    rows, one represents all: it has the pairs with other rows, and each of the others has a pair with it (or with a
+    copy that does). The manifest has the settings of the search, and `inputs`. For a search with probes, ``gauge.npy``
+    has the results of :meth:`RecallSample.best_scores`.
     """
     with open_step(folder, "pairs", pairs_settings(settings), inputs, overwrite=True, client=client) as step:
         plan = make_plan(sources, settings, folder, client, staying, tuning)
-        # A task, so that it is made again if all workers that have it are lost; dask does not look through arguments.
+        # A task, so that it is made again if all workers that have it are lost; dask does not traverse a partial.
         cache = delayed(partial(RowBlockCache, plan.readers, plan.blocks, plan.P, plan.room, plan.near), pure=False)(
             dask_key_name=task_key("dedup-shelf")
         )
@@ -60,7 +60,7 @@ def find_similar_pairs(
                 else delayed(recall_sample, pure=False, traverse=False)
             )
         task, least = delayed(compare_row_blocks, pure=False), np.float32(settings.floor)
-        # Dask takes tasks that are ready in the order of their keys.
+        # Dask runs tasks that are ready in the order of their keys.
         keys = [task_key(f"dedup-compare-{i:07d}") for i in range(len(plan.tasks))]
         tasks = [
             task(cache, work, least, folder / f"part-{i:05d}", recall_sample, dask_key_name=key)
@@ -82,7 +82,7 @@ def compare_row_blocks(
 ) -> tuple[int, np.ndarray | None]:
     """Write the pairs of a task to `file`, if there are any.
 
-    Returns their number, and what `recall_sample` finds in the block, if it is one that is compared with itself.
+    Returns their number, and the best scores of `recall_sample` in the block if it is compared with itself, else None.
     """
     one = cache.get(work.row)
     others = map(cache.get, work.columns)
@@ -100,7 +100,7 @@ def compare_row_blocks(
 
 
 def find_block_pairs(one: LoadedBlock, other: LoadedBlock, floor: np.float32) -> Iterator[SimilarPairs]:
-    """Pairs of the rows of two blocks, or of one and itself, some at a time."""
+    """Yield the similar pairs of two blocks, or of a block and itself, in batches."""
     same = one.first == other.first
     copies = one.copies if same else np.empty((0, 2), np.int64)
     if not same and one.zero >= 0 and other.zero >= 0:
@@ -113,15 +113,15 @@ def find_block_pairs(one: LoadedBlock, other: LoadedBlock, floor: np.float32) ->
 def _find_distinct_pairs(
     one: LoadedBlock, other: LoadedBlock, floor: np.float32, same: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Pairs]]:
-    """Pairs of distinct rows, as places in `one` and in `other`; of rows that visit clusters, those that meet."""
+    """Yield pairs of distinct rows, as places in `one` and in `other`; with probe lists, only of rows that meet."""
     if one.probe_lists is None or other.probe_lists is None:
         for found in one.backend.find_pairs(one.sketches, other.sketches, floor, same=same):
             yield found.rows, found.columns, found
         return
-    mine, theirs = cast(Sketches, one.sketches), cast(Sketches, other.sketches)  # rows that visit are no device's
+    mine, theirs = cast(Sketches, one.sketches), cast(Sketches, other.sketches)  # probes are compared on the CPU
     for found in find_pairs_among(mine, theirs, floor, *_match_probes(one.probe_lists, other.probe_lists)):
         i, j = found.rows, found.columns
-        if same:  # rows meet themselves, and two that visit each other meet twice
+        if same:  # rows meet themselves, and two rows that probe each other's cluster meet twice
             new = (i > j) | ((i < j) & ~_is_probing(other.probe_lists, j, one.probe_lists, i))
             i, j, found = np.maximum(i, j)[new], np.minimum(i, j)[new], Pairs(*(part[new] for part in found))
         yield i, j, found
@@ -133,7 +133,7 @@ def _find_distinct_pairs(
 
 
 def _match_probes(guests: ProbeLists, hosts: ProbeLists) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `guests` visit which of `hosts`: rows, and for each cluster a job, see :func:`find_pairs_among`."""
+    """Which of `guests` probe clusters of `hosts`: rows, and a job for each cluster, see :func:`find_pairs_among`."""
     clusters = np.unique(hosts.homes)
     ends = [np.searchsorted(of, clusters, side) for of in (guests.clusters, hosts.homes) for side in ("left", "right")]
     jobs = np.stack(ends, axis=1)
@@ -141,7 +141,7 @@ def _match_probes(guests: ProbeLists, hosts: ProbeLists) -> tuple[np.ndarray, np
 
 
 def _is_probing(guests: ProbeLists, rows: np.ndarray, hosts: ProbeLists, others: np.ndarray) -> np.ndarray:
-    """Whether each of some rows visits the cluster of another."""
+    """Whether each of `rows` probes the cluster of the corresponding row in `others`."""
     return (guests.near[rows] == hosts.homes[others][:, None]).any(axis=1)  # type: ignore[no-any-return]
 
 

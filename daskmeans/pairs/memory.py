@@ -1,4 +1,4 @@
-"""What comparing rows takes in memory."""
+"""Memory that comparing rows takes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from daskmeans.runtime import gpus, resources
 from daskmeans.runtime.client import threads_per_process
 from daskmeans.runtime.memory import COPIES, check_device_bytes
 
-# Measured: a cluster lies in the pages of its file, in what Arrow needs to decode these, in a table, and as unit rows
-# in both orders; of the one before some of that is still there.
+# Measured: a cluster is in memory as pages of its file, in Arrow's decoding buffers, as a table, and as unit rows in
+# both orders; some memory of the cluster before is not yet freed.
 CLUSTER_COPIES = 10
 
 
 def dedup_bytes(rows: int, dimension: int) -> int:
-    """Bytes of one task that compares the rows of a cluster: its vectors in `CLUSTER_COPIES` and one tile of scores."""
+    """Bytes of one task that compares the rows of a cluster: `CLUSTER_COPIES` of its vectors and one tile of scores."""
     return 4 * CLUSTER_COPIES * rows * dimension + config.get_bytes("tile-bytes")
 
 
 def row_block_bytes(rows: int, dimension: int, probes: int = 0) -> int:
-    """Bytes of rows that are kept to be compared with others: the vectors, their sketches as rows and columns, ids.
+    """Bytes of a loaded row block: the vectors, their sketches as rows and columns, and ids.
 
-    Where each visits `probes` clusters, also what it visits.
+    If each row probes `probes` clusters, this includes the probe lists.
 
     Examples
     --------
@@ -37,18 +37,18 @@ def row_block_bytes(rows: int, dimension: int, probes: int = 0) -> int:
 
 
 def check_row_blocks(rows: int, dimension: int, where: str, client: Client | None, probes: int = 0) -> int:
-    """How many rows each process may keep beside the blocks of `rows` rows that its tasks are about.
+    """How many rows each process may cache besides the row blocks, of `rows` rows each, that its tasks work on.
 
     Raises
     ------
     MemoryForecastError
-        Not even a task's own fit into its memory: two, and the copies that reading one takes. Or onto its device.
+        The blocks of one task (two, and the copies that reading one takes) do not fit into its memory or its device.
     ClusterError
         Two workers compute on one GPU.
     """
-    for place in gpus.query_gpus(client) if not probes else ():  # rows that visit are compared on the cores
+    for place in gpus.query_gpus(client) if not probes else ():  # probes are compared on the CPU
         if place:
-            check_device_bytes(f"comparing bands of {rows:,} rows", pairs_bytes(rows, dimension), place.memory, where)
+            check_device_bytes(f"comparing blocks of {rows:,} rows", pairs_bytes(rows, dimension), place.memory, where)
     each, have = row_block_bytes(rows, dimension, probes), resources.memory_per_task(client)
     need = (2 + COPIES) * each
     if have is not None and need > have:
@@ -64,22 +64,22 @@ def check_row_blocks(rows: int, dimension: int, where: str, client: Client | Non
 def search_bytes(
     block_rows: int, rows: int, room: int, dimension: int, client: Client | None, probes: int = 0, n_clusters: int = 0
 ) -> int:
-    """Bytes of each process that compares `rows` rows in blocks, and keeps `room` of them.
+    """Bytes of each process that compares `rows` rows in blocks, and caches up to `room` of them.
 
-    Where each visits `probes` clusters, those are found by the means of all `n_clusters`. Of this process, beside what
-    it has, if there is no cluster.
+    If each row probes `probes` clusters, this includes the means of all `n_clusters`, by which those are found. Without
+    a client, it is what this process takes on top of what it has now.
     """
     tasks = threads_per_process(client) * (2 + COPIES) * row_block_bytes(block_rows, dimension, probes)
     held = row_block_bytes(min(room, rows), dimension, probes)
     means = 4 * n_clusters * dimension
     searching = tasks + held + means
-    if client is None:  # which finds the directions, before it compares
+    if client is None:  # this process finds the directions before it compares
         return max(searching, directions_bytes(rows, dimension))
     return searching + resources.BASE_BYTES + resources.COMPILE_BYTES
 
 
 def directions_bytes(rows: int, dimension: int) -> int:
-    """Bytes in which the directions of sketches are found: the sample of `rows` rows, and its axes, in a few copies.
+    """Bytes that finding the directions of sketches takes: a sample of `rows` rows, and its axes, in a few copies.
 
     Examples
     --------

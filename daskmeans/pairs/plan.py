@@ -1,4 +1,4 @@
-"""Which rows a search for pairs compares with which, and how long that will take."""
+"""Plan a search for pairs: which row blocks each task compares, and a forecast of time and memory."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ from daskmeans.runtime import executor, gpus, progress
 from daskmeans.runtime.client import logger, n_processes, n_threads
 from daskmeans.tuning import DEFAULT, Tuning
 
-# Rows of the sample on which directions are found that a cluster gives at most.
+# Most rows of one cluster in the sample on which directions are found.
 SAMPLE_OF_CLUSTER = 64
-# Tasks that the whole work makes, and pairs of a task at most: enough of them to balance.
+# Number of tasks to aim at, enough to balance the load; and most pairs of a task.
 TASKS, MOST_PAIRS = 256, 4 * 10**9
 
 
 @dataclass(frozen=True)
 class Task:
-    """A block that is compared with others, or with itself and others."""
+    """A row block, and the blocks that it is compared with, by number; it may be among these itself."""
 
     row: int
     columns: Sequence[int]
 
 
 class Plan(NamedTuple):
-    """What a search for pairs does."""
+    """Everything that a search for pairs needs, and its tasks."""
 
     readers: list[BlockReader]
     blocks: list[RowBlock]
     P: np.ndarray
     """Directions of the sketches."""
     room: int
-    """Rows that each process may keep."""
+    """How many rows each process may cache."""
     tasks: list[Task]
     pairs: list[int]
-    """How many pairs each task compares; of a search with probes, about."""
+    """How many pairs each task compares; an estimate for a search with probes."""
     near: list[UPath] | None = None
-    """For each block, the file of what its rows visit, see `ProbeLists`; None if rows are compared with all."""
+    """For each block, the file with its `ProbeLists.near`; None if rows are compared with all."""
     recall_sample: RecallSample | None = None
     """Rows that are compared with all, to measure what the search misses."""
 
@@ -75,17 +75,17 @@ def make_plan(
     staying: Sequence[np.ndarray | None] = (),
     tuning: Tuning = DEFAULT,
 ) -> Plan:
-    """What a search with `settings` does; how long an exact one takes is told. Files are made in `folder`.
+    """Plan a search with `settings`, and log a forecast. Probe lists are written to files in `folder`.
 
-    `staying` says of each source after the first which of its rows are compared; default: all.
+    `staying` says for each source after the first which of its rows are compared; default: all.
     """
     if settings.search == "clusters":
         return _plan_probes(sources[0], settings, folder, client, tuning)
     blocks, room = _cut_row_blocks(sources, client, tuning, staying=staying)
     trial = _run_trial(sources, blocks, room, settings.floor, client)
     logger.info(
-        "search exact: all %s pairs of rows are compared, in about %s and with up to %s in each process; --search "
-        "clusters compares rows inside their cluster only",
+        "search exact: all %s pairs of rows are compared, in about %s and with up to %s of memory in each process; "
+        "--search clusters compares rows only inside their cluster",
         progress.format_number(n_pairs(sources)),
         progress.format_duration(trial.seconds),
         format_bytes(trial.nbytes),
@@ -94,26 +94,26 @@ def make_plan(
 
 
 def n_pairs(sources: Sequence[Buckets]) -> int:
-    """Pairs of rows of which one at least is of the first of `sources`."""
+    """Number of pairs of rows, at least one of which is in the first of `sources`."""
     own = sources[0].rows
     return own * (own - 1) // 2 + own * sum(each.rows for each in sources[1:])
 
 
 class SearchTrial(NamedTuple):
-    """What a trial on a sample of the rows has found for an exact search."""
+    """Forecast of an exact search, from a trial on a sample of the rows."""
 
     P: np.ndarray
     """Directions of the sketches."""
     pair: float
-    """Seconds for a pair of rows, with one thread."""
+    """Seconds per pair of rows, with one thread."""
     seconds: float
-    """About how long the search will take."""
+    """Estimated duration of the search."""
     nbytes: int
-    """What each process will take, at most."""
+    """Most bytes that each process will take."""
 
 
 def try_exact(sources: Sequence[Buckets], floor: float, client: Client | None, tuning: Tuning = DEFAULT) -> SearchTrial:
-    """A trial of an exact search, which takes a moment."""
+    """Run a short trial of an exact search."""
     return _run_trial(sources, *_cut_row_blocks(sources, client, tuning), floor, client)
 
 
@@ -125,14 +125,14 @@ def _run_trial(
     pace = delayed(partial(_time_sample, _make_readers(sources)[0], blocks[0], P, floor), pure=False)
     pair, row = executor.compute([pace(executor.broadcast(sample, client))], client=client)[0]
     rows, processes = sum(each.rows for each in sources), n_processes(client)
-    # What does not fit into memory is read again for about every task.
+    # Rows that do not fit into memory are read again for about every task.
     loads = processes * rows if rows <= room else rows * max(1, n_pairs(sources) / MOST_PAIRS / len(blocks))
     seconds = n_pairs(sources) * pair / gpus.n_computing(client) + loads * row / n_threads(client)
     return SearchTrial(P, pair, seconds, search_bytes(blocks[0].rows, rows, room, P.shape[0], client))
 
 
 def _make_tasks(blocks: Sequence[RowBlock], tuning: Tuning) -> tuple[list[Task], list[int]]:
-    """Tasks that compare all blocks of the first source with one another and with the others; and the pairs of each."""
+    """Tasks that compare all blocks of the first source with one another and with the others; and their pair counts."""
     rows, own = [block.rows for block in blocks], sum(block.source == 0 for block in blocks)
     tasks = make_self_join_tasks(rows, own, tuning.task_pairs)
     return tasks, [sum(rows[t.row] * rows[j] // (1 + (j == t.row)) for j in t.columns) for t in tasks]
@@ -141,7 +141,7 @@ def _make_tasks(blocks: Sequence[RowBlock], tuning: Tuning) -> tuple[list[Task],
 def _plan_probes(
     buckets: Buckets, settings: PairSettings, folder: UPath, client: Client | None, tuning: Tuning
 ) -> Plan:
-    """A search that compares each row with those of its own cluster and of the nearest others."""
+    """Plan a search that compares each row with those of its own cluster and of the nearest others."""
     (blocks, room), (reader,) = _cut_row_blocks([buckets], client, tuning, settings.probes), _make_readers([buckets])
     wanted = min(buckets.rows, config.get("recall-sample"))
     numbers = np.sort(np.random.default_rng(settings.random_state % 2**64).choice(buckets.rows, wanted, replace=False))
@@ -150,7 +150,7 @@ def _plan_probes(
         blocks[0].rows, buckets.rows, room, buckets.dimension, client, settings.probes, buckets.n_clusters
     )
     logger.info(
-        "search clusters, %d probes: about %s pairs of rows are compared, with up to %s in each process",
+        "search clusters, %d probes: about %s pairs of rows are compared, with up to %s of memory in each process",
         settings.probes,
         progress.format_number(found.pairs),
         format_bytes(nbytes),
@@ -165,8 +165,8 @@ def _plan_probes(
 def _time_sample(
     reader: BlockReader, block: RowBlock, P: np.ndarray, floor: float, sample: np.ndarray
 ) -> tuple[float, float]:
-    """Seconds for a pair of rows of a sample, and for a row that is read, with one thread."""
-    half = len(sample) // 2  # of the clusters: pairs that are as far apart as most are
+    """Seconds to compare a pair of rows of a sample, and to load a row, with one thread."""
+    half = len(sample) // 2  # halves hold different clusters, so their pairs are as far apart as most pairs are
     backend = gpus.backend()
     few, one, other = (backend.comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:]))
     comparing = warm_seconds(lambda rows: list(backend.find_pairs(rows, other, np.float32(floor))), few, one)
@@ -183,7 +183,7 @@ def _cut_row_blocks(
     probes: int = 0,
     staying: Sequence[np.ndarray | None] = (),
 ) -> tuple[list[RowBlock], int]:
-    """All rows in blocks, and how many rows each process may keep, with what they visit."""
+    """Cut all rows into blocks; also return how many rows, with their probe lists, each process may cache."""
     dimension = sources[0].dimension
     rows = sum(each.rows for each in sources)
     most = rows_per_block(rows, dimension, config.get_bytes("bucket-bytes"), tuning.rows_per_block)
@@ -206,9 +206,9 @@ def _sample_sources(sources: Sequence[Buckets]) -> np.ndarray:
 
 
 def make_self_join_tasks(rows: Sequence[int], own: int, least: int = DEFAULT.task_pairs) -> list[Task]:
-    """Tasks that compare each of the first `own` blocks with itself, all before it, and all after those.
+    """Tasks that compare each of the first `own` blocks with itself, with all before it, and with all after the `own`.
 
-    `rows` are those of each block.
+    `rows` has the number of rows of each block.
     """
     beside = [(i, run) for i in range(own) for run in (range(i + 1), range(own, len(rows)))]
     return make_block_tasks(rows, beside, least)
@@ -217,9 +217,9 @@ def make_self_join_tasks(rows: Sequence[int], own: int, least: int = DEFAULT.tas
 def make_block_tasks(
     rows: Sequence[int], beside: Sequence[tuple[int, range]], least: int = DEFAULT.task_pairs
 ) -> list[Task]:
-    """Tasks that compare blocks with runs of others, `beside` them; `least` pairs or more in each.
+    """Tasks that compare blocks with runs of other blocks, as `beside` says; about `least` pairs or more in each.
 
-    They come in an order in which a process needs few blocks at a time: those of one run after the other.
+    The tasks are sorted so that a process needs few blocks at a time.
     """
     pairs = sum(rows[i] * rows[j] for i, run in beside for j in run)
     most = min(max(pairs // TASKS, least), MOST_PAIRS)

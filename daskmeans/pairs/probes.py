@@ -1,4 +1,4 @@
-"""The clusters that rows visit: their own, and the nearest others."""
+"""Find the clusters that rows probe: their own, and the nearest others."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from daskmeans.vectors.files import translate_write_errors
 
 
 class ProbeSurvey(NamedTuple):
-    """What a look at all rows has found."""
+    """Result of :func:`survey_probes`."""
 
     files: list[UPath]
-    """For each block, what its rows visit, as `ProbeLists` has it."""
+    """For each block, the file with its `ProbeLists.near`."""
     pairs: int
-    """How many pairs of rows meet; those that do so from both sides count twice."""
+    """How many pairs of rows meet; a pair that meets from both sides counts twice."""
     rows: np.ndarray
-    """float32, shape (m, d): the vectors of some rows."""
+    """float32, shape (m, d): the vectors of the chosen rows."""
     near: np.ndarray
-    """int32, shape (m, p): what these visit."""
+    """int32, shape (m, p): the clusters that the chosen rows probe."""
 
 
 def survey_probes(
@@ -41,9 +41,9 @@ def survey_probes(
     folder: UPath,
     client: Client | None,
 ) -> ProbeSurvey:
-    """Find the clusters that all rows visit, and write them to files in `folder`.
+    """Find the clusters that each row probes, and write them to files in `folder`.
 
-    All rows are read twice: for the means of their clusters, and for the nearest of these.
+    All rows are read twice: for the means of their clusters, and to find the nearest of these.
 
     Parameters
     ----------
@@ -51,15 +51,15 @@ def survey_probes(
     blocks : sequence of RowBlock
         All rows, in the order of the clusters.
     numbers : ndarray of int64
-        Rows of which the result tells more, ascending.
+        Rows whose vectors and clusters are returned too, ascending.
     probes : int
-        Clusters that a row visits, its own among them. If that is not the nearest by its mean, it visits one more.
+        How many clusters a row probes: those with the nearest means, and its own if it is not among them.
     folder : UPath
     client : distributed.Client or None
     """
     firsts = _number_first_clusters(blocks)
     chosen = [numbers[slice(*np.searchsorted(numbers, [b.first, b.first + b.rows]))] - b.first for b in blocks]
-    # Dask would look through the clusters of blocks that are arguments.
+    # Bound, not passed as arguments: dask would traverse the clusters of the blocks.
     added = executor.compute(
         [delayed(partial(_sum_clusters, reader, block), pure=False)() for block in blocks], "survey", client
     )
@@ -80,7 +80,7 @@ def survey_probes(
 
 
 def _number_first_clusters(blocks: Sequence[RowBlock]) -> list[int]:
-    """The place in order of the first cluster of each block; one block may end within a cluster and the next go on."""
+    """Number, among all clusters, of the first one in each block; a block may end within a cluster."""
     firsts = [0]
     for before, block in pairwise(blocks):
         goes_on = before.place[-1][0].centroid == block.place[0][0].centroid
@@ -89,7 +89,7 @@ def _number_first_clusters(blocks: Sequence[RowBlock]) -> list[int]:
 
 
 def _sum_clusters(reader: BlockReader, block: RowBlock) -> tuple[np.ndarray, np.ndarray]:
-    """Of each cluster in `block`, the sum of the rows there (float64), and their number."""
+    """For each cluster in `block`: the sum of its rows there (float64), and their number."""
     X, counts = reader(block.place)[0], np.array([stop - start for _, start, stop in block.place])
     ends = pairwise(accumulate(counts, initial=0))
     return np.array([X[begin:end].sum(axis=0, dtype=np.float64) for begin, end in ends]), counts
@@ -104,9 +104,10 @@ def _write_probes(
     file: UPath,
     known: tuple[np.ndarray, np.ndarray],
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """Write what the rows of `block` visit; the pairs that meet, and the vectors and visits of the rows `chosen`.
+    """Write the clusters that the rows of `block` probe.
 
-    The first of its clusters is number `first`, and `known` are the means and the rows of all.
+    Returns the number of pairs that meet, and the vectors and clusters of the rows `chosen`. `first` is the number of
+    the block's first cluster; `known` has the means and the sizes of all clusters.
     """
     means, sizes = known
     X = reader(block.place)[0]

@@ -1,4 +1,4 @@
-"""What a search inside clusters has missed: measured on a sample of rows, which are compared with all rows."""
+"""Measure the recall of a search inside clusters, on a sample of rows that are compared with all rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daskmeans.pairs.row_blocks import LoadedBlock
 
 @dataclass(frozen=True)
 class RowSample:
-    """Some rows: their vectors, and where they lie."""
+    """Sampled rows: their vectors, and their places in the clusters."""
 
     hashes: np.ndarray
     """uint64, shape (m,): hash of the id."""
@@ -64,7 +64,8 @@ def mark_neighbors(
     threshold : float32
     tile_bytes : int
     seen : ndarray of bool, shape (2, m)
-        Row 0 becomes True where a sampled row has a twin anywhere, row 1 where it has one in its own cluster.
+        Output: row 0 becomes True for sampled rows with a near-duplicate in X, row 1 for those with one in their own
+        cluster.
     """
     own = sample.centroids == centroid
     places = np.where(own, sample.places - first, -1)
@@ -79,19 +80,20 @@ def mark_neighbors(
 
 @dataclass(frozen=True)
 class RecallSample:
-    """Some rows, to be compared with all rows by their sketches."""
+    """Sampled rows, to be compared with all rows by their sketches."""
 
     numbers: np.ndarray
-    """int64, shape (m,): the rows, by their number among all."""
+    """int64, shape (m,): row numbers among all rows."""
     sketches: Sketches
-    """Of these rows."""
+    """Sketches of these rows."""
     near: np.ndarray
-    """int32, shape (m, p): what they visit, see :class:`ProbeLists`."""
+    """int32, shape (m, p): the clusters that they probe, see :class:`ProbeLists`."""
 
     def best_scores(self, block: LoadedBlock, floor: np.float32) -> np.ndarray:
-        """The best scores of these rows with other rows, those of a block; float32, shape (2, m).
+        """The best score of each sampled row with the other rows of a block; float32, shape (2, m).
 
-        Row 0 has the scores from `floor` on, row 1 those of them that the search finds; others are minus infinity.
+        Row 0 is over all pairs that score at least `floor`, row 1 over those of them that the search finds. Without any
+        such pair it is minus infinity.
         """
         assert block.probe_lists is not None
         best_scores = np.full((2, len(self.numbers)), -np.inf, np.float32)
@@ -102,7 +104,7 @@ class RecallSample:
             others = self.numbers[found.rows] != block.numbers[found.columns]
             for seen, which in zip(best_scores, (others, others & met), strict=True):
                 np.maximum.at(seen, found.rows[which], found.scores[which])
-        # The first of some copies stands for all, also where it is the row itself; of rows of zeros no product tells.
+        # The first of several copies represents all, and it may be the row itself; zero rows have no useful product.
         best_scores[:, np.isin(self.numbers, block.copies[:, 1])] = 1
         if block.zero >= 0:
             best_scores[:, ~self.sketches.X.any(axis=1) & (self.numbers != block.zero)] = 1
@@ -110,7 +112,7 @@ class RecallSample:
 
 
 def summarize_recall(seen: np.ndarray) -> dict[str, Any]:
-    """Recall with its 95 % interval, from flags as `mark_neighbors` sets them.
+    """Recall with its 95 % interval, from flags as :func:`mark_neighbors` sets them.
 
     Examples
     --------
@@ -124,7 +126,7 @@ def summarize_recall(seen: np.ndarray) -> dict[str, Any]:
 
 
 def complete_recall(rows: int, with_twin: int) -> dict[str, Any]:
-    """Recall of a search that has compared all rows, as :func:`summarize_recall` tells it.
+    """Recall of a search that compared all rows, in the form of :func:`summarize_recall`.
 
     Examples
     --------

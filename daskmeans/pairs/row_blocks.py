@@ -26,7 +26,7 @@ from daskmeans.vectors import npy
 from daskmeans.vectors.files import translate_read_errors
 from daskmeans.vectors.matrix import to_matrix
 
-# Blocks of all rows at least: enough of them to share among many cores.
+# Least number of blocks in all: enough to share among many cores.
 LEAST_BLOCKS = 24
 
 
@@ -43,7 +43,7 @@ class RowBlock:
     rows : int
         Number of its rows.
     place : object
-        What a reader of its input takes.
+        What the :data:`BlockReader` of its input takes.
     staying : ndarray of bool, shape (rows,), optional
         Which of the rows are compared. Default: all.
     """
@@ -62,10 +62,10 @@ BlockReader = Callable[[Any], tuple[np.ndarray, pa.Array]]
 def cut_row_blocks(
     buckets: Buckets, most: int, source: int = 0, first: int = 0, staying: np.ndarray | None = None
 ) -> list[RowBlock]:
-    """All rows in blocks of `most` rows, the last one may have fewer; numbered from `first` on.
+    """Cut all rows into blocks of `most` rows (the last may have fewer); rows are numbered from `first` on.
 
-    The place of a block are clusters, each with the first of its rows that belong to the block and the one after the
-    last. `staying` says which rows are compared; default: all.
+    The place of a block is a tuple of clusters, each with the start and stop of its rows that belong to the block.
+    `staying` says which rows are compared; default: all.
     """
     blocks: list[list[tuple[Cluster, int, int]]] = []
     free = 0
@@ -85,7 +85,7 @@ def cut_row_blocks(
 
 
 def rows_per_block(rows: int, dimension: int, nbytes: int, least: int = DEFAULT.rows_per_block) -> int:
-    """Rows of a block: `least`, or more if there are many, of which no more than `nbytes` are vectors.
+    """Rows of a block: `least`, or more if there are many rows, as long as their vectors take at most `nbytes`.
 
     Examples
     --------
@@ -96,51 +96,51 @@ def rows_per_block(rows: int, dimension: int, nbytes: int, least: int = DEFAULT.
 
 
 class ProbeLists(NamedTuple):
-    """The clusters with whose rows each row is compared, where it is not with all; clusters by their places in order.
+    """The clusters that each row probes: it is compared with their rows only. Clusters are numbered in their order.
 
-    Rows lie in the order of their own clusters.
+    Rows are sorted by their own cluster.
     """
 
     homes: np.ndarray
     """int32, shape (m,): the own cluster of each row."""
     near: np.ndarray
-    """int32, shape (m, p): the clusters that each row visits; its own first, and not again; -1 stands for none."""
+    """int32, shape (m, p): the clusters that each row probes; its own first, and only once; -1 stands for none."""
     clusters: np.ndarray
-    """int32, shape (v,): all clusters that are visited, ascending, again for each row that does."""
+    """int32, shape (v,): the probed cluster of each probe, ascending."""
     rows: np.ndarray
-    """int32, shape (v,): the rows that visit these."""
+    """int32, shape (v,): the probing row of each probe."""
 
 
 def make_probe_lists(near: np.ndarray) -> ProbeLists:
-    """What rows visit, from `near` as :class:`ProbeLists` has it."""
+    """Make the probe lists from `near`, an array as in :class:`ProbeLists`."""
     rows, columns = np.nonzero(near >= 0)
     order = np.argsort(near[rows, columns], kind="stable")
     return ProbeLists(near[:, 0], near, near[rows, columns][order], rows[order].astype(np.int32))
 
 
 class LoadedBlock(NamedTuple):
-    """The rows of a block in memory that are compared; of copies the first one only."""
+    """A row block in memory, ready to be compared; of copies, only the first is compared."""
 
     first: int
     """Number of the first row."""
     ids: pa.Array
-    """Of all rows of the block."""
+    """Ids of all rows of the block."""
     numbers: np.ndarray
     """int64, shape (m,): numbers of the distinct rows among all rows, ascending."""
     sketches: Compared
-    """Of the distinct rows."""
+    """Sketches of the distinct rows."""
     backend: Backend
-    """What they are compared with."""
+    """The backend that compares them."""
     copies: np.ndarray
-    """int64, shape (c, 2): numbers of a row and of the first one that is the same bit for bit."""
+    """int64, shape (c, 2): numbers of a row and of the first row that is bitwise identical to it."""
     zero: int
-    """Number of the first row of zeros; -1 for none."""
+    """Number of the first row of zeros; -1 if there is none."""
     probe_lists: ProbeLists | None
-    """Of the distinct rows; None if they are compared with all."""
+    """Probe lists of the distinct rows; None if they are compared with all."""
 
 
 def load_row_block(reader: BlockReader, block: RowBlock, P: np.ndarray, near: UPath | None = None) -> LoadedBlock:
-    """The rows of `block`, with sketches along the directions `P`; `near` is a file of what they visit, if they do."""
+    """Load `block`, with sketches along the directions `P`; `near` is the file with its probes, if rows probe."""
     return load_rows(partial(reader, block.place), P, block.first, block.staying, near)
 
 
@@ -151,7 +151,7 @@ def load_rows(
     staying: np.ndarray | None = None,
     near: UPath | None = None,
 ) -> LoadedBlock:
-    """Rows whose unit vectors and ids `read` returns, numbered from `start` on; otherwise as :func:`load_row_block`."""
+    """Load the unit vectors and ids that `read` returns, numbered from `start` on; see :func:`load_row_block`."""
     X, ids = read()
     numbers = start + np.arange(len(X))
     if staying is not None:
@@ -159,7 +159,7 @@ def load_rows(
     hashes = hash_rows(X)
     first = first_copies(X, hashes, np.argsort(hashes, kind="stable"))
     visited = read_array(near) if near else None
-    if visited is not None:  # copies that visit other clusters, as where rows were compared by length too
+    if visited is not None:  # copies may be in different clusters, such as where the model does not normalize rows
         apart = np.flatnonzero(visited[first, 0] != visited[:, 0])
         first[apart] = apart
     distinct = np.flatnonzero(first == np.arange(len(X)))
@@ -180,12 +180,12 @@ def load_rows(
 
 
 def _choose_backend(visiting: bool) -> Backend:
-    """What this process compares blocks with: rows that visit clusters are compared on the cores."""
+    """The backend of this process: rows that probe clusters are compared on the CPU."""
     return CPU if visiting else gpus.backend()
 
 
 def read_array(file: UPath) -> np.ndarray:
-    """The array in the ``.npy`` file `file`."""
+    """Read the array in the ``.npy`` file `file`."""
     with translate_read_errors(file), file.open("rb") as opened:
         return npy.load_array(opened.read())  # type: ignore[no-any-return]
 
@@ -197,7 +197,7 @@ def write_array(file: UPath, array: np.ndarray) -> None:
 
 
 def read_unit_vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int]]) -> tuple[np.ndarray, pa.Array]:
-    """Unit vectors of some rows (float32, shape (rows, d), a copy), and their ids."""
+    """Read unit vectors of some rows (float32, shape (rows, d), a copy), and their ids."""
     X = np.empty((sum(stop - start for _, start, stop in pieces), buckets.dimension), np.float32)
     ids: list[pa.Array] = []
     end = 0
@@ -211,7 +211,7 @@ def read_unit_vectors(buckets: Buckets, pieces: Sequence[tuple[Cluster, int, int
 
 
 def sample_vectors(buckets: Buckets, wanted: int, each: int) -> np.ndarray:
-    """About `wanted` unit vectors, at most `each` of a cluster, from clusters all over the input."""
+    """Sample about `wanted` unit vectors, at most `each` per cluster, from clusters spread over the input."""
     clusters = list(buckets.clusters())
     ends = np.cumsum([cluster.rows for cluster in clusters])
     places = np.linspace(0, buckets.rows - 1, max(1, wanted // each)).astype(np.int64)
@@ -220,9 +220,9 @@ def sample_vectors(buckets: Buckets, wanted: int, each: int) -> np.ndarray:
 
 
 class RowBlockCache:
-    """Blocks in the memory of a process, those that were used last.
+    """Cache of the row blocks that a process used last.
 
-    It travels empty: each process that receives one keeps what it has loaded as long as it keeps the cache.
+    It is pickled empty: each process that receives one fills it with the blocks that it loads.
 
     Parameters
     ----------
@@ -232,9 +232,9 @@ class RowBlockCache:
     P : ndarray of float32, shape (d, p)
         Directions of the sketches.
     room : int
-        Rows that are kept, beside those in use.
+        How many rows are cached, besides those in use.
     near : sequence of UPath, optional
-        For each block, the file of what its rows visit. Default: rows are compared with all.
+        For each block, the file with its probes. Default: rows are compared with all.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class RowBlockCache:
         return RowBlockCache, (self.readers, self.blocks, self.P, self.room, self.near)
 
     def get(self, i: int) -> LoadedBlock:
-        """RowBlock number `i`; a thread that asks for what another one loads waits for it."""
+        """Block number `i`, loaded; a thread that asks for a block that another one is loading waits for it."""
         with self._lock:
             found = self._futures.get(i)
             mine = found is None
@@ -273,13 +273,13 @@ class RowBlockCache:
             except BaseException as error:
                 found.set_exception(error)
                 with self._lock:
-                    if self._futures.pop(i, None):  # the next one may be able to
+                    if self._futures.pop(i, None):  # the next call may succeed
                         self._rows -= block.rows
                 raise
         return found.result()
 
     @functools.cached_property
     def _max_rows(self) -> int:
-        """Rows that this process keeps."""
+        """Most rows that this process caches."""
         most = max(block.rows for block in self.blocks)
         return _choose_backend(visiting=self.near is not None).room(self.room, most, self.P.shape[0])

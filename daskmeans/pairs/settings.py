@@ -1,4 +1,4 @@
-"""What determines which pairs of rows a search finds, besides the rows."""
+"""Settings of a search for pairs: everything that determines its result, besides the rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from daskmeans import config
 from daskmeans.errors import UsageError
 
-# Below this nearly everything is similar to something.
+# Below this score, nearly every row is similar to some other row.
 LEAST_FLOOR = 0.5
 
 
@@ -18,11 +18,11 @@ class PairSettings:
     Attributes
     ----------
     search : {"auto", "exact", "clusters"}
-        All pairs of rows, those inside clusters, or what is still to be chosen by the number of pairs.
+        ``exact`` compares all pairs of rows, ``clusters`` those inside clusters; ``auto`` is still to be chosen.
     probes : int
-        Of a search in clusters: how many of them each row is compared in.
+        For a search inside clusters: with how many of them each row is compared.
     floor : float
-        The score from which pairs are stored.
+        Lowest score of the pairs that are stored.
     random_state : int
         Seed of the sample on which recall is measured.
     """
@@ -34,20 +34,20 @@ class PairSettings:
 
     @property
     def stores_pairs(self) -> bool:
-        """Whether the search writes down the pairs that it finds, from which rows are then decided."""
+        """Whether the search stores the pairs that it finds; decisions are then made from these."""
         return self.search == "exact" or self.probes > 1
 
 
 def is_exact_default(pairs: int) -> bool:
-    """Whether so many pairs of rows are all compared, unless it is asked otherwise."""
+    """Whether an exact search is the default for this many pairs of rows."""
     return pairs <= config.get("exact-pairs")  # type: ignore[no-any-return]
 
 
 def check_floor(floor: float) -> None:
-    """Refuse to store pairs from a score on that nearly all reach."""
+    """Refuse to store pairs from a score that nearly all pairs reach."""
     if floor < LEAST_FLOOR:
         raise UsageError(
-            f"from {floor} on there would be more pairs than anybody can use",
+            f"with scores from {floor} on, there would be more pairs than anybody can use",
             where="--threshold, --floor",
-            expected=f"{LEAST_FLOOR} or more, but for --search clusters without --probes",
+            expected=f"{LEAST_FLOOR} or more, except for --search clusters without --probes",
         )

@@ -1,4 +1,4 @@
-"""Similar pairs on disk: read, counted, and checked against the rows that they are of."""
+"""Similar pairs on disk: find them, check that they belong to the same rows, and read them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from daskmeans.storage.signature import VERIFY_PAGES
 from daskmeans.vectors import npy
 from daskmeans.vectors.files import translate_read_errors
 
-# Directory of the pairs below that of the decisions. Its files are Parquet, but not called so: some readers look into
-# hidden directories too.
+# Folder of the pairs in the directory of the decisions. Its files are Parquet but have no suffix, since some readers
+# look into hidden directories too.
 PAIRS_FOLDER = "_pairs"
-# Its file with the scores of the rows on which recall is measured.
+# File in this folder with the best scores of the recall sample.
 RECALL_SCORES = "gauge.npy"
 # Pairs that are read at a time.
 BATCH_PAIRS = 1 << 20
@@ -33,12 +33,12 @@ PAIR_BYTES = 160
 
 
 class SimilarPairs(NamedTuple):
-    """Pairs of rows that are similar, of copies only those with the first of their band."""
+    """Pairs of similar rows; a copy is paired only with the first row of its row block that is identical."""
 
     rows: np.ndarray
-    """int64: numbers of one row of each pair, of two rows that are decided that of the later one."""
+    """int64: number of one row of each pair; if both rows are decided on, the later one."""
     neighbors: np.ndarray
-    """int64: numbers of the other."""
+    """int64: number of the other row."""
     scores: np.ndarray
     """float32"""
     copies: np.ndarray
@@ -59,7 +59,7 @@ class StoredPairs:
     path : UPath
         Their directory.
     floor : float
-        The score from which they are there.
+        Lowest score of the stored pairs.
     manifest : dict
     """
 
@@ -69,18 +69,18 @@ class StoredPairs:
 
     @property
     def count(self) -> int:
-        """How many they are."""
+        """Number of pairs."""
         return self.manifest["count"]  # type: ignore[no-any-return]
 
     def read(self, floor: float) -> SimilarPairs:
-        """Those from `floor` on.
+        """Read the pairs that score at least `floor`.
 
         Raises
         ------
         NotFoundError
-            Some of the pairs are not there.
+            Some of the pairs are missing.
         MemoryForecastError
-            There are more than the memory of this process holds.
+            There are more pairs than fit into the memory of this process.
         """
         parts = [[none] for none in SimilarPairs.none()]
         count = taken = 0
@@ -99,17 +99,17 @@ class StoredPairs:
         return SimilarPairs(*map(np.concatenate, parts))
 
     def recall_sample(self) -> np.ndarray:
-        """What :meth:`RecallSample.best_scores` has found when they were searched."""
+        """Read the results of :meth:`RecallSample.best_scores` from the search."""
         return npy.load_array(manifest.read_verified(self.path, RECALL_SCORES, self.manifest))
 
 
 def find_stored_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) -> StoredPairs | None:
-    """The pairs of `inputs` that a search with `settings` finds; None if `folder` has not all from its floor on.
+    """Find in `folder` the pairs of `inputs` that a search with `settings` would find; None if they are not all there.
 
     Raises
     ------
     DataError
-        The manifest is not what was written.
+        The manifest is damaged.
     """
     found = manifest.peek_manifest(folder)
     floor = (found or {}).get("settings", {}).get("floor", np.inf)
@@ -120,12 +120,12 @@ def find_stored_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSetti
 
 
 def open_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) -> StoredPairs:
-    """The pairs of `inputs` in `folder` that a search with `settings` has found.
+    """Open the pairs of `inputs` in `folder` that a search with `settings` has found.
 
     Raises
     ------
     NotFoundError
-        They are not there, or were found in other clusters, from a higher floor on or by another version.
+        They are gone, or were found in other clusters, with a higher floor or by another version.
     """
     stored = find_stored_pairs(folder, inputs, settings)
     if stored is None:
@@ -135,14 +135,14 @@ def open_pairs(folder: UPath, inputs: dict[str, Any], settings: PairSettings) ->
 
 def pairs_are_gone(folder: UPath, floor: float) -> NotFoundError:
     return NotFoundError(
-        f"the pairs of these clusters from {floor} on are not here, or no longer",
+        f"the pairs of these clusters that score at least {floor} are no longer here",
         where=str(folder),
         remedy="run `daskmeans dedup` again",
     )
 
 
 def pairs_settings(settings: PairSettings) -> dict[str, Any]:
-    """Settings of the step that finds pairs."""
+    """Settings of the step `pairs`, as its manifest stores them."""
     found: dict[str, Any] = {name: getattr(settings, name) for name in ("search", "probes", "floor")}
     if settings.search == "clusters":
         found |= {"random_state": settings.random_state, "recall_sample": config.get("recall-sample")}
@@ -150,11 +150,11 @@ def pairs_settings(settings: PairSettings) -> dict[str, Any]:
 
 
 def check_pair_count(pairs: int, remedy: str) -> None:
-    """Refuse to decide from more pairs than the memory of this process holds."""
+    """Refuse to decide from more pairs than fit into the memory of this process."""
     need, have = PAIR_BYTES * pairs, resources.memory_to_keep(None)
     if need > have:
         raise MemoryForecastError(
-            f"deciding on {pairs:,} pairs and more needs {format_bytes(need)}, and this process has "
+            f"deciding on {pairs:,} or more pairs needs {format_bytes(need)}, and this process has "
             f"{format_bytes(have)}",
             where="--threshold",
             remedy=remedy,

@@ -1,4 +1,4 @@
-"""How many clusters to ask for, and what the steps will take: forecast from trials on a sample of the input."""
+"""Propose a number of clusters, and forecast time and memory of the steps, from trials on a sample of the input."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from daskmeans.vectors.options import PARTITIONS_PER_THREAD, ReadOptions
 
 # Numbers of clusters that may be proposed: these times powers of ten.
 ROUND_STEPS = (1, 1.5, 2, 3, 5, 7)
-# Proposed is the smallest number of clusters with which the steps take at most so many times the shortest time.
+# The smallest number of clusters is proposed with which the steps take at most this many times the shortest time.
 NEAR_SHORTEST = 1.2
-# Measured: the powers of the rows with which the number of updates and the time of seeding grow, if the rows of a
-# cluster stay as many.
+# Measured exponents: the number of updates, and the time of seeding, grow with these powers of the rows if the rows per
+# cluster stay the same.
 UPDATES_GROW, SEEDING_GROWS = 0.2, 1.3
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the steps will take with some number of clusters.
+    """Time and memory of the steps with some number of clusters.
 
     Attributes
     ----------
@@ -68,9 +68,9 @@ def advise(
     n_clusters: Iterable[int] = (),
     client: Client | None = None,
 ) -> dict[str, Any]:
-    """A number of clusters for the embeddings in `url`, with reasons, and what the steps will take on this machine.
+    """Propose a number of clusters for the embeddings in `url`, with reasons and forecasts for this machine.
 
-    Some seconds are spent on trials with a sample.
+    This spends some seconds on trials with a sample.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def advise(
     id_field, embedding_field, storage_options
         As in :func:`daskmeans.read_embeddings`.
     n_clusters : iterable of int, optional
-        Further numbers to forecast for.
+        Further numbers of clusters to forecast for.
     client : distributed.Client, optional
         Whose workers the forecasts are for; they must see the temporary files of this machine. Default: the current
         client, else this process.
@@ -86,9 +86,10 @@ def advise(
     Returns
     -------
     dict
-        ``rows``, ``dimension``, ``n_clusters``, ``reasons``, ``command``, and in ``forecasts`` a dict for a quarter of
-        the proposed number of clusters, for that number, for four times of it and for those asked for; and in ``exact``
-        the pairs and seconds of dedup by an exact search, and whether it is the default. JSON types only.
+        ``rows``, ``dimension``, ``n_clusters``, ``reasons``, ``command`` and ``trial_seconds``. ``forecasts`` has a
+        dict for the proposed number of clusters, for a quarter and for four times of it, and for those in
+        `n_clusters`. ``exact`` has the pairs and seconds of dedup by an exact search, and whether it is the default.
+        JSON types only.
 
     Raises
     ------
@@ -124,7 +125,7 @@ def advise(
 
 
 class CostModel:
-    """Forecasts of the steps over `rows` vectors, from what trials on a sample of them have cost."""
+    """Forecasts of the steps over `rows` vectors, from the costs of trials on a sample of them."""
 
     def __init__(self, rows: int, dimension: int, costs: Costs, client: Client | None) -> None:
         self.rows, self.dimension, self.costs = rows, dimension, costs
@@ -138,7 +139,7 @@ class CostModel:
 
     @property
     def exact_by_default(self) -> bool:
-        """Whether dedup compares all rows unless it is told how to search."""
+        """Whether dedup compares all rows if no search is chosen."""
         return is_exact_default(self.pairs)
 
     @property
@@ -148,11 +149,11 @@ class CostModel:
         return exact.fixed + self.rows * exact.row + self.pairs * exact.pair / self._threads
 
     def forecast(self, n_clusters: int) -> Forecast:
-        """What the steps will take with `n_clusters`; dedup compares rows inside their clusters."""
+        """Time and memory of the steps with `n_clusters`; dedup compares rows inside their clusters."""
         density = self.rows / n_clusters
         largest = min(self.rows, math.ceil(density * self._interpolate(density, lambda t: t.sizes.max() / t.density)))
         seconds = {
-            # With fewer clusters than in any trial a fit compares less, and takes no more updates.
+            # With fewer clusters than in any trial, a fit compares less and takes no more updates.
             "fit": self._interpolate(min(density, self._trials[-1].density), self._fit_seconds),
             "assign": self._assign_seconds(n_clusters),
             "dedup": self._dedup_seconds(density, largest),
@@ -160,9 +161,9 @@ class CostModel:
         return Forecast(n_clusters, round(density), largest, seconds, self._forecast_bytes(n_clusters, largest))
 
     def _interpolate(self, density: float, cost: Callable[[StepsTrial], float]) -> float:
-        """`cost` of a trial with so many rows for each cluster.
+        """`cost` of a trial with `density` rows per cluster, interpolated between the trials.
 
-        Beyond the trials the part that grows with the density, or with its inverse, goes on to do so.
+        Outside their range it is extrapolated: linearly in the density above, and in its inverse below.
         """
         x, y = (np.array(values) for values in zip(*((t.density, cost(t)) for t in self._trials), strict=True))
         if density > x[-1] and len(x) > 1:
@@ -172,10 +173,10 @@ class CostModel:
         return math.exp(np.interp(math.log(density), np.log(x), np.log(np.maximum(y, 1e-12))))
 
     def _fit_seconds(self, trial: StepsTrial) -> float:
-        """Seconds of a fit on all rows as dense as `trial`.
+        """Seconds of a fit on all rows with as many rows per cluster as in `trial`.
 
-        An update takes some time however few the rows are. Comparing takes as many times longer as there are more pairs
-        of rows and groups of centroids, all else as there are more rows; and there are somewhat more updates.
+        An update takes a fixed time, however few the rows are. The time for comparing grows with the pairs of rows and
+        groups of centroids, everything else with the rows. The number of updates grows a little too.
         """
         growth, longer = self._growth(trial), max(1.0, self._growth(trial)) ** UPDATES_GROW
         updates, count = sum(u["seconds"] for u in trial.updates), len(trial.updates)
@@ -205,7 +206,7 @@ class CostModel:
             density, lambda t: max(0.0, self._variable_seconds(t, "dedup") - t.pairs * pair / threads) / t.rows
         )
         mates = min(self.rows, density * self._interpolate(density, lambda t: t.pairs / t.rows / t.density))
-        pairs = max(self.rows * mates / threads, min(largest, DEFAULT.task_rows) ** 2)  # that much is one thread's work
+        pairs = max(self.rows * mates / threads, min(largest, DEFAULT.task_rows) ** 2)  # one thread does this much
         return self._fixed_seconds("dedup") + self.rows * rest + pairs * pair
 
     def _growth(self, trial: StepsTrial) -> float:
@@ -235,14 +236,14 @@ class CostModel:
 
     @property
     def cluster_limit(self) -> float:
-        """Rows that the largest cluster may have for dedup to fit into a task's memory."""
+        """How many rows the largest cluster may have if dedup is to fit into a task's memory."""
         have = resources.memory_per_task(self._client)
         none = dedup_bytes(0, self.dimension)
         return math.inf if have is None else (have - none) / (dedup_bytes(1, self.dimension) - none)
 
 
 def _propose_clusters(model: CostModel) -> tuple[Forecast, Forecast]:
-    """The forecast for the number of clusters to propose, and the one that takes the shortest time."""
+    """The forecast for the proposed number of clusters, and the one with the shortest time."""
     most = max(1, model.rows // FEWEST_ROWS)
     numbers = {min(most, round(step * 10**power)) for power in range(len(str(most))) for step in ROUND_STEPS}
     forecasts = [model.forecast(k) for k in sorted(numbers)]
@@ -255,21 +256,21 @@ def _give_reasons(model: CostModel, proposed: Forecast, fastest: Forecast, shown
     few, many, trials = shown[0], shown[-1], model.costs.trials
     by_default = "by default" if model.exact_by_default else "with --search exact"
     reasons = [
-        f"dedup inside clusters compares rows²/k pairs: {_format_seconds('dedup', few, proposed)}",
+        f"dedup inside clusters compares about rows²/k pairs: {_format_seconds('dedup', few, proposed)}",
         f"{by_default} dedup compares all {progress.format_number(model.pairs)} pairs, whatever k: about "
-        f"{progress.format_duration(model.exact_seconds)}; --search clusters is the other way",
-        f"fit compares rows with centroids, rows·k pairs an update: {_format_seconds('fit', proposed, many)}",
-        f"a cluster has {proposed.rows_per_cluster:,} rows, and the largest about {proposed.largest_cluster:,}, with "
-        f"which dedup takes {format_bytes(proposed.worker_bytes['dedup'])} in a worker",
-        f"fewer clusters part fewer duplicates: this is the smallest round number with which all steps take at most "
-        f"{NEAR_SHORTEST} times the shortest time, {fastest.total:.2g} s with k = {fastest.n_clusters:,}",
-        f"{len(trials)} trial{'s' if len(trials) > 1 else ''} on {trials[0].rows:,} of {model.rows:,} rows of "
-        f"{model.dimension:,} dimensions",
+        f"{progress.format_duration(model.exact_seconds)}; --search clusters is the alternative",
+        f"fit compares rows with centroids, rows·k pairs per update: {_format_seconds('fit', proposed, many)}",
+        f"a cluster has {proposed.rows_per_cluster:,} rows on average, and the largest about "
+        f"{proposed.largest_cluster:,}; dedup then takes {format_bytes(proposed.worker_bytes['dedup'])} in a worker",
+        f"fewer clusters separate fewer duplicates: this is the smallest round number with which all steps take at "
+        f"most {NEAR_SHORTEST} times the shortest time, {fastest.total:.2g} s with k = {fastest.n_clusters:,}",
+        f"measured in {len(trials)} trial{'s' if len(trials) > 1 else ''} on {trials[0].rows:,} of {model.rows:,} rows "
+        f"with {model.dimension:,} dimensions",
     ]
     if proposed.largest_cluster > model.cluster_limit:
         reasons.append(f"a task has memory for {model.cluster_limit:,.0f} rows: add --max-cluster-size")
     if model.costs.rejected:
-        reasons.append(f"{model.costs.rejected:.2%} of the rows read cannot be worked with: add --on-bad-row skip")
+        reasons.append(f"{model.costs.rejected:.2%} of the rows read cannot be used: add --on-bad-row skip")
     return reasons
 
 

@@ -1,4 +1,4 @@
-"""What a path holds: an output of ours, or embeddings, and what the steps would need of memory."""
+"""Describe what a path holds: an output of daskmeans, or embeddings and the memory that the steps would need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe(
     embedding_field: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Facts about `url`: a model, clusters, decisions, a run, or files of embeddings.
+    """Describe what `url` holds: a model, clusters, decisions, a run, or files of embeddings.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ def describe(
     Returns
     -------
     dict
-        ``kind``, ``complete`` and what there is to know of it.
+        ``kind``; for an output, also ``complete``; and the facts known about it.
 
     Raises
     ------
     NotFoundError, UsageError
-        There is nothing of the kind at `url`.
+        `url` holds none of these.
     """
     path = open_path(url, storage_options)
     found = manifest.peek_manifest(path) if path.is_dir() else None
@@ -56,7 +56,7 @@ def describe(
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
     tail = {name: found.get(name) for name in ("settings", "versions")}
     if not found["finished"]:
-        return head | {"remedy": "run the command again; it goes on, or replaces what is there"} | tail
+        return head | {"remedy": "run the command again; it resumes, or replaces what is there"} | tail
     facts = {"fit": _describe_model, "assign": _describe_clusters, "dedup": _describe_decisions}.get(
         found["step"], _describe_other
     )
@@ -93,7 +93,7 @@ def _describe_clusters(path: UPath) -> dict[str, Any]:
 
 
 def _describe_appended(found: dict[str, Any]) -> dict[str, Any]:
-    """What was appended to clusters, as ``appended``; nothing if nothing was."""
+    """What was appended to clusters, under the key ``appended``; empty if nothing was."""
     batches = found.get("appended", [])
     if not batches:
         return {}
@@ -111,7 +111,7 @@ def _describe_other(path: UPath) -> dict[str, Any]:
 
 
 def _count_nulls(source: Source) -> dict[str, int] | None:
-    """Nulls among ids and vectors, also those inside vectors, as the footers count them; None where they do not."""
+    """Count the nulls among ids and vectors, and inside vectors, from the footers; None if these do not count them."""
     if source.format != "parquet":
         return None
     found = {source.id_field: 0, source.embedding_field or "": 0}

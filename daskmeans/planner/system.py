@@ -1,4 +1,4 @@
-"""What this machine offers, and what of it daskmeans uses."""
+"""Describe this machine, and what daskmeans uses of it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from daskmeans.runtime import gpus, resources
 from daskmeans.runtime.client import n_threads
 from daskmeans.storage import manifest
 
-# What only those who work on daskmeans itself install.
+# Extras that only developers of daskmeans install.
 _FOR_DEVELOPERS = {"dev", "docs", "test"}
 
 
 def describe_system() -> dict[str, Any]:
-    """Facts about this machine: processor, memory, disk, GPUs, libraries, and what is used of them.
+    """Describe this machine: CPU, memory, disk, GPUs, libraries, and what daskmeans uses of them.
 
     Returns
     -------
@@ -73,30 +73,30 @@ def _describe_memory() -> dict[str, Any]:
     return {
         "total_bytes": now.total,
         "available_bytes": now.available,
-        "limit_bytes": MEMORY_LIMIT,  # the least of what is there, cgroup and ulimit
+        "limit_bytes": MEMORY_LIMIT,  # the least of the machine's memory, cgroup and ulimit
         "worker_bytes": MEMORY_LIMIT // CPU_COUNT,  # of one thread
     }
 
 
 def keeps_kernels() -> bool:
-    """Whether kernels that were compiled on this machine are there, so that processes need not compile them."""
+    """Whether compiled kernels are cached on this machine, so that processes need not compile them."""
     place = hash_integers.stats.cache_path  # type: ignore[attr-defined]
     return place is not None and any(Path(place).glob("*.nbi"))
 
 
 def _describe_kernel_cache() -> dict[str, Any]:
-    """Where compiled kernels are kept from one process to the next."""
+    """Directory in which compiled kernels are cached for later processes."""
     place = hash_integers.stats.cache_path  # type: ignore[attr-defined]
     kept = place is not None and os.access(place, os.W_OK)
     facts = {"directory": place or "none", "writable": kept}
     if not kept:
-        facts["cost"] = "each process compiles what it runs anew, which takes it half a minute or more"
-        facts["remedy"] = "set NUMBA_CACHE_DIR to a directory that can be written"
+        facts["cost"] = "each process compiles its kernels again, which takes half a minute or more"
+        facts["remedy"] = "set NUMBA_CACHE_DIR to a writable directory"
     return facts
 
 
 def _describe_disk() -> dict[str, Any]:
-    """Where workers put what does not fit into their memory, unless --local-directory says otherwise."""
+    """Disk to which workers spill what does not fit into their memory, unless --local-directory names another."""
     (disk,) = resources.list_disks()
     facts = {"directory": disk.path, "writable": os.access(disk.path, os.W_OK), "free_bytes": disk.free}
     return facts | ({"remedy": f"{disk.kind} is memory: set --local-directory"} if disk.in_memory else {})
@@ -104,21 +104,21 @@ def _describe_disk() -> dict[str, Any]:
 
 def _describe_gpu() -> dict[str, Any]:
     found = ", ".join(gpus.list_models())
-    used = "by workers that dask-cuda starts, as those of `--device gpu`"
+    used = "by workers that dask-cuda starts, such as those of `--device gpu`"
     if gpus.missing_packages():
         used = 'none; needs pip install "daskmeans[gpu]"'
     return {"found": found or "none", "used": used if found else "none"}
 
 
 def _describe_extras() -> dict[str, str]:
-    """For each extra whether it is installed, or the packages that are missing."""
+    """For each extra, whether it is installed or which packages are missing."""
     offered = set(metadata("daskmeans").get_all("Provides-Extra") or []) - _FOR_DEVELOPERS
     missing = {extra: [name for name in _list_packages(extra) if not _is_installed(name)] for extra in sorted(offered)}
     return {extra: f"missing: {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
 
 
 def _list_packages(extra: str) -> list[str]:
-    """Packages that `extra` brings, without those that daskmeans needs anyway."""
+    """Packages that `extra` adds to those that daskmeans needs anyway."""
     wanted = map(Requirement, requires("daskmeans") or [])
     found = [
         r for r in wanted if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""})

@@ -1,7 +1,7 @@
-"""What the steps cost on this machine: measured by doing them on a sample of the input.
+"""Measure what the steps cost on this machine, by running them on a sample of the input.
 
-Each trial clusters and deduplicates the same sample, with as many rows in a cluster as the whole input would have with
-some number of clusters. So clusters are compared as they will be, and fits take about as many updates.
+Each trial clusters and deduplicates the same sample. It has as many rows per cluster as the whole input would have with
+some number of clusters. So rows are compared as they will be in the real run, and fits take about as many updates.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from daskmeans.vectors.partitioning import Partition
 from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.source import Source
 
-# Rows of the sample, and bytes of float32 vectors, at most; rows of a trial that costs only what every run does.
+# Most rows of the sample, and most bytes of its float32 vectors; rows of the trial that measures fixed costs.
 SAMPLE_ROWS, SAMPLE_BYTES = 16_384, 32 << 20
 FEW_ROWS = 256
-# Seconds that the first run takes longer than others, at most: loading what was compiled before has taken 0 to 0.2 s.
-# More is what compiling takes, which is not done again.
+# Seconds that loading compiled kernels adds to the first run, at most: 0 to 0.2 s were measured. Anything more is
+# compilation, which is not repeated.
 LOADING = 0.3
-# Rows that are compared with one another to see how long that takes.
+# Rows that are compared with one another, to time it.
 COMPARED_ROWS = 4096
-# Clusters of a trial, and rows in each of them, at least: fits of fewer tell nothing.
+# Fewest clusters of a trial, and fewest rows per cluster: smaller fits are not informative.
 LEAST_CLUSTERS, FEWEST_ROWS = 8, 20
-# Partitions at most that are read at the same time to see how long that takes.
+# Most partitions that are read at the same time, to time it.
 READERS = 4
 # The usual one; times hardly depend on it.
 THRESHOLD = 0.9
@@ -71,9 +71,9 @@ class StepsTrial:
     seconds : dict
         By step.
     updates : list of dict
-        Of the fit: rows, share of pairs compared and seconds of each, as in :attr:`KMeans.iterations_`.
+        For each update of the fit: rows, share of pairs compared and seconds, as in :attr:`KMeans.iterations_`.
     sizes : ndarray of int64
-        Rows of each cluster that has any.
+        Rows of each cluster that is not empty.
     """
 
     rows: int
@@ -84,27 +84,27 @@ class StepsTrial:
 
     @property
     def density(self) -> float:
-        """Rows for each cluster."""
+        """Rows per cluster."""
         return self.rows / self.n_clusters
 
     @property
     def pairs(self) -> int:
-        """Pairs of rows in the same cluster, in either order."""
+        """Ordered pairs of rows in the same cluster."""
         return int((self.sizes**2).sum())
 
 
 @dataclass(frozen=True)
 class ExactCosts:
-    """What an exact search and the decisions after it take, whatever the clusters.
+    """What an exact search, and the decisions after it, cost.
 
     Attributes
     ----------
     fixed : float
         Seconds, however few the rows are.
     row : float
-        Seconds for a row, with all threads.
+        Seconds per row, with all threads.
     pair : float
-        Seconds for a pair of rows, with one thread.
+        Seconds per pair of rows, with one thread.
     """
 
     fixed: float
@@ -114,22 +114,22 @@ class ExactCosts:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured.
+    """Measured costs.
 
     Attributes
     ----------
     read : float
-        Seconds for a row of the input, beyond those for a row of a trial; with all threads.
+        Seconds to read a row of the input, beyond those for a row of a trial; with all threads.
     compare, pair : float
-        Seconds for a row and a centroid, and for a pair of rows (in either order); with one thread.
+        Seconds per row and centroid, and per ordered pair of rows; with one thread.
     loading : float
-        Seconds in which workers get their compiled kernels, when they do that for the first time.
+        Seconds in which workers first load their compiled kernels.
     fixed : StepsTrial
-        Of very few rows.
+        The trial on very few rows.
     trials : tuple of StepsTrial
-        Of the sample, with more and more clusters.
+        The trials on the sample, with more and more clusters.
     rejected : float
-        Share of the rows that cannot be worked with.
+        Share of the rows that cannot be used.
     exact : ExactCosts
     """
 
@@ -144,23 +144,23 @@ class Costs:
 
 
 def measure_costs(source: Source, reading: ReadOptions, client: Client | None) -> Costs:
-    """Try the steps.
+    """Run the steps on a sample of `source`, and measure them.
 
     Parameters
     ----------
     source : Source
-        Whose bad rows are skipped.
+        The input; it must skip bad rows.
     reading : ReadOptions
         How `source` was opened.
     client : Client or None
-        Of workers that see the temporary files of this machine.
+        Its workers must see the temporary files of this machine.
     """
     table, read, rejected = _sample_source(source, client)
     if len(table) < LEAST_CLUSTERS:
         raise UsageError(
-            f"a trial with {len(table)} of {source.rows} rows would tell nothing",
+            f"a trial with {len(table)} of {source.rows} rows is not informative",
             where=str(source.files[0]),
-            expected=f"{LEAST_CLUSTERS} rows at least that can be worked with",
+            expected=f"at least {LEAST_CLUSTERS} usable rows",
             remedy="choose any number of clusters: with so few rows, all steps take a moment",
         )
     with tempfile.TemporaryDirectory(prefix="daskmeans-") as folder:
@@ -170,7 +170,7 @@ def measure_costs(source: Source, reading: ReadOptions, client: Client | None) -
         again = reading.open(f"{rows}.parquet", client, allow_zero=False)
         read -= _time_reading(again, again.partitions, 0, client)[1]
         n_clusters = _choose_trials(len(table), source.rows)
-        # Every worker compiles, or loads what it compiled before: for few clusters, and what only many need.
+        # First let every worker compile or load its kernels: those for few clusters, and those that only many need.
         first, *_ = [_run_trial(rows, k, reading, client) for k in dict.fromkeys([n_clusters[0], n_clusters[-1]])]
         trials = tuple(_run_trial(rows, k, reading, client) for k in n_clusters)
         fixed = _run_trial(few, 2, reading, client)
@@ -183,7 +183,7 @@ def measure_costs(source: Source, reading: ReadOptions, client: Client | None) -
 
 @contextlib.contextmanager
 def _hide_progress() -> Iterator[None]:
-    """Trials show no progress, and say nothing of what they do."""
+    """Show no progress and log nothing below a warning."""
     level = logger.level
     logger.setLevel(max(logger.getEffectiveLevel(), logging.WARNING))
     try:
@@ -194,10 +194,10 @@ def _hide_progress() -> Iterator[None]:
 
 
 def _measure_exact(few: Path, many: Path, client: Client | None) -> ExactCosts:
-    """Exact searches in the clusters of few rows and of many."""
+    """Time exact searches over few rows and over many."""
     buckets = {path: open_buckets(open_path(str(path / "clusters"))) for path in (few, many)}
     with _hide_progress():
-        # Workers load what is compiled in the first, all that have a part in the last.
+        # The first search makes the workers that take part in the last one load their kernels.
         took = [_run_exact(path, client) for path in (many, few, many)]
         pair = try_exact([buckets[many]], THRESHOLD, client).pair
     comparing = n_pairs([buckets[many]]) * pair / n_threads(client)
@@ -207,12 +207,12 @@ def _measure_exact(few: Path, many: Path, client: Client | None) -> ExactCosts:
 
 def _run_exact(path: Path, client: Client | None) -> float:
     made = dedup(path / "clusters", THRESHOLD, search="exact", out=path / "exact", overwrite=True, client=client)
-    manifest.remove_tree(made.path)  # with its pairs, which another search would use
+    manifest.remove_tree(made.path)  # with its pairs, which another search would reuse
     return float(made.summary["seconds"])
 
 
 def _choose_trials(sampled: int, rows: int) -> list[int]:
-    """Numbers of clusters of a sample: in steps of eight, with up to eight times the square root of `rows` in each.
+    """Numbers of clusters for a sample: each eight times the last, the first with up to 8·√`rows` rows per cluster.
 
     Examples
     --------
@@ -225,16 +225,16 @@ def _choose_trials(sampled: int, rows: int) -> list[int]:
 
 
 def _sample_source(source: Source, client: Client | None) -> tuple[pa.Table, float, float]:
-    """Some rows, the seconds that a row takes to be read, and the share of the rows that are skipped."""
+    """Sample some rows; also return the seconds to read a row, and the share of rows that are skipped."""
     count = min(n_threads(client), READERS, source.n_partitions)
     chosen = [source.partitions[(2 * i + 1) * source.n_partitions // (2 * count)] for i in range(count)]
     wanted = max(FEW_ROWS, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * source.dimension)))
     table, seconds, kept = _time_reading(source, chosen, wanted // count, client)
     if not len(table):
         raise DataError(
-            "no row of the sample can be worked with",
+            "no row of the sample can be used",
             where=str(source.files[0]),
-            remedy="`daskmeans fit` names the first such row, and what is wrong with it",
+            remedy="run `daskmeans fit`: it names the first bad row, and what is wrong with it",
         )
     return table, seconds, 1 - kept / sum(part.rows for part in chosen)
 
@@ -242,7 +242,7 @@ def _sample_source(source: Source, client: Client | None) -> tuple[pa.Table, flo
 def _time_reading(
     source: Source, partitions: Sequence[Partition], wanted: int, client: Client | None
 ) -> tuple[pa.Table, float, int]:
-    """About `wanted` rows of each of `partitions`, the seconds that a row took, with all threads, and rows in all."""
+    """Read `partitions`: up to `wanted` rows of each, seconds per row with all threads, and the number of good rows."""
     tasks = [delayed(_time_part, pure=False)(source.reader, part, wanted) for part in partitions]
     tables, seconds, kept = zip(*executor.compute(tasks, client=client), strict=True)
     rows = sum(part.rows for part in partitions)
@@ -258,7 +258,7 @@ def _time_part(reader: Reader, partition: Partition, wanted: int) -> tuple[pa.Ta
 
 
 def _measure_rates(X: np.ndarray) -> tuple[float, float]:
-    """Seconds for a row and a centroid, and for a pair of rows of a cluster, with one thread."""
+    """Seconds per row and centroid, and per ordered pair of rows of a cluster, with one thread."""
     normalize_rows(X := X.copy())
     few, many = X[: len(X) // 64], X[: len(X) // 4]
     head, tile = X[:FEW_ROWS], config.get_bytes("tile-bytes")
@@ -274,7 +274,7 @@ def _write_sample(table: pa.Table, path: Path, client: Client | None) -> None:
 
 
 def _run_trial(path: Path, n_clusters: int, reading: ReadOptions, client: Client | None) -> StepsTrial:
-    """All steps over the rows in `path`.parquet."""
+    """Run all steps on the rows in `path`.parquet."""
     with warnings.catch_warnings(), _hide_progress():
         warnings.simplefilter("ignore", ConvergenceWarning)
         km, out = KMeans(n_clusters), open_path(str(path))

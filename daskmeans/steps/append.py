@@ -1,7 +1,7 @@
-"""The step `append`: old clusters are extended by the rows of new ones that were kept.
+"""The step `append`: extend old clusters by the kept rows of new ones.
 
-The files of the old clusters stay as they are: others are written beside them, and the manifest, which tells of them,
-is replaced last. Until then they are nobody's, and the next append removes them.
+Files of the old clusters never change. New files are written beside them, and the manifest that lists them is replaced
+last. Until then no manifest lists the new files, and the next append removes them.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def append(
     storage_options: Mapping[str, Any] | None = None,
     client: Client | None = None,
 ) -> StepResult:
-    """Add the rows that `decisions` keep to the clusters that they were held against, for the next to be held against.
+    """Add the rows that `decisions` keep to the clusters that they were compared with.
 
-    What ``dedup(..., append=True)`` does in one go, for who wants to look at the decisions first. Files are added, and
-    none is changed but the manifest, last: who reads sees the old clusters or the extended ones. An interrupted call
-    is made again as it was; one that is done does nothing more.
+    The next batch is then compared with these rows too. ``dedup(..., append=True)`` does this in one go; call this
+    function to look at the decisions first. Appends are atomic: readers see the clusters before or after, never in
+    between. An interrupted call can simply be repeated; a finished one does nothing more.
 
     Parameters
     ----------
     decisions : path or DedupResult
-        Finished decisions on clusters that were held `against` others, written into an `out`. Both must have been
-        assigned with the same model and have the same columns.
+        Finished decisions, made with `against` and written into an `out`. Both clusters must have been assigned with
+        the same model and have the same columns.
     storage_options : dict, optional
         Options of the filesystem.
     client : distributed.Client, optional
@@ -59,14 +59,14 @@ def append(
     Returns
     -------
     StepResult
-        The extended clusters; a mapping: ``appended`` (the rows that were added) and ``rows`` (those that there are).
+        The extended clusters, as a mapping: ``appended`` (rows that were added) and ``rows`` (rows in all).
 
     Raises
     ------
     UsageError
-        The decisions are not on clusters that were held against one other, or would be gone with this process.
+        The decisions were not made against exactly one other directory of clusters, or are temporary.
     OutputError
-        One of the clusters, or what is known of them, has changed since the decisions were made.
+        The clusters, or the decisions on them, have changed since the decisions were made.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def append(
             raise _changed(old.path)
         if path not in find_decisions(new, options):
             raise UsageError(
-                "the clusters do not know of these decisions, which may be temporary",
+                "these decisions are not noted in the clusters, so they may be temporary",
                 where=str(path),
                 expected="decisions that dedup has written into an `out`",
                 remedy="call dedup with out=, or with append=True",
@@ -109,12 +109,12 @@ def append(
 
 
 def _named(differences: dict[str, Any]) -> str:
-    """What rows were held against, as it was named: clusters, or decisions on them that count alone."""
+    """Path that was given as `against`: that of the clusters, or of decisions on them that alone count."""
     return str(differences["decided"][0]["decisions"] if differences.get("alone") else differences["clusters"])
 
 
 def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) -> None:
-    """Make sure that rows of `new` can be appended to the clusters `against` which they are held.
+    """Make sure that rows of `new` can be appended to the clusters in `against`.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) ->
     for each, model in zip((old, new), models, strict=True):
         if model is None:
             raise UsageError(
-                "it is not known which model these rows were assigned with",
+                "the model that these rows were assigned with is not known",
                 where=str(each.path),
                 expected="clusters that `daskmeans assign` or `daskmeans run` has written",
                 remedy="run `daskmeans assign` with the model on disk",
@@ -146,7 +146,7 @@ def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) ->
         )
     if differences := _compare_schemas(new.schema(), old.schema()):
         raise UsageError(
-            f"the columns are others: {'; '.join(differences)}",
+            f"the columns differ: {'; '.join(differences)}",
             where=str(new.path),
             expected=f"the columns of {old.path}",
             remedy="run `daskmeans assign` on the new rows as it was run on the old ones: "
@@ -155,14 +155,14 @@ def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) ->
 
 
 def _compare_schemas(new: pa.Schema, old: pa.Schema) -> list[str]:
-    """What columns `new` has that `old` has not, or otherwise; their order does not count."""
+    """Describe each column in which `new` differs from `old`; their order does not count."""
     types = [
         {field.name: _unify_strings(field.type) for field in schema if field.name != CENTROID} for schema in (new, old)
     ]
     return [
         f"there is no {name!r}"
         if name not in types[0]
-        else f"{name!r} is there too"
+        else f"{name!r} is extra"
         if name not in types[1]
         else f"{name!r} is {types[0][name]}, not {types[1][name]}"
         for name in {**types[1], **types[0]}
@@ -171,7 +171,7 @@ def _compare_schemas(new: pa.Schema, old: pa.Schema) -> list[str]:
 
 
 def _unify_strings(type_: pa.DataType) -> pa.DataType:
-    """`type_`, with one for all kinds of strings."""
+    """`type_`, with one type for all kinds of strings."""
     kinds = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
     return pa.string() if any(is_kind(type_) for is_kind in kinds) else type_
 
@@ -184,14 +184,14 @@ def is_appended(
     client: Client | None,
     storage_options: Mapping[str, Any] | None,
 ) -> bool:
-    """Whether `old` holds the kept rows of `new` already, by the decisions with these settings in `decisions`.
+    """Whether `old` holds the kept rows of `new` already, appended by `decisions` with these settings.
 
     Raises
     ------
     UsageError
-        It holds them by other decisions, or by those of another version of daskmeans.
+        They were appended by other decisions, or by those of another version of daskmeans.
     DataError
-        A row went for one that is dropped.
+        A row was dropped as a duplicate of one that has been dropped itself since.
     """
     made = manifest.identity_hash(new.manifest)
     for batch in old.manifest.get("appended", []):
@@ -203,20 +203,20 @@ def is_appended(
         state, changed = manifest.status(found, "dedup", asdict(settings), then)
         if theirs and state is manifest.State.DONE:
             refuse_dropped_references(decisions, client, storage_options)
-            logger.info("%s rows are appended already: %s", f"{batch['rows']:,}", old.path)
+            logger.info("%s rows were appended already: %s", f"{batch['rows']:,}", old.path)
             return True
         differences = f" ({'; '.join(changed)})" if theirs and changed else ""
         raise UsageError(
-            f"rows of {new.path} are in there already",
+            f"rows of {new.path} were appended already",
             where=str(old.path),
             expected=f"the command that appended them, with the decisions in {batch['decisions']}{differences}",
-            remedy="to decide otherwise, assign all rows anew",
+            remedy="to decide differently, assign all rows again",
         )
     return False
 
 
 def extend(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) -> None:
-    """Extend `old` by the rows of `new` that `decisions`, made on them held against `old`, keep.
+    """Extend `old` by the rows of `new` that `decisions`, made against `old`, keep.
 
     Raises
     ------
@@ -260,15 +260,15 @@ def _refuse_changed(old: Buckets) -> None:
 
 def _changed(old: UPath) -> OutputError:
     return OutputError(
-        "the clusters have changed since the new rows were held against them",
+        "the clusters have changed since the new rows were compared with them",
         where=str(old),
-        expected="the clusters that the new rows were held against",
+        expected="the clusters that the new rows were compared with",
         remedy="run the command again with --overwrite",
     )
 
 
 def _read_kept(decisions: UPath, rows: int, client: Client | None) -> np.ndarray:
-    """Which rows stay, in the order in which they lie in the clusters, as decisions do."""
+    """Which rows stay, in the order of the clusters, which is also that of the decisions."""
     read = delayed(_read_keep_column, pure=False)
     tasks = [read(file, dask_key_name=task_key("append-read")) for file in decision_files(decisions)]
     keep = np.concatenate(executor.compute(tasks, client=client))
@@ -290,7 +290,7 @@ def _read_keep_column(file: UPath) -> np.ndarray:
 def _write_kept(
     old: Buckets, new: Buckets, keep: np.ndarray, number: int, client: Client | None
 ) -> list[dict[str, Any]]:
-    """Write the rows of `new` to `keep` beside the files of `old`; the new files' entries in the manifest."""
+    """Write the rows of `new` that `keep` marks beside the files of `old`; return the new files' manifest entries."""
     ends = accumulate((part.rows for part in new.parts), initial=0)
     most = config.get_bytes("bucket-bytes") // (4 * new.dimension)
     schema, write = old.schema(), delayed(_write_part, pure=False)
@@ -317,7 +317,7 @@ def _write_part(
 def _select_kept(
     buckets: Buckets, part: Part, keep: np.ndarray, schema: pa.Schema, most: int
 ) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of `part` to `keep`, by cluster, in tables of at most `most` rows with the columns of `schema`."""
+    """The rows of `part` that `keep` marks, by cluster, in tables of up to `most` rows with the columns of `schema`."""
     names = [name for name in schema.names if name != CENTROID]
     slices = [(cluster, start, min(start + most, cluster.rows))
               for cluster in part.clusters for start in range(0, cluster.rows, most)]  # fmt: skip

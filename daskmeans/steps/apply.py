@@ -1,4 +1,4 @@
-"""The step `apply`: the kept rows of the original files, in their own format."""
+"""The step `apply`: write the kept rows of the original files, in their own format."""
 
 from __future__ import annotations
 
@@ -53,24 +53,23 @@ def apply(
     """Write the kept rows of the original files to `out`.
 
     Parquet keeps its schema, metadata and codecs, JSON lines their bytes, ``.npy`` its dtype. Row groups larger than
-    32 MiB become several. File names, directories and the order of rows stay as they are; the originals are not
-    touched.
+    32 MiB are split. File names, directories and the order of rows stay as they are. The originals are not touched.
 
     Parameters
     ----------
     decisions : path
         Directory that `dedup` wrote.
     inputs : path or sequence of paths
-        The files from which the rows came: a file, a directory, a glob or a list of these.
+        The files that the rows came from: a file, a directory, a glob or a list of these.
     out : path
         Directory to be made, outside the inputs.
     id_field : str, optional
-        Column of the ids. Default: the one that the decisions were made by, and no other is taken. The ids of ``.npy``
-        files are the numbers of their rows, counted through all files.
+        Column of the ids. It must be the one that the decisions were made with, which is the default. The ids of
+        ``.npy`` files are row numbers, counted through all files.
     storage_options : dict, optional
         Options of the filesystem.
     on_bad_row : {"error", "skip"}, default "error"
-        What to do with a row without a decision: stop, or leave it out and record it in ``_rejects/rejects``.
+        What to do with a row without a decision: stop, or leave it out and list it in ``_rejects/rejects``.
     overwrite : bool, default False
         Replace a finished output.
     client : distributed.Client, optional
@@ -84,13 +83,14 @@ def apply(
     Raises
     ------
     UsageError
-        `id_field` is not the column that the decisions were made by.
+        `id_field` is not the column that the decisions were made with.
     DataError
-        A row has no decision, or a decision no row. Or rows went for one of other clusters that is dropped by now.
+        A row has no decision, or a decision no row. Or rows were dropped as duplicates of rows in other clusters that
+        have been dropped themselves since.
     OutputError
-        `out` is in the way, or inside an input.
+        `out` holds something else, or is inside an input.
     MemoryForecastError
-        The decisions do not fit into the memory of a worker, or rows beside them.
+        The decisions, and the rows of one task, do not fit into the memory of a worker.
 
     Examples
     --------
@@ -147,16 +147,16 @@ def apply(
 
 
 def _find_id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
-    """The column of ids by which the decisions in `folder` were made, which must be the `given` one if there is any."""
+    """The column of ids that the decisions in `folder` were made with; if one is `given`, it must be the same."""
     known = decided.get("id_field")
-    if known is None:  # decisions of before that was noted, whose clusters may be there
+    if known is None:  # an earlier version did not store it; the clusters may still tell
         made = decided["inputs"]
         clusters = manifest.peek_manifest(open_path(made["clusters"], folder.storage_options)) or {}
         same = clusters.get("finished") and manifest.identity_hash(clusters | {"appended": []}) == made.get("made")
         known = clusters["id_field"] if same else given or "id"
     if given not in (None, known):
         raise UsageError(
-            f"the decisions were made by another column than {given!r}",
+            f"the decisions were made with another column than {given!r}",
             where="--id-field",
             expected=repr(known),
             remedy="leave --id-field out",
@@ -167,22 +167,22 @@ def _find_id_field(decided: dict[str, Any], given: str | None, folder: UPath) ->
 def _check_npy_files(
     inputs: Input | Sequence[Input], id_field: str, storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
 ) -> None:
-    """Refuse ``.npy`` files that are not those of the decisions, in their order: ids are numbers of rows there."""
-    then = decided["inputs"]["fingerprint"]  # not known of clusters that were written from Python
+    """Refuse ``.npy`` files other than those of the decisions, or in another order: their ids are row numbers."""
+    then = decided["inputs"]["fingerprint"]  # None if the clusters were written from Python
     if then is None:
         return
     source = open_source(inputs, id_field=id_field, storage_options=storage_options)
-    if source.fingerprint() != then:  # which the name of the ids is part of
+    if source.fingerprint() != then:  # the fingerprint includes the name of the id column
         raise DataError(
-            "these are not the files that the rows were decided from, or they come in another order or have changed",
+            "these are not the files that the decisions were made from, or their order or content has changed",
             where=", ".join(map(str, as_list(inputs))),
-            expected="the same .npy files, named as they were for `daskmeans assign` or `run`",
-            remedy="name the input as it was named there",
+            expected="the same .npy files, given as they were to `daskmeans assign` or `run`",
+            remedy="give the input as it was given there",
         )
 
 
 def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
-    """Names of `files` below `root`, or else below the directory that all of them have in common."""
+    """Names of `files` relative to `root`, or else to the directory that all of them have in common."""
     paths = [file.path for file in files]
     base = common_parent(paths) if root is None else root.path.rstrip("/") + "/"
     return [path.removeprefix(base) for path in paths]
@@ -209,7 +209,7 @@ def _rewrite_files(
         return executor.compute(tasks, label="apply", client=client)
 
     done = rewrite_chosen(list(range(len(files))), {})
-    # Files are written side by side; those that repeat ids of earlier files are written again, without these.
+    # Files are written in parallel. Those that repeat ids of earlier files are written again without these rows.
     again = _find_repeated([one.met for one in done])
     for i, one in zip(again, rewrite_chosen(list(again), again), strict=True):
         done[i] = one
@@ -217,7 +217,7 @@ def _rewrite_files(
 
 
 def _find_repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
-    """For each file that meets decisions which an earlier file has met: these decisions."""
+    """For each file with rows whose decisions belong to rows of an earlier file: the places of these decisions."""
     files = np.repeat(np.arange(len(met)), [len(one) for one in met])
     places = np.concatenate(met)
     later = np.ones(len(places), bool)
@@ -226,7 +226,7 @@ def _find_repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
 
 
 def _check_all_used(lookup: DecisionIndex, done: list[RewriteResult], where: str) -> None:
-    """Make sure that each decision has met one row; as no row was without a decision, count and checksum tell."""
+    """Make sure that each decision has exactly one row; every row has a decision, so count and checksum suffice."""
     rows = sum(one.rows for one in done)
     total = sum(one.checksum for one in done) % 2**64
     if rows == len(lookup.hashes) and total == lookup.checksum():
@@ -234,6 +234,6 @@ def _check_all_used(lookup: DecisionIndex, done: list[RewriteResult], where: str
     raise DataError(
         f"{rows:,} rows for {len(lookup.hashes):,} decisions{'' if rows < len(lookup.hashes) else ': some ids repeat'}",
         where=where,
-        expected="each decision to meet one row",
-        remedy="pass all the files that were deduplicated and no others, or --on-bad-row skip for those that are there",
+        expected="one row for each decision",
+        remedy="pass all the files that were deduplicated and no others, or add --on-bad-row skip",
     )

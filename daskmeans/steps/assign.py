@@ -1,4 +1,4 @@
-"""The step `assign`: every row gets its cluster and its distances, and rows lie together by cluster."""
+"""The step `assign`: give every row its cluster and its distances, and store rows by cluster."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assign_files(
     Raises
     ------
     UsageError, DataError
-        Among others: the rows have another dimension than the model; an id occurs twice.
+        Among others: the vectors have another dimension than the model; an id occurs twice.
     """
     client = current_client(client)
     settings = storing.settings(reading)
@@ -81,20 +81,20 @@ def assign_step(
 ) -> None:
     if appended := (manifest.peek_manifest(path) or {}).get("appended") if overwrite else None:
         count = f"{sum(batch['rows'] for batch in appended):,}"
-        logger.warning("%s: %s appended rows are not in the new clusters: append them again", path, count)
+        logger.warning("%s: %s appended rows are not in the new clusters; append them again", path, count)
     with open_step(
         path,
         "assign",
         settings,
         assign_inputs(source, model),
         overwrite=overwrite,
-        keep=[NOTES],  # of decisions on the same rows, should these be assigned once more
+        keep=[NOTES],  # decisions on the same rows, should these be assigned once more, are noted there
         need=clusters_bytes(source, settings["embedding_dtype"]),
         client=client,
     ) as step:
         rows, vectors = source.with_rejects(path / REJECTS_PARTS).frame(), source.embedding_field
         how: str | Index = settings["assign"]
-        if how == "ann":  # from rows whose rejects are not listed a second time
+        if how == "ann":  # from a frame that does not list the rejects a second time
             sampled = source.without_metadata().frame()
             how = km.build_index(sampled, column=vectors, recall=settings["assign_recall"], client=client)
             step.facts["ann"] = how.facts
@@ -108,14 +108,14 @@ def assign_step(
 
 
 def clusters_bytes(source: Source, dtype: str) -> int:
-    """Bytes that clusters of the rows of `source` take while they are written, without their ids and metadata.
+    """Bytes on disk that clusters of the rows of `source` take while they are written, without ids and metadata.
 
-    The vectors lie there twice: in runs, and in the files that are merged from them.
+    The vectors are there twice: in sorted runs, and in the files that are merged from them.
     """
     return 2 * source.rows * source.dimension * np.dtype(dtype).itemsize
 
 
 def assign_inputs(source: Source, model: UPath) -> dict[str, Any]:
-    """What clusters are made from."""
+    """Identity of what clusters are made from: the rows and the model."""
     used = manifest.identity_hash(manifest.read_manifest(model, "fit"))
     return source.identity() | {"model": used}

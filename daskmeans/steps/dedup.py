@@ -1,4 +1,4 @@
-"""The step `dedup`: near-duplicates among the rows of clusters, and which of them stay."""
+"""The step `dedup`: find near-duplicates among the rows of clusters, and decide which rows stay."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def dedup(
 ) -> DedupResult:
     """Find near-duplicates and decide which rows stay.
 
-    Rows of a cluster are ranked; of two duplicates the earlier-ranked one stays. A pair's score is the float64 dot
-    product of the two normalised rows, rounded to float32, at most 1 (exactly 1 for copies); duplicates score at
-    least the threshold, rounded to float32 too.
+    Rows are ranked; of two duplicates the earlier-ranked one stays. A pair's score is the float64 dot product of the
+    two normalised rows, rounded to float32. It is at most 1, and exactly 1 for copies. Two rows are duplicates if their
+    score is at least the threshold, which is rounded to float32 too.
 
     Parameters
     ----------
@@ -72,33 +72,34 @@ def dedup(
         How rows are ranked: ``hard`` (farthest from the centroid first), ``easy`` (nearest first), ``random``, or
         columns as ``COLUMN:asc`` or ``COLUMN:desc``. Ids break ties.
     rule : {"survivors", "semdedup"}, default "survivors"
-        ``survivors`` drops a row when an earlier-ranked row that itself stays is similar enough, so that every dropped
-        row has a living twin; ``semdedup`` when any earlier-ranked row is (Abbas et al., arXiv:2303.09540).
+        ``survivors`` drops a row if an earlier-ranked row that stays is similar enough, so every dropped row has a
+        near-duplicate that stays. ``semdedup`` drops it if any earlier-ranked row is (Abbas et al., arXiv:2303.09540).
     search : {"auto", "exact", "clusters"}, default "auto"
         ``exact`` compares all rows and finds every pair, whatever the clusters. ``clusters`` compares rows inside their
-        cluster, and measures on a sample of ``daskmeans.recall-sample`` rows which share of the duplicates this finds.
-        ``auto`` is ``exact`` up to ``daskmeans.exact-pairs`` pairs (those of two million rows), and from thresholds of
-        0.5 on. The choice is logged, and how long an exact search is going to take.
+        cluster only, and measures on a sample of ``daskmeans.recall-sample`` rows what share of the duplicates this
+        finds. ``auto`` chooses ``exact`` for up to ``daskmeans.exact-pairs`` pairs (those of two million rows) if the
+        threshold is at least 0.5. The choice is logged, and so is how long an exact search will take.
     probes : int, default 1
-        Clusters with whose rows each row is compared inside clusters: its own, and the nearest others (by the means of
-        their rows). With more than one, and with an exact search, pairs are stored, so that :meth:`DedupResult.at` can
-        decide again without searching; where no earlier-ranked row reaches the floor, ``max_id`` and
-        ``cosine_sim_score`` are null.
+        How many clusters each row is compared with, in a search inside clusters: its own, and the nearest others (by
+        the mean of their rows). With more than one, and with an exact search, pairs are stored, so
+        :meth:`DedupResult.at` can decide again without a search. ``max_id`` and ``cosine_sim_score`` are then null
+        where no earlier-ranked row reaches the floor.
     floor : float, optional
-        The score from which pairs are stored. Default: the threshold.
+        Lowest score of the pairs that are stored. Default: the threshold.
     against : path or sequence of path, optional
-        More clusters, of rows that stay: those of `clusters` are compared with them too, and go if they duplicate one.
-        Only the rows of `clusters` are decided. Takes an exact search, and ids that are in one of them only. What was
-        dropped takes no part: of clusters on which decisions were made, the rows count that all of these keep, and
-        those appended since. To go by some of several decisions, name their directory instead of the clusters.
+        More clusters, whose rows all stay. The rows of `clusters` are compared with these rows too, and are dropped if
+        they duplicate one. Only the rows of `clusters` are decided on. This takes an exact search, and no id may be in
+        two of the clusters. Rows that earlier decisions dropped are left out: if there are decisions on these clusters,
+        a row counts if all of them keep it or if it was appended since. To use only one of several decisions, give its
+        directory instead of the clusters.
     append : bool, default False
-        Then add the rows of `clusters` that are kept to those `against` which they were held, so that the next rows are
-        held against them too. Both must have been assigned with the same model and have the same columns. Files are
-        added, none is changed but the manifest, last: who reads sees the old clusters or the extended ones. An
-        interrupted call is made again as it was; one that is done does nothing more. Takes one `against`, and `out`.
-        Extended clusters are not deduplicated any more, as rows of the batch have gone for rows that stay in them.
+        Also add the kept rows of `clusters` to the clusters given as `against`, so that the next batch is compared with
+        them too. Both must have been assigned with the same model and have the same columns. Appends are atomic:
+        readers see the clusters before or after, never in between. An interrupted call can simply be repeated; a
+        finished one does nothing more. This takes exactly one `against`, and `out`. Extended clusters cannot be
+        deduplicated again, because rows of the batch were dropped as duplicates of rows that must stay in them.
     random_state : int, default 42
-        Seed of the order ``random`` and of the sample.
+        Seed of the ranking ``random`` and of the recall sample.
     storage_options : dict, optional
         Options of the filesystem.
     overwrite : bool, default False
@@ -113,7 +114,7 @@ def dedup(
     Raises
     ------
     UsageError
-        An argument is out of its range or unknown; `clusters` is not an output of `assign`; `out` is in the way.
+        An argument is out of its range or unknown; `clusters` is not an output of `assign`; `out` overlaps an input.
     MemoryForecastError
         The largest cluster would not fit into a worker's memory.
 
@@ -148,7 +149,7 @@ def dedup_step(
     client: Client | None = None,
     tuning: Tuning = DEFAULT,
 ) -> DedupResult:
-    """As :func:`dedup`, with the options in one, and work in the sizes of `tuning`."""
+    """Run :func:`dedup` with its options in one object, and tasks of the sizes in `tuning`."""
     settings = deciding.settings()
     buckets = open_buckets(open_path(clusters, storage_options))
     if not buckets.rows:
@@ -192,7 +193,7 @@ def _write_decisions(
     *,
     noted: bool,
 ) -> None:
-    """Write the decisions into `target`, `noted` in the clusters."""
+    """Write the decisions into `target`; if `noted`, the clusters get a note of where they are."""
     start = time.perf_counter()
     others = [each.buckets for each in against]
     kept = [PAIRS_FOLDER] if settings.stores_pairs else []
@@ -222,35 +223,35 @@ def _write_decisions(
 
 
 def _choose_search(settings: DedupSettings, sources: Sequence[Buckets]) -> DedupSettings:
-    """`settings` with a search; where that was left open, and not all rows will be compared, this is told."""
+    """Choose the search of `settings`; if it was left open and not all rows will be compared, this is logged."""
     made = choose_search(settings, n_pairs(sources), len(sources) > 1)
     if settings.search == "auto" and made.search == "clusters" and made.probes == 1:
         logger.info(
-            "search clusters: rows are compared inside their cluster only; --search exact compares all %s pairs of "
-            "rows, --probes 5 rows of near clusters too",
+            "search clusters: rows are compared only inside their cluster; --search exact compares all %s pairs of "
+            "rows, --probes 5 also compares rows of nearby clusters",
             progress.format_number(n_pairs(sources)),
         )
     return made
 
 
 def _refuse_extended(buckets: Buckets) -> None:
-    """Refuse clusters that were extended: rows of a batch went for some of theirs, which then must stay."""
+    """Refuse clusters that were extended: rows of a batch were dropped as duplicates of rows that must stay here."""
     if appended := buckets.manifest.get("appended"):
         rows = sum(batch["rows"] for batch in appended)
         raise UsageError(
-            f"{rows:,} rows of other clusters were appended to these, and some of theirs were dropped because a row "
-            "here stays: deciding anew could leave them without it",
+            f"{rows:,} rows of other clusters were appended to these, and some of theirs were dropped as duplicates of "
+            "rows here: deciding again could drop the rows that were kept in their place",
             where=str(buckets.path),
             expected="clusters to which nothing was appended",
-            remedy="to decide otherwise, run or assign all rows together, old and new, with another --out",
+            remedy="to decide differently, run or assign all rows together, old and new, with another --out",
         )
 
 
 def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: DedupSettings) -> None:
-    """Make sure that rows of `buckets` can be held against `others`."""
+    """Make sure that rows of `buckets` can be compared with those of `others`."""
     if others and (settings.search == "clusters" or settings.probes > 1):
         raise UsageError(
-            "inside clusters rows are not held against others",
+            "a search inside clusters cannot compare rows with other clusters",
             where="--against",
             remedy="add --search exact, without --probes",
         )
@@ -274,13 +275,13 @@ def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: DedupSe
 
 
 def _is_same_id_type(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether ids of these types can be told apart: the same integers, or strings of any kind."""
+    """Whether ids of these types can be compared: integers of the same type, or strings of any type."""
     return one == other or not (pa.types.is_integer(one) or pa.types.is_integer(other))
 
 
 def _refuse_shared_ids(buckets: Buckets, others: Sequence[Buckets], client: Client | None) -> None:
     """Refuse an id that is in two of the clusters: decisions name rows by their ids."""
-    sources = [buckets, *sorted(others, key=lambda each: each.rows)]  # ids of the last, the most, are not held
+    sources = [buckets, *sorted(others, key=lambda each: each.rows)]  # ids of the last, the largest, stay on disk
     for i, one in enumerate(sources[:-1]):
         ids = read_ids(one, client)
         for other in sources[i + 1 :]:
@@ -290,14 +291,14 @@ def _refuse_shared_ids(buckets: Buckets, others: Sequence[Buckets], client: Clie
 
 
 def _shared_id_error(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> UsageError:
-    """What to say of an id that two clusters have, the first of which may be the `new` rows."""
+    """The error for an id that two clusters share; `new` says that `one` holds the rows to be decided on."""
     expected, remedy = (
         (
-            "ids that tell new rows from old ones",
+            "ids that distinguish new rows from old ones",
             "give the new rows other ids (rows of .npy files are numbered from 0: write Parquet with ids)",
         )
         if new
-        else ("ids that are in one of them only", "give the rows of one other ids, or leave one out of --against")
+        else ("ids that are in one of them only", "give the rows of one new ids, or leave one out of --against")
     )
     return UsageError(f"the id {id_!r} is in both", where=f"{one.path}, {other.path}", expected=expected, remedy=remedy)
 

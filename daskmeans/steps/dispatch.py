@@ -1,4 +1,4 @@
-"""Fit and assign, of files or of rows in memory: one name each."""
+"""The public `fit` and `assign`, which take files or rows in memory."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def fit(
     overwrite: bool = False,
     client: Client | None = None,
 ) -> KMeans:
-    """Fit `model` on files of embeddings, and write it into the directory `out`; or on rows in memory.
+    """Fit `model` on files of embeddings, and write it into the directory `out`; or fit it on rows in memory.
 
-    A fit on files that was interrupted goes on from its last checkpoint when it is called again, and ends in the same
-    bits as one that was not.
+    An interrupted fit on files resumes from its last checkpoint when it is called again. Its result is bitwise
+    identical to that of an uninterrupted fit.
 
     Parameters
     ----------
@@ -40,29 +40,32 @@ def fit(
         Files, directories or globs: Parquet, JSONL or ``.npy``. Or rows, as :meth:`KMeans.fit` takes them.
     model : KMeans
     out : path, optional
-        Directory of the model to make; of files alone, which need one.
+        Directory to write the model into; required for files, refused for rows in memory.
     reading : ReadOptions, optional
         How files are read.
     column : str, optional
         Column of a dataframe that holds the vectors; default: the only one that does.
     overwrite : bool, default False
-        Replace a finished output, or an unfinished one of other settings or another input. One of the same goes on.
+        Replace a finished output, or an unfinished one with other settings or another input. An unfinished fit with the
+        same settings and input resumes.
     client : distributed.Client, optional
         Where to run. Default: the current client, else this process.
 
     Returns
     -------
     KMeans
-        `model`, fitted; its parameters are what they were.
+        `model`, fitted; its parameters are unchanged.
 
     Raises
     ------
     UsageError
-        A parameter is out of its range, or an argument is of no use for such an input.
-    DataError, MemoryForecastError
-        A row cannot be worked with; the rows do not fit.
+        A parameter is out of its range, or an argument does not apply to such an input.
+    DataError
+        A row cannot be used.
+    MemoryForecastError
+        The rows do not fit into memory.
     OutputError
-        Among others: `out` holds an unfinished fit with other settings or of another input.
+        Among others: `out` holds an unfinished fit with other settings or on another input.
 
     Examples
     --------
@@ -97,11 +100,11 @@ def assign(
     Parameters
     ----------
     inputs : dataframe of dask or pandas, path or list of paths
-        With a column of vectors; the other columns of a dataframe travel along. Or files, directories or globs.
+        A dataframe with a column of vectors; its other columns are kept. Or files, directories or globs.
     model : KMeans or path
-        Of rows a fitted model or the directory of one; of files the directory.
+        For rows in memory, a fitted model or the directory of one; for files, the directory.
     out : path, optional
-        Directory of clusters to make; of files alone, which need one.
+        Directory to write the clusters into; required for files, refused for rows in memory.
     reading : ReadOptions, optional
         How files are read.
     column : str, optional
@@ -109,31 +112,31 @@ def assign(
     dtype : {"float32", "float16"}, default "float32"
         How vectors are stored in the result. Distances are computed before this rounding. cuDF has no float16.
     assign : {"exact", "ann"} or Index, default "exact"
-        "ann": by an index over the centroids, for very many of them; what share of the labels is exact is measured. An
-        index from :meth:`KMeans.build_index` is for rows in memory.
+        "ann" searches an index over the centroids, which pays off for very many of them; the share of labels that are
+        exact is measured. An index from :meth:`KMeans.build_index` can be given for rows in memory only.
     assign_recall : float, default 0.99
-        The share that an index aims at, of files.
+        For files: the share of exact labels that an index aims at.
     layout : {"bucketed", "hive"}, default "bucketed"
-        Of files: few files of many clusters, or a directory for each cluster.
+        For files: few files that hold many clusters each, or one directory per cluster.
     overwrite : bool, default False
-        Of files: replace a finished output.
+        For files: replace a finished output.
     client : distributed.Client, optional
-        Where to run, of files.
+        For files: where to run.
 
     Returns
     -------
     dataframe of dask or pandas
-        Of rows: `inputs`, with vectors as the model compares them and the columns ``centroid`` (int32),
+        For rows in memory: `inputs`, with vectors as the model compares them and the columns ``centroid`` (int32),
         ``l2_dist_to_cent`` and ``cosine_dist_to_cent`` (float32). Lazy for dask.
     Buckets
-        Of files: what is in `out`, for :func:`daskmeans.dedup`.
+        For files: the content of `out`, for :func:`daskmeans.dedup`.
 
     Raises
     ------
     UsageError
-        An argument is unknown, or of no use for such an input.
+        An argument is unknown, or does not apply to such an input.
     DataError
-        A row cannot be placed, or is of another dimension than the model; an id of files occurs twice.
+        A row cannot be assigned, or has another dimension than the model; an id occurs twice in the files.
 
     Examples
     --------
@@ -163,13 +166,13 @@ def assign(
 
 
 def _are_paths(inputs: Any) -> bool:
-    """Whether `inputs` are files, and not rows."""
+    """Whether `inputs` are files, and not rows in memory."""
     several = isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(each, Input) for each in inputs)
     return isinstance(inputs, Input) or several
 
 
 def _refuse(inputs: str, **given: Any) -> None:
-    """Refuse arguments that do nothing for such `inputs`; None and False stand for none."""
+    """Refuse arguments that do nothing for such `inputs`; one that is None or False was not given."""
     if idle := [name for name, value in given.items() if value is not None and value is not False]:
         raise UsageError("it does nothing here", where=idle[0], expected=f"no such argument with {inputs}")
 

@@ -1,4 +1,4 @@
-"""The step `embed`: a text column of files becomes vectors, in Parquet files that the other steps read."""
+"""The step `embed`: turn a text column of files into vectors, in Parquet files that the other steps read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from daskmeans.vectors.source import Source, open_source
 from daskmeans.vectors.validate import SKIP_REMEDY
 
 EMBEDDING = "embedding"
-# Encoding takes far longer than anything that is done to vectors later, so its tasks are smaller: 8192 texts.
+# Encoding takes far longer than anything done to vectors later, so its tasks are smaller: 8192 texts.
 PARTITION_BYTES = 32 << 20
 BATCH_TEXTS = 1024
 NOT_FINITE, ZERO = "the vector of the text is not finite", "the vector of the text is zero"
@@ -57,13 +57,13 @@ def embed(
     text_field, id_field : str
         Columns of the texts and of the ids.
     metadata_fields : str or sequence of str
-        Further columns that travel along.
+        Further columns to keep.
     encoder : {"wordllama"}, default "wordllama"
     dtype : {"float32", "float16"}, default "float32"
         How the elements of vectors are stored.
     on_bad_row : {"error", "skip"}, default "error"
-        Whether a row without a text, or of which no vector can be made, is an error, or is left out and listed in
-        ``_rejects/rejects``.
+        What to do with a row that has no text, or of whose text no vector can be made: stop, or leave it out and list
+        it in ``_rejects/rejects``.
     storage_options : mapping, optional
         For fsspec.
     overwrite : bool, default False
@@ -78,9 +78,9 @@ def embed(
     Raises
     ------
     UsageError
-        A path, a column or an option does not fit; MissingExtraError if the encoder is not installed.
+        A path, a column or an option is wrong; MissingExtraError if the encoder is not installed.
     DataError
-        A file is damaged, or a row cannot be worked with.
+        A file is damaged, or a row cannot be used.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def embed(
 
 
 def _encode(source: Source, encoder: Encoder, dtype: str, target: UPath, client: Client | None) -> int:
-    """Write the vectors of all partitions of `source`; returns the number of rows."""
+    """Write the vectors of all partitions of `source`; return the number of rows."""
     shared = executor.broadcast(source, client)
     tasks = [
         delayed(_encode_partition, pure=False)(
@@ -146,11 +146,11 @@ def _encode(source: Source, encoder: Encoder, dtype: str, target: UPath, client:
 
 
 def _encode_partition(source: Source, number: int, encoder: Encoder, dtype: str, target: UPath) -> int:
-    """Write the rows of one partition of `source` with their vectors; returns their number."""
+    """Write the rows of one partition of `source` with their vectors; return their number."""
     table = source.reader.table(source.partitions[number])
     texts = table.column(1)
     X = np.empty((len(table), encoder.dimension), dtype)
-    with np.errstate(over="ignore"):  # what is beyond float16 becomes an infinity, and is rejected
+    with np.errstate(over="ignore"):  # what overflows float16 becomes an infinity, and is rejected
         for first in range(0, len(table), BATCH_TEXTS):
             X[first : first + BATCH_TEXTS] = encoder.encode(texts.slice(first, BATCH_TEXTS).to_pylist())
     finite = np.asarray(np.isfinite(X).all(axis=1), bool)
@@ -164,7 +164,7 @@ def _encode_partition(source: Source, number: int, encoder: Encoder, dtype: str,
 
 
 def _reject_rows(source: Source, number: int, ids: pa.ChunkedArray, finite: np.ndarray, target: UPath) -> None:
-    """Raise for the rows with `ids`, or write them to the rejects, as the source does with rows that it refuses."""
+    """Raise for the rows with `ids`, or write them to the rejects, as the source does with invalid rows."""
     reasons = np.where(finite, ZERO, NOT_FINITE)
     rows = pa.compute.index_in(ids, source.ids(number)).to_pylist()
     places = [source.place(number, row) for row in rows]
@@ -172,7 +172,7 @@ def _reject_rows(source: Source, number: int, ids: pa.ChunkedArray, finite: np.n
         raise DataError(
             f"{reasons[0]} with id {ids[0].as_py()!r}",
             where=places[0],
-            expected="a text that the encoder knows something of",
+            expected="a text with words that the encoder knows",
             remedy=f"repair the text, or {SKIP_REMEDY}",
         )
     files, numbers = zip(*(place.rsplit(", row ", 1) for place in places), strict=True)
@@ -182,11 +182,11 @@ def _reject_rows(source: Source, number: int, ids: pa.ChunkedArray, finite: np.n
 
 
 def _refuse_embedding_column(source: Source) -> None:
-    """Refuse an input whose own column would meet the one that is added."""
+    """Refuse an input that already has a column with the name of the one that is added."""
     if EMBEDDING in source.reader.schema.names:
         raise UsageError(
-            f"the input's column {EMBEDDING!r} would be there twice",
+            f"the input has a column {EMBEDDING!r} already, which embed adds",
             where=str(source.files[0]),
-            expected=f"columns of other names than {EMBEDDING!r}",
+            expected=f"no column named {EMBEDDING!r}",
             remedy="leave it out of the metadata fields, or rename it",
         )

@@ -1,4 +1,4 @@
-"""The step `fit`: a model of the embeddings in files; what it depends on, what it refuses, where it goes on."""
+"""The step `fit`: fit a model on the embeddings in files, or resume such a fit."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
 from daskmeans.vectors.source import Source
 
-# Centroids in an output and in two checkpoints, each of which holds them three times.
+# One copy of the centroids in the output, and three in each of two checkpoints.
 CENTROID_COPIES = 7
 
 
 def resolve_params(model: KMeans, reading: ReadOptions, out: UPath, path: UPath, overwrite: bool) -> KMeans:
-    """An estimator with the parameters of `model`, and values for paths and None, to compare with an earlier run's.
+    """A copy of `model` whose `init` is read from its path and whose seed is drawn, to compare with an earlier run.
 
-    `out` is what is going to be written, and `path` the directory of the model in it.
+    `out` is the directory that will be written, and `path` that of the model in it.
     """
     check_flag("overwrite", overwrite)
-    model.check_params()  # before the files are looked at
+    model.check_params()  # before any file is read
     init = resolve_init(model.init, model.n_clusters, reading.storage_options)
-    if isinstance(init, np.ndarray) and is_path(model.init):  # it would be gone when the fit goes on
+    if isinstance(init, np.ndarray) and is_path(model.init):  # it would be gone when the fit resumes
         refuse_overlap(out, [reading.path(model.init)])
     state = _read_earlier_seed(path, overwrite) if model.random_state is None else model.random_state
     return type(model)(**model.get_params() | {"init": init, "random_state": seed_from(state)})
 
 
 def adopt_fit(model: KMeans, fitted: KMeans) -> None:
-    """Give `model` all that was found by fitting `fitted`, in the place of what it had; its parameters stay."""
+    """Replace the fitted attributes of `model` by those of `fitted`; its parameters stay."""
     found = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
     kept = {name: value for name, value in vars(model).items() if not name.endswith("_")}
     vars(model).clear()
@@ -54,7 +54,7 @@ def adopt_fit(model: KMeans, fitted: KMeans) -> None:
 
 
 def _read_earlier_seed(path: UPath, overwrite: bool) -> int | None:
-    """The seed of the fit that is in `path`, unless that is to be replaced."""
+    """The seed of the fit in `path`; None if there is no fit, or it is to be replaced."""
     found = manifest.peek_manifest(path)
     if found is None or found["step"] != "fit" or (found["finished"] and overwrite):
         return None
@@ -74,14 +74,14 @@ def refuse_misfit(source: Source, model: KMeans) -> None:
             f"the initial centroids have {model.init.shape[1]} dimensions",
             where="--init",
             expected=f"{source.dimension}, as the vectors in {source.files[0]} have",
-            remedy="give centroids or a model that was fitted on such embeddings",
+            remedy="give centroids, or a model, of this dimension",
         )
 
 
 def fit_step(
     source: Source, path: UPath, model: KMeans, reading: ReadOptions, overwrite: bool, client: Client | None
 ) -> None:
-    """Fit `model` on `source` and make the directory `path` of it, from a checkpoint if there is one."""
+    """Fit `model` on `source`, from a checkpoint if there is one, and write it into the directory `path`."""
     check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
     settings, made_from = fit_settings(model, reading), source.identity()
     need = CENTROID_COPIES * 4 * model.n_clusters * source.dimension
@@ -101,11 +101,11 @@ def fit_step(
             client=client,
             checkpoints=checkpoints,
         )
-        # Lazy, from rows whose rejects are not listed a second time.
+        # Lazy, and from a frame that does not list the rejects a second time.
         model.labels_ = model.predict(vectors.frame(), column=source.embedding_field)
         try:
             source.check_unchanged()
-        except DaskmeansError:  # of rows that are gone no fit goes on
+        except DaskmeansError:  # a fit on rows that have changed cannot resume
             manifest.remove_tree(path / CHECKPOINTS)
             raise
         step.facts |= model.write(path, source.fingerprint())
@@ -114,9 +114,9 @@ def fit_step(
 
 
 def fit_settings(model: KMeans, reading: ReadOptions) -> dict[str, Any]:
-    """What determines a fit besides its input."""
+    """Everything that determines a fit, besides its input."""
     params = {name: to_python(value) for name, value in model.get_params().items()}
-    del params["max_samples_per_batch"]  # decides on memory alone, and may be what a fit was killed for
+    del params["max_samples_per_batch"]  # affects memory only, and may be why an earlier fit was killed
     if isinstance(model.init, np.ndarray):
         params["init"] = f"centroids {hashlib.sha256(model.init.tobytes()).hexdigest()}"
     return params | {"embedding_field": reading.embedding_field, "on_bad_row": reading.on_bad_row}
@@ -133,8 +133,8 @@ def fit(
 ) -> KMeans:
     """Fit `model` on files of embeddings and write it into the directory `out`.
 
-    A fit that was interrupted, in whatever way, goes on from its last checkpoint when it is called again, and ends in
-    the same bits as one that was not.
+    An interrupted fit resumes from its last checkpoint when it is called again. Its result is bitwise identical to that
+    of an uninterrupted fit.
 
     Parameters
     ----------
@@ -144,19 +144,20 @@ def fit(
     model : KMeans
     reading : ReadOptions, optional
     overwrite : bool, default False
-        Replace a finished output, or an unfinished one of other settings or another input. One of the same goes on.
+        Replace a finished output, or an unfinished one with other settings or another input. An unfinished fit with the
+        same settings and input resumes.
     client : distributed.Client, optional
 
     Returns
     -------
     KMeans
-        `model`, fitted; its parameters are what they were. A seed that was drawn is ``seed_``.
+        `model`, fitted; its parameters are unchanged. A seed that was drawn is ``seed_``.
 
     Raises
     ------
     UsageError, DataError, MemoryForecastError
     OutputError
-        Among others: `out` holds an unfinished fit with other settings or of another input.
+        Among others: `out` holds an unfinished fit with other settings or on another input.
     """
     client = current_client(client)
     path = reading.path(out)

@@ -1,4 +1,4 @@
-"""The step `leak`: rows of one set of embeddings with a near-duplicate in another, as of a test in a training set."""
+"""The step `leak`: find rows of a test set that have a near-duplicate in a training set."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from daskmeans.vectors.source import Source
 
 LEAKS_FILE = "leaks.parquet"
 LEAK_COLUMNS = ("id", "twin_id", "score", "exact", "twins")
-# In the order in which they are searched.
+# The inputs, in the order of the search.
 INPUTS = ("test", "train")
-# Where the rows of each lie, by columns of what is found.
+# For each input, the column of the result that holds the row number.
 PLACES = ("row", "twin")
-# Partitions on rows of which directions are found.
+# How many partitions to sample when the directions of the sketches are found.
 SAMPLE_PARTITIONS = 4
 
 
@@ -59,38 +59,38 @@ def leak(
     overwrite: bool = False,
     client: Client | None = None,
 ) -> StepResult:
-    """Find the rows of `test` that have a twin in `train`; all pairs are compared, and nothing is decided.
+    """Find the rows of `test` that have a near-duplicate in `train`. All pairs are compared; no row is dropped.
 
     Parameters
     ----------
     train, test : path or sequence of path
         Embeddings: files, directories or globs.
     out : path
-        Directory to make. Its ``leaks.parquet`` has one row for each row of `test` with a twin: ``id``, ``twin_id``
-        (the most similar row of `train`; of equals a copy, or else the first), ``score``, ``exact`` (the two are the
-        same bit for bit) and ``twins`` (how many rows of `train` are similar enough), then for each metadata field
-        ``FIELD`` and ``twin_FIELD``, the values of the row and of its twin. Rows of either that were left out
-        are listed in ``_rejects/rejects``: ``id``, ``file``, ``row``, ``reason`` and ``input`` (``train`` or
-        ``test``).
+        Directory to make. Its ``leaks.parquet`` has one row for each row of `test` with a near-duplicate: ``id``,
+        ``twin_id`` (the most similar row of `train`; of several that are equally similar, a copy, or else the first),
+        ``score``, ``exact`` (whether the two are bitwise identical) and ``twins`` (how many rows of `train` are similar
+        enough), then for each metadata field ``FIELD`` and ``twin_FIELD``: its value in the row and in the most similar
+        row. Rows of either input that were left out are listed in ``_rejects/rejects``: ``id``, ``file``, ``row``,
+        ``reason`` and ``input`` (``train`` or ``test``).
     threshold : float
-        Cosine similarity in [0.5, 1] from which two rows are twins.
+        Cosine similarity in [0.5, 1] from which two rows are near-duplicates.
     reading : ReadOptions
-        How both are read.
+        How both inputs are read.
     overwrite : bool, default False
     client : distributed.Client, optional
 
     Returns
     -------
     StepResult
-        A mapping: ``train``, ``test`` (rows of each that were compared), ``rejected`` (rows that were left out),
-        ``leaked``, ``exact`` (of those) and ``threshold``.
+        A mapping: ``train`` and ``test`` (rows of each that were compared), ``rejected`` (rows that were left out),
+        ``leaked`` (rows of `test` with a near-duplicate), ``exact`` (how many of these are copies) and ``threshold``.
 
     Raises
     ------
     UsageError
-        The threshold is out of range, the vectors have different dimensions, or two columns would have one name.
+        The threshold is out of range, the vectors have different dimensions, or two columns would have the same name.
     DataError
-        A row cannot be worked with.
+        A row cannot be used.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def find_leaks(
     client: Client | None = None,
     tuning: Tuning = DEFAULT,
 ) -> StepResult:
-    """As :func:`leak`, with work in the sizes of `tuning`."""
+    """Run :func:`leak` with tasks of the sizes in `tuning`."""
     least = round_to_float32(check_share("--threshold", threshold))
     if least < LEAST_FLOOR:
         raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
@@ -153,15 +153,16 @@ def find_leaks(
 def _find_leaks(
     sources: list[Source], threshold: np.float32, client: Client | None, tuning: Tuning
 ) -> tuple[pa.Table, list[int]]:
-    """The rows of the first of `sources` with a twin in the second, in their order, and the rows of both.
+    """Find the rows of the first of `sources` with a near-duplicate in the second; count the rows compared of each.
 
-    ``row`` and ``twin`` tell where the two are: all rows of the partitions before, and the good ones of its own before.
+    ``row`` and ``twin`` are the numbers of the two rows. A number counts all rows of earlier partitions, and the valid
+    rows before it in its own partition.
     """
     firsts = list(accumulate((source.rows for source in sources), initial=0))
     blocks = [block for i, source in enumerate(sources) for block in _make_row_blocks(source, i, firsts[i])]
     own = sources[0].n_partitions
     readers = [partial(_read_unit_vectors, source.reader) for source in sources]
-    # Dask does not look through what is bound to a function.
+    # Dask does not traverse a partial.
     sampled = [
         delayed(partial(_sample_row_block, readers[block.source], block), pure=False)()
         for block in _pick_row_blocks(blocks)
@@ -186,13 +187,13 @@ def _find_leaks(
 
 
 def _refuse_column_names(source: Source) -> None:
-    """Refuse metadata fields that would meet another column of the list of leaks."""
+    """Refuse metadata fields whose columns would clash with others in the list of leaks."""
     names = [*LEAK_COLUMNS, *_pair_names(source.metadata_fields)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(
             f"there would be two columns {twice[0]!r}",
             where="--metadata-field",
-            expected=f"fields called otherwise than {', '.join(LEAK_COLUMNS)}, and than twin_ and another field",
+            expected=f"fields not named {', '.join(LEAK_COLUMNS)}, nor twin_ and the name of another field",
             remedy="leave the field out, or rename it",
         )
 
@@ -202,7 +203,7 @@ def _pair_names(fields: Sequence[str]) -> list[str]:
 
 
 def _add_metadata(found: pa.Table, sources: list[Source], client: Client | None) -> pa.Table:
-    """`found` with the metadata of the rows and of their twins."""
+    """`found` with the metadata of the rows and of their most similar rows."""
     fields = sources[0].metadata_fields
     columns = {name: found[name] for name in LEAK_COLUMNS}
     if fields:
@@ -213,7 +214,7 @@ def _add_metadata(found: pa.Table, sources: list[Source], client: Client | None)
 
 
 def _read_metadata(source: Source, numbers: np.ndarray, client: Client | None) -> pa.Table:
-    """Metadata of the rows of `source` with these `numbers`, as :func:`_find_leaks` gives them, in their order."""
+    """Metadata of the rows of `source` with these `numbers` (as numbered by :func:`_find_leaks`), in their order."""
     rows, back = np.unique(numbers, return_inverse=True)
     starts = np.cumsum([0, *(partition.rows for partition in source.partitions)])
     bounds = np.searchsorted(rows, starts)
@@ -237,7 +238,7 @@ def _make_row_blocks(source: Source, number: int, first: int) -> list[RowBlock]:
 
 
 def _pick_row_blocks(blocks: list[RowBlock]) -> list[RowBlock]:
-    """Some of `blocks`, from all over."""
+    """Some of `blocks`, evenly spread."""
     return [blocks[i] for i in np.unique(np.linspace(0, len(blocks) - 1, SAMPLE_PARTITIONS).astype(int))]
 
 
@@ -257,7 +258,7 @@ def _sample_row_block(reader: Any, block: RowBlock) -> np.ndarray:
 
 
 def _compare_row_blocks(cache: RowBlockCache, work: Task, threshold: np.float32) -> tuple[pa.Table, dict[int, int]]:
-    """The rows of a block with a twin in one of a run of others; rows of each block that was looked at."""
+    """Find the rows of a block that have a near-duplicate in the other blocks of a task; count the rows of each."""
     one = cache.get(work.row)
     best, rows = _select_best(_to_leaks_table(one, one, SimilarPairs.none())), {work.row: len(one.ids)}
     for i in work.columns:
@@ -269,7 +270,7 @@ def _compare_row_blocks(cache: RowBlockCache, work: Task, threshold: np.float32)
 
 
 def _to_leaks_table(one: LoadedBlock, other: LoadedBlock, similar: SimilarPairs) -> pa.Table:
-    """Pairs of two blocks; copies of a row of `other` are counted with it, those of a row of `one` are listed."""
+    """Table of the pairs of two blocks: copies of a row of `other` are counted, those of a row of `one` are listed."""
     copies = np.bincount(other.copies[:, 1] - other.first, minlength=len(other.ids)) + 1
     # Each row of the block with its first copy; those without copies are their own.
     first = np.arange(one.first, one.first + len(one.ids))
@@ -294,7 +295,7 @@ def _to_leaks_table(one: LoadedBlock, other: LoadedBlock, similar: SimilarPairs)
 
 
 def _select_best(pairs: pa.Table) -> pa.Table:
-    """The most similar twin of each row, of equals a copy, or else the first, and how many there are; by row."""
+    """Reduce `pairs` to the best one of each row, and add up ``twins``; of equal scores a copy wins, then the first."""
     by = [("row", "ascending"), ("score", "descending"), ("exact", "descending"), ("twin", "ascending")]
     pairs = pairs.take(pc.sort_indices(pairs, by))
     rows = pairs["row"].to_numpy()

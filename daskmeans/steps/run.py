@@ -1,4 +1,4 @@
-"""The step `run`: fit, assign and dedup in one go, taken up where an earlier run has stopped."""
+"""The step `run`: fit, assign and dedup in one go, resumed where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def run(
 ) -> DedupResult:
     """Fit, assign and dedup in one go, into ``model``, ``clusters`` and ``dedup`` below `out`.
 
-    A step that an earlier run has finished, with the same settings on the same input and by the same version of
-    daskmeans, is not done again; a fit that was interrupted goes on.
+    A step that an earlier run finished is not done again if its settings, its input and the version of daskmeans are
+    the same. An interrupted fit resumes.
 
     Parameters
     ----------
@@ -67,14 +67,14 @@ def run(
     threshold, eps : float
         Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
     layout, embedding_dtype, assign, assign_recall
-        As in :func:`assign_files`.
+        As in :func:`daskmeans.assign`, where `embedding_dtype` is called `dtype`.
     keep, rule, search, probes, floor
         As in :func:`daskmeans.dedup`.
 
     Raises
     ------
     OutputError
-        A step below `out` was made with other settings, from another input or by another version of daskmeans, and
+        A step below `out` was done with other settings, on another input or by another version of daskmeans, and
         `overwrite` is not set.
 
     Examples
@@ -100,7 +100,7 @@ def run(
 def run_steps(
     inputs: Any, out: str | UPath, settings: RunSettings, *, overwrite: bool = False, client: Client | None = None
 ) -> DedupResult:
-    """As :func:`run`, with the options in one."""
+    """Run :func:`run` with its options in one object."""
     model, reading = settings.model, settings.reading
     client = current_client(client)
     root = reading.path(out)
@@ -110,13 +110,13 @@ def run_steps(
     deciding = asked.settings()
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
     source = reading.open(inputs, client, allow_zero=not model.normalize)
-    # Now, not after the fit: may the columns be stored, and may rows be ranked by them?
+    # Check before the fit, not after it, that the columns can be stored and that rows can be ranked by them.
     refuse_reserved_columns([source.id_field, *source.metadata_fields])
     distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
     check_ranking_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
     refuse_overlap(root, [*find_directories(inputs, reading.storage_options), *source.files])
     _refuse_foreign(root, paths)
-    if not (manifest.peek_manifest(paths["clusters"]) or {"finished": False})["finished"]:  # now, not after the fit
+    if not (manifest.peek_manifest(paths["clusters"]) or {"finished": False})["finished"]:  # before the fit, not after
         diskspace.check_space(root, clusters_bytes(source, settings.storing.embedding_dtype))
     refuse_misfit(source, resolved)
 
@@ -158,11 +158,11 @@ def _find_decided_clusters(buckets: Buckets, path: UPath) -> Buckets:
         return buckets
     if before.rows < buckets.rows:
         logger.info(
-            "%s: %s rows were appended since the decisions were made, and stay as they are",
+            "%s: %s rows were appended since the decisions were made; they stay as they are",
             buckets.path,
             f"{buckets.rows - before.rows:,}",
         )
-    return before  # also after a batch of which no row was kept: the clusters have another identity since
+    return before  # also after a batch of which no row was kept: it changed the identity of the clusters
 
 
 def _read_finished(path: UPath) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _run_once(
     work: Callable[[], object],
     resume: str | None = None,
 ) -> None:
-    """Do `work` unless `path` holds its finished result already."""
+    """Do `work`, unless `path` already holds its finished result."""
     found = manifest.peek_manifest(path)
     state, changed = manifest.status(found, name, settings, inputs)
     if state is manifest.State.DONE:
@@ -187,7 +187,7 @@ def _run_once(
         return
     if found and found["finished"] and not overwrite:
         raise OutputError(
-            f"the step {name!r} is finished here, with other settings or another input: {'; '.join(changed)}",
+            f"the step {name!r} is finished here, but with other settings or another input: {'; '.join(changed)}",
             where=str(path),
             remedy="choose another --out, or add --overwrite to do it again",
         )
@@ -198,7 +198,7 @@ def _run_once(
 
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
     """Refuse a directory that holds anything but what a run makes."""
-    known = {*ours, "summary.json", "summary.json.tmp"}  # what a run has left that was killed as it wrote the other
+    known = {*ours, "summary.json", "summary.json.tmp"}  # the last is left by a run killed while it wrote
     if root.exists() and not root.is_dir():
         raise OutputError("the output exists and is a file", where=str(root), remedy="choose another --out")
     foreign = [child.name for child in root.iterdir() if child.name not in known] if root.exists() else []
@@ -206,6 +206,6 @@ def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
         raise OutputError(
             f"the output directory holds files that daskmeans did not write, such as {foreign[0]!r}",
             where=str(root),
-            expected="a new or an empty directory, or that of an earlier run",
+            expected="a new or empty directory, or that of an earlier run",
             remedy="choose another --out",
         )

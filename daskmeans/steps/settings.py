@@ -1,4 +1,4 @@
-"""Options of assigning files, and of a run, which are those of its steps."""
+"""Options of the steps `assign` and `run`; those of a run are the options of its steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daskmeans.vectors.options import DEFAULTS, ReadOptions
 
 @dataclass(frozen=True)
 class Storing:
-    """How rows are assigned, and their clusters stored; the fields are flags of the command line."""
+    """How rows are assigned and their clusters stored; the fields are flags of the command line."""
 
     layout: str = option("bucketed", choices=LAYOUTS)
     embedding_dtype: str = option("float32", choices=("float32", "float16"))
@@ -31,12 +31,12 @@ class Storing:
     )
 
     def settings(self, reading: ReadOptions) -> dict[str, Any]:
-        """What determines the clusters besides the input and the model.
+        """Everything that determines the clusters, besides the input and the model.
 
         Raises
         ------
         UsageError
-            Rows cannot be assigned in this way; MissingExtraError if that takes a package.
+            Rows cannot be assigned in this way; MissingExtraError if a package is missing for it.
         """
         check_assign(self.assign, self.assign_recall)
         return {
