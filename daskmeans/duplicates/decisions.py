@@ -59,7 +59,7 @@ def decide_from_pairs(
         paired = np.unique(np.concatenate([similar.rows[near], similar.neighbors[near]]))
         found = recall.complete_recall(buckets.rows, int((paired < buckets.rows).sum()))
     else:
-        found = recall.summarize_recall(stored.recall_sample() >= threshold)
+        found = recall.summarize_recall(stored.recall_scores() >= threshold)
     summary, outputs = summarize_decisions(buckets, settings, files, counts, found, start, client)
     pairs = {"path": str(stored.path), "count": stored.count, "floor": stored.floor}
     return summary | {"floor": settings.floor, "pairs": pairs}, outputs

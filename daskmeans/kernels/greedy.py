@@ -26,7 +26,7 @@ def union_find_roots(n, rows, neighbors):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def select_greedily(starts, earlier, scores, threshold, survivors):  # type: ignore[no-untyped-def]
+def select_greedily(starts, earlier, scores, threshold, for_survivors):  # type: ignore[no-untyped-def]
     """Decide on one row after the other; the pairs of each come with the largest score first."""
     n = starts.shape[0] - 1
     keep, kept, best = np.ones(n, np.bool_), np.full(n, -1), np.full(n, -1)
@@ -38,7 +38,7 @@ def select_greedily(starts, earlier, scores, threshold, survivors):  # type: ign
             if scores[e] < threshold:
                 break
             stays = keep[earlier[e]]
-            keep[i] = keep[i] and survivors and not stays
+            keep[i] = keep[i] and for_survivors and not stays
             if stays and kept[i] < 0:
                 kept[i], kept_score[i] = earlier[e], scores[e]
     return keep, kept, kept_score, best, found

@@ -98,7 +98,7 @@ class StoredPairs:
             raise pairs_are_gone(self.path, floor)
         return SimilarPairs(*map(np.concatenate, parts))
 
-    def recall_sample(self) -> np.ndarray:
+    def recall_scores(self) -> np.ndarray:
         """Read the results of :meth:`RecallSample.best_scores` from the search."""
         return npy.load_array(manifest.read_verified(self.path, RECALL_SCORES, self.manifest))
 

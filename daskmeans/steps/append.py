@@ -87,9 +87,7 @@ def append(
     found, client = manifest.read_manifest(path, "dedup"), current_client(client)
     made, settings = found["inputs"], DedupSettings(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})
     new = open_buckets(open_path(made["clusters"], options))
-    against = [
-        open_reference(open_path(_named(differences), options), options) for differences in made.get("against", ())
-    ]
+    against = [open_reference(open_path(_named(entry), options), options) for entry in made.get("against", ())]
     check_append(new, [each.buckets for each in against], path)
     old = against[0].buckets
     if not is_appended(old, new, settings, path, client, options):
@@ -108,9 +106,9 @@ def append(
     return StepResult(old.path, {"appended": rows, "rows": after.rows})
 
 
-def _named(differences: dict[str, Any]) -> str:
+def _named(entry: dict[str, Any]) -> str:
     """Path that was given as `against`: that of the clusters, or of decisions on them that alone count."""
-    return str(differences["decided"][0]["decisions"] if differences.get("alone") else differences["clusters"])
+    return str(entry["decided"][0]["decisions"] if entry.get("alone") else entry["clusters"])
 
 
 def check_append(new: Buckets, against: Sequence[Buckets], out: Input | None) -> None:

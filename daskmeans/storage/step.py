@@ -36,7 +36,7 @@ class Step:
         self._lock = held
         resources.reset_peaks(self._client)
 
-    def write(self, finished: bool) -> None:
+    def write_manifest(self, finished: bool) -> None:
         """Write the manifest as it stands, if no other run has taken the output."""
         if finished:
             objectstore.flush_to_disk(self.path)
@@ -120,7 +120,9 @@ def open_step(
         made = Step(out, head, mine, client)
         if kept:
             made.facts["resumed"] = True  # seconds and peaks are those of the last part
-        made.write(finished=False)  # before the rest is removed, so that a kill in between leaves an output of ours
+        made.write_manifest(
+            finished=False
+        )  # before the rest is removed, so that a kill in between leaves an output of ours
         _clear_directory(out, {manifest.MANIFEST_NAME, *kept, *keep})
         try:
             yield made
@@ -129,7 +131,7 @@ def open_step(
                 if mine.held:
                     _remove_failed_output(out, resume, keep, fresh)
             raise
-        made.write(finished=True)
+        made.write_manifest(finished=True)
         if resume:
             manifest.remove_tree(
                 out / resume
