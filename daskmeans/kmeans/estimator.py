@@ -1,6 +1,6 @@
 """The estimator: scikit-learn's contract over numpy, dask arrays and dask dataframes.
 
-It is longer than 350 lines because one class keeps that contract; two fifths of them are docstrings for users.
+Longer than 350 lines because one class keeps that contract; two fifths of them are docstrings for users.
 """
 
 from __future__ import annotations
