@@ -1,1 +1,1 @@
-"""Arithmetic on one block of rows. Nothing here knows Dask or files, nor which device it should use."""
+"""Arithmetic on one block of rows. Nothing here knows Dask or files, nor which device to use."""

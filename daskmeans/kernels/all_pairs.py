@@ -1,9 +1,9 @@
-"""All pairs of rows whose product reaches a floor: few coordinates tell which pairs cannot, the others are multiplied.
+"""All pairs of rows whose product reaches a floor: sketches exclude most pairs, and the others are multiplied exactly.
 
-A row is rewritten as its coordinates along a few directions, and the length of what these leave out. The product of
-two rows is at most the product of two such sketches (Cauchy-Schwarz for what is left out), whatever the directions
-are; good ones only make the bound tighter. Sketches are compared as candidate filters compare rows with
-centroids, with the error of that comparison in the bound, so no pair is missed.
+The sketch of a row is its coordinates along a few directions, and the norm of its residual. The product of two rows is
+at most that of their sketches (Cauchy-Schwarz for the residuals), whatever the directions are; good ones only make the
+bound tighter. Sketches are compared by the same candidate filter as rows and centroids. The bound includes the error of
+that comparison, so no pair is missed.
 """
 
 from __future__ import annotations
@@ -20,38 +20,35 @@ from daskmeans.kernels.norms import rounding_bound, squared_norms64
 from daskmeans.kernels.quantize import Codes, PackedCentroids, encode_rows, pack_centroids
 from daskmeans.kernels.within_cluster import is_same_row, product_score
 
-# What is left out is written as so many equal coordinates, which makes the steps of bytes finer than one large one.
+# The residual is spread over this many equal coordinates: one large coordinate would make the steps of bytes coarser.
 RESTS = 4
-# Numbers of directions that are tried, and the rows of a sample on which they are.
+# Numbers of directions that are tried, and the rows of the sample that they are tried on.
 DIRECTIONS, TRIAL_ROWS = (32, 64, 128, 256, 512), 1024
-# Rows of a sample, and their coordinates, at most: directions take a second or two, however wide the rows are.
+# Rows of a sample, and their coordinates, at most: finding directions takes a second or two, however wide the rows are.
 SAMPLE_ROWS, SAMPLE_COORDINATES = 8192, 1 << 24
-# Up to this dimension all axes of a sample are found, which takes the cube of it; of wider rows the first ones only.
+# Up to this dimension all principal axes of a sample are computed, in cubic time; of wider rows only the first ones.
 NARROW = 1024
-# What multiplying two rows costs for each of their coordinates, in coordinates of two sketches: as bytes, as float32.
+# Cost of multiplying two rows exactly, per coordinate, in coordinates of sketches: as bytes, as float32.
 EXACT_COST = (240.0, 60.0)
-# Rows that are compared with one group of columns after the other, and pairs that are collected at a time.
+# Rows that are compared with each group of columns in turn, and pairs that are collected at a time.
 CHUNK, ROOM = 1024, 1 << 18
 
 
 class Sketches(NamedTuple):
-    """Rows, and what tells which pairs of them need not be multiplied.
-
-    Both sides of a comparison are in it: codes as rows, packed as columns.
-    """
+    """Rows with their sketches, in both forms that a comparison takes: codes as rows, packed as columns."""
 
     X: np.ndarray
     """float32, shape (n, d)"""
     codes: Codes
-    """Of the sketches."""
+    """Codes of the sketches."""
     columns: PackedCentroids
-    """Likewise, as columns; its halves are zero."""
+    """The sketches as columns; their halves are zero."""
     loose: float
-    """By how much the product of two rows may be above that of their sketches, since these are rounded."""
+    """By how much the product of two rows may exceed that of their sketches, since these are rounded."""
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows, by their places."""
+    """Pairs of rows, by their indices."""
 
     rows: np.ndarray
     """int64, shape (m,)"""
@@ -60,11 +57,11 @@ class Pairs(NamedTuple):
     scores: np.ndarray
     """float32, shape (m,)"""
     copies: np.ndarray
-    """bool, shape (m,): the rows are the same bit for bit."""
+    """bool, shape (m,): whether the rows are bitwise identical, but for the sign of zeros."""
 
 
 def n_sample_rows(dimension: int) -> int:
-    """How many rows tell good directions; of wide rows, fewer, since these are not to take longer.
+    """Return how many rows to sample for finding directions; fewer of wide rows, so that it takes no longer.
 
     Examples
     --------
@@ -75,22 +72,22 @@ def n_sample_rows(dimension: int) -> int:
 
 
 def find_directions(sample: np.ndarray, floor: float) -> np.ndarray:
-    """Directions that make it cheap to find the pairs of rows whose product is at least `floor`.
+    """Find directions with which the pairs of rows whose product is at least `floor` are found fastest.
 
     Parameters
     ----------
     sample : ndarray of float32, shape (m, d)
-        Some of the rows, about :func:`n_sample_rows`, those of a cluster beside one another. Any others give the same
-        pairs, in more time.
+        Some of the rows, about :func:`n_sample_rows`, sorted by cluster. Any other sample gives the same pairs, in more
+        time.
     floor : float
 
     Returns
     -------
     ndarray of float32, shape (d, p)
-        Of norm 1 at most. With ``p = 0``: no directions are worth their while, sketches are the rows.
+        Of norm 1 at most. With ``p = 0`` no directions pay off, and sketches are the rows themselves.
     """
     d = sample.shape[1]
-    # Few wide rows lie along their own axes as no others do, so those that are tried have no part in these.
+    # A few wide rows fit their own axes better than other rows would, so the rows for the trial are left out of them.
     most = len(sample) if d <= NARROW else len(sample) // 4
     places = np.linspace(0, len(sample) - 1, min(most, TRIAL_ROWS)).astype(int)
     tried = sample[places]
@@ -102,7 +99,7 @@ def find_directions(sample: np.ndarray, floor: float) -> np.ndarray:
         P = _scale_axes(axes[:, :p])
         F, loose = sketch_rows(tried, P)
         codes = encode_rows(F, np.zeros(F.shape[1]))
-        half = len(tried) // 2  # of the clusters, so that pairs are as far apart as most are
+        half = len(tried) // 2  # of the clusters, so that most pairs are of different clusters
         products = F[:half].astype(np.float64) @ F[half:].T + 2.0 * codes.errors[:half, None] + loose
         candidates = np.count_nonzero(products >= floor) / max(1, products.size)
         cost = F.shape[1] + candidates * d * EXACT_COST[not has_byte_instructions()]
@@ -112,13 +109,13 @@ def find_directions(sample: np.ndarray, floor: float) -> np.ndarray:
 
 
 def _principal_axes(X: np.ndarray) -> np.ndarray:
-    """The principal axes of the rows of `X`, the longest first; float64, shape (d, d)."""
+    """Return the principal axes of the rows of `X`, the longest first; float64, shape (d, d)."""
     wide = X.astype(np.float64)
     return np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
 
 
 def _leading_axes(X: np.ndarray) -> np.ndarray:
-    """Nearly the first of :func:`_principal_axes`, as many as may become directions: in products of random ones."""
+    """Approximate the first of :func:`_principal_axes`, as many as may be directions, by random projections."""
     count = min(len(X), DIRECTIONS[-1])
     some = np.random.default_rng(0).standard_normal((X.shape[1], count), np.float32)
     Y = (X.T @ (X @ some)).astype(np.float64)
@@ -129,13 +126,13 @@ def _leading_axes(X: np.ndarray) -> np.ndarray:
 
 
 def _scale_axes(axes: np.ndarray) -> np.ndarray:
-    """`axes` as float32, with norm 1 at most: rounding adds less to the norm than the factor takes away."""
+    """Return `axes` as float32, with norm 1 at most: rounding adds less to the norm than the factor takes away."""
     norm = np.sqrt(np.linalg.eigvalsh(axes.T @ axes)[-1])
     return np.ascontiguousarray(axes * ((1.0 - 2.0**-16) / norm), np.float32)
 
 
 def sketch_rows(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
-    """Sketches of the rows of `X`, and by how much a product of rows may be above that of their sketches.
+    """Return sketches of the rows of `X`, and by how much a product of rows may exceed that of their sketches.
 
     Parameters
     ----------
@@ -146,7 +143,7 @@ def sketch_rows(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
     Returns
     -------
     F : ndarray of float32, shape (n, p + 4)
-        ``X @ P``, and four times half the norm of what that leaves out; `X` itself if there are no directions.
+        ``X @ P``, and four times half the norm of the residual; `X` itself if there are no directions.
     loose : float
 
     Notes
@@ -169,7 +166,7 @@ def sketch_rows(X: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def make_sketches(X: np.ndarray, P: np.ndarray) -> Sketches:
-    """Sketches of the rows of `X` (float32, shape (n, d), C-contiguous) along the directions `P`."""
+    """Return sketches of the rows of `X` (float32, shape (n, d), C-contiguous) along the directions `P`."""
     F, loose = sketch_rows(X, P)
     center = np.zeros(F.shape[1])
     columns = pack_centroids(F, center)
@@ -187,7 +184,7 @@ def find_pairs(
     same: bool = False,
     room: int = ROOM,
 ) -> Iterator[Pairs]:
-    """The pairs of rows whose score is at least `floor`, some at a time.
+    """Yield the pairs of rows whose score is at least `floor`, some at a time.
 
     Parameters
     ----------
@@ -195,16 +192,17 @@ def find_pairs(
         Along the same directions.
     floor : float32
     rows, columns : slice
-        Which rows of `one` are compared with which of `other`.
+        The rows of `one` that are compared, and those of `other`.
     same : bool, default False
-        `one` is `other`: pairs come out once, the later row first.
+        Whether `one` is `other`. Then each pair is yielded once, the later row first.
     room : int
         About how many pairs are collected at a time.
 
     Yields
     ------
     Pairs
-        In an order that depends on the sketches. Rows of zeros, which no product tells from others, are not among them.
+        In an order that depends on the sketches. Pairs of zero rows are not among them:
+        their product is zero.
 
     Examples
     --------
@@ -229,12 +227,12 @@ def find_pairs_among(
     same: bool = False,
     room: int = ROOM,
 ) -> Iterator[Pairs]:
-    """As :func:`find_pairs`, among some rows and some columns after others.
+    """Like :func:`find_pairs`, but among given rows and columns, in several jobs.
 
     Parameters
     ----------
     one, other, floor, same, room
-        As there.
+        As in :func:`find_pairs`.
     picks : ndarray of int32
         Rows of `one`.
     jobs : ndarray of int64, shape (m, 4)
@@ -258,7 +256,7 @@ def find_pairs_among(
 
 @kernel
 def _least_scores(codes, columns, floor, loose):  # type: ignore[no-untyped-def]
-    """The lowest score that a pair at the floor may have, for each row; rounded down."""
+    """Return for each row the lowest filter score that a pair at the floor may have; rounded down."""
     n, d = codes.squares.shape[0], columns.centroids.shape[1]
     out = np.empty(n, np.float32)
     longest, error = columns.longest.max(), columns.error.max()
@@ -272,9 +270,9 @@ def _least_scores(codes, columns, floor, loose):  # type: ignore[no-untyped-def]
 
 @kernel
 def _collect_pairs(X, codes, Y, columns, least, floor, picks, jobs, same, state, found):  # type: ignore[no-untyped-def]
-    """Compare from where `state` says on, until all is compared or `found` is nearly full; how many pairs are in it.
+    """Continue from `state` until everything is compared or `found` is nearly full; return how many pairs it holds.
 
-    The state is a job, and how many rows and groups of columns of it are done.
+    The state is the current job, and how many of its rows and groups of columns are done.
     """
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty(ROWS, np.float32)
     chunk = np.empty(CHUNK + ROWS, np.int32)

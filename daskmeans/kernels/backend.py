@@ -1,8 +1,8 @@
-"""What a process computes with, its cores or its GPU: the same methods, with the same bits.
+"""Backends, CPU and GPU: the same methods, with bitwise identical results.
 
-Which one is chosen where rows are loaded, by :func:`daskmeans.runtime.gpus.backend`; whoever has the rows asks no more.
-Matrices lie in the memory of the process, or in that of a GPU, as their `home` has it: methods about rows where they
-lie are those of the home.
+The backend is chosen once, where rows are loaded, by :func:`daskmeans.runtime.gpus.backend`. Rows lie in the memory of
+their `home`, which is a backend too: the process's memory for the CPU, its own for a GPU. Methods on rows where they
+lie are called on the home.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from daskmeans.kernels.gpu.device import Device
 from daskmeans.kernels.gpu.memory import pairs_bytes, spare_bytes
 from daskmeans.kernels.step import CpuStep, GpuStep
 
-# Share of a device's memory that bands may take.
+# Share of a device's memory that row blocks may take.
 KEEP = 0.5
 
 # The arrays that are kept beside the rows of a block from step to step: their shapes and types.
 Layout = dict[str, tuple[tuple[int, ...], Any]]
-# Rows as they are compared: by their sketches, or on a device whole.
+# Rows in the form in which pairs are compared: sketches on a CPU, whole rows on a device.
 Compared = Sketches | dense.DeviceRows
 
 
 class Cpu:
-    """The cores of this process."""
+    """The CPU cores of this process."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """Around what a thread computes with rows: threads do not wait for one another."""
+        """Context around what a thread computes with rows; on a CPU threads do not wait for one another."""
         return contextlib.nullcontext()
 
     def memory(self) -> int:
-        """Bytes of memory of its own, used or not: cores have that of the process, which others look after."""
+        """Bytes of the backend's own memory, used or not: 0 for a CPU, whose memory is budgeted elsewhere."""
         return 0
 
     # --- k-means ---
 
     def layout(self, rows: int, n_features: int, n_clusters: int) -> Layout:
-        """What a step keeps beside `rows` rows."""
+        """Return the shapes and types of the arrays that a step keeps beside `rows` rows."""
         bounds: Layout = {
             "labels": ((rows,), np.int32),
             "upper": ((rows,), np.float32),
@@ -55,51 +55,51 @@ class Cpu:
         return quantize.codes_layout(rows, n_features, quantize.is_bytewise(n_features)) | bounds
 
     def step(self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, drift: Drift, scale: float) -> CpuStep:
-        """A step towards `centroids`; see :class:`daskmeans.kmeans.engine.passes.PassState`."""
+        """Begin an assignment step for `centroids`; see :class:`daskmeans.kmeans.engine.passes.PassState`."""
         return CpuStep(centroids, center, order, drift, scale)
 
     def nearest(self, X: Any, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See :func:`daskmeans.kernels.distances.nearest_centroids`; a GPU takes rows that lie there, too."""
+        """See :func:`daskmeans.kernels.distances.nearest_centroids`; a GPU also takes rows in its own memory."""
         return distances.nearest_centroids(X, centroids)
 
     def nearest_labels(self, X: Any, centroids: np.ndarray) -> np.ndarray:
-        """The labels that :meth:`nearest` finds, in less time."""
+        """Return only the labels of :meth:`nearest`, in less time."""
         return distances.nearest_labels(X, centroids)
 
     # --- pairs ---
 
     def comparable(self, X: np.ndarray, P: np.ndarray) -> Sketches:
-        """Unit rows, ready to be compared; sketches are along the directions `P`."""
+        """Prepare unit rows for :meth:`find_pairs`; on a CPU as sketches along the directions `P`."""
         return all_pairs.make_sketches(X, P)
 
     def find_pairs(self, one: Any, other: Any, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
-        """The pairs of all rows whose score is at least `floor`, some at a time; `same` if `one` is `other`."""
+        """Yield the pairs of rows whose score is at least `floor`, some at a time; `same` if `one` is `other`."""
         return all_pairs.find_pairs(one, other, floor, slice(0, len(one.X)), slice(0, len(other.X)), same=same)
 
     def room(self, rows: int, most: int, n_features: int) -> int:
-        """How many of `rows` comparable rows may stay, where two bands of up to `most` are compared."""
+        """Return how many of `rows` prepared rows may be kept while two row blocks of up to `most` are compared."""
         return rows
 
     # --- rows where they lie ---
 
     def adopt(self, matrix: Callable[[], Any], normalize: bool) -> Any:
-        """What `matrix` gives, rows that lie here, as rows to compute with; None if they do not, or one may be bad."""
+        """Return the rows that `matrix` returns if they lie in this memory; None if not, or if a row may be bad."""
         return None
 
     def place(self, X: np.ndarray) -> Any:
-        """Rows in memory, brought here."""
+        """Copy rows from the process's memory to this one."""
         return X
 
     def own(self, X: Any) -> Any:
-        """Rows that keep no others in memory: a view of a column may be a view of a larger one."""
+        """Return rows that keep no others in memory; a view of a larger column is copied."""
         return X if X.base is None else X.copy()
 
     def to_host(self, X: Any) -> np.ndarray:
-        """Rows brought to memory."""
+        """Copy rows to the process's memory."""
         return X  # type: ignore[no-any-return]
 
     def take(self, X: Any, which: np.ndarray) -> Any:
-        """Some of the rows."""
+        """Return the rows `which`."""
         return X[which]
 
     def copy_rows(self, X: Any, which: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
@@ -118,13 +118,13 @@ class Cpu:
         return distances.cosine_distances(X, centroids, labels)  # type: ignore[no-any-return]
 
     def largest_coordinate(self, X: Any) -> float:
-        """The largest absolute coordinate of the rows."""
+        """Return the largest absolute coordinate of the rows."""
         return sums.largest_coordinate(X)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device; what is not told here is as of :class:`Cpu`."""
+    """A GPU; methods without a docstring do the same as those of :class:`Cpu`."""
 
     device: Device
 
@@ -139,11 +139,11 @@ class Gpu:
     # --- k-means ---
 
     def layout(self, rows: int, n_features: int, n_clusters: int) -> Layout:
-        """Labels alone."""
+        """Labels only: on a GPU bounds do not pay."""
         return {"labels": ((rows,), np.int32)}
 
     def step(self, centroids: np.ndarray, center: np.ndarray, order: np.ndarray, drift: Drift, scale: float) -> GpuStep:
-        """With all centroids, whatever their order and drift."""
+        """Compare with all centroids, so order and drift have no effect."""
         return GpuStep(self.device, centroids, center, scale)
 
     def nearest(self, X: Any, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,14 +155,14 @@ class Gpu:
     # --- pairs ---
 
     def comparable(self, X: np.ndarray, P: np.ndarray) -> dense.DeviceRows:
-        """Whole rows, on the device."""
+        """Copy whole rows to the device; `P` is not used."""
         return dense.encode_unit_rows(self.device, X)
 
     def find_pairs(self, one: Any, other: Any, floor: np.float32, *, same: bool = False) -> Iterator[Pairs]:
         return dense.find_pairs(self.device, one, other, floor, same=same)
 
     def room(self, rows: int, most: int, n_features: int) -> int:
-        """As many as the device has memory for."""
+        """As many rows as the device has memory for."""
         room = spare_bytes(self.device.memory(), KEEP, pairs_bytes(most, n_features, self.device.tuning))
         return min(rows, room // dense.row_bytes(n_features))
 
@@ -172,7 +172,7 @@ class Gpu:
         X = matrix()
         if X is None:
             return None
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes infinity
             X = self.device.xp.ascontiguousarray(X, np.float32)
         squares = norms.squared_norms(self.device, X)
         if not norms.is_usual(self.device, squares, normalize):
@@ -183,7 +183,7 @@ class Gpu:
         return self.device.xp.asarray(X)
 
     def own(self, X: Any) -> Any:
-        """As they are: a column is not copied."""
+        """Return the rows unchanged: a column is not copied."""
         return X
 
     def to_host(self, X: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Bounds on the scores of groups of centroids, by how far centroids have moved."""
+"""Bounds on the distances of rows to groups of centroids, adjusted by how far centroids have moved."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from daskmeans.kernels.jit import as_readonly, kernel
 from daskmeans.kernels.microkernel import n_groups
 from daskmeans.kernels.simd import squared_distance64
 
-# Bounds of a row at most: beyond, several groups of centroids share one.
+# Lower bounds of a row, at most: with more groups of centroids, several groups share one.
 MOST_BOUNDS = 96
 
 
 class Bounds(NamedTuple):
-    """What is known of each row before a search; written by it.
+    """State of each row before a search, which updates it.
 
-    Distances are stored less (`upper`) or plus (`lower`) the way that centroids had moved until then, so that a row
-    that is skipped is not written.
+    Bounds are stored less (`upper`) or plus (`lower`) the drift of the centroids until then. So nothing has to be
+    written for a row that is skipped.
     """
 
     labels: np.ndarray
     """int32, shape (n,): the nearest centroid of the last search; -1 for none."""
     upper: np.ndarray
-    """float32, shape (n,): at most so far is the centroid of the label."""
+    """float32, shape (n,): upper bound on the distance to the centroid of the label."""
     lower: np.ndarray
-    """float32, shape (n, bounds): at least so far are the other centroids of the groups that share a bound."""
+    """float32, shape (n, bounds): lower bounds on the distances to the other centroids, by groups that share one."""
 
 
 class Drift(NamedTuple):
-    """How far centroids have moved, in all, since the first search that wrote the bounds."""
+    """Total distance that centroids have moved since the first search that wrote the bounds."""
 
     each: np.ndarray
     """float64, shape (k,)"""
@@ -40,7 +40,7 @@ class Drift(NamedTuple):
 
 
 def n_bounds(n_clusters: int) -> int:
-    """Bounds of a row for `n_clusters` centroids.
+    """Number of lower bounds of a row for `n_clusters` centroids.
 
     Examples
     --------
@@ -51,18 +51,18 @@ def n_bounds(n_clusters: int) -> int:
 
 
 def groups_per_bound(n_clusters: int) -> int:
-    """Groups of centroids that share a bound."""
+    """Number of groups of centroids that share a bound."""
     return math.ceil(n_groups(n_clusters) / MOST_BOUNDS)
 
 
 def zero_drift(n_clusters: int, bounds: int) -> Drift:
-    """Centroids that have not moved."""
+    """Drift of centroids that have not moved."""
     return Drift(as_readonly(np.zeros(n_clusters)), as_readonly(np.zeros(bounds)))
 
 
 @kernel
 def slack_terms(codes, i, d, longest, rounding):  # type: ignore[no-untyped-def]
-    """How far a score of row `i` may be from the true one: r, a, b that make r + a * longest + b * error in a group."""
+    """Terms r, a, b of the error bound of a score of row `i`: r + a * longest + b * error in each group."""
     norm, lost = np.sqrt(codes.squares[i]), codes.errors[i]
     rest = rounding * longest * longest
     rest += (d + 8) * 2.0**-50 * (norm + longest) ** 2  # the comparison in float64
@@ -72,13 +72,13 @@ def slack_terms(codes, i, d, longest, rounding):  # type: ignore[no-untyped-def]
 
 @kernel
 def score_slack(row, columns, g):  # type: ignore[no-untyped-def]
-    """How far a score of the row in the group may be from the true one."""
+    """Bound on the error of a score of the row in the group."""
     return row.rest + row.by_length * columns.longest[g] + row.by_error * columns.error[g]
 
 
 @kernel
 def has_failed_bound(lower, drift, reach):  # type: ignore[no-untyped-def]
-    """Whether any bound fails."""
+    """Whether any lower bound is below `reach`."""
     failed = lower.shape[0] == 0
     for b in range(lower.shape[0]):
         failed |= lower[b] - drift[b] < reach
@@ -87,19 +87,19 @@ def has_failed_bound(lower, drift, reach):  # type: ignore[no-untyped-def]
 
 @kernel
 def round_up(value):  # type: ignore[no-untyped-def]
-    """A float32 that is no less."""
+    """Return a float32 that is not less than `value`."""
     return np.float32(value + abs(value) * 2.0**-22 + 2.0**-126)
 
 
 @kernel
 def round_down(value):  # type: ignore[no-untyped-def]
-    """A float32 that is no more."""
+    """Return a float32 that is not more than `value`."""
     return np.float32(value - abs(value) * 2.0**-22 - 2.0**-126)
 
 
 @kernel
 def update_bounds(X, codes, columns, bounds, drift, per_bound, begin, end, top, rows):  # type: ignore[no-untyped-def]
-    """Note the labels, and the bounds that follow from the scores."""
+    """Write the labels, and the bounds that follow from the scores."""
     labels, upper, lower = bounds
     for i in range(begin, end):
         row, tops = rows[i - begin], top[i - begin]
@@ -125,7 +125,7 @@ def update_bounds(X, codes, columns, bounds, drift, per_bound, begin, end, top, 
 
 @kernel
 def _bound_former(X, columns, i, before, bound, per_bound, tops, drift, lower):  # type: ignore[no-untyped-def]
-    """The centroid that was the row's own is now one of the others of its group."""
+    """Lower the bound of the group of the row's former centroid, which is now one of its other centroids."""
     known = True
     for g in range(bound * per_bound, min((bound + 1) * per_bound, tops.shape[0])):
         known &= tops[g] != np.inf
@@ -136,7 +136,7 @@ def _bound_former(X, columns, i, before, bound, per_bound, tops, drift, lower): 
 
 @kernel
 def _update_lower(square, row, columns, tops, per_bound, drift, lower):  # type: ignore[no-untyped-def]
-    """Bounds of the groups that were compared."""
+    """Write the lower bounds of the groups that were compared."""
     if per_bound == 1:  # a loop for vector registers
         for b in range(lower.shape[0]):
             lower[b] = _lower_bound(square, tops[b] + score_slack(row, columns, b), drift[b], lower[b])

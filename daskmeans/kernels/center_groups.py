@@ -1,6 +1,6 @@
-"""Groups of centroids that are neighbours, and the groups that are nearest to a row.
+"""Groups of neighboring centroids, and the groups nearest to a row.
 
-All of it is the same to the last bit on every machine: which groups a row is compared with may decide its label.
+Results are bitwise identical on every machine, because the groups that a row is compared with may decide its label.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from daskmeans.kernels.quantize import pack_floats
 from daskmeans.kernels.simd import dot64, squared_distance64
 from daskmeans.tuning import DEFAULT
 
-# How often a cut between two halves is improved, and how often centroids may change to a group that is nearer.
+# Times that a cut between two halves is improved, and that centroids are reassigned to nearer groups.
 CUTS, CHANGES = 8, 2
 # Groups that a centroid may change to.
 CHOICES = 8
 
 
 def n_near(n_clusters: int, groups: int = DEFAULT.near_groups) -> int:
-    """Groups that a row is compared with as long as exact labels are not needed: `groups`, or 0 for all.
+    """Return how many groups a row is compared with while labels need not be exact: `groups`, or 0 for all.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def n_near(n_clusters: int, groups: int = DEFAULT.near_groups) -> int:
 
 
 def order_by_group(centroids: np.ndarray, size: int) -> np.ndarray:
-    """An order of the centroids in which each run of `size` holds centroids that are near one another.
+    """Order the centroids so that each run of `size` holds centroids that are near one another.
 
     Parameters
     ----------
@@ -45,9 +45,8 @@ def order_by_group(centroids: np.ndarray, size: int) -> np.ndarray:
 
     Notes
     -----
-    Balanced 2-means, again and again: centroids are cut where they lie along the line between the means of two halves,
-    which makes two new halves. Then each changes to the nearest group that has room, those with the clearest choice
-    first.
+    Recursive balanced 2-means: centroids are sorted along the line between the means of two halves and cut into two new
+    halves. Then each centroid moves to the nearest group that is not full, those with the clearest preference first.
 
     Examples
     --------
@@ -70,7 +69,7 @@ def order_by_group(centroids: np.ndarray, size: int) -> np.ndarray:
 
 
 def _bisect(C: np.ndarray, half: int) -> np.ndarray:
-    """The order of the rows of `C` along the line between the means of its first `half` and of the others."""
+    """Return the order of the rows of `C` along the line between the means of its first `half` and of the others."""
     one = C[_squared_distances(C, _mean(C, np.arange(len(C)))).argmax()]
     along = C[_squared_distances(C, one).argmax()] - one
     order = np.argsort(_dot_products(C, along), kind="stable")
@@ -83,7 +82,7 @@ def _bisect(C: np.ndarray, half: int) -> np.ndarray:
 
 
 def _reassign_groups(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
-    """An order in which centroids are in the nearest group that has room; the groups keep their sizes."""
+    """Return an order with each centroid in the nearest group that is not full; the groups keep their sizes."""
     centers = group_centers(centroids, order, size)
     near, scores = near_groups(centroids, centers, min(CHOICES, len(centers)))
     room = np.bincount(np.arange(len(order)) // size)
@@ -99,7 +98,7 @@ def _reassign_groups(centroids: np.ndarray, order: np.ndarray, size: int) -> np.
 
 
 def group_centers(centroids: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
-    """Means of each run of `size` centroids in this order; float32, shape (groups, d)."""
+    """Return the mean of each run of `size` centroids in this order; float32, shape (groups, d)."""
     return np.stack([_mean(as_readonly(centroids), order[i : i + size]) for i in range(0, len(order), size)])
 
 
@@ -123,7 +122,7 @@ def _squared_distances(C, y):  # type: ignore[no-untyped-def]
 
 
 def near_groups(X: np.ndarray, centers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The groups whose centers are nearest to each row.
+    """Find the groups whose centers are nearest to each row.
 
     Parameters
     ----------
@@ -136,7 +135,7 @@ def near_groups(X: np.ndarray, centers: np.ndarray, count: int) -> tuple[np.ndar
     near : ndarray of int32, shape (n, count)
         The nearest first.
     scores : ndarray of float32, shape (n, count)
-        The larger, the nearer.
+        Larger scores are nearer.
 
     Examples
     --------
@@ -149,7 +148,7 @@ def near_groups(X: np.ndarray, centers: np.ndarray, count: int) -> tuple[np.ndar
 
 
 def _pack_centers(centers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`centers` as :func:`pack_floats` packs them, less their mean, so that far from the origin digits are left."""
+    """Pack `centers` like :func:`pack_floats`, less their mean, which saves precision far from the origin."""
     center = _mean(centers, np.arange(len(centers)))
     apart = centers - center
     packed, scales, halves = pack_floats(apart)
@@ -178,7 +177,7 @@ def _rank_groups(X, columns, near, best):  # type: ignore[no-untyped-def]
 
 @kernel
 def _insert_scores(scores, first, near, best):  # type: ignore[no-untyped-def]
-    """Put what is better than the last into the ranking; of equals, the one that was there first stays ahead."""
+    """Insert scores that are above the last one into the ranking; among equals the earlier one stays ahead."""
     for c in range(scores.shape[0]):
         place = near.shape[0] - 1
         if not scores[c] > best[place]:

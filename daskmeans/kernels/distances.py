@@ -13,12 +13,12 @@ from daskmeans.kernels.quantize import codes_layout, encode_rows, is_bytewise, p
 from daskmeans.kernels.simd import dot64, squared_distance64
 from daskmeans.kernels.yinyang import ALL_GROUPS, find_nearest
 
-# Rows that are encoded at once, and their coordinates: as bytes they stay in the second-level cache.
+# Rows that are encoded at once, and their coordinates: as bytes they fit into the L2 cache.
 BATCH_ROWS, BATCH_COORDINATES = 2048, 3 << 18
 
 
 def nearest_centroids(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Label of the nearest centroid of each row, and the squared distance to it; ties go to the lower label.
+    """Return the nearest centroid of each row and the squared distance to it; ties go to the lower label.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def nearest_centroids(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray,
     -------
     labels : ndarray of int32, shape (n,)
     squares : ndarray of float64, shape (n,)
-        Summed in a fixed order; the labels are those of the smallest.
+        Summed in a fixed order; labels are decided by these numbers.
 
     Examples
     --------
@@ -43,19 +43,19 @@ def nearest_centroids(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray,
 
 
 def nearest_labels(X: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The labels that :func:`nearest_centroids` finds, in less time."""
+    """Return only the labels of :func:`nearest_centroids`, in less time."""
     return _find_labels(X, centroids, np.empty(0))
 
 
 def _find_labels(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> np.ndarray:
     X, centroids = as_readonly(X), as_readonly(centroids)
     center = centroids.mean(axis=0, dtype=np.float64)
-    # Those of like length beside one another: how exact a score is goes by the longest centroid of a group.
+    # Centroids of similar length share a group: the longest one determines the error bound of the group's scores.
     columns = pack_centroids(centroids, center, squares_about(centroids, as_readonly(center)).argsort(kind="stable"))
     labels = np.full(len(X), -1, np.int32)
     unbounded, rest = np.empty((len(X), 0), np.float32), zero_drift(len(centroids), 0)
     size = max(1, min(len(X), max(BATCH_ROWS, BATCH_COORDINATES // max(1, X.shape[1]))))
-    # Written again for each batch: memory that is touched for the first time takes as long as encoding it.
+    # Reused for each batch: touching new memory takes as long as the encoding.
     room: dict[str, np.ndarray] = {
         name: np.zeros(*kind) for name, kind in codes_layout(size, X.shape[1], is_bytewise(X.shape[1])).items()
     }
@@ -67,14 +67,14 @@ def _find_labels(X: np.ndarray, centroids: np.ndarray, squares: np.ndarray) -> n
 
 
 def range_slices(n: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover ``range(n)`` in order."""
+    """Yield slices of at most `size` that cover ``range(n)`` in order."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
 
 @kernel
 def squared_distances(X, centroids, labels):  # type: ignore[no-untyped-def]
-    """Squared distance of each row to the centroid of its label, float64."""
+    """Return the squared distance of each row to the centroid of its label, float64."""
     out = np.empty(X.shape[0], np.float64)
     for i in range(X.shape[0]):
         out[i] = squared_distance64(X[i], centroids[labels[i]])
@@ -82,7 +82,7 @@ def squared_distances(X, centroids, labels):  # type: ignore[no-untyped-def]
 
 
 def all_distances(X: np.ndarray, centroids: np.ndarray, tile_rows: int) -> np.ndarray:
-    """Euclidean distance of each row to each centroid; float32, shape (n, k), computed in float64."""
+    """Return the Euclidean distance of each row to each centroid; float32, shape (n, k), computed in float64."""
     wide = centroids.astype(np.float64)
     norms = squared_norms64(centroids)
     out = np.empty((len(X), len(centroids)), np.float32)
@@ -94,7 +94,7 @@ def all_distances(X: np.ndarray, centroids: np.ndarray, tile_rows: int) -> np.nd
 
 @kernel
 def cosine_distances(X, centroids, labels):  # type: ignore[no-untyped-def]
-    """Cosine distance of each row to the centroid of its label, float64; 1 where either is zero."""
+    """Return the cosine distance of each row to the centroid of its label, float64; 1 where either is zero."""
     out = np.ones(X.shape[0], np.float64)
     norms = np.sqrt(squared_norms64(centroids))
     for i in range(X.shape[0]):

@@ -1,4 +1,4 @@
-"""Which rows stay, decided in the order of their ranks."""
+"""Greedy decisions on which rows stay, in rank order, and groups of linked rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from daskmeans.kernels.jit import kernel
 
 @kernel
 def union_find_roots(n, rows, neighbors):  # type: ignore[no-untyped-def]
-    """The lowest number among those that are linked with each number, by any chain."""
+    """Return the lowest number in each number's connected component (union-find)."""
     root = np.arange(n)
     for e in range(rows.shape[0]):
         i, j = rows[e], neighbors[e]
@@ -27,7 +27,11 @@ def union_find_roots(n, rows, neighbors):  # type: ignore[no-untyped-def]
 
 @kernel
 def select_greedily(starts, earlier, scores, threshold, for_survivors):  # type: ignore[no-untyped-def]
-    """Decide on one row after the other; the pairs of each come with the largest score first."""
+    """Decide on one row after the other; the pairs of each row are sorted by descending score.
+
+    Returns whether each row stays, the row that it went for with their score, and the most similar earlier row with
+    theirs; -1 and NaN stand for none. With `for_survivors`, rows go only for rows that stay.
+    """
     n = starts.shape[0] - 1
     keep, kept, best = np.ones(n, np.bool_), np.full(n, -1), np.full(n, -1)
     kept_score, found = np.full(n, np.float32(np.nan)), np.full(n, np.float32(np.nan))

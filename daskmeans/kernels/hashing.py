@@ -1,7 +1,7 @@
 """64-bit hashes of numbers, strings and vectors: the only source of randomness per row.
 
-A hash depends on the value and the seed alone, never on where the value lies, so a choice that follows from it is
-the same however the input was cut.
+A hash depends only on the value and the seed, never on where the value lies. So a choice based on it is the same
+however the input is partitioned.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _hash_slices(data, offsets, seed):  # type: ignore[no-untyped-def]
 
 @kernel
 def _hash_words(words, factors):  # type: ignore[no-untyped-def]
-    """Sums of products, mixed. Products wait for no other; two rows that differ collide for few of the factors."""
+    """Mix sums of products. The products are independent; rows that differ collide for few choices of factors."""
     out = np.empty(words.shape[0], np.uint64)
     for i in range(words.shape[0]):
         h = np.uint64(0)
@@ -147,12 +147,12 @@ def sample_limit(rows: int, wanted: int) -> int:
 
 
 def is_sampled(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which rows have a hash below `share`, by their numbers."""
+    """Return which rows are sampled: those whose number has a hash below `share`."""
     return to_uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a share (Wilson, JASA 1927); (0, 1) without trials.
+    """Return the Wilson score interval of a share (JASA 1927); (0, 1) without trials.
 
     Examples
     --------

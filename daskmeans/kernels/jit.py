@@ -1,4 +1,4 @@
-"""One way to compile a kernel: without the GIL, cached on disk where that is possible."""
+"""Compilation of kernels: without the GIL, cached on disk where possible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 
-# Kernels have those that they call compiled into them, from any of these files and those of folders.
+# Kernels include the compiled code of those that they call, from any file of this folder and its subfolders.
 _SOURCES = tuple((file.name, (facts := file.stat()).st_mtime_ns, facts.st_size)
                  for file in sorted(Path(__file__).parent.rglob("*.py")))  # fmt: skip
 
@@ -26,14 +26,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     except RuntimeError:  # numba: "no locator available"
         return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
     if hasattr(compiled, "_cache"):  # not where NUMBA_DISABLE_JIT is set
-        # What numba has stored counts as long as the file of the kernel is what it was, which is not enough.
+        # numba's cache checks only the kernel's own file, which is not enough.
         file = compiled._cache._cache_file
         file._source_stamp = file._source_stamp, _SOURCES
     return compiled  # type: ignore[no-any-return]
 
 
 def warm_seconds(function: Callable[[Any], object], few: Any, much: Any) -> float:
-    """Seconds that ``function(much)`` takes once ``function(few)`` has compiled, or loaded, all kernels it calls."""
+    """Return the seconds that ``function(much)`` takes after ``function(few)`` has compiled or loaded its kernels."""
     function(few)
     start = time.perf_counter()
     function(much)
@@ -41,10 +41,10 @@ def warm_seconds(function: Callable[[Any], object], few: Any, much: Any) -> floa
 
 
 def as_readonly(array: np.ndarray) -> np.ndarray:
-    """`array` as a view that cannot be written.
+    """Return a read-only view of `array`.
 
-    numba compiles a kernel once more for arrays that may be written, and what comes from another process or a mapped
-    file may not. So what kernels only read is handed to them in this form.
+    Arrays from another process or a mapped file are read-only, and numba would compile a kernel once more for writable
+    ones. So arrays that kernels only read are always passed in this form.
     """
     view = array.view()
     view.flags.writeable = False

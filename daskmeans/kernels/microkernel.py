@@ -1,9 +1,9 @@
 """Scores of eight rows with forty-eight centroids: the inner loop, written for the vector units of this machine.
 
-numba compiles loops, but does not reach the instructions that multiply bytes, nor keeps a tile of sums in registers.
-So this one loop is written in LLVM's own language: for codes of one byte where the processor multiplies those (VNNI,
-AVX2), and for float32 everywhere. Each score is summed in the order of the coordinates, with fused multiply-add for
-float32, so it is the same on every machine, whatever the width of its registers.
+numba's loops use no instructions that multiply bytes, and do not keep a tile of sums in registers. So this one loop is
+written in LLVM IR: for codes of one byte where the CPU can multiply them (VNNI, AVX2), and for float32 everywhere. Each
+score is summed in the order of the coordinates, with fused multiply-add for float32. So it is the same on every
+machine, whatever the width of its registers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ ROWS, COLUMNS = 8, 48
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
-# Instructions that multiply bytes, the fastest first, and the largest code that they take. Codes of columns are made
-# unsigned by adding it. AVX2 adds two products in 16 bits: 2 x 90 x 180 fits.
+# Instructions that multiply bytes, the fastest first, and their largest code. Adding it makes the codes of columns
+# unsigned. AVX2 adds two products in 16 bits: 2 x 90 x 180 fits.
 BYTES = {"avx512vnni": 127, "avxvnni": 127, "avx2": 90}
 
 
 def n_groups(n_clusters: float) -> int:
-    """Groups of forty-eight that so many centroids fill."""
+    """Return how many groups of forty-eight `n_clusters` centroids fill."""
     return math.ceil(n_clusters / COLUMNS)
 
 
 class Registers(NamedTuple):
-    """How a tile is cut so that its sums stay in registers: `lanes` numbers in each, `rows` x `vectors` of them."""
+    """Part of a tile whose sums stay in registers: `rows` x `vectors` registers of `lanes` numbers each."""
 
     lanes: int
     rows: int
@@ -43,14 +43,14 @@ class Registers(NamedTuple):
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """Names of the instruction sets that numba compiles for, as LLVM calls them: this machine's, unless told others."""
+    """Return LLVM's names of the instruction sets that numba compiles for; default: those of this machine."""
     if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES, or NUMBA_CPU_NAME=generic
         return frozenset(name[1:] for name in numba.config.CPU_FEATURES.split(",") if name.startswith("+"))
     return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
 
 
 def registers() -> Registers:
-    """The cut for this machine's registers: 32 of 512 bits, 32 of 128 bits (ARM), or 16 of 256 bits."""
+    """Return the division for this machine's registers: 32 of 512 bits, 32 of 128 bits (ARM), or 16 of 256 bits."""
     if "avx512f" in cpu_features():
         return Registers(16, 8, 3)
     if "neon" in cpu_features():
@@ -59,18 +59,18 @@ def registers() -> Registers:
 
 
 def byte_instructions() -> str:
-    """The instructions by which this machine multiplies bytes, as LLVM calls them; "" for none.
+    """Return LLVM's name of the instructions with which this machine multiplies bytes; "" for none.
 
-    Where float32 has registers of 512 bits, those of AVX2 would be no faster.
+    AVX2 is not used where float32 has registers of 512 bits, as it would be no faster.
     """
     slower = {"avx2"} if "avx512f" in cpu_features() else set()
     return next((name for name in BYTES if name in cpu_features() - slower), "")
 
 
 def ask(choice: Callable[[], str]) -> None:
-    """Let `choice` say, at each comparison, which kernels are wanted: "auto", or "float32" for no products of bytes.
+    """Set the function that chooses the kernels at each comparison: "auto", or "float32" for no products of bytes.
 
-    It is asked anew each time, as whoever compares the two changes the answer; this folder knows no settings.
+    It is called each time because tests and benchmarks change the answer. This folder reads no settings itself.
     """
     global _choice
     _choice = choice
@@ -81,12 +81,12 @@ def _choice() -> str:
 
 
 def has_byte_instructions() -> bool:
-    """Whether this machine has instructions that multiply and add bytes, and they are not switched off."""
+    """Whether this machine has instructions that multiply bytes, and they are not switched off."""
     return _choice() != "float32" and byte_instructions() != ""
 
 
 def capability() -> str:
-    """What the comparisons run on, in words.
+    """Describe the instructions that the comparisons use.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def _type_score_tile(  # type: ignore[no-untyped-def]
         Rows; `width` is a multiple of 4 for int8.
     scales : ndarray of float32, shape (n,)
     biases : ndarray of int32, shape (n,)
-        Subtracted from the products of int8 codes: the largest code, as added to columns, times the sum of a row's.
+        Subtracted from the products of int8 codes: the sum of a row's codes times the largest code.
     picked : ndarray of int32
     start : int
         The rows are ``picked[start : start + 8]``.
@@ -191,7 +191,7 @@ def _emit_score_tile(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -
 def _emit_products(
     b: ir.IRBuilder, bytewise: bool, cut: Registers, bases: list[Any], packed: Any, c0: int, steps: Any, vector: Any
 ) -> list[list[Any]]:
-    """The loop over coordinates: sums of products of each row with each vector of columns, kept in registers."""
+    """Emit the loop over coordinates: sums of products of each row with each vector of columns, in registers."""
     entry, loop, done = b.block, b.append_basic_block("products"), b.append_basic_block("scores")
     zero = ir.Constant(vector, [0 if bytewise else 0.0] * cut.lanes)
     b.branch(loop)
@@ -232,21 +232,21 @@ def _multiply_add(b: ir.IRBuilder, total: Any, columns: Any, row: Any, bytewise:
 
 
 def _call_llvm(b: ir.IRBuilder, name: str, result: ir.VectorType, *args: Any) -> Any:
-    """What LLVM's own function `name` makes of `args`."""
+    """Emit a call of LLVM's intrinsic `name`."""
     function = b.module.globals.get(name)
     function = function or ir.Function(b.module, ir.FunctionType(result, [arg.type for arg in args]), name)
     return b.call(function, args)
 
 
 def _broadcast(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> Any:
-    """`value` in every lane."""
+    """Emit `value` in every lane."""
     undefined = ir.Constant(vector, ir.Undefined)
     one = b.insert_element(undefined, value, I32(0))
     return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
 
 
 def _emit_two_largest(b: ir.IRBuilder, scores: Any, floats: ir.VectorType) -> tuple[Any, Any]:
-    """The largest and the second largest of forty-eight numbers, none of them NaN."""
+    """Emit the largest and the second largest of forty-eight numbers, none of them NaN."""
     parts = [
         b.load(b.bitcast(b.gep(scores, [I64(c)]), floats.as_pointer()), align=4)
         for c in range(0, COLUMNS, floats.count)

@@ -10,7 +10,7 @@ from daskmeans.kernels.simd import dot64
 
 @kernel
 def squared_norms64(X):  # type: ignore[no-untyped-def]
-    """Squared norm of each row of a float32 matrix, float64."""
+    """Return the squared norm of each row of a float32 matrix, float64."""
     out = np.empty(X.shape[0], np.float64)
     for i in range(X.shape[0]):
         out[i] = dot64(X[i], X[i])
@@ -19,13 +19,13 @@ def squared_norms64(X):  # type: ignore[no-untyped-def]
 
 @kernel
 def _is_unit(square):  # type: ignore[no-untyped-def]
-    """Whether a row of this squared norm has unit length, as nearly as rows that were normalised in float32 have."""
+    """Whether a row of this squared norm has unit length, up to the rounding of normalisation in float32."""
     return abs(square - 1.0) <= 2.0**-21
 
 
 @kernel
 def _norm(row):  # type: ignore[no-untyped-def]
-    """What makes a row one of unit length; 1 for one that is, give or take 2⁻²², and for zeros."""
+    """Return the norm to divide a row by; 1 for zeros and for rows of unit length, give or take 2⁻²²."""
     square = dot64(row, row)
     return 1.0 if square == 0.0 or _is_unit(square) else np.sqrt(square)
 
@@ -34,8 +34,8 @@ def _norm(row):  # type: ignore[no-untyped-def]
 def unit_rows(X, out):  # type: ignore[no-untyped-def]
     """Write the rows of a float32 matrix, scaled to unit length, into `out`.
 
-    A row of zeros stays as it is, and so does one that is of unit length already, give or take 2⁻²²: normalised again,
-    it has the same bits.
+    Rows of zeros are unchanged, and so are rows that have unit length already, give or take 2⁻²². So normalising twice
+    changes nothing.
     """
     for i in range(X.shape[0]):
         norm = _norm(X[i])
@@ -45,7 +45,7 @@ def unit_rows(X, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def normalize_rows(X):  # type: ignore[no-untyped-def]
-    """:func:`unit_rows` in place; rows that stay as they are are not written."""
+    """Do :func:`unit_rows` in place; unchanged rows are not written."""
     for i in range(X.shape[0]):
         norm = _norm(X[i])
         if norm != 1.0:
@@ -55,14 +55,14 @@ def normalize_rows(X):  # type: ignore[no-untyped-def]
 
 @kernel
 def find_unusual_rows(X):  # type: ignore[no-untyped-def]
-    """What is to be known of rows before they are used.
+    """Find rows that have to be refused or normalised.
 
     Returns
     -------
     infinite, large, zero : int
         The first row that holds NaN or infinity, the first with a number above 1e15, the first of zeros; -1 for none.
     unit : bool
-        Whether all rows are of unit length, as :func:`unit_rows` understands it.
+        Whether all rows have unit length, as :func:`unit_rows` defines it.
     """
     infinite, large, zero, unit = -1, -1, -1, True
     for i in range(X.shape[0]):
@@ -79,7 +79,7 @@ def find_unusual_rows(X):  # type: ignore[no-untyped-def]
 
 
 def rounding_bound(n_features: int) -> float:
-    """Factor g such that a float32 dot product, summed in any order, is within g·‖x‖·‖y‖ of the true one.
+    """Return a factor g such that a float32 dot product, summed in any order, is within g·‖x‖·‖y‖ of the true one.
 
     Notes
     -----

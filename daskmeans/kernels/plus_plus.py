@@ -1,4 +1,4 @@
-"""k-means++: each next centroid is drawn by the distance of rows from those that are drawn."""
+"""k-means++: the probability of the next centroid is proportional to its squared distance to those drawn so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daskmeans.kernels.simd import dot64
 
 @kernel
 def _pack_rows(X, members):  # type: ignore[no-untyped-def]
-    """Rows of `X` less their middle, so that float32 has digits left for distances: as columns, with half their norms.
+    """Pack rows of `X` as columns, less their mean, which saves float32 precision; with half their squared norms.
 
     Returns
     -------
@@ -76,9 +76,9 @@ def draw_plus_plus(X, members, weights, luck, bound):  # type: ignore[no-untyped
 
 @kernel
 def _update_distances(scores, norm, bound, distances, tried):  # type: ignore[no-untyped-def]
-    """Squared distances to a row with these scores, where they are less than `distances`.
+    """Write the lesser of `distances` and the squared distances to a row with these scores.
 
-    Distances within the rounding error of zero are zero, so that copies of a row have no mass once it is taken.
+    Distances within rounding error of zero become zero, so copies of a row have no mass once it is drawn.
     """
     for c in range(scores.shape[0]):
         distance = norm - np.float32(2.0) * scores[c]
@@ -88,7 +88,7 @@ def _update_distances(scores, norm, bound, distances, tried):  # type: ignore[no
 
 @kernel
 def sum_values(values):  # type: ignore[no-untyped-def]
-    """Sum in the order of the values; numpy's own order depends on the machine."""
+    """Return the sum in the order of the values; numpy's order depends on the machine."""
     total = 0.0
     for i in range(values.shape[0]):
         total += values[i]
@@ -97,7 +97,7 @@ def sum_values(values):  # type: ignore[no-untyped-def]
 
 @kernel
 def _draw_index(mass, free, target):  # type: ignore[no-untyped-def]
-    """Index at which the running sum of `mass` passes `target`; the first free one if there is no mass left."""
+    """Return the index where the running sum of `mass` passes `target`; the first free one if no mass is left."""
     reached = 0.0
     for i in range(mass.shape[0]):
         reached += mass[i]

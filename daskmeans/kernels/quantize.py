@@ -1,4 +1,4 @@
-"""Rows and centroids as the candidate filter compares them: bytes with a known error, or float32 as they are."""
+"""Codes of rows and centroids for the candidate filter: bytes with a known error, or the float32 numbers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from daskmeans.kernels.microkernel import BYTES, COLUMNS, byte_instructions, has
 from daskmeans.kernels.norms import rounding_bound, squared_norms64
 from daskmeans.kernels.simd import dot64, largest64
 
-# Products of more coordinates could overflow the 32 bits of a sum of bytes.
+# Dot products of more byte coordinates could overflow a 32-bit sum.
 MOST_COORDINATES = 1 << 16
 
 
 class Codes(NamedTuple):
-    """Rows as the candidate filter reads them.
+    """Codes of rows for the candidate filter.
 
     A row less the `center` is ``scales * codes``, up to an error whose norm is at most ``errors``.
     """
@@ -26,11 +26,11 @@ class Codes(NamedTuple):
     scales: np.ndarray
     """float32, shape (n,)"""
     biases: np.ndarray
-    """int32, shape (n,): the largest code, which is added to those of columns, times the sum of a row's codes."""
+    """int32, shape (n,): the sum of a row's codes times the largest code, which is added to those of columns."""
     errors: np.ndarray
     """float32, shape (n,)"""
     squares: np.ndarray
-    """float64, shape (n,): squared norms of the rows, less the center where they are bytes."""
+    """float64, shape (n,): squared norms of the rows; with byte codes, of the rows less the center."""
 
 
 def is_bytewise(n_features: int) -> bool:
@@ -39,7 +39,7 @@ def is_bytewise(n_features: int) -> bool:
 
 
 def codes_layout(n: int, d: int, bytewise: bool) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and type of the arrays of :class:`Codes` for `n` rows; without `codes` where they are the rows."""
+    """Return shape and type of the arrays of :class:`Codes` for `n` rows; no `codes` where they are the rows."""
     arrays: dict[str, tuple[tuple[int, ...], type]] = {"codes": ((n, -(-d // 4) * 4), np.int8)} if bytewise else {}
     for name, kind in {"scales": np.float32, "biases": np.int32, "errors": np.float32, "squares": np.float64}.items():
         arrays[name] = (n,), kind
@@ -47,16 +47,16 @@ def codes_layout(n: int, d: int, bytewise: bool) -> dict[str, tuple[tuple[int, .
 
 
 def encode_rows(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray] | None = None) -> Codes:
-    """Codes of the rows of `X`.
+    """Encode the rows of `X`.
 
     Parameters
     ----------
     X : ndarray of float32, shape (n, d), C-contiguous
     center : ndarray of float64, shape (d,)
-        Subtracted from rows and centroids alike before they become bytes, which leaves distances as they are and
-        makes the bytes finer. Float32 codes need no center.
+        Subtracted from rows and centroids before they become bytes. This leaves distances unchanged and makes the bytes
+        finer. Float32 codes need no center.
     arrays : dict of ndarray, optional
-        Written instead of new arrays; shapes and types as in :func:`codes_layout`.
+        Arrays to write to; shapes and types as in :func:`codes_layout`. Default: new arrays.
     """
     X, center = as_readonly(X), as_readonly(center)
     bytewise = is_bytewise(X.shape[1])
@@ -73,13 +73,13 @@ def encode_rows(X: np.ndarray, center: np.ndarray, arrays: dict[str, np.ndarray]
 
 
 def _largest_code() -> int:
-    """Largest code on this machine."""
+    """Return the largest code on this machine."""
     return BYTES[byte_instructions()]
 
 
 @kernel
 def squares_about(X, center):  # type: ignore[no-untyped-def]
-    """Squared distance of each row to `center`, float64; as :func:`encode_rows` finds it for bytes."""
+    """Return the squared distance of each row to `center`, float64, as :func:`encode_rows` computes it for bytes."""
     out, x = np.empty(X.shape[0], np.float64), np.empty(X.shape[1], np.float64)
     for i in range(X.shape[0]):
         subtract_center(X[i], center, x)
@@ -96,7 +96,7 @@ def subtract_center(row, center, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def _byte_scale(largest, reach):  # type: ignore[no-untyped-def]
-    """What one step of a byte stands for, and its inverse; zeros where there is nothing that bytes could tell apart."""
+    """Return the size of one step of a byte, and its inverse; zeros where coordinates are too small for bytes."""
     scale = np.float32(largest / reach)
     if scale >= 2.0**-100:
         return scale, 1.0 / np.float64(scale)
@@ -105,7 +105,7 @@ def _byte_scale(largest, reach):  # type: ignore[no-untyped-def]
 
 @kernel
 def _quantize(x, reach, code, lost):  # type: ignore[no-untyped-def]
-    """Write `x` as bytes up to `reach`, and what they lose; the scale, and the square of the norm of what is lost."""
+    """Write `x` as bytes up to `reach`, and their error; return the scale and the squared norm of the error."""
     scale, inverse = _byte_scale(largest64(x), reach)
     step = np.float64(scale)
     for j in range(x.shape[0]):
@@ -131,39 +131,39 @@ def _to_bytes(X, center, reach, codes, scales, biases, errors, squares):  # type
 
 
 class PackedCentroids(NamedTuple):
-    """Centroids as the candidate filter reads them, in groups of 48, and what an exact comparison needs of them."""
+    """Centroids in groups of 48: packed for the candidate filter, and what exact re-ranking needs."""
 
     packed: np.ndarray
     """uint8, shape (groups, d / 4, 48, 4), or float32, shape (groups, d, 48)."""
     scales: np.ndarray
     """float32, shape (groups, 48)"""
     halves: np.ndarray
-    """float32, shape (groups, 48): half the squared norm of a centroid less the center; infinite without one."""
+    """float32, shape (groups, 48): half the squared norm of a centroid less the center; infinite in empty places."""
     ids: np.ndarray
-    """int32, shape (groups, 48): which centroid; -1 without one."""
+    """int32, shape (groups, 48): number of the centroid; -1 in empty places."""
     groups: np.ndarray
     """int32, shape (k,): the group of each centroid."""
     places: np.ndarray
-    """int32, shape (k,): its place in the group."""
+    """int32, shape (k,): the place of each centroid in its group."""
     centroids: np.ndarray
     """float32, shape (k, d)"""
     longest: np.ndarray
     """float64, shape (groups,): norm of the longest centroid of each group, less the center."""
     error: np.ndarray
-    """float64, shape (groups,): largest norm of what the bytes of a centroid of the group have lost."""
+    """float64, shape (groups,): largest norm of the quantization error of a centroid of the group."""
     rounding: float
-    """Rounding error of a score, relative to the norms of what is multiplied."""
+    """Rounding error of a score, relative to the product of the norms."""
 
 
 def pack_centroids(centroids: np.ndarray, center: np.ndarray, order: np.ndarray | None = None) -> PackedCentroids:
-    """`centroids` made ready to be compared with rows that are encoded with the same `center`.
+    """Pack `centroids` for comparison with rows that are encoded with the same `center`.
 
     Parameters
     ----------
     centroids : ndarray of float32, shape (k, d), C-contiguous
     center : ndarray of float64, shape (d,)
     order : ndarray of int, shape (k,), optional
-        The order in which centroids fill the groups; default: as they come. Never changes a label.
+        The order in which centroids fill the groups; default: as given. It never changes a label.
     """
     centroids, center = as_readonly(centroids), as_readonly(center)
     k, d = centroids.shape
@@ -190,7 +190,7 @@ def pack_centroids(centroids: np.ndarray, center: np.ndarray, order: np.ndarray 
 
 
 def pack_floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of `C` as columns of float32: packed, scales, half the squared norms."""
+    """Pack the rows of `C` as float32 columns; return packed columns, scales, half the squared norms."""
     k, d = C.shape
     groups = -(-k // COLUMNS)
     packed, halves = np.zeros((groups, d, COLUMNS), np.float32), np.full((groups, COLUMNS), np.inf, np.float32)
@@ -205,7 +205,7 @@ def pack_floats(C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _pack_bytes(centroids, center, ids, reach, packed, scales, halves, lengths, errors):  # type: ignore[no-untyped-def]
     d = centroids.shape[1]
     c, lost, code = np.empty(d, np.float64), np.empty(d, np.float64), np.empty(d, np.int8)
-    packed[:] = reach  # zero, in bytes that are unsigned
+    packed[:] = reach  # zero, as an unsigned byte
     for p in range(ids.shape[0]):
         if ids[p] < 0:
             continue

@@ -53,19 +53,19 @@ _largest_magnitude: Any = intrinsic(_largest)
 
 @kernel
 def dot64(x, y):  # type: ignore[no-untyped-def]
-    """Dot product of two vectors of floating-point numbers, contiguous and of the same length."""
+    """Return the dot product of two contiguous floating-point vectors of the same length."""
     return _dot(x, y)
 
 
 @kernel
 def squared_distance64(x, y):  # type: ignore[no-untyped-def]
-    """Squared distance of two such vectors; zero for equal ones."""
+    """Return the squared distance of two such vectors; zero for equal ones."""
     return _squared_distance(x, y)
 
 
 @kernel
 def largest64(x):  # type: ignore[no-untyped-def]
-    """Largest magnitude of the elements of such a vector, none of them NaN."""
+    """Return the largest magnitude of the elements of such a vector, none of them NaN."""
     return _largest_magnitude(x)
 
 
@@ -79,7 +79,7 @@ def _signature(*vectors: Any) -> Any:
 def _reduce(
     context: Any, b: ir.IRBuilder, signature: Any, args: Any, *, term: Callable[..., Any], combine: Callable[..., Any]
 ) -> Any:
-    """`term` of the elements in each place, joined; 0 must leave what it is joined with."""
+    """Reduce `term` of corresponding elements by `combine`, for which 0 must be neutral."""
     from numba.core import cgutils
     from numba.np.arrayobj import make_array
 

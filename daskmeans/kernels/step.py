@@ -1,7 +1,7 @@
-"""A step of k-means over blocks of rows: each row goes to its nearest centroid, and the sums follow it.
+"""An assignment step over blocks of rows: each row gets its nearest centroid, and the cluster sums are updated.
 
-What is kept beside the rows from step to step only saves work: a block that has lost it is compared anew, with the same
-result.
+The state that is kept beside the rows from step to step only saves work. A block that has lost it is compared anew,
+with the same result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from daskmeans.kernels.yinyang import ALL_GROUPS, find_nearest
 
 
 class CpuStep:
-    """A step on the cores, by bounds: codes, labels and bounds of the rows are kept.
+    """A step on the CPU with bounds: codes, labels and bounds of the rows are kept.
 
     Attributes
     ----------
@@ -44,22 +44,22 @@ class CpuStep:
         self.total_ss = self.moved = self.compared = 0
 
     def add(self, X: np.ndarray, arrays: dict[str, np.ndarray], begins: str, copy: Copy | None) -> Copy | None:
-        """Bring the labels of a block up to date, and what of them has changed into the sums.
+        """Update the labels of a block, and the sums by the rows whose label has changed.
 
         Parameters
         ----------
         X : ndarray of float32, shape (n, d)
         arrays : dict of ndarray
-            What is kept: that of :meth:`Cpu.layout`, and "near", if rows are compared with some groups only.
+            The state that is kept: as in :meth:`Cpu.layout`, and "near" if rows are compared with near groups only.
         begins : {"", "labels", "all"}
-            What begins anew.
+            The state to make anew: none, labels and bounds, or codes too.
         copy : Copy or None
-            What the last step has returned for the block.
+            The result of the last step for this block.
 
         Returns
         -------
         Copy or None
-            What stays of the rows on a device, until the next step gets it; the cores need none.
+            The rows that a device keeps, to be passed to the next step; None on a CPU.
         """
         codes = Codes(*(arrays.get(name, X) for name in Codes._fields))
         bounds = Bounds(arrays["labels"], arrays["upper"], arrays["lower"])
@@ -75,12 +75,12 @@ class CpuStep:
         return None
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Change of the scaled sums of the rows of each cluster, and of their numbers; int64, shapes (k, d), (k,)."""
+        """Return the changes of each cluster's scaled sum and number of rows; int64, shapes (k, d) and (k,)."""
         return self._sums, self._counts
 
 
 class GpuStep:
-    """As :class:`CpuStep`, on a device. Bounds would not pay there: rows keep their labels alone."""
+    """Like :class:`CpuStep`, on a device. Bounds would not pay there, so only labels are kept."""
 
     def __init__(self, device: Device, centroids: np.ndarray, center: np.ndarray, scale: float) -> None:
         self._device = device
@@ -89,7 +89,7 @@ class GpuStep:
         self.total_ss = self.moved = self.compared = 0
 
     def add(self, X: Any, arrays: dict[str, np.ndarray], begins: str, copy: Copy | None) -> Copy | None:
-        """As on the cores, of rows in memory or on the device."""
+        """Like :meth:`CpuStep.add`, for rows in memory or on the device."""
         device, to, labels = self._device, self._to, arrays["labels"]
         if begins:
             labels[:] = -1
@@ -105,7 +105,7 @@ class GpuStep:
         return copy
 
     def _sent(self, X: Any) -> tuple[Iterable[tuple[slice, dense.DeviceRows]], Copy | None]:
-        """The rows of a block on the device, tile by tile, and the copy that stays, if there is room for it."""
+        """Return the rows of a block on the device, tile by tile, and the copy to keep if memory suffices for it."""
         device, to = self._device, self._to
         k, d = to.rows.X.shape
         size = dense.tile_rows(k, d, device.tuning)
@@ -115,10 +115,10 @@ class GpuStep:
         nbytes = len(X) * dense.row_bytes(d)
         if device.copied() + nbytes > room:
             return sent, None
-        # What has come through a buffer is copied from it, before the next comes.
+        # Rows in a transfer buffer are copied before the next tile overwrites it.
         kept = [(part, rows if device.holds(X) else rows._replace(X=rows.X.copy())) for part, rows in sent]
         return kept, Copy(device, kept, nbytes)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """As of the cores."""
+        """Like :meth:`CpuStep.totals`."""
         return self._sums.to_host()

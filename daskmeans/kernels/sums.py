@@ -1,4 +1,4 @@
-"""Sums of rows in integers, so that the order of addition does not matter."""
+"""Integer sums of rows, so that the order of addition does not matter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daskmeans.kernels.simd import largest64, squared_distance64
 
 @kernel
 def mean_rows(table: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Mean of ``table[rows[starts[i]:starts[i + 1]]]`` for every i, added in order."""
+    """Return the mean of ``table[rows[starts[i]:starts[i + 1]]]`` for every i, added in order."""
     n, d = len(starts) - 1, table.shape[1]
     out = np.zeros((n, d), np.float32)
     for i in range(n):
@@ -25,7 +25,7 @@ def mean_rows(table: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.nda
 
 
 def scale_for(largest: float, count: int) -> float:
-    """Power of two by which `count` numbers up to `largest` can be scaled and added in int64 without overflow.
+    """Return a power of two by which `count` numbers up to `largest` can be scaled and added in int64 without overflow.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def add_rows(X, labels, scale, sums, counts):  # type: ignore[no-untyped-def]
 
 @kernel
 def move_rows(X, before, labels, scale, sums, counts):  # type: ignore[no-untyped-def]
-    """Move each row whose label has changed from the sum of one label to that of the other; -1 stands for no sum.
+    """Move each row whose label has changed from the sum of its old label to that of the new; -1 stands for no sum.
 
     Returns
     -------
@@ -74,15 +74,15 @@ def move_rows(X, before, labels, scale, sums, counts):  # type: ignore[no-untype
 
 @kernel
 def within_ss(sums, counts, scale, center, total_ss):  # type: ignore[no-untyped-def]
-    """Sum of squared distances of rows to the means of their clusters.
+    """Return the sum of squared distances of rows to the means of their clusters.
 
     Parameters
     ----------
     sums : ndarray of int64, shape (k, d)
-        Of the rows of each cluster, times `scale`.
+        Sums of the rows of each cluster, times `scale`.
     counts : ndarray of int64, shape (k,)
     center : ndarray of float64, shape (d,)
-        A point amid the rows, so that little is lost by subtraction.
+        A point near the mean of the rows, so that subtraction loses little precision.
     total_ss : float
         Sum of squared distances of all rows to `center`.
     """
@@ -109,7 +109,7 @@ def largest_coordinate(X):  # type: ignore[no-untyped-def]
 
 @kernel
 def squared_shift(old, new):  # type: ignore[no-untyped-def]
-    """Sum of squared distances between the rows of two float32 matrices, in one order on every machine."""
+    """Return the sum of squared distances between the rows of two float32 matrices, added in a fixed order."""
     total = 0.0
     for i in range(old.shape[0]):
         total += squared_distance64(old[i], new[i])
@@ -117,7 +117,7 @@ def squared_shift(old, new):  # type: ignore[no-untyped-def]
 
 
 def compute_means(sums: np.ndarray, counts: np.ndarray, scale: float, centroids: np.ndarray) -> np.ndarray:
-    """The centroids that scaled integer sums give, float32; one of a cluster without rows stays where it is."""
+    """Return the means of scaled integer sums, float32; the centroid of a cluster without rows stays."""
     moved = centroids.copy()
     _divide_sums(sums, counts, scale, moved)
     return moved
@@ -134,7 +134,7 @@ def _divide_sums(sums, counts, scale, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def overrelax(old, means, before, far, momentum, out):  # type: ignore[no-untyped-def]
-    """Write where centroids come to that go from `old` to the means, `far` times that way on, and on as `before`."""
+    """Write centroids that step from `old` to the means, `far` times further, plus `momentum` from `before`."""
     for label in range(old.shape[0]):
         for j in range(old.shape[1]):
             start, end = np.float64(old[label, j]), np.float64(means[label, j])
@@ -142,7 +142,7 @@ def overrelax(old, means, before, far, momentum, out):  # type: ignore[no-untype
 
 
 def exact_sum(values: np.ndarray) -> int:
-    """Sum of float64 numbers, none of them negative, as a multiple of the smallest: see :func:`as_number`.
+    """Return the exact sum of nonnegative float64 numbers, as a multiple of the smallest one: see :func:`as_number`.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def exact_sum(values: np.ndarray) -> int:
 
 @kernel
 def _add_bits(bits, sums):  # type: ignore[no-untyped-def]
-    """Add up numbers by their bits: the two halves of a mantissa, those of eight exponents together."""
+    """Add numbers by their bits: each half of the mantissa to one of two sums for each eight exponents."""
     for i in range(bits.shape[0]):
         exponent, mantissa = bits[i] >> 52 & 0x7FF, bits[i] & ((1 << 52) - 1)
         if exponent:
@@ -167,7 +167,7 @@ def _add_bits(bits, sums):  # type: ignore[no-untyped-def]
 
 
 def as_number(total: int) -> float:
-    """What sums of :func:`exact_sum` are, rounded once."""
+    """Convert a sum of :func:`exact_sum` to a float, rounded once."""
     return total / (1 << 1074)
 
 

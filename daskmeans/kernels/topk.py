@@ -1,4 +1,4 @@
-"""The few best of many points for each row: candidates by a float32 product, re-ranked in float64."""
+"""The few closest of many points to each row: candidates by float32 products, re-ranked in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from daskmeans.kernels.norms import dot64, rounding_bound, squared_norms64
 
 
 def closest_points(X: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
-    """The `count` points closest to each row, ascending; of those equally close the lower ones.
+    """Return the `count` points closest to each row, in ascending order; ties go to the lower ones.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def closest_points(X: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
 
 @kernel
 def _select_closest(scores, X, points, half_norms, longest, bound, out):  # type: ignore[no-untyped-def]
-    """Write into each row of `out` the columns of the largest scores, as they would be without rounding."""
+    """Write into each row of `out` the columns of the scores that are largest in float64."""
     m, count = scores.shape[1], out.shape[1]
     close = np.empty(m, np.int64)
     for i in range(scores.shape[0]):
@@ -69,7 +69,7 @@ def _select_closest(scores, X, points, half_norms, longest, bound, out):  # type
 
 @kernel
 def nearest_candidates(X, points, half_norms, candidates, labels):  # type: ignore[no-untyped-def]
-    """Write into `labels` which of its candidates is nearest to each row, the lower if two are; -1 if it has none.
+    """Write into `labels` the nearest of each row's candidates; ties go to the lower one; -1 if there are none.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def nearest_candidates(X, points, half_norms, candidates, labels):  # type: igno
     half_norms : ndarray of float64, shape (k,)
         Half of the squared norms of `points`.
     candidates : ndarray of int64, shape (n, m)
-        Of `points`, in any order; -1 stands for none.
+        Indices of `points`, in any order; -1 stands for none.
     labels : ndarray of int32, shape (n,)
     """
     for i in range(candidates.shape[0]):
@@ -92,7 +92,7 @@ def nearest_candidates(X, points, half_norms, candidates, labels):  # type: igno
 
 
 def own_ranks(X: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """How many of `points` are closer to each row than its own one, or as close and lower.
+    """Return how many of `points` are closer to each row than its own point, or as close and lower.
 
     Parameters
     ----------

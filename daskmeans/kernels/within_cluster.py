@@ -1,7 +1,7 @@
-"""Pairs of unit rows in rank order: exact copies, the most similar earlier row, and who stays.
+"""Pairs of unit rows in rank order: exact copies, the most similar earlier row, and which rows stay.
 
-A pair's score is one float32 number: the float64 dot product of the two rows, rounded once, at most 1. Rows that are
-the same bit for bit (a negative zero counts as zero) score exactly 1.
+The score of a pair is a float32 number: the float64 dot product of the two rows, rounded once, at most 1. Bitwise
+identical rows (a negative zero counts as zero) score exactly 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH_ROWS = 256
 
 @kernel
 def is_same_row(x, y):  # type: ignore[no-untyped-def]
-    """Whether two rows are the same bit for bit, but for the sign of zeros."""
+    """Whether two rows are bitwise identical, but for the sign of zeros."""
     for i in range(x.shape[0]):  # noqa: SIM110 - numba compiles the loop
         if x[i] != y[i]:
             return False
@@ -29,18 +29,18 @@ def is_same_row(x, y):  # type: ignore[no-untyped-def]
 
 @kernel
 def product_score(x, y):  # type: ignore[no-untyped-def]
-    """Score of two unit rows that are not copies of each other."""
+    """Return the score of two unit rows that are not copies of each other."""
     return np.float32(min(dot64(x, y), 1.0))
 
 
 @kernel
 def pair_score(x, y):  # type: ignore[no-untyped-def]
-    """Score of two unit rows."""
+    """Return the score of two unit rows."""
     return np.float32(1.0) if is_same_row(x, y) else product_score(x, y)
 
 
 def find_copies(X: np.ndarray) -> np.ndarray:
-    """First row that is a copy of each row; a row without an earlier copy is its own.
+    """Return the first copy of each row; for a row without an earlier copy, the row itself.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def find_copies(X: np.ndarray) -> np.ndarray:
 
 @kernel
 def first_copies(X, hashes, order):  # type: ignore[no-untyped-def]
-    """First copy of each row; `order` sorts `hashes` stably. Rows with the same hash are compared bit for bit."""
+    """Return the first copy of each row; `order` sorts `hashes` stably. Rows with equal hashes are compared in full."""
     first = np.arange(X.shape[0])
     start = 0
     for p in range(1, X.shape[0]):
@@ -80,18 +80,18 @@ class NearestEarlier(NamedTuple):
     """The most similar earlier row of some rows of a matrix in rank order."""
 
     best: np.ndarray
-    """int64: it, first in rank among equals; -1 for row 0."""
+    """int64: that row, the first in rank among equals; -1 for row 0."""
     score: np.ndarray
     """float32: the score with `best`; minus infinity for row 0."""
 
 
 class Selection(NamedTuple):
-    """What each row of a matrix in rank order found among the rows before it."""
+    """Which rows of a matrix in rank order stay, and for which row each of the others goes."""
 
     stays: np.ndarray
     """bool"""
     kept: np.ndarray
-    """int64: for a row that goes, the most similar earlier row that stays and is similar enough, or -1."""
+    """int64: for a row that goes, the most similar earlier row that stays and reaches the threshold, or -1."""
     score: np.ndarray
     """float32: the score with `kept`; NaN without."""
 
@@ -104,9 +104,9 @@ def nearest_earlier(X: np.ndarray, first: int, last: int, tile_bytes: int) -> Ne
     X : ndarray of float32, shape (n, d)
         Unit (or zero) rows in rank order, no two of them copies.
     first, last : int
-        The range of rows; what is found for a row does not depend on it.
+        The range of rows; the result for a row does not depend on it.
     tile_bytes : int
-        Bound of the score matrix kept at once; the result does not depend on it.
+        Bytes of the score matrix at a time, at most; the result does not depend on it.
 
     Notes
     -----
@@ -134,18 +134,19 @@ def select_rows(X: np.ndarray, found: NearestEarlier, threshold: np.float32, rul
     ----------
     X : ndarray of float32, shape (n, d)
         As for :func:`nearest_earlier`.
-    found : Nearest
-        What that found for all rows.
+    found : NearestEarlier
+        The result of that function for all rows.
     threshold : float32
-        Similar enough is a score of at least this.
+        Rows are similar enough if their score is at least this.
     rule : {"survivors", "semdedup"}
-        A row goes when an earlier row that itself stays is similar enough, or when any earlier row is.
+        When a row goes: "survivors", if an earlier row that itself stays is similar enough; "semdedup", if any earlier
+        row is.
     tile_bytes : int
 
     Notes
     -----
-    A row whose nearest is not similar enough stays, and one whose nearest stays goes. What is left, few rows unless
-    many are alike, is compared with the rows that stay, few rows if many are alike.
+    A row stays if its nearest row is not similar enough, and goes if its nearest row stays. The undecided rows, few
+    unless many are alike, are compared with the rows that stay, which are few if many are alike.
     """
     stays, kept = found.score < threshold, np.full(len(X), -1)
     kept_score = np.full(len(X), np.float32(np.nan))
@@ -153,7 +154,7 @@ def select_rows(X: np.ndarray, found: NearestEarlier, threshold: np.float32, rul
     similar = np.flatnonzero(~stays)
     for start in range(0, len(similar), height):
         batch = similar[start : start + height]
-        # So far `stays` says of these that they go: what stays now does so whatever becomes of them.
+        # `stays` is still False for the rows of this batch; rows that stay already do so whatever is decided on these.
         clear = stays[found.best[batch]]
         kept[batch[clear]], kept_score[batch[clear]] = found.best[batch[clear]], found.score[batch[clear]]
         unclear = batch[~clear]
@@ -171,14 +172,14 @@ def select_rows(X: np.ndarray, found: NearestEarlier, threshold: np.float32, rul
 
 
 def _tile_shape(tile_bytes: int) -> tuple[int, int]:
-    """Rows and columns of a tile of products."""
+    """Return the numbers of rows and columns of a tile of products."""
     height = max(1, min(BATCH_ROWS, tile_bytes // 4))
     return height, max(height, tile_bytes // (4 * height))
 
 
 @kernel
 def _scan_tile(tile, X, rows, columns, margin, tops, best, score):  # type: ignore[no-untyped-def]
-    """Take the products of `rows` with earlier ones of `columns`, which ascend, into what the rows have found."""
+    """Update the best of `rows` by their products with earlier rows among `columns`, which ascend."""
     for r in range(tile.shape[0]):
         width = np.searchsorted(columns, rows[r])
         for c in range(width):
@@ -191,7 +192,7 @@ def _scan_tile(tile, X, rows, columns, margin, tops, best, score):  # type: igno
 
 @kernel
 def _keep_best(X, row, column, r, best, score):  # type: ignore[no-untyped-def]
-    """Note `column` as the best of `row`, the `r`-th of some, if it is: the first in rank among equals."""
+    """Make `column` the best of `row`, the `r`-th of some, if it is; ties go to the first in rank."""
     s = product_score(X[row], X[column])
     if s > score[r] or (s == score[r] and column < best[r]):
         best[r], score[r] = column, s
@@ -199,7 +200,7 @@ def _keep_best(X, row, column, r, best, score):  # type: ignore[no-untyped-def]
 
 @kernel
 def _select_survivors(tile, X, rows, threshold, margin, best, score, stays):  # type: ignore[no-untyped-def]
-    """Decide on `rows` in their order; of other rows that stay they have found the `best` already."""
+    """Decide on `rows` in their order; `best` already covers all other rows that stay."""
     for r in range(tile.shape[0]):
         for c in range(r):
             if stays[rows[c]] and tile[r, c] >= max(np.float64(threshold), np.float64(score[r])) - margin:
@@ -209,7 +210,7 @@ def _select_survivors(tile, X, rows, threshold, margin, best, score, stays):  # 
 
 @kernel
 def flag_neighbors(tile, rows, X, own, skip, threshold, margin, anywhere, here):  # type: ignore[no-untyped-def]
-    """Note which sampled rows have a twin (a score of at least `threshold`) among the rows of one cluster.
+    """Find which sampled rows have a neighbor (a score of at least `threshold`) among the rows of one cluster.
 
     Parameters
     ----------
@@ -218,17 +219,17 @@ def flag_neighbors(tile, rows, X, own, skip, threshold, margin, anywhere, here):
     own : ndarray of bool, shape (m,)
         Whether the sampled row belongs to this cluster.
     skip : ndarray of int64, shape (m,)
-        The sampled row's own place in `X`, or any number outside it.
+        The sampled row's own index in `X`, or any number that is no index.
     margin : float
-        Bound of the error of `tile`; products further than this from the threshold are not scored again.
+        Bound on the error of `tile`; products further than this from the threshold are not scored again.
     anywhere, here : ndarray of bool, shape (m,)
-        Set to True for rows with a twin, and for those with a twin in their own cluster.
+        Set to True for rows with a neighbor, and for those with a neighbor in their own cluster.
     """
     low, high = np.float64(threshold) - margin, np.float64(threshold) + margin
     for i in range(tile.shape[0]):
         if anywhere[i] and (here[i] or not own[i]):
             continue
-        # Zero rows are copies of one another, which no product tells.
+        # Zero rows are copies of one another, but their product is zero.
         zero = not rows[i].any()
         for j in range(tile.shape[1]):
             s = tile[i, j]

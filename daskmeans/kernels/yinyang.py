@@ -1,10 +1,10 @@
-"""Nearest centroids: bounds skip rows, a candidate filter scores the others, the close ones are re-ranked exactly.
+"""Nearest centroids: bounds skip rows, a candidate filter scores the others, close ones are re-ranked exactly.
 
-For each row the search knows how far its centroid is at most, and for each group of centroids how near its nearest
-one, other than the row's own, is at least. Centroids move, and the bounds move with them. A row whose centroid is
-nearer than every bound keeps its label unseen; for any other row only the groups are compared whose bound fails
-(Ding et al., *Yinyang K-Means*, ICML 2015). The labels are those of a comparison in float64 with every centroid, or
-with every centroid of the groups that the caller names for a row.
+Each row has an upper bound on the distance to its own centroid, and for each group of centroids a lower bound on the
+distance to the nearest other one. Both are adjusted as centroids move. A row whose upper bound is below all lower
+bounds keeps its label without a comparison. Any other row is compared only with the groups whose bound fails (Ding et
+al., *Yinyang K-Means*, ICML 2015). The labels are those of a comparison in float64 with every centroid, or with every
+centroid of the groups that the caller gives for a row.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from daskmeans.kernels.jit import kernel
 from daskmeans.kernels.microkernel import COLUMNS, ROWS, score_tile
 from daskmeans.kernels.simd import squared_distance64
 
-# What a search takes for `near` where rows are compared with all groups.
+# Value of `near` where rows are compared with all groups.
 ALL_GROUPS = np.empty((0, 0), np.int32)
 
 
 @kernel
 def find_nearest(X, codes, columns, bounds, drift, per_bound, near, nearest):  # type: ignore[no-untyped-def]
-    """Find the nearest centroid of each row; of equally near ones, that of the lowest number.
+    """Find the nearest centroid of each row; ties go to the lowest number.
 
-    Rows without a label must have bounds that hold for any row, such as zeros.
+    Lower bounds of rows without a label must hold for any row, as zeros do.
 
     Parameters
     ----------
     X : ndarray of float32, shape (n, d), C-contiguous
     codes : Codes
-        Of `X`.
+        Codes of `X`.
     columns : PackedCentroids
-        Of the centroids, with the same center.
+        The centroids, packed with the same center.
     bounds : Bounds
         Read and written.
     drift : Drift
     per_bound : int
         Groups that share a bound.
     near : ndarray of int32, shape (n, m) or (0, 0)
-        The groups that each row is compared with; one of them is that of its label. Without elements: all groups.
+        The groups that each row is compared with, including that of its label. Without elements: all groups.
     nearest : ndarray of float64, shape (n,) or (0,)
-        Written, if it has elements: the squared distance to the nearest centroid, of rows that are not skipped.
+        Unless it is empty, it gets the squared distance to the nearest centroid of each row that is not skipped.
 
     Returns
     -------
@@ -71,9 +71,9 @@ def find_nearest(X, codes, columns, bounds, drift, per_bound, near, nearest):  #
     return compared
 
 
-# What a search knows of a row: the nearest centroid so far (-1: the row is skipped; as many as there are: none), its
-# squared distance (-1: not computed, as no other came close), its score and the second largest score of its group; the
-# score that another must reach to be nearer; what the error of a score is made of.
+# State of a row in a search: the nearest centroid so far (-1: the row is skipped; k: none yet), its squared distance
+# (-1: not computed, as no other centroid came close), the score that another centroid must reach to be nearer, the
+# terms of the error of a score, the score of the nearest centroid and the second largest score of its group.
 ROW = np.dtype(
     [
         ("label", np.int64),
@@ -90,7 +90,7 @@ ROW = np.dtype(
 
 @kernel
 def _filter_rows(codes, columns, bounds, drift, d, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
-    """Begin with each row that may have another label; if it has one, put it into the list of its own group."""
+    """Select the rows whose label may change, and put each that has a label into the list of its own group."""
     labels, upper, lower = bounds
     longest = columns.longest.max()
     counts[:] = 0
@@ -113,7 +113,7 @@ def _filter_rows(codes, columns, bounds, drift, d, begin, end, lists, counts, to
 
 @kernel
 def _score_own_groups(codes, columns, begin, lists, counts, top, rows):  # type: ignore[no-untyped-def]
-    """The scores of the listed rows in their own groups: as exact as needed to know how far their centroids are."""
+    """Score the listed rows in their own groups, which tightens the upper bounds."""
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
     compared = 0
     for g in range(lists.shape[0]):
@@ -135,7 +135,7 @@ def _score_own_groups(codes, columns, begin, lists, counts, top, rows):  # type:
 
 @kernel
 def _filter_groups(X, codes, columns, bounds, drift, per_bound, near, begin, end, lists, counts, rows):  # type: ignore[no-untyped-def]
-    """Put each row into the lists of the other groups where its nearest centroid may be."""
+    """Put each row into the lists of the other groups that may contain its nearest centroid."""
     labels, upper, lower = bounds
     few = near.shape[1]
     counts[:] = 0
@@ -159,7 +159,7 @@ def _filter_groups(X, codes, columns, bounds, drift, per_bound, near, begin, end
 
 @kernel
 def _score_groups(codes, columns, begin, lists, counts, top):  # type: ignore[no-untyped-def]
-    """The largest score of each listed row in each group."""
+    """Find the largest score of each listed row in each group."""
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty(ROWS, np.float32)
     compared = 0
     for g in range(lists.shape[0]):
@@ -178,14 +178,14 @@ def _score_groups(codes, columns, begin, lists, counts, top):  # type: ignore[no
 
 @kernel
 def _pad_tile(picked, count):  # type: ignore[no-untyped-def]
-    """Repeat the last row, so that the last tile is full."""
+    """Repeat the last row so that the last tile is full."""
     if count:
         picked[count : count + ROWS] = picked[count - 1]
 
 
 @kernel
 def _select_candidates(columns, labels, begin, end, lists, counts, top, rows):  # type: ignore[no-untyped-def]
-    """List only rows that may find their nearest centroid, other than their own, in the group."""
+    """List for each group only the rows whose nearest centroid may be in it and is not their own."""
     most = np.empty(top.shape[1])
     counts[:] = 0
     for i in range(begin, end):
@@ -212,7 +212,7 @@ def _select_candidates(columns, labels, begin, end, lists, counts, top, rows):  
 
 @kernel
 def _rerank_candidates(X, codes, columns, begin, lists, counts, rows):  # type: ignore[no-untyped-def]
-    """Compare in float64 the centroids whose scores may be the largest."""
+    """Compare, in float64, the centroids whose scores may be the largest."""
     scores, tops = np.empty((ROWS, COLUMNS), np.float32), np.empty((ROWS, 2), np.float32)
     compared = 0
     for g in range(lists.shape[0]):
@@ -249,5 +249,5 @@ def _rerank_candidates(X, codes, columns, begin, lists, counts, rows):  # type: 
 
 @kernel
 def _nearest_square(X, columns, i, row):  # type: ignore[no-untyped-def]
-    """Squared distance of row `i` to the nearest centroid so far."""
+    """Return the squared distance of row `i` to the nearest centroid so far."""
     return row.square if row.square >= 0.0 else squared_distance64(X[i], columns.centroids[row.label])

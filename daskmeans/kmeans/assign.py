@@ -1,4 +1,4 @@
-"""Assign: every row gets the nearest centroid of a model and its distances to it."""
+"""Assignment: every row gets the nearest centroid of a model and its distances to that centroid."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def assign(
     dtype: str = "float32",
     assign: str | Index = "exact",
 ) -> dd.DataFrame | pd.DataFrame:
-    """Add the nearest centroid and the distances to it to every row; of dask lazily.
+    """Add the nearest centroid and the distances to it to every row; lazily for a dask dataframe.
 
     Parameters
     ----------
     frame : dataframe of dask or pandas
-        With a column of vectors; the other columns travel along. One of dask is of pandas or of cuDF, and so is the
-        result.
+        With a column of vectors; the other columns are kept. The partitions of a dask dataframe are pandas or cuDF, and
+        those of the result are the same.
     model : KMeans
-        Fitted or loaded; the rows may be ones it has never seen.
+        Fitted or loaded. The rows need not be those it was fitted on.
     column : str, optional
-        Column of the vectors; default: the only one that holds lists of floats.
+        Column that holds the vectors; default: the only one that holds lists of floats.
     dtype : {"float32", "float16"}, default "float32"
-        How vectors are stored in the result. Distances are computed before this rounding. cuDF has no float16.
+        Type of the stored vectors. Distances are computed before this rounding. cuDF has no float16.
     assign : {"exact", "ann"} or Index, default "exact"
-        As in :meth:`KMeans.predict`; "ann" reads some rows now. Distances are exact all the same: those to the centroid
-        that the row was given.
+        As in :meth:`KMeans.predict`; "ann" reads some rows immediately. Distances are always exact; they are those to
+        the assigned centroid.
 
     Returns
     -------
     dataframe of dask or pandas
-        `frame` with its vectors as the model compares them (normalised, unless the model was fitted without), and
+        `frame` with its vectors as the model compares them (normalised, unless the model is fitted without), and
 
-        - ``centroid`` int32: the nearest centroid by Euclidean distance, ties to the lower label (by an index: nearly
+        - ``centroid`` int32: the nearest centroid by Euclidean distance, ties to the lower label (with an index: nearly
           always);
         - ``l2_dist_to_cent`` float32: ‖u − c‖;
         - ``cosine_dist_to_cent`` float32: 1 − u·c / (‖u‖ ‖c‖).
@@ -59,10 +59,10 @@ def assign(
     Raises
     ------
     UsageError
-        `column` is missing, `frame` has a column of one of these names, or `dtype` is neither of the two, or float16
-        for a frame of cuDF.
+        `column` is missing, `frame` already has a column with one of these names, or `dtype` is neither of the two, or
+        float16 for a cuDF frame.
     DataError
-        When computed: a row that cannot be placed, or of another dimension than the model.
+        When computed: a row cannot be placed, or its dimension differs from the model's.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def _assign_partition(part: Any, model: KMeans, index: Index | None, column: str
 
 
 def _assign_on_device(home: Gpu, part: Any, model: KMeans, column: str) -> Any:
-    """As :func:`_assign_partition`, of a frame of cuDF, whose vectors do not leave the device."""
+    """Like :func:`_assign_partition`, for a cuDF frame, whose vectors do not leave the device."""
     with home.turn():
         X, centroids = model.rows(part[column], home=home), model.cluster_centers_
         labels, squares = home.nearest(X, centroids)
@@ -164,7 +164,7 @@ def _assign_on_device(home: Gpu, part: Any, model: KMeans, column: str) -> Any:
 
 
 def _check_float16(X: np.ndarray, stored: np.ndarray) -> None:
-    """Raise DataError for a vector of which float16 keeps nothing, or makes infinity."""
+    """Raise DataError for a vector that float16 turns into zeros or infinity."""
     lost = ~np.isfinite(stored).all(axis=1) | (X.any(axis=1) & ~stored.any(axis=1))
     if lost.any():
         raise DataError(

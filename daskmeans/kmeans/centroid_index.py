@@ -1,4 +1,4 @@
-"""Assignment by an index over the centroids, for very many of them: most labels are exact, and how many is measured."""
+"""An index over very many centroids, for approximate assignment whose share of exact labels is measured."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from daskmeans.kmeans.values import to_number
 from daskmeans.runtime import executor
 
 TARGET_RECALL = 0.99
-# Clusters from which an index may be faster than exact labels.
+# Number of clusters from which an index may be faster than exact labels.
 MANY_CLUSTERS = 4096
 TILE = 2048
 SHORTLIST = 16
-# Measured: what it costs to open a list, in codes that could be compared in that time.
+# Measured cost of opening a list, in codes that could be compared in that time.
 LIST_COST = 100
 
 
 class Index:
-    """Centroids in inverted lists, as codes: a row is compared with a few lists, then exactly with a shortlist.
+    """Inverted lists of encoded centroids: a row is compared with a few lists, then exactly with a shortlist.
 
-    The lists are those of a k-means of the centroids, the codes 4 bits for each four coordinates, compared by faiss's
-    fast scan. Which lists a row is compared with, and which of its shortlist is nearest, is decided in float64: a label
-    depends on the row alone, not on the rows beside it.
+    The lists come from a k-means of the centroids. The codes take 4 bits for each four coordinates and are compared by
+    faiss's fast scan. Which lists a row probes, and which centroid of its shortlist is nearest, is decided in float64.
+    So a label depends on the row alone, not on other rows in the batch.
 
     Parameters
     ----------
     lists : ndarray of float32, shape (nlist, d)
-        Centres of the lists.
+        Centers of the lists.
     packed : ndarray of uint8
-        The index, as faiss serialises it.
+        The index, serialised by faiss.
     nprobe, shortlist : int
-        Lists that a row is compared with, centroids that it is compared with exactly.
+        Number of lists that a row probes, and of centroids that it is compared with exactly.
 
     Attributes
     ----------
     facts : dict
         ``nlist``, ``nprobe``, ``shortlist``; ``compared``, the share of the centroids that a row is compared with;
-        ``target``; ``recall`` as measured on ``sampled`` rows that the index was not tuned on, and its 95 % interval,
-        ``low`` to ``high``.
+        ``target``; ``recall`` as measured on ``sampled`` rows that the index was not tuned on, and its 95 % confidence
+        interval from ``low`` to ``high``.
 
     Notes
     -----
@@ -77,26 +77,26 @@ class Index:
     def _index(self) -> Any:
         index = _import_faiss().deserialize_index(self.packed)
         index.nprobe = self.nprobe
-        index.implem = 10  # one row at a time: measured faster than in batches, where each row scans its own lists
+        index.implem = 10  # one row at a time: measured faster than batches where each row scans its own lists
         return index
 
     def candidates(self, X: np.ndarray) -> np.ndarray:
-        """The shortlist of each row; int64, shape (n, shortlist), -1 where there are fewer."""
-        # In ascending order of the lists: among equal codes those that were met first stay on the shortlist.
+        """Return the shortlist of each row; int64, shape (n, shortlist), filled up with -1."""
+        # Lists in ascending order: of equal codes, those that are met first stay on the shortlist.
         probes = closest_points(X, self.lists, self.nprobe)
         with _one_thread():
             return self._index.search_preassigned(X, self.shortlist, probes, np.zeros(probes.shape, np.float32))[1]  # type: ignore[no-any-return]
 
     def nearest(self, X: np.ndarray, centroids: np.ndarray, tile: int = TILE) -> np.ndarray:
-        """Label of the nearest centroid of each row, as far as the index finds it; ties go to the lower label.
+        """Return the label of the nearest centroid that the index finds for each row; ties go to the lower label.
 
         Parameters
         ----------
         X : ndarray of float32, shape (n, d), C-contiguous
         centroids : ndarray of float32, shape (k, d)
-            Those that the index was made of.
+            Those that the index was built from.
         tile : int
-            Rows that are compared at a time.
+            Rows that are compared at once.
 
         Returns
         -------
@@ -112,7 +112,7 @@ class Index:
 
 
 def check_assign(assign: Any, recall: float = TARGET_RECALL) -> None:
-    """Raise UsageError if labels cannot be found as `assign` says, or not with this `recall`."""
+    """Raise UsageError if `assign` is none of the choices, or if `recall` is out of range."""
     if isinstance(assign, str) and assign == "ann":
         _import_faiss()
         if not 0 < to_number(recall) <= 0.999:
@@ -135,7 +135,7 @@ def tune_index(
     seed: int,
     client: Client | None = None,
 ) -> Index:
-    """An index over `centroids` for the rows of `X`, tuned on some of them and measured on others.
+    """Build an index over `centroids` for the rows of `X`: tuned on some of them, measured on others.
 
     Parameters
     ----------
@@ -143,11 +143,11 @@ def tune_index(
         As in :meth:`daskmeans.KMeans.fit`.
     centroids : ndarray of float32, shape (k, d)
     rows : callable
-        Makes a matrix of a partition of `X`, as it is to be compared with the centroids.
+        Turns a partition of `X` into the matrix that is compared with the centroids.
     exact : callable
-        Labels of the nearest centroids of a matrix.
+        Returns the exact labels of a matrix.
     recall : float
-        Share of rows whose label should be that of the nearest centroid.
+        Target share of rows whose label is exact.
     seed : int
 
     Raises
@@ -173,7 +173,7 @@ def tune_index(
 def sample_input(
     X: Any, column: str | None, rows: Callable[[Any], np.ndarray], count: int, seed: int, client: Client | None = None
 ) -> np.ndarray:
-    """`count` rows of `X` (all if there are fewer), those whose numbers have the smallest hashes, in their order."""
+    """Return the `count` rows of `X` (all if there are fewer) whose numbers have the smallest hashes, by hash."""
     if not is_lazy(X):
         X = as_matrix(X)
         hashes = hash_integers(np.arange(len(X), dtype=np.uint64), seed)
@@ -181,7 +181,7 @@ def sample_input(
     parts = list_partitions(X, column)
     lengths = executor.compute([dask.delayed(len, pure=False)(part) for part in parts], "count rows", client)
     limit = sample_limit(sum(lengths), count)
-    take, rows = dask.delayed(_take_sample, pure=False), dask.delayed(rows, pure=False)  # it may hold the centroids
+    take, rows = dask.delayed(_take_sample, pure=False), dask.delayed(rows, pure=False)  # `rows` may hold the centroids
     firsts = [0, *accumulate(lengths)][:-1]
     tasks = [take(part, first, rows, seed, limit) for part, first in zip(parts, firsts, strict=True)]
     hashes, found = (
@@ -199,7 +199,7 @@ def _take_sample(
 
 
 def choose_index(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recall: float, seed: int) -> Index:
-    """The cheapest of some indexes that finds the exact `labels` of a share of at least `recall` of the rows.
+    """Return the cheapest of some indexes that finds the exact `labels` for at least `recall` of the rows.
 
     Parameters
     ----------
@@ -207,12 +207,12 @@ def choose_index(centroids: np.ndarray, X: np.ndarray, labels: np.ndarray, recal
     X : ndarray of float32, shape (m, d)
     labels : ndarray of int32, shape (m,)
     recall : float
-        Reached by the lower bound of the share's interval, as far as that is possible with so few rows.
+        The lower bound of the confidence interval must reach it, as far as that is possible with so few rows.
     seed : int
     """
     m = len(X)
     limit = wilson_interval(m, m)[0]
-    # What the shortlist loses cannot be found by probing more lists, so it may lose half of what may be lost.
+    # Probing more lists cannot find what the shortlist loses, so the shortlist may cause half of the allowed loss.
     flat = Index(centroids[:1], _serialize_index(centroids, centroids[:1]), 1, min(SHORTLIST, len(centroids)))
     while wilson_interval(int((listed := _is_shortlisted(flat, X, labels)).sum()), m)[0] < min((1 + recall) / 2, limit):
         flat = Index(flat.lists, flat.packed, 1, min(2 * flat.shortlist, len(centroids)))
@@ -236,22 +236,22 @@ def _is_shortlisted(index: Index, X: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 
 def _list_counts(k: int) -> list[int]:
-    """Numbers of lists worth trying: powers of two around √k."""
+    """Return the numbers of lists to try: powers of two around √k."""
     middle = 1 << round(math.log2(k) / 2)
     return sorted({min(k, max(1, size)) for size in (middle // 2, middle, 2 * middle)})
 
 
 def _train_lists(centroids: np.ndarray, nlist: int, seed: int) -> np.ndarray:
-    """Centres of `nlist` lists of centroids, float32, shape (nlist, d)."""
+    """Return the centers of `nlist` lists of centroids, float32, shape (nlist, d)."""
     with _one_thread() as faiss:
-        # The fewest points that faiss wants for a list, so that it does not complain of fewer on stderr.
+        # With a minimum of one point for each list, faiss does not warn on stderr.
         km = faiss.Kmeans(centroids.shape[1], nlist, niter=10, seed=seed % 2**31, min_points_per_centroid=1)
         km.train(centroids)
     return np.ascontiguousarray(km.centroids)
 
 
 def _serialize_index(centroids: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """An index of `centroids` in these `lists`, serialised."""
+    """Return an index of `centroids` in these `lists`, serialised by faiss."""
     k, d = centroids.shape
     width = next(w for w in (4, 3, 2, 1) if d % w == 0)
     with _one_thread() as faiss:
@@ -260,14 +260,14 @@ def _serialize_index(centroids: np.ndarray, lists: np.ndarray) -> np.ndarray:
         index = faiss.IndexIVFPQFastScan(centres, d, len(lists), d // width, 4, faiss.METRIC_L2)
         index.by_residual = False
         index.pq.cp.min_points_per_centroid = 1
-        index.train(np.resize(centroids, (max(k, 16), d)))  # a code book has 16 entries, and wants as many points
+        index.train(np.resize(centroids, (max(k, 16), d)))  # a codebook has 16 entries, and needs as many points
         index.add(centroids)
         return faiss.serialize_index(index)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[Any]:
-    """faiss, without threads of its own: tasks take the cores, and sums in one thread are always the same."""
+    """Limit faiss to one thread: tasks use the cores already, and sums in one thread are reproducible."""
     faiss = _import_faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # of this thread alone

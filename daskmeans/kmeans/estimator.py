@@ -1,6 +1,6 @@
 """The estimator: scikit-learn's contract over numpy, dask arrays and dask dataframes.
 
-Longer than 350 lines as one class keeps that contract, and tells in docstrings, two fifths of them, what users need.
+Longer than 350 lines because one class keeps that contract; two fifths of them are docstrings for users.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from daskmeans.vectors.frames import is_cudf
 class KMeans(Parameters):
     """k-means clustering of vectors that may be spread over many workers.
 
-    The same rows in the same order give the same centroids and labels, bit for bit, on any number of workers,
-    threads and partitions.
+    The same rows in the same order give bitwise identical centroids and labels on any number of workers, threads and
+    partitions.
 
     Parameters
     ----------
@@ -63,52 +63,54 @@ class KMeans(Parameters):
     random_state : int, numpy.random.Generator, numpy.random.RandomState or None, default 42
         None draws a seed from the system.
     init : {"auto", "k-means||", "random"}, path, array of shape (n_clusters, n_features) or KMeans, default "auto"
-        "auto" seeds by k-means++ within regions of a sample (by k-means|| for up to 512 clusters), improves the seeds
-        on growing samples and takes longer steps than Lloyd's, which comes to a lower inertia sooner. Any other choice
-        starts Lloyd's algorithm on all rows: from k-means|| on a sample, from random rows, from a ``.npy`` file or a
-        model directory, from an array, or from a fitted estimator.
+        "auto" seeds by hierarchical k-means++ on a sample (by k-means|| for up to 512 clusters), improves the seeds on
+        growing samples and takes longer steps than Lloyd's. That reaches a lower inertia sooner. Any other choice runs
+        Lloyd's algorithm on all rows, starting from k-means|| on a sample, random rows, a ``.npy`` file or a model
+        directory, an array, or a fitted estimator.
     n_init : int, default 1
-        Runs with different seeds; the one of the lowest inertia is kept.
+        Runs with different seeds; the one with the lowest inertia is kept.
     oversampling_factor : float, default 2.0
         Rows that k-means|| draws as candidates, as a multiple of half of `n_clusters` in each of five rounds.
     max_samples_per_batch : int, default 32768
-        Rows at most whose distances to all centroids `transform`, and cuML, compute at once; affects memory alone.
+        Rows whose distances to all centroids `transform` and cuML compute at once, at most; affects memory only.
     sample_fraction : float, default 1.0
-        Share of the rows to fit on, chosen by a hash of their numbers.
+        Share of the rows to fit on, chosen by a hash of the row number.
     normalize : bool, default True
-        Scale rows to unit length first, as embeddings are compared by cosine. Centroids are means and stay unscaled.
+        Scale rows to unit length first, since embeddings are compared by cosine. Centroids are means and stay unscaled.
     max_cluster_size : int, optional
-        Clusters of more fitted rows are split after the fit, so that there are more than `n_clusters` in the end.
+        Clusters with more fitted rows are split after the fit, so the model may have more than `n_clusters` clusters.
     engine : {"auto", "native", "cuml"}, default "auto"
-        "cuml": cuML finds the centroids, on a cluster with a GPU for each worker; `init` "auto" is its k-means||, or
-        our own seeds where the rows do not fit onto the devices. Labels, distances and inertia are those of our own
-        pass, whichever engine it was.
-        "auto" is "native" everywhere: such a fit gives the same bits on any machine, goes on from any update and needs
-        no device, but uses those of workers that dask-cuda started (where more than 2256 clusters have other
-        centroids then); cuML's sums depend on how rows lie, so it is for those who ask for it.
+        "cuml": cuML finds the centroids, on a cluster with a GPU for each worker. With `init` "auto" it seeds by its
+        own k-means||; where the rows do not fit onto the devices, it gets seeds of the native engine. Labels, distances
+        and inertia always come from the native engine.
+        "auto" is "native" everywhere. A native fit is bitwise identical on any machine, resumes from any update and
+        needs no device. It uses the GPUs of workers that dask-cuda started; with more than 2256 clusters, centroids
+        then differ from those found on CPUs. cuML's sums depend on how rows are distributed, so it has to be asked for.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of float32, shape (n_clusters, n_features)
     labels_ : ndarray or dask array of int32, shape (n_samples,)
-        Lazy for dask input, which it then holds; so a lazy one is left out of pickles and copies of the estimator.
+        Lazy for dask input. A lazy array refers to the input, so it is left out of pickles and copies of the estimator.
     inertia_ : float
         Sum of squared distances of the fitted rows to their nearest centroid.
     inertia_history_ : list of float
-        After each update: sum of squared distances of the rows to the means of their clusters. Of cuML, the last alone.
+        After each update: sum of squared distances of the rows to the means of their clusters. With cuML: the last one
+        only.
     iterations_ : list of dict
-        Facts of each update, on samples too: phase, phases, rows, iteration, inertia, shift, relabelled, compared (the
-        share of pairs of rows and centroids that were scored), seconds. Of cuML, the last alone, with fewer facts.
+        Facts about each update, including those on samples: phase, phases, rows, iteration, inertia, shift, relabelled,
+        compared (the share of pairs of rows and centroids that were scored), seconds. With cuML: one entry, with fewer
+        facts.
     n_iter_ : int
     converged_ : bool
     n_features_in_ : int
     feature_names_in_ : ndarray of str, shape (n_features,)
-        Names of the columns, there if the model was fitted on a frame of numbers whose columns all have strings as
-        names. Frames with other columns, or with these in another order, are refused from then on.
+        Names of the columns. Present if the model was fitted on a frame of numbers whose column names are all strings.
+        Frames with other columns, or with these in another order, are refused from then on.
     seed_ : int
-        The seed that was used; drawn if `random_state` is None.
+        The seed that was used; drawn if `random_state` is None or a generator.
     ann_ : dict
-        What the last index over the centroids is like; there if one was built. See :meth:`build_index`.
+        Facts about the last index over the centroids; present if one was built. See :meth:`build_index`.
 
     Examples
     --------
@@ -130,14 +132,14 @@ class KMeans(Parameters):
         return Tagged().__sklearn_tags__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels with the model to workers; futures of the input must not, nor need its graph."""
+        """The state to pickle, without dask collections: futures of the input must not travel with the model."""
         return {name: value for name, value in vars(self).items() if not dask.is_dask_collection(value)}
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "cluster_centers_")
 
     def _repr_html_(self) -> str:
-        """The parameters that differ from the defaults and, once fitted, what was found; for notebooks."""
+        """The parameters that differ from the defaults and, once fitted, the results; for notebooks."""
         facts: dict[str, Any] = {}
         if self.__sklearn_is_fitted__():
             shape = " × ".join(map(str, self.cluster_centers_.shape))
@@ -161,15 +163,15 @@ class KMeans(Parameters):
         Parameters
         ----------
         X : array, dask array or dask dataframe, shape (n_samples, n_features)
-            Arrays and partitions on a device (cupy, cudf) are copied to memory, but for dataframes of cuDF that the
-            engine "cuml" fits on, whose rows stay where they are.
+            Arrays and partitions on a device (cupy, cudf) are copied to memory. Only for the engine "cuml" do the rows
+            of cuDF dataframes stay on the device.
         y : ignored
         column : str, optional
-            Column of a dataframe that holds the vectors; default: the only one that does.
+            Column of the dataframe that holds the vectors; default: the only one that does.
         client : distributed.Client, optional
-            Default: the current client; without one the work runs in this process.
+            Default: the current client. Without one, the fit runs in this process.
         checkpoints : Checkpoints, optional
-            Where the fit is kept while it is made, to go on from there.
+            Where the state of the fit is saved, so that it can be resumed.
 
         Raises
         ------
@@ -178,8 +180,8 @@ class KMeans(Parameters):
         DataError
             A row cannot be placed: NaN, infinity, null, zeros when normalising.
         MissingExtraError, ClusterError, MemoryForecastError
-            Of the engine "cuml": a package, a worker or its device is missing. Of either engine: two workers share a
-            GPU, or a GPU has no room for what a pass takes.
+            With the engine "cuml": a package, a worker or its device is missing. With either engine: two workers share
+            a GPU, or a GPU has too little memory for a pass.
         """
         return self._fit(X, column, client, checkpoints)
 
@@ -279,35 +281,35 @@ class KMeans(Parameters):
         return self.engine == "cuml" and self.max_iter > 0  # without updates there is nothing for it to do
 
     def fit_predict(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
-        """Fit, then the labels of the rows of `X`."""
+        """Fit, then return the labels of the rows of `X`."""
         return self.fit(X, column=column, client=client).labels_
 
     def fit_transform(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
-        """Fit, then the distances of the rows of `X` to the centroids."""
+        """Fit, then return the distances of the rows of `X` to the centroids."""
         return self.fit(X, column=column, client=client).transform(X, column=column)
 
     def predict(self, X: Any, *, column: str | None = None, assign: str | centroid_index.Index = "exact") -> Any:
-        """Label of the nearest centroid of each row of `X`; ties go to the lower label.
+        """Return the label of the nearest centroid of each row of `X`; ties go to the lower label.
 
         Parameters
         ----------
         X, column
             As in :meth:`fit`.
         assign : {"exact", "ann"} or Index, default "exact"
-            For very many clusters: an index from :meth:`build_index`, or "ann" to build one for these rows. Then not
-            every label is that of the nearest centroid; ``ann_`` says how many are.
+            For very many clusters: an index from :meth:`build_index`, or "ann" to build one for these rows. With an
+            index not every label is exact; ``ann_`` says how many are.
 
         Returns
         -------
         ndarray or dask array of int32, shape (n_samples,)
-            A dask array for dask input, lazy.
+            A lazy dask array for dask input.
 
         Raises
         ------
         UsageError
             `X` has other columns than the frame that the model was fitted on, or these in another order.
         DataError
-            A row cannot be placed, or is of another dimension; when computed for dask input.
+            A row cannot be placed, or has another dimension. For dask input it is raised when the labels are computed.
         """
         self._check_columns(X, column)
         index = self.index_for(X, assign, column=column)
@@ -316,7 +318,7 @@ class KMeans(Parameters):
     def index_for(
         self, X: Any, assign: str | centroid_index.Index, *, column: str | None = None, client: Client | None = None
     ) -> centroid_index.Index | None:
-        """The index that `assign` stands for, built for the rows of `X` if it is "ann"; None if it is "exact"."""
+        """Return the index that `assign` stands for: None for "exact", one built for the rows of `X` for "ann"."""
         centroid_index.check_assign(assign)
         if assign == "ann":
             return self.build_index(X, column=column, client=client)
@@ -330,28 +332,28 @@ class KMeans(Parameters):
         recall: float = centroid_index.TARGET_RECALL,
         client: Client | None = None,
     ) -> centroid_index.Index:
-        """An index over the centroids, for labels of rows like those of `X` when there are very many clusters.
+        """Build an index over the centroids, which labels rows like those of `X` faster when clusters are very many.
 
-        It is tuned on a sample of the rows, until the share of labels that are exact should be `recall`; on another
-        sample that share is measured and kept in ``ann_``, which is saved with the model.
+        It is tuned on one sample of the rows so that a share of `recall` of the labels is exact. That share is measured
+        on another sample and kept in ``ann_``, which is saved with the model.
 
         Parameters
         ----------
         X, column, client
-            As in :meth:`fit`; some rows are read now.
+            As in :meth:`fit`. Some rows are read immediately.
         recall : float, default 0.99
 
         Returns
         -------
         Index
-            For `assign` of :meth:`predict` and :func:`daskmeans.assign`.
+            Pass it as `assign` to :meth:`predict` and :func:`daskmeans.assign`.
 
         Raises
         ------
         MissingExtraError
             faiss is not installed: ``pip install "daskmeans[ann]"``.
         UsageError
-            `recall` is not above 0 and up to 0.999.
+            `recall` is not in (0, 0.999].
         """
         self._check_columns(X, column)
         centroids = self.cluster_centers_
@@ -374,12 +376,12 @@ class KMeans(Parameters):
         return index
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
-        """Euclidean distance of each row of `X` to each centroid; float32, shape (n_samples, n_clusters)."""
+        """Return the Euclidean distance of each row of `X` to each centroid; float32, (n_samples, n_clusters)."""
         self._check_columns(X, column)
         return self._map_rows(_compute_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
-        """Negative sum of squared distances of the rows of `X` to their nearest centroids."""
+        """Return the negative sum of squared distances of the rows of `X` to their nearest centroids."""
         self._check_columns(X, column)
         blocks = load_blocks(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0)
         if not blocks.n_rows:
@@ -423,17 +425,17 @@ class KMeans(Parameters):
         return da.concatenate(blocks, allow_unknown_chunksizes=True)
 
     def placer(self) -> KMeans:
-        """A model that places rows as this one does now, whatever becomes of this one; no more than that travels."""
+        """Return a copy with only what labelling rows takes: small to send, and independent of later changes."""
         placer = KMeans(normalize=self.normalize, max_samples_per_batch=self.max_samples_per_batch)
         placer.cluster_centers_, placer.n_features_in_ = self.cluster_centers_.copy(), self.n_features_in_
         return placer
 
     def rows(self, X: Any, where: str = "", home: Backend = CPU) -> Any:
-        """`X` as this model compares it: float32, normalised if the model says so, of the model's dimension.
+        """Return `X` as this model compares it: float32, of the model's dimension, normalised if the model is.
 
-        A column of cuDF becomes a matrix in the memory of `home`; all else becomes one of numpy.
+        A cuDF column becomes a matrix in the memory of `home`; anything else becomes a numpy matrix.
         """
-        if not len(X):  # a column of lists without rows does not know its dimension
+        if not len(X):  # an empty column of lists does not know its dimension
             return np.empty((0, self.n_features_in_), np.float32)
         rows = prepare_on_device(home if is_cudf(X) else CPU, X, self.normalize, where)
         if rows.shape[1] != self.n_features_in_:
@@ -451,13 +453,13 @@ class KMeans(Parameters):
         self._check_fitted()
         check_flag("overwrite", overwrite)
         path, settings = open_path(url, storage_options), {"normalize": bool(self.normalize)}
-        # What it was fitted on is not known here, and steps that use it must not take it for another.
+        # What it was fitted on is unknown here. Steps that use the model must not mistake it for another.
         inputs = {"centroids": hashlib.sha256(self.cluster_centers_.tobytes()).hexdigest()}
         with open_step(path, "fit", settings, inputs, overwrite=overwrite) as step:
             step.facts |= self.write(step.path, fingerprint=None)
 
     def write(self, path: UPath, fingerprint: str | None) -> dict[str, Any]:
-        """Write the model's files into the directory of a step that is being made; returns facts for its manifest."""
+        """Write the model's files into the directory of an unfinished step; return facts for its manifest."""
         params = {name: to_python(value) for name, value in self.get_params().items()}
         named = {name: value if isinstance(value, (str, int, float, bool)) else None for name, value in params.items()}
         facts = {
@@ -481,12 +483,14 @@ class KMeans(Parameters):
 
     @classmethod
     def load(cls, url: Any, *, storage_options: dict[str, Any] | None = None) -> KMeans:
-        """The model in the directory `url`, ready to predict.
+        """Load the model in the directory `url`, ready to predict.
 
         Raises
         ------
         NotFoundError, OutputError
-            `url` is no model directory, or an unfinished one.
+            `url` is not a model directory, or an unfinished one.
+        DataError
+            A file of the model is damaged.
         """
         centroids, facts = model.read_model(open_path(url, storage_options))
         known = {k: v for k, v in facts["parameters"].items() if v is not None and k != "init"}

@@ -1,4 +1,4 @@
-"""What fitting and assigning take, in memory and on disks."""
+"""Forecasts of the memory and disk space that fitting and assigning take."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from daskmeans.runtime import resources
 from daskmeans.runtime.client import logger, n_processes, threads_per_process
 from daskmeans.runtime.memory import COPIES, check_device_bytes, reading_bytes
 
-# Blocks of a fit, those of a sample of a third of the rows counted too, as a multiple of those of all rows.
+# Bytes of all blocks of a fit, as a multiple of those of all rows: the largest sample is a third of the rows.
 SAMPLES = 4 / 3
-# What every worker holds of its share of the memory, at least, before rows go to disk.
+# Share of its memory for blocks that every worker fills, at least, before rows go to disk.
 EVEN = 0.8
-# Rows on a device while cuML fits: its compiled part may join those of a worker.
+# Copies of the rows on a device while cuML fits: its compiled part may concatenate those of a worker.
 DEVICE_COPIES = 2
-# Of a device's memory, what distances may take at once.
+# Share of a device's memory that distances may take at once.
 DEVICE_TILE = 0.125
 
 
 def fit_bytes(rows: int, dimension: int, sample_fraction: float = 1.0) -> int:
-    """Bytes over all workers that hold `rows` vectors as float32.
+    """Bytes that `rows` float32 vectors take, over all workers.
 
     Examples
     --------
@@ -39,9 +39,9 @@ def fit_bytes(rows: int, dimension: int, sample_fraction: float = 1.0) -> int:
 
 
 def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
-    """Bytes that the engine notes beside `rows` float32 vectors: codes, labels, bounds for groups of centroids.
+    """Bytes that the engine keeps beside `rows` float32 vectors: codes, labels, bounds for groups of centroids.
 
-    With thousands of clusters, also which groups are near.
+    With thousands of clusters these include the near groups of each row.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def note_bytes(rows: int, dimension: int, n_clusters: int) -> int:
 
 
 def engine_bytes(dimension: int, n_clusters: int) -> int:
-    """Bytes of one task of a fit beside its blocks: centroids in a few forms, a sum for each, one tile of scores."""
+    """Bytes of one task of a fit beside its blocks: centroids in several forms, their sums, one tile of scores."""
     return 32 * n_clusters * dimension + config.get_bytes("tile-bytes")
 
 
@@ -63,13 +63,13 @@ class FitForecast:
     Attributes
     ----------
     worker : int
-        Memory of a worker; of this process, beside what it has, if there is no cluster.
+        Memory of a worker. Without a cluster: of this process, beside what it takes already.
     blocks : int
-        Vectors and what is noted about them, in all processes together.
+        Vectors and the engine's state beside them, in all processes together.
     cached : int
-        What of that lies on local disks.
+        The part of `blocks` that lies on local disks.
     disks : tuple of Disk
-        Where; empty if nothing does.
+        Those disks; empty if all fits into memory.
     """
 
     worker: int
@@ -89,23 +89,23 @@ class FitForecast:
         return "; ".join(lines)
 
     def bytes_on(self, disk: resources.Disk) -> int:
-        """Bytes on `disk`."""
+        """The part of `cached` that lies on `disk`."""
         return self.cached * disk.processes // sum(each.processes for each in self.disks)
 
 
 def forecast_fit(
     rows: int, dimension: int, n_clusters: int, client: Client | None, kept: int | None = None
 ) -> FitForecast:
-    """What a fit on `rows` vectors will take: in the memory of the workers what fits there, the rest on their disks.
+    """Forecast a fit on `rows` vectors: what fits lies in the memory of the workers, the rest on their disks.
 
-    `kept` are bytes that each may keep in memory; default: as many as it can.
+    `kept` is how many bytes each process may keep in memory; default: as many as it can.
     """
     blocks = int(SAMPLES * (fit_bytes(rows, dimension) + note_bytes(rows, dimension, n_clusters)))
     engine = threads_per_process(client) * engine_bytes(dimension, n_clusters)
     kept = resources.memory_to_keep(client) if kept is None else kept
     memory = max(0, kept - reading_bytes(client) - engine)
     worker = min(memory, blocks) + reading_bytes(client, 4 * rows * dimension) + engine
-    # Partitions come to the workers as these have time, so some may be full while others are not.
+    # Workers take partitions as they have time, so some may be full before others.
     spread = int(EVEN * memory * n_processes(client))
     cached = 0 if blocks <= memory else max(0, blocks - spread)
     disks = tuple(resources.list_disks(client)) if cached else ()
@@ -122,12 +122,12 @@ def check_fit(
     client: Client | None,
     kept: int | None = None,
 ) -> FitForecast:
-    """The forecast of a fit, told to the log; where its rows do not fit into memory, it tells where they will lie.
+    """Log and return the forecast of a fit; it says where rows will lie that do not fit into memory.
 
     Raises
     ------
     MemoryForecastError
-        They do not fit onto the local disks either.
+        The rows do not fit onto the local disks either.
     """
     foreseen = forecast_fit(int(rows * sample_fraction), dimension, n_clusters, client, kept)
     for disk in foreseen.disks:
@@ -137,7 +137,7 @@ def check_fit(
                 f"fitting {rows:,} rows of {dimension} dimensions needs {need} here, which "
                 + (f"is memory ({disk.kind})" if disk.in_memory else f"has {format_bytes(disk.free)}"),
                 where=f"{disk.path} on {disk.host}",
-                expected="room on a disk for what the workers' memory cannot hold",
+                expected="disk space for what the workers' memory cannot hold",
                 remedy="give a --local-directory on a larger disk, more workers, a higher --memory-limit, or a "
                 "--sample-fraction",
             )
@@ -146,10 +146,10 @@ def check_fit(
 
 
 def device_bytes(rows: int, dimension: int, n_clusters: int, batch: int, oversampling: float) -> int:
-    """Bytes of a device on which cuML fits `rows` float32 vectors, `batch` of them compared at once.
+    """Bytes of device memory with which cuML fits `rows` float32 vectors, comparing `batch` of them at once.
 
-    Rows, with a label, a norm and a distance for each; centroids, their sums and the candidates of k-means||; one tile
-    of distances.
+    They are for the rows, with a label, a norm and a distance each; for centroids, their sums and the candidates of
+    k-means||; and for one tile of distances.
 
     Examples
     --------
@@ -164,23 +164,23 @@ def device_bytes(rows: int, dimension: int, n_clusters: int, batch: int, oversam
 def check_devices(
     rows: Mapping[str, int], dimension: int, n_clusters: int, batch: int, oversampling: float, memory: Mapping[str, int]
 ) -> tuple[int, int]:
-    """How many of `batch` rows cuML may compare at once on all workers that have rows, and how many it may have there.
+    """Return how many rows cuML may compare at once, `batch` at most, and how many it may hold on a device.
 
     Parameters
     ----------
     rows, memory : mapping
-        By worker: its rows, and the bytes of its device.
+        By worker: the number of its rows, and the bytes of its device.
 
     Returns
     -------
     batch : int
     buffer : int
-        0: all rows fit onto the devices. Otherwise rows stay in memory, and so many of them are sent at a time.
+        0: all rows fit onto the devices. Otherwise rows stay in memory and are sent, so many at a time.
 
     Raises
     ------
     MemoryForecastError
-        Not even few rows fit beside the centroids.
+        Not even one row fits beside the centroids.
     ClusterError
         A worker has been lost since rows were loaded.
     """
@@ -194,7 +194,7 @@ def check_devices(
 
     if all(need(count) <= DEVICE_SHARE * memory[worker] for worker, count in rows.items()):
         return batch, 0
-    # Of rows in memory the device has a label each, and two buffers, of which one is filled.
+    # For rows in memory the device holds a label each, and two buffers: one is filled while the other is in use.
     spare = min(DEVICE_SHARE * memory[worker] - need(0) - 4 * count for worker, count in rows.items())
     buffer = int(spare // (2 * (need(1) - need(0))))
     if buffer < 1:
@@ -210,14 +210,14 @@ def check_devices(
 
 
 def check_compare(rows: int, n_clusters: int, dimension: int, memory: int) -> None:
-    """Make sure that partitions of `rows` rows can be compared with centroids on a device of `memory` bytes.
+    """Check that partitions of `rows` rows can be compared with centroids on a device of `memory` bytes.
 
-    Cores have 0 bytes of their own, and take what they need a tile at a time.
+    For a CPU `memory` is 0 and nothing is checked: it compares one tile at a time.
 
     Raises
     ------
     MemoryForecastError
-        Not even a tile of them fits.
+        Not even one tile of rows fits.
     """
     if not memory:
         return
@@ -226,8 +226,8 @@ def check_compare(rows: int, n_clusters: int, dimension: int, memory: int) -> No
 
 
 def assign_bytes(dimension: int, n_clusters: int, partition_bytes: int) -> int:
-    """Bytes of one task that assigns a partition: its rows in a few copies, the centroids, one tile of scores.
+    """Bytes of one task that assigns a partition: several copies of its rows, the centroids, one tile of scores.
 
-    Rows of the one before may still be there, and are sorted to be written.
+    The rows of the previous partition may still be in memory, where they are sorted before they are written.
     """
     return (2 + COPIES) * partition_bytes + 8 * n_clusters * dimension + config.get_bytes("tile-bytes")

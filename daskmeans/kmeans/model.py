@@ -1,4 +1,4 @@
-"""A fitted model on disk: ``centroids.npy`` and ``model.json``; nothing that executes code when it is read."""
+"""A fitted model on disk: ``centroids.npy`` and ``model.json``. Reading them never executes code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = "model.json"
 
 
 def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write both files into the directory `path`; returns what its manifest must hold of them."""
+    """Write both files into the directory `path`; return what the manifest records about them."""
     with (path / CENTROIDS).open("wb") as file:
         np.save(file, centroids, allow_pickle=False)
     manifest.write_json(path / MODEL, facts)
@@ -25,14 +25,14 @@ def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> di
 
 
 def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
-    """Centroids (float32, shape (k, d)) and facts of the finished model in the directory `path`.
+    """Return the centroids (float32, shape (k, d)) and the facts of the finished model in the directory `path`.
 
     Raises
     ------
     NotFoundError, OutputError
-        `path` is no model directory, or an unfinished one.
+        `path` is not a model directory, or an unfinished one.
     DataError
-        A file of it is damaged.
+        A file of the model is damaged.
     """
     made = manifest.read_manifest(path, "fit")
     facts = json.loads(manifest.read_verified(path, MODEL, made))
@@ -48,7 +48,7 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def read_centroids(path: UPath) -> np.ndarray:
-    """The matrix in the ``.npy`` file `path`, as float32."""
+    """Return the array in the ``.npy`` file `path`, as float32."""
     try:
         return _parse_matrix(path.read_bytes(), path)
     except (FileNotFoundError, IsADirectoryError):
@@ -60,5 +60,5 @@ def read_centroids(path: UPath) -> np.ndarray:
 def _parse_matrix(content: bytes, path: UPath) -> np.ndarray:
     try:
         return npy.load_array(content).astype(np.float32)
-    except Exception as error:  # numpy parses headers by Python's own parser, which has many exceptions
+    except Exception as error:  # numpy parses headers with Python's own parser, which raises many kinds
         raise DataError(f"not a readable .npy file ({error})", where=str(path), remedy="fit the model again") from None

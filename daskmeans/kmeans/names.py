@@ -1,4 +1,4 @@
-"""Names of features: those of a frame of numbers, so that no model places rows whose columns are in another order."""
+"""Feature names of frames of numbers: a model refuses frames whose columns differ or are in another order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LISTED = 5
 
 
 def feature_names(X: Any, column: str | None) -> np.ndarray | None:
-    """Names of the columns of a frame of numbers, if all are strings; None of any other input.
+    """Return the column names of a frame of numbers if all are strings; None for any other input.
 
     Examples
     --------
@@ -30,9 +30,9 @@ def feature_names(X: Any, column: str | None) -> np.ndarray | None:
 
 
 def check_names(names: np.ndarray | None, fitted: np.ndarray | None) -> None:
-    """Refuse the columns `names` if a model was fitted on others, or on these in another order.
+    """Raise UsageError if a model was fitted on columns other than `names`, or on these in another order.
 
-    Where only one of the two has names it warns, as scikit-learn does.
+    If only one of the two has names, it warns, as scikit-learn does.
     """
     if names is None and fitted is not None:
         _warn_user("X does not have valid feature names, but KMeans was fitted with feature names")

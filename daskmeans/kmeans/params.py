@@ -1,4 +1,4 @@
-"""The estimator's parameters: what they are, what they may be, and scikit-learn's ways to read and set them."""
+"""The estimator's parameters: their defaults and ranges, and scikit-learn's methods to read and set them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _whole(least: int) -> Range:
 
 @dataclass(eq=False, repr=False)
 class Parameters:
-    """The parameters of :class:`daskmeans.KMeans`, which tells what each does."""
+    """The parameters of :class:`daskmeans.KMeans`; its docstring explains each."""
 
     n_clusters: int = option(8, "Number of clusters.", required=True, range=_whole(1))
     _: KW_ONLY
@@ -62,7 +62,7 @@ class Parameters:
     )
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name; `deep` is there for scikit-learn and changes nothing."""
+        """Return the parameters by name; `deep` is accepted for scikit-learn and has no effect."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Self:
@@ -71,7 +71,7 @@ class Parameters:
         Raises
         ------
         UsageError
-            There is no parameter of that name.
+            There is no parameter with that name.
         """
         known = self.get_params()
         for name, value in params.items():
@@ -88,7 +88,7 @@ class Parameters:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def check_params(self) -> None:
-        """Raise UsageError for a parameter that is out of its range."""
+        """Raise UsageError if a parameter is out of its range."""
         for each, facts in options(self):
             value = getattr(self, each.name)
             if facts.range and not facts.range.holds(value):
@@ -96,14 +96,14 @@ class Parameters:
 
 
 def seed_from(random_state: Any) -> int:
-    """The seed that `random_state` stands for; drawn where it is None or a generator."""
+    """Return the seed that `random_state` stands for; it is drawn if that is None or a generator."""
     if random_state is None:
         return int(np.random.default_rng().integers(2**31))
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**31))
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
-    # What is added to it must leave it an int64.
+    # It must remain an int64 after small numbers are added to it.
     if is_whole(random_state, 0) and random_state < 2**62:
         return int(random_state)
     raise UsageError(f"random_state={random_state!r}", expected="an integer in [0, 2^62), a generator or None")

@@ -1,4 +1,4 @@
-"""What float32, in which rows are compared, loses of rows that come in wider numbers."""
+"""Precision that rows of wider types lose in float32, in which rows are compared."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from daskmeans.errors import PrecisionWarning
 from daskmeans.kmeans.rows.inputs import is_frame_of_numbers, vector_column
 from daskmeans.vectors.matrix import is_list
 
-# Rows and columns of a partition that are looked at, at most.
+# Rows and columns of a partition that are checked, at most.
 ROWS, COLUMNS = 256, 1024
-# Numbers 30,000 times as far from zero as from one another are rounded by this share of their spread.
+# Rounding error, as a share of the spread, from which on to warn. Numbers that lie 30,000 times as far from zero as
+# from one another reach it.
 SHARE = 1e-3
 
 
 class Rounding(NamedTuple):
-    """Facts of some rows."""
+    """Rounding error and spread of some rows."""
 
     rows: int
     mean: np.ndarray
@@ -34,14 +35,14 @@ class Rounding(NamedTuple):
 
 
 def measure_rounding(X: Any, column: str | None = None) -> Rounding | None:
-    """What is lost of some rows of `X`, evenly spread; None where float32 holds numbers of its type as they are.
+    """Measure what float32 loses of an evenly spaced sample of rows; None where it holds the type of `X` exactly.
 
     Parameters
     ----------
     X : array, column of vectors or pandas DataFrame
-        Known to be a matrix of numbers.
+        Already checked to be a matrix of numbers.
     column : str, optional
-        Of a DataFrame.
+        Column of vectors of a DataFrame.
 
     Examples
     --------
@@ -53,7 +54,7 @@ def measure_rounding(X: Any, column: str | None = None) -> Rounding | None:
     if found is None or not found.size:
         return None
     wide = found[:, :: math.ceil(found.shape[1] / COLUMNS)].astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused elsewhere
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite are refused elsewhere
         error = np.square(wide - wide.astype(np.float32)).sum()
         apart = wide - wide[0]
         middle = apart.mean(axis=0)
@@ -76,14 +77,14 @@ def _pick_rows(X: Any, column: str | None) -> np.ndarray | None:
 
 
 def _is_exact(type_: Any) -> bool:
-    """Whether float32 holds numbers of this type, or lists of them, as they are."""
+    """Whether float32 holds numbers of this type, or lists of them, exactly."""
     if isinstance(type_, pd.ArrowDtype) and is_list(type_.pyarrow_dtype):
         type_ = type_.pyarrow_dtype.value_type.to_pandas_dtype()
     return isinstance(type_, (np.dtype, type)) and np.can_cast(type_, np.float32)
 
 
 def warn_of_rounding(parts: Sequence[Rounding]) -> None:
-    """Warn who fits if float32 loses too much of the spread of all rows that `parts` tell of."""
+    """Warn the caller of a fit if float32 loses too much of the spread of all rows that `parts` describe."""
     if not parts:
         return
     rows = sum(part.rows for part in parts)
@@ -94,9 +95,9 @@ def warn_of_rounding(parts: Sequence[Rounding]) -> None:
     )
     if error > SHARE * spread > 0:
         warnings.warn(
-            f"rows are compared in float32, which moves these by {error:.2g} on average, while they lie only "
-            f"{spread:.2g} about their mean: rows that are less apart are taken for the same. Subtract the mean first, "
-            "as it is: X - X.mean(axis=0)",
+            f"rows are compared in float32, which rounds these by {error:.2g} on average, while they lie only "
+            f"{spread:.2g} from their mean; rows that differ by less than the rounding cannot be told apart. Subtract "
+            "the mean before the fit, in the original type: X - X.mean(axis=0)",
             PrecisionWarning,
             stacklevel=4,
         )

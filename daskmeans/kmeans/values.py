@@ -1,4 +1,4 @@
-"""What a parameter may be: nothing is taken for a number or a flag that only behaves like one."""
+"""Strict checks of numbers and flags: a value that merely behaves like one is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from daskmeans.errors import UsageError
 
 
 def is_whole(value: Any, least: int) -> bool:
-    """Whether `value` is an integer, and `least` or more.
+    """Whether `value` is an integer and at least `least`.
 
     Examples
     --------
@@ -24,7 +24,7 @@ def is_whole(value: Any, least: int) -> bool:
 
 
 def to_number(value: Any) -> float:
-    """`value` as a float; NaN if it is no number.
+    """Return `value` as a float; NaN if it is not a number.
 
     Examples
     --------
@@ -47,11 +47,11 @@ def is_flag(value: Any) -> bool:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise UsageError if the argument `name` is neither True nor False: "no" would be taken for True."""
+    """Raise UsageError if the argument `name` is neither True nor False: "no", for one, counts as true in Python."""
     if not is_flag(value):
         raise UsageError(f"{name}={value!r}", expected="True or False")
 
 
 def to_python(value: Any) -> Any:
-    """`value`, as Python has it if it is a number or a flag of numpy: JSON knows no others."""
+    """Return `value`; numbers and flags of numpy become Python's own, the only ones that JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value

@@ -2,7 +2,7 @@
 # (numba says of cuda.grid that it never returns)
 """The loops of :mod:`daskmeans.kernels.gpu.scores`, compiled for a CUDA device: a thread for each column.
 
-Imported where there is one, and by tests in numba's simulator.
+Imported only where there is such a device, and by tests in numba's simulator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from daskmeans.kernels.gpu import scores
 
 THREADS = 128
 
-# Of grids that are small because the last rows of many are few.
+# The last rows of many are few, so small grids are normal.
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 _pick_largest, _count_pairs, _list_pairs = (
@@ -54,5 +54,5 @@ KERNELS: dict[Callable[..., None], Any] = {
 
 
 def each(body: Callable[..., None], n: int, *arrays: Any) -> None:
-    """Call `body` for each column; work that is queued later waits for it."""
+    """Queue a call of `body` for each column; work that is queued later waits for it."""
     KERNELS[body][-(-n // THREADS), THREADS](*arrays)

@@ -1,10 +1,10 @@
-"""Nearest centroids, sums and pairs by dense products: the arithmetic of a GPU, with the results of the processor.
+"""Nearest centroids, sums and pairs by dense products: GPU arithmetic with the results of the CPU.
 
-Rows become float16, whose products tensor cores sum in float32. How far such a score may be from the true one is known
-for each row, and what is closer than that is decided in float64, each sum in the order of `daskmeans.kernels.simd`. So
-labels, squared distances, sums and pairs are the same bits as those of the kernels for processors.
+Rows become float16, and tensor cores sum their products in float32. The error of such a score is bounded for each row.
+Scores that are closer than that are re-ranked in float64, each sum in the order of `daskmeans.kernels.simd`. So labels,
+squared distances, sums and pairs are bitwise identical to those of the CPU kernels.
 
-All is written for arrays of a :class:`daskmeans.kernels.gpu.device.Device`: cupy's on a GPU, numpy's without.
+Everything is written for arrays of a :class:`daskmeans.kernels.gpu.device.Device`: cupy's on a GPU, numpy's without.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from daskmeans.kernels.gpu import scores as loops
 from daskmeans.kernels.gpu.device import Device
 from daskmeans.tuning import DEFAULT, Tuning
 
-# Tensor cores want rows of float16 at multiples of 16 bytes.
+# Tensor cores need rows of float16 aligned to 16 bytes.
 ALIGNED = 8
-# Sums of all numbers that a row's norm is made of, in whatever order: rounded up.
+# Factor that rounds a norm up, in whatever order its terms were added.
 UP = 1.0 + 2.0**-20
 
 
 class DeviceRows(NamedTuple):
-    """Rows on a device, as float32 and as the float16 of which products are made.
+    """Rows on a device, as float32 and as the float16 codes that are multiplied.
 
     A row less the center is ``scale * codes``, up to an error whose norm is at most ``errors``.
     """
@@ -45,7 +45,7 @@ class DeviceRows(NamedTuple):
 
 
 def row_bytes(n_features: int) -> int:
-    """Bytes of one of :class:`DeviceRows`."""
+    """Return the bytes of one row of :class:`DeviceRows`."""
     return 6 * n_features + 2 * ALIGNED + 16
 
 
@@ -54,9 +54,9 @@ def accumulation_bound(n_features: int) -> float:
 
     Notes
     -----
-    Products of two float16 numbers are exact in float32. Tensor cores add several of them and the sum so far at a time,
-    all cut off (not rounded) at 24 bits of the largest: an error of 2⁻²³ of the sum of magnitudes for each number, and
-    one more for each group. With groups of four or more that is less than 2⁻²² for each product.
+    Products of two float16 numbers are exact in float32. Tensor cores add several of them to the running sum at once,
+    all truncated (not rounded) at 24 bits of the largest: an error of 2⁻²³ of the sum of magnitudes for each number,
+    and one more for each group. With groups of four or more that is less than 2⁻²² for each product.
 
     Examples
     --------
@@ -68,12 +68,12 @@ def accumulation_bound(n_features: int) -> float:
 
 
 def tile_rows(n_columns: int, n_features: int, tuning: Tuning = DEFAULT) -> int:
-    """Rows that are compared with `n_columns` others at once."""
+    """Return how many rows are compared with `n_columns` others at once."""
     return max(1, min(tuning.scores // n_columns, tuning.coordinates // n_features))
 
 
 def encode_rows(device: Device, X: Any, center: Any) -> DeviceRows:
-    """Rows of a matrix on the device (float32, shape (n, d)), less `center` (float64, shape (d,))."""
+    """Encode the rows of a matrix on the device (float32, shape (n, d)), less `center` (float64, shape (d,))."""
     xp = device.xp
     n, d = X.shape
     apart = X - center
@@ -85,12 +85,12 @@ def encode_rows(device: Device, X: Any, center: Any) -> DeviceRows:
 
 
 def _power_above(largest: float) -> float:
-    """A power of two above `largest`, as long as its square is a number."""
+    """Return a power of two above `largest`, at least 2⁻¹⁰⁰ so that its square does not underflow."""
     return math.ldexp(1.0, max(-100, math.frexp(largest)[1]))
 
 
 def _score_slack(device: Device, rows: DeviceRows, longest: float, error: float) -> Any:
-    """How far scores of `rows` may be from the true ones; as `bounds.score_slack`, float64, shape (n,)."""
+    """Return bounds on the errors of scores of `rows`, like `bounds.score_slack`; float64, shape (n,)."""
     d = rows.X.shape[1]
     g = accumulation_bound(d)
     norm = device.xp.sqrt(rows.squares) * UP
@@ -100,13 +100,13 @@ def _score_slack(device: Device, rows: DeviceRows, longest: float, error: float)
 
 
 def _round_down(xp: Any, values: Any) -> Any:
-    """float32 numbers that are no more than `values`, which are less than 3e38."""
+    """Return float32 numbers that are not more than `values`, which are less than 3e38."""
     values = xp.maximum(values, -3e38)
     return (values - xp.abs(values) * 2.0**-22 - 2.0**-126).astype(np.float32)
 
 
 def sum_in_order(xp: Any, terms: Any) -> Any:
-    """Sums of the rows of a float64 matrix, added in the order of :mod:`daskmeans.kernels.simd`."""
+    """Return the sums of the rows of a float64 matrix, added in the order of :mod:`daskmeans.kernels.simd`."""
     m, d = terms.shape
     whole = d // 16 * 16
     streams, tail = xp.zeros((m, 16)), xp.zeros(m)
@@ -121,13 +121,13 @@ def sum_in_order(xp: Any, terms: Any) -> Any:
 
 
 def range_slices(n: int, size: int) -> Iterator[slice]:
-    """Slices of `size` that cover ``range(n)`` in order; the last one may be shorter."""
+    """Yield slices of `size` that cover ``range(n)`` in order; the last one may be shorter."""
     for start in range(0, n, max(1, size)):
         yield slice(start, min(start + max(1, size), n))
 
 
 def squared_distances(device: Device, X: Any, Y: Any, rows: Any, columns: Any) -> Any:
-    """Squared distances of some rows of `X` to some of `Y`, pair by pair; the bits of ``squared_distance64``."""
+    """Return squared distances of pairs of rows of `X` and `Y`; bitwise identical to ``squared_distance64``."""
     out = device.xp.empty(len(rows), np.float64)
     for part in range_slices(len(rows), device.tuning.coordinates // X.shape[1]):
         apart = X[rows[part]].astype(np.float64) - Y[columns[part]]
@@ -136,7 +136,7 @@ def squared_distances(device: Device, X: Any, Y: Any, rows: Any, columns: Any) -
 
 
 def squares_about(device: Device, X: Any, center: Any) -> Any:
-    """Squared distance of each row to `center`; the bits of ``quantize.squares_about``."""
+    """Return the squared distance of each row to `center`; bitwise identical to ``quantize.squares_about``."""
     apart = X - center
     return sum_in_order(device.xp, apart * apart)
 
@@ -149,7 +149,7 @@ class DeviceCentroids(NamedTuple):
 
     rows: DeviceRows
     center: Any
-    """float64, shape (d,): what is subtracted from centroids and rows."""
+    """float64, shape (d,): subtracted from centroids and rows."""
     halves: Any
     """float64, shape (k,): half the squared norms, less the center."""
     longest: float
@@ -157,7 +157,7 @@ class DeviceCentroids(NamedTuple):
 
 
 def encode_centroids(device: Device, centroids: np.ndarray, center: np.ndarray) -> DeviceCentroids:
-    """`centroids` (float32, shape (k, d)) on the device."""
+    """Encode `centroids` (float32, shape (k, d)) on the device."""
     there = device.xp.asarray(center)
     rows = encode_rows(device, device.xp.asarray(centroids), there)
     longest = math.sqrt(float(rows.squares.max())) * UP
@@ -165,7 +165,7 @@ def encode_centroids(device: Device, centroids: np.ndarray, center: np.ndarray) 
 
 
 def closest_labels(device: Device, rows: DeviceRows, to: DeviceCentroids) -> Any:
-    """The nearest of the centroids to each row, the lower of those equally near; int32, shape (n,)."""
+    """Return the label of the nearest centroid of each row; ties go to the lower label; int32, shape (n,)."""
     xp, n = device.xp, len(rows.X)
     unit = rows.scale * to.rows.scale
     scores = device.product(to.rows.codes, rows.codes)
@@ -182,11 +182,11 @@ def closest_labels(device: Device, rows: DeviceRows, to: DeviceCentroids) -> Any
 
 
 def _rerank_candidates(device: Device, rows: DeviceRows, to: DeviceCentroids, some: Any, close: Any) -> Any:
-    """The nearest centroid of `some` rows, of those that are `close`: bool, shape (k, len(some))."""
+    """Return the nearest centroid of `some` rows among those marked in `close`: bool, shape (k, len(some))."""
     xp = device.xp
     columns, which = xp.nonzero(close)
     squares = squared_distances(device, rows.X, to.rows.X, some[which], columns)
-    # By row, then by distance, then by number; the first of each row is the one.
+    # Sorted by row, distance and number, the first of each row is its nearest.
     order = xp.lexsort(xp.stack([columns.astype(np.float64), squares, which.astype(np.float64)]))
     which = which[order]
     first = xp.flatnonzero(xp.concatenate([xp.ones(1, np.bool_), which[1:] != which[:-1]]))
@@ -196,7 +196,7 @@ def _rerank_candidates(device: Device, rows: DeviceRows, to: DeviceCentroids, so
 def nearest_centroids(
     device: Device, X: np.ndarray, centroids: np.ndarray, *, squares: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`daskmeans.kernels.distances.nearest_centroids`; without `squares` the second array is empty."""
+    """Like :func:`daskmeans.kernels.distances.nearest_centroids`; without `squares` the second array is empty."""
     labels, distances = np.empty(len(X), np.int32), np.empty(len(X) if squares else 0)
     with device.turn():
         to = encode_centroids(device, centroids, centroids.mean(axis=0, dtype=np.float64))
@@ -214,10 +214,10 @@ def nearest_centroids(
 
 
 class DeviceSums:
-    """Scaled sums of the rows of each cluster, and their numbers, on a device.
+    """Scaled sum and number of the rows of each cluster, on a device.
 
-    Integers, added by atomic operations in whatever order; as unsigned ones, since these are what devices add, and
-    modulo 2⁶⁴ the sums are the same. The `shape` is that of the centroids.
+    Integers are added by atomic operations, in any order. They are unsigned, since devices have no signed 64-bit atomic
+    addition; modulo 2⁶⁴ the sums are the same. The `shape` is that of the centroids.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...], scale: float) -> None:
@@ -226,7 +226,7 @@ class DeviceSums:
         self._counts = device.xp.zeros(shape[0], np.int64)
 
     def move(self, X: Any, before: Any, labels: Any) -> int:
-        """As ``sums.move_rows``: how many rows have changed their label; before, -1 stands for none."""
+        """Like ``sums.move_rows``; return how many rows have changed their label. -1 in `before` stands for none."""
         xp = self._device.xp
         changed = xp.flatnonzero(before != labels)
         for part in range_slices(len(changed), self._device.tuning.coordinates // X.shape[1]):
@@ -243,7 +243,7 @@ class DeviceSums:
         self._counts += each * xp.bincount(labels, minlength=len(self._counts))
 
     def to_host(self) -> tuple[np.ndarray, np.ndarray]:
-        """The sums and the numbers; int64, shapes (k, d) and (k,)."""
+        """Return the sums and the numbers of rows; int64, shapes (k, d) and (k,)."""
         return self._device.to_host(self._sums).view(np.int64), self._device.to_host(self._counts)
 
 
@@ -251,7 +251,7 @@ class DeviceSums:
 
 
 def encode_unit_rows(device: Device, X: np.ndarray) -> DeviceRows:
-    """Unit rows (float32, shape (n, d)) on the device, to be compared with others."""
+    """Encode unit rows (float32, shape (n, d)) on the device, for :func:`find_pairs`."""
     with device.turn():
         return encode_rows(device, device.xp.asarray(X), device.xp.zeros(X.shape[1]))
 
@@ -259,7 +259,7 @@ def encode_unit_rows(device: Device, X: np.ndarray) -> DeviceRows:
 def find_pairs(
     device: Device, one: DeviceRows, other: DeviceRows, floor: np.float32, *, same: bool = False
 ) -> Iterator[Pairs]:
-    """As :func:`daskmeans.kernels.all_pairs.find_pairs`, of all rows of `one` and `other`."""
+    """Like :func:`daskmeans.kernels.all_pairs.find_pairs`, for all rows of `one` and `other`."""
     most = device.tuning.scores // max(1, len(other.X))
     for part in range_slices(len(one.X), most) if len(other.X) else ():
         with device.turn():
@@ -270,7 +270,7 @@ def find_pairs(
 def _find_part_pairs(
     device: Device, one: DeviceRows, other: DeviceRows, part: slice, floor: np.float32, same: bool
 ) -> Iterator[Pairs]:
-    """Pairs of some rows of `one`."""
+    """Yield the pairs of the rows `part` of `one`."""
     xp, m = device.xp, part.stop - part.start
     scores = device.product(other.codes, one.codes[part])
     rows = one._replace(X=one.X[part], squares=one.squares[part], errors=one.errors[part])
@@ -290,7 +290,7 @@ def _find_part_pairs(
 
 
 def _score_pairs(device: Device, one: DeviceRows, other: DeviceRows, i: Any, j: Any, floor: np.float32) -> Pairs:
-    """Those of some pairs whose score is at least the floor."""
+    """Score the pairs of rows `i` and `j`; return those whose score is at least the floor."""
     xp = device.xp
     x, y = one.X[i], other.X[j]
     copies = (x == y).all(axis=1)

@@ -1,7 +1,7 @@
-"""Where dense kernels run: on a CUDA device by way of cupy, or on this processor by way of numpy.
+"""Devices for dense kernels: a CUDA device through cupy, or the CPU through numpy.
 
-:mod:`daskmeans.kernels.gpu.dense` is written once, for arrays of either kind; what the two do not have in common is
-here. On the processor it is no faster than the kernels beside it: there it is what tests can run without a device.
+:mod:`daskmeans.kernels.gpu.dense` is written once, for arrays of either kind; the differences are here. On the CPU it
+is no faster than the CPU kernels. It is there so that tests can run it without a device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from daskmeans.tuning import DEFAULT, Tuning
 
 _compile = functools.cache(kernel)
 
-# Where a device has too little memory.
+# Remedy where a device has too little memory.
 REMEDY = (
     "make partitions and buckets smaller (DASK_DASKMEANS__PARTITION_BYTES=16MiB, DASK_DASKMEANS__BUCKET_BYTES=8MiB), "
     "or compute on the cores (DASK_DASKMEANS__DEVICE=cpu on the workers)"
@@ -32,7 +32,7 @@ REMEDY = (
 
 @contextlib.contextmanager
 def explain_full_memory() -> Iterator[None]:
-    """Turn what cupy and rmm say of a device whose memory is full, by a MemoryError, into an error of ours."""
+    """Turn a MemoryError of cupy or rmm, raised when the memory of a device is full, into a RunError."""
     try:
         yield
     except MemoryError as error:
@@ -44,7 +44,7 @@ def explain_full_memory() -> Iterator[None]:
 
 
 class Copy:
-    """Rows that stay on a device from one step to the next: as long as this lives, which whoever has the rows holds."""
+    """Rows that stay on a device from one step to the next, for as long as their block keeps this object."""
 
     def __init__(self, device: Device, tiles: Any, nbytes: int) -> None:
         self.tiles, self.nbytes = tiles, nbytes
@@ -52,14 +52,14 @@ class Copy:
 
 
 class Device:
-    """This processor.
+    """The CPU of this process.
 
     Attributes
     ----------
     xp : module
         numpy or cupy.
     tuning : Tuning
-        How much is compared at once.
+        Sizes of the pieces that are compared at once.
     """
 
     def __init__(self, tuning: Tuning = DEFAULT) -> None:
@@ -70,18 +70,18 @@ class Device:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Around what a thread computes: one at a time, so that memory is needed for one.
+        """Context around what a thread computes: one thread at a time, so that memory suffices for one.
 
         Raises
         ------
         RunError
-            There was not enough of it after all.
+            The memory of the device is full nevertheless.
         """
         with self._lock, explain_full_memory():
             yield
 
     def product(self, left: Any, right: Any) -> Any:
-        """Products of the rows of two float16 matrices, summed in float32; shape (len(left), len(right))."""
+        """Return the products of the rows of two float16 matrices, summed in float32; shape (len(left), len(right))."""
         return left.astype(np.float32) @ right.astype(np.float32).T
 
     def each(self, body: Callable[..., None], n: int, *arrays: Any) -> None:
@@ -91,25 +91,25 @@ class Device:
             compiled(i, *arrays)
 
     def tiles(self, X: np.ndarray, size: int) -> Iterator[tuple[slice, Any]]:
-        """The rows of `X` on the device, `size` at a time; of use until the next are asked for."""
+        """Yield the rows of `X` on the device, `size` at a time; each tile is valid until the next is requested."""
         for start in range(0, len(X), size):
             rows = slice(start, min(start + size, len(X)))
             yield rows, X[rows]
 
     def holds(self, X: Any) -> bool:
-        """Whether rows are on the device already, in memory that nothing else is sent to: here it is everybody's."""
+        """Whether rows already lie in the device's own memory; a CPU has none of its own."""
         return False
 
     def keep(self, copy: Copy) -> None:
-        """Count what `copy` takes, as long as it lives."""
+        """Count the bytes of `copy` as long as it lives."""
         self._copies.add(copy)
 
     def copied(self) -> int:
-        """Bytes of the copies that stay. What is free is no measure: a pool of rmm takes all it may at once."""
+        """Return the bytes of the kept copies. Free memory would mislead: a pool of rmm takes all it may at once."""
         return sum(copy.nbytes for copy in self._copies)
 
     def to_host(self, array: Any) -> np.ndarray:
-        """`array` as one of numpy."""
+        """Return `array` as a numpy array."""
         return array  # type: ignore[no-any-return]
 
     def memory(self) -> int:
@@ -117,7 +117,7 @@ class Device:
         return int(psutil.virtual_memory().total)
 
     def name(self) -> str:
-        """What no other device of this machine is called."""
+        """Return a name that no other device of this machine has."""
         return "processor"
 
 
@@ -131,7 +131,7 @@ class Cuda(Device):
         self.xp = cupy
 
     def product(self, left: Any, right: Any) -> Any:
-        """As of the processor, on tensor cores: cupy's own product would round sums of float16 to float16."""
+        """Like :meth:`Device.product`, on tensor cores: cupy's own product would round float16 sums to float16."""
         from cupy.cuda import get_cublas_handle, runtime
         from cupy_backends.cuda.libs import cublas
 
@@ -139,7 +139,7 @@ class Cuda(Device):
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         width = left.shape[1]
         handle = get_cublas_handle()
-        # cuBLAS counts along columns, so to it these are transposed: out.T = right @ left.T.
+        # cuBLAS is column-major, so it sees the matrices transposed: out.T = right @ left.T.
         cublas.gemmEx(
             handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, len(right), len(left), width,
             one.ctypes.data, right.data.ptr, runtime.CUDA_R_16F, width, left.data.ptr, runtime.CUDA_R_16F, width,
@@ -149,15 +149,15 @@ class Cuda(Device):
         return out
 
     def each(self, body: Callable[..., None], n: int, *arrays: Any) -> None:
-        """A thread for each column."""
+        """Run one thread for each column."""
         from daskmeans.kernels.gpu import cuda
 
         cuda.each(body, n, *arrays)
 
     def tiles(self, X: np.ndarray, size: int) -> Iterator[tuple[slice, Any]]:
-        """As of the processor; the next rows are on their way through pinned memory while these are in use.
+        """Like :meth:`Device.tiles`; the next rows are sent through pinned memory while these are in use.
 
-        Rows that are on the device already are not sent.
+        Rows that are already on the device are not sent.
         """
         import cupyx
         from cupy.cuda import Event, Stream, get_current_stream
@@ -173,12 +173,12 @@ class Cuda(Device):
         there = [self.xp.empty((size, X.shape[1]), np.float32) for _ in range(2)]
         arrived, used = [Event() for _ in range(2)], [Event() for _ in range(2)]
         for event in used:
-            event.record(computing)  # what had this memory before is done with it by then
+            event.record(computing)  # earlier work on this memory is done by then
 
         def send(t: int) -> tuple[slice, Any]:
             rows, b = slice(t * size, min((t + 1) * size, len(X))), t % 2
             n = rows.stop - rows.start
-            arrived[b].synchronize()  # what was sent from this pinned memory before has left it
+            arrived[b].synchronize()  # the last transfer from this pinned memory is done
             np.copyto(pinned[b][:n], X[rows])
             copying.wait_event(used[b])
             there[b][:n].set(pinned[b][:n], stream=copying)
@@ -197,11 +197,11 @@ class Cuda(Device):
         copying.synchronize()
 
     def holds(self, X: Any) -> bool:
-        """Whether rows are on the device already."""
+        """Whether rows are already on the device."""
         return isinstance(X, self.xp.ndarray)
 
     def to_host(self, array: Any) -> np.ndarray:
-        """`array` as one of numpy, once it is computed."""
+        """Wait for `array` and return it as a numpy array."""
         return self.xp.asnumpy(array)  # type: ignore[no-any-return]
 
     def memory(self) -> int:
@@ -209,7 +209,7 @@ class Cuda(Device):
         return int(self.xp.cuda.runtime.memGetInfo()[1])
 
     def name(self) -> str:
-        """Its place on the bus; of parts of one GPU, which have one place, also which part it is."""
+        """Return its PCI bus ID; for MIG instances, which share one, with the ID of the instance."""
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
         place = str(self.xp.cuda.Device().pci_bus_id)
         return f"{place} {first}" if first.startswith("MIG") else place

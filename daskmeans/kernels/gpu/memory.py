@@ -1,23 +1,23 @@
-"""Bytes of a device that dense kernels take at once: bounds for what is known before they begin."""
+"""Upper bounds on the device memory that dense kernels take, computed before they begin."""
 
 from __future__ import annotations
 
 from daskmeans.kernels.gpu import dense
 from daskmeans.tuning import DEFAULT, Tuning
 
-# Of a device's memory: what CUDA contexts and the gaps between allocations leave.
+# Share of a device's memory that CUDA contexts and fragmentation leave.
 DEVICE_SHARE = 0.8
-# Bytes of a coordinate while rows become float16, and while pairs of rows are re-ranked: float32, float16, float64, of
-# which several are there at a time, and two buffers through which rows come.
+# Bytes of a coordinate while rows become float16, and while pairs of rows are re-ranked: several copies in float32,
+# float16 and float64, and two transfer buffers.
 ROWS, PAIRS = 64, 32
-# What a row has beside its coordinates, counted in these: norms, bounds, labels, and what makes rows longer.
+# Norms, bounds, labels and padding of a row, counted in coordinates.
 OTHERS = 8
 # Bytes of each pair of a row and a centroid that may have to be re-ranked.
 CLOSE = 64
 
 
 def spare_bytes(memory: int, share: float, need: int) -> int:
-    """Bytes of a device that rows may take which stay there: a `share` of its memory, as far as `need` leaves it.
+    """Return the bytes that rows kept on a device may take: a `share` of its memory, less if `need` leaves less.
 
     Examples
     --------
@@ -28,10 +28,9 @@ def spare_bytes(memory: int, share: float, need: int) -> int:
 
 
 def nearest_bytes(rows: int, n_clusters: int, n_features: int, tuning: Tuning = DEFAULT) -> int:
-    """What it takes to find the nearest of `n_clusters` centroids of each of `rows` rows, and to sum the rows.
+    """Return the bytes for finding the nearest of `n_clusters` centroids of `rows` rows, and for summing the rows.
 
-    The rows are taken a tile at a time; more than this is needed where very many of them lie equally near to many
-    centroids.
+    Rows are processed a tile at a time. More is needed where very many of them are equally near to many centroids.
 
     Examples
     --------
@@ -44,7 +43,7 @@ def nearest_bytes(rows: int, n_clusters: int, n_features: int, tuning: Tuning = 
 
 
 def pairs_bytes(rows: int, n_features: int, tuning: Tuning = DEFAULT) -> int:
-    """What it takes to compare two bands of `rows` rows; more where very many pairs reach the floor.
+    """Return the bytes for comparing two blocks of `rows` rows. More is needed where very many pairs reach the floor.
 
     Examples
     --------

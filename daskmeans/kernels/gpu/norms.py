@@ -1,7 +1,7 @@
-"""Rows on a device before and after they are compared: norms, unit length, cosine distances; the processor's bits.
+"""Norms, unit length and cosine distances of rows on a device; bitwise identical to those of the CPU.
 
-All is written for arrays of a :class:`~daskmeans.kernels.gpu.device.Device`, as in :mod:`daskmeans.kernels.gpu.dense`,
-and sums of float64 are added in the order of :mod:`daskmeans.kernels.simd`.
+Everything is written for arrays of a :class:`~daskmeans.kernels.gpu.device.Device`, as in
+:mod:`daskmeans.kernels.gpu.dense`. Sums of float64 are added in the order of :mod:`daskmeans.kernels.simd`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from daskmeans.kernels.gpu import dense
 from daskmeans.kernels.gpu.device import Device
 
-# Squares of larger numbers would not fit into float32, as in `kernels.norms.find_unusual_rows`.
+# Squared norms from which rows may hold numbers whose squares overflow float32; see `kernels.norms.find_unusual_rows`.
 LARGE = 1e30
 
 
 def squared_norms(device: Device, X: Any) -> Any:
-    """As ``kernels.norms.squared_norms64``; float64, shape (n,)."""
+    """Like ``kernels.norms.squared_norms64``; float64, shape (n,)."""
     out = device.xp.empty(len(X), np.float64)
     for part in dense.range_slices(len(X), device.tuning.coordinates // max(1, X.shape[1])):
         wide = X[part].astype(np.float64)
@@ -27,16 +27,16 @@ def squared_norms(device: Device, X: Any) -> Any:
 
 
 def is_usual(device: Device, squares: Any, normalize: bool) -> bool:
-    """Whether rows of these squared norms can be placed: none is infinite, too large or, to be normalised, zero.
+    """Whether rows with these squared norms can be used: none is infinite, too large or, if to be normalised, zero.
 
-    False is no verdict: it is for ``kernels.norms.find_unusual_rows`` to tell.
+    False only means that ``kernels.norms.find_unusual_rows`` has to decide.
     """
     xp = device.xp
     return bool(xp.isfinite(squares).all()) and not bool((squares == 0.0 if normalize else squares > LARGE).any())
 
 
 def unit_rows(device: Device, X: Any, squares: Any) -> Any:
-    """As ``kernels.norms.unit_rows``, of rows whose squared norms are known; `X` itself if none changes."""
+    """Like ``kernels.norms.unit_rows``, for rows with known squared norms; return `X` itself if none changes."""
     xp = device.xp
     same = (xp.abs(squares - 1.0) <= 2.0**-21) | (squares == 0.0)
     if bool(same.all()):
@@ -49,7 +49,7 @@ def unit_rows(device: Device, X: Any, squares: Any) -> Any:
 
 
 def cosine_distances(device: Device, X: Any, centroids: Any, labels: Any) -> Any:
-    """As ``distances.cosine_distances``; float64, shape (n,)."""
+    """Like ``distances.cosine_distances``; float64, shape (n,)."""
     xp = device.xp
     out = xp.empty(len(X), np.float64)
     norms = xp.sqrt(squared_norms(device, centroids))
@@ -62,5 +62,5 @@ def cosine_distances(device: Device, X: Any, centroids: Any, labels: Any) -> Any
 
 
 def largest_coordinate(device: Device, X: Any) -> float:
-    """As ``sums.largest_coordinate``."""
+    """Like ``sums.largest_coordinate``."""
     return float(device.xp.abs(X).max()) if len(X) else 0.0

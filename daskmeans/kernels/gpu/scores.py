@@ -1,7 +1,7 @@
 """Reading a matrix of scores, one column at a time: plain loops, compiled for a device or run as they are.
 
-A thread reads a column from the top, as its neighbours read theirs, so that what they load lies side by side. Nothing
-is shared between threads, and what comes out does not depend on which of them is first.
+Each thread reads one column from the top, in step with its neighbors, so their loads are coalesced. Threads share
+nothing, and the results do not depend on their order.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 
 def pick_largest(i: int, scores: Any, halves: Any, reach: Any, labels: Any, tops: Any, alone: Any) -> None:
-    """Note the largest number of column `i` less the `halves`, where it is, and whether no other is within `reach`."""
-    top, second, label = scores[0, i] - halves[0], np.float32(-np.inf), 0  # of float64 devices may have little
+    """Write the largest number of column `i` less the `halves`, its place, and whether no other is within `reach`."""
+    top, second, label = scores[0, i] - halves[0], np.float32(-np.inf), 0  # float32: some devices have little float64
     for j in range(1, scores.shape[0]):
         score = scores[j, i] - halves[j]
         if score > top:
@@ -34,7 +34,7 @@ def count_pairs(i: int, scores: Any, least: Any, ends: Any, counts: Any) -> None
 
 
 def list_pairs(i: int, scores: Any, least: Any, ends: Any, starts: Any, columns: Any, rows: Any) -> None:
-    """Write down what :func:`count_pairs` has counted, from ``starts[i]`` on: the column, and the place in it."""
+    """Write the column and row of each pair that :func:`count_pairs` has counted, from ``starts[i]`` on."""
     place = starts[i]
     if place == starts[i + 1]:
         return

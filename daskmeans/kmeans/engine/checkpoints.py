@@ -1,9 +1,9 @@
-"""Checkpoints of a fit: where it goes on after it was killed.
+"""Checkpoints of a fit, from which it resumes after it was killed.
 
-A checkpoint is the centroids (``.npy``), those of the update before (``.before``) and of the phase's beginning
-(``.origin``), then a small file (``.json``) that holds the rest and the checksums of all. Only the last makes it
-valid, and none replaces one that is valid, so that the newest checkpoint is whole at every moment, on object stores
-too.
+A checkpoint consists of the centroids (``.npy``), those before the last update (``.before``) and at the beginning of
+the phase (``.origin``), then a small file (``.json``) with the rest and the checksums of all. It is valid only once the
+last file is there, and no file of a valid checkpoint is overwritten. So the newest valid checkpoint is complete at
+every moment, on object stores too.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from daskmeans.storage import manifest, objectstore
 from daskmeans.vectors import npy
 
 CHECKPOINTS = "checkpoints"
-# Arrays of a fit, by the ends of their files' names.
+# Arrays of a fit, by the suffixes of their files.
 ARRAYS = {".npy": "centroids", ".before": "before", ".origin": "origin"}
-# Writing takes at most one part in so many of the time, however large the centroids and slow the storage.
+# Writing takes at most 1 / SHARE of the time, however large the centroids and slow the storage.
 SHARE = 20
 
 
 class Checkpoints:
-    """Where the runs of one fit stand, kept in a directory.
+    """The saved states of the runs of one fit, in a directory.
 
     Parameters
     ----------
     path : UPath
-        The directory; made when the first checkpoint is written.
+        The directory; created with the first checkpoint.
     identity : dict
-        What determines the fit; JSON types only. Checkpoints of another one are never taken up.
+        What determines the fit; JSON types only. Checkpoints with another identity are never used.
     max_iter : int
-        Updates on all rows that a run makes at most.
+        Updates on all rows that a run makes, at most.
     every : float
-        Seconds between two checkpoints, or 0 to keep every update. The first of each run and the last are always kept.
+        Seconds between two checkpoints, or 0 to save every update. The first and last of each run are always saved.
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Checkpoints:
         self._due = 0.0
 
     def last(self, run: int) -> FitState | None:
-        """Where `run` goes on; None if it begins from its seed. A damaged checkpoint gives way to the one before."""
+        """Return the state that `run` resumes from; None if it starts anew. Damaged checkpoints are skipped."""
         names = sorted(self._file_names(run, ".json"), reverse=True)
         for name in names:
             try:
@@ -77,7 +77,7 @@ class Checkpoints:
         return None
 
     def save(self, run: int, fit: FitState) -> None:
-        """Keep `fit` if it is time to; called after every update."""
+        """Write a checkpoint of `fit` if it is time to; called after every update."""
         ended = fit.converged or fit.n_iter >= self._max_iter
         start = time.monotonic()
         if run == self._run and not ended and start < self._due:
@@ -102,15 +102,15 @@ class Checkpoints:
         self._newest[run] = name
 
     def _remove_others(self, run: int, kept: set[str]) -> None:
-        """Remove the checkpoints of `run` that are not `kept`, and what was left half-written."""
+        """Remove the checkpoints of `run` that are not in `kept`, and half-written ones."""
         whole = {name + suffix for name in kept for suffix in (".json", *ARRAYS)}
-        # ".json" before the arrays: without its .json, centroids are no damaged checkpoint but none.
+        # ".json" before the arrays: arrays without a .json count as no checkpoint, not as a damaged one.
         for path in sorted(self._path.iterdir(), key=lambda path: not path.name.endswith(".json")):
             if path.name.startswith(_prefix(run)) and path.name not in whole:
                 manifest.remove_tree(path)
 
     def _file_names(self, run: int, suffix: str = "") -> set[str]:
-        """Names, without what follows the dot, of the files of `run` that end in `suffix`."""
+        """Return the names, up to the dot, of the files of `run` that end in `suffix`."""
         found = [path.name for path in self._path.iterdir()] if self._path.exists() else []
         return {name.partition(".")[0] for name in found if name.startswith(_prefix(run)) and name.endswith(suffix)}
 
@@ -131,7 +131,7 @@ class Checkpoints:
         return FitState(**loaded, **head["fit"])
 
     def _describe_place(self, run: int, fit: FitState) -> str:
-        """Where `fit` stands, for people."""
+        """Return a log message about the state that `run` resumes from."""
         which = f"run {run + 1} " if run else ""
         if fit.converged or fit.n_iter >= self._max_iter:
             return f"{which}goes on from a checkpoint: all {fit.n_iter:,} updates are done"

@@ -1,8 +1,8 @@
-"""The engine ``cuml``: cuML finds the centroids on the workers' GPUs, our own pass finds what they are worth.
+"""The engine ``cuml``: cuML finds the centroids on the workers' GPUs, the native engine finds labels and inertia.
 
-cuML gets the rows of blocks as arrays on the devices, and gives centroids back. Rows of frames of cuDF lie there from
-the start (`loading.py`), others are sent. Labels, distances and inertia come from the pass that ends every fit, so a
-model does not depend on the engine that found it.
+cuML gets the rows of blocks as arrays on the devices and returns centroids. Rows of cuDF frames lie there from the
+start (`loading.py`); others are sent. Labels, distances and inertia come from the pass that ends every fit, so they
+mean the same whichever engine found the centroids.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.runtime import executor, gpus, progress
 from daskmeans.runtime.client import log_event, logger, run_on_workers
 
-# Seeds are 32 bits wide in cuML.
+# cuML's seeds have 32 bits.
 SEED_RANGE = 1 << 32
-# cuML stops below its tolerance, never at it: with 0, not even where nothing moves any more.
+# cuML stops below its tolerance, never at it: with 0 it would not stop even when nothing moves any more.
 LEAST_TOL = 1e-30
-# Of the rows' own spread: by so much may float32 sums of squared distances be off.
+# Error allowed in cuML's float32 inertia, as a share of the total sum of squares of the rows.
 TOLERANCE = 1e-3
-# Seconds between two looks at whether all workers are still there.
+# Seconds between checks that all workers are still there.
 PERIOD = 0.5
 
 
 class CumlResult(NamedTuple):
-    """What cuML gives back."""
+    """The result of a fit by cuML."""
 
     centroids: np.ndarray
     """float32, shape (k, d)."""
     n_iter: int
     inertia: float
-    """Sum of squared distances as cuML's workers found it, in float32."""
+    """Sum of squared distances as computed by cuML's workers, in float32."""
     version: str
 
 
 def device_memory(client: Client | None) -> dict[str, int]:
-    """Bytes of device memory of each worker.
+    """Return the bytes of device memory of each worker.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def device_memory(client: Client | None) -> dict[str, int]:
         raise UsageError(
             f"this process cannot use a CUDA device ({here})",
             where="engine='cuml'",
-            expected="a device here too: cuML gives its model to the process that asks for it",
+            expected="a device here too: cuML returns its model to the process that asks for it",
             remedy="run this on a machine with a GPU, or use engine='native'",
         )
     found = run_on_workers(_probe_device, client)
@@ -106,9 +106,9 @@ def fit_cuml(
     run: int = 0,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[FitState, Callable[[], np.ndarray]]:
-    """Let cuML find the centroids; as :func:`daskmeans.kmeans.engine.lloyd.fit_blocks`, whose pass measures them.
+    """Let cuML find the centroids; return the same as :func:`daskmeans.kmeans.engine.lloyd.fit_blocks`.
 
-    A checkpoint holds a run that has ended: cuML tells nothing of those that have not.
+    Only finished runs are saved as checkpoints: cuML reports nothing while it runs.
 
     Parameters
     ----------
@@ -122,11 +122,11 @@ def fit_cuml(
     Raises
     ------
     MemoryForecastError
-        Not even few rows fit onto a device beside the centroids.
+        Not even one row fits onto a device beside the centroids.
     ClusterError
-        A worker was lost, or cuML did not answer in time.
+        A worker was lost, or cuML did not finish in time.
     RunError
-        cuML failed, or gave back other centroids than it has found.
+        cuML failed, or returned other centroids than it found.
     """
     checkpoints = checkpoints or NoCheckpoints()
     fit = checkpoints.last(run)
@@ -144,14 +144,14 @@ def fit_cuml(
         device_memory(blocks.client),
     )
     if buffer:
-        logger.info("the rows do not fit onto the devices: cuML is given %s of them at a time", f"{buffer:,}")
-        if isinstance(init, str):  # its k-means|| is for rows that are there
+        logger.info("the rows do not fit onto the devices: cuML gets %s of them at a time", f"{buffer:,}")
+        if isinstance(init, str):  # cuML's k-means|| needs all rows on the devices
             init = seed_centroids(blocks, init, n_clusters, oversampling_factor, seed)
     knobs = {
         "init": _send_seeds(blocks, init, n_clusters, seed),
         "n_clusters": n_clusters,
         "max_iter": max_iter,
-        # Compared with shifts as they are. And cuML's multi-GPU fits stop once the inertia falls by a share below this.
+        # Compared with absolute shifts. cuML's multi-GPU fits also stop once the inertia falls by a smaller share.
         "tol": max(tol * variance, LEAST_TOL),
         "random_state": seed % SEED_RANGE,
         "oversampling_factor": oversampling_factor,
@@ -161,7 +161,7 @@ def fit_cuml(
     found = _run_cuml(blocks, knobs)
     inertia, labels = measure_inertia(blocks, found.centroids)
     _check_inertia(found.inertia, inertia, TOLERANCE * variance * blocks.dimension * blocks.n_rows)
-    n_iter = min(found.n_iter, max_iter)  # counted one too far where no update was the last
+    n_iter = min(found.n_iter, max_iter)  # cuML counts one too many where it stops at max_iter
     facts: dict[str, Any] = {"phase": 0, "phases": 1, "rows": blocks.n_rows, "iteration": n_iter}
     facts |= {"inertia": found.inertia, "seconds": time.perf_counter() - start, "cuml": found.version}
     log_event("daskmeans-kmeans", facts | {"run": run, "n_clusters": n_clusters}, blocks.client)
@@ -172,17 +172,17 @@ def fit_cuml(
 
 
 def _send_seeds(blocks: Blocks, init: Any, n_clusters: int, seed: int) -> Any:
-    """What cuML begins with: its own k-means||, or centroids, sent to each worker once."""
+    """Return cuML's `init`: its own k-means||, or centroids, sent to each worker once."""
     if isinstance(init, str) and init in ("auto", "k-means||"):
         return "k-means||"
-    # Its own random rows are refused where one worker has fewer rows than its share of the clusters.
+    # cuML's own random init fails where a worker has fewer rows than its share of the clusters.
     centroids = blocks.sample_rows(n_clusters, seed)[1] if isinstance(init, str) else init
-    # In each task's arguments they would pass through the scheduler, twice for each worker.
+    # As arguments of the tasks they would pass through the scheduler twice for each worker.
     return executor.broadcast(centroids, blocks.client)
 
 
 def _run_cuml(blocks: Blocks, knobs: dict[str, Any]) -> CumlResult:
-    """What cuML finds in the rows of `blocks`, which leave the devices again."""
+    """Run cuML on the rows of `blocks`, which are removed from the devices afterwards."""
     client = blocks.client
     with progress.open_line("k-means by cuML"):
         try:
@@ -201,7 +201,7 @@ def _run_cuml(blocks: Blocks, knobs: dict[str, Any]) -> CumlResult:
     right = (knobs["n_clusters"], blocks.dimension)
     if found.centroids.shape != right or not np.isfinite(found.centroids).all():
         raise RunError(
-            f"cuML gave back centroids of shape {found.centroids.shape}, or such that are not finite",
+            f"cuML returned centroids of shape {found.centroids.shape}, or some that are not finite",
             where="engine='cuml'",
             expected=f"finite numbers of shape {right}",
             remedy="use engine='native'",
@@ -234,7 +234,7 @@ def _fit_estimator(
         tol=tol,
         random_state=random_state,
         init=init,
-        n_init=1,  # by default it is 10 for given centroids, all of them from the same
+        n_init=1,  # the default is 10 runs, which given centroids would make equal
         oversampling_factor=oversampling_factor,
         max_samples_per_batch=max_samples_per_batch,
         device_buffer_samples=device_buffer_samples,
@@ -245,9 +245,9 @@ def _fit_estimator(
 
 
 def _run_with_timeout(function: Callable[[], CumlResult], workers: set[str], client: Client) -> CumlResult:
-    """The result of `function`, unless one of `workers` is lost meanwhile, or the time is up.
+    """Return the result of `function`; raise if one of `workers` is lost meanwhile, or if it takes too long.
 
-    cuML waits for its tasks without end, and those for each other in a collective, which none of them can leave.
+    cuML waits for its tasks without a timeout. They wait for each other in a collective, which none can leave.
     """
     answer: concurrent.futures.Future[CumlResult] = concurrent.futures.Future()
 
@@ -259,18 +259,18 @@ def _run_with_timeout(function: Callable[[], CumlResult], workers: set[str], cli
 
     seconds = config.get("cuml-timeout")
     end = time.monotonic() + seconds
-    # Not of a pool, whose threads the interpreter waits for when it ends.
+    # Not in a pool: the interpreter waits for the threads of a pool when it exits.
     threading.Thread(target=call, name="cuml-fit", daemon=True).start()
     while not concurrent.futures.wait([answer], PERIOD).done:
         if lost := workers - client.nthreads().keys():
             raise ClusterError(
-                "a worker was lost while cuML was running, for which the others wait without end",
+                "a worker was lost while cuML was running; the others wait for it forever",
                 where=", ".join(sorted(lost)),
                 remedy="restart the workers (Client.restart), then fit again",
             )
         if time.monotonic() > end:
             raise ClusterError(
-                f"cuML did not answer within {seconds} s: its workers may wait for one another without end",
+                f"cuML did not finish within {seconds} s: its workers may be waiting for one another forever",
                 where="daskmeans.cuml-timeout",
                 remedy="restart the workers (Client.restart); set DASK_DASKMEANS__CUML_TIMEOUT to more seconds if it "
                 "only needs longer",
@@ -279,14 +279,14 @@ def _run_with_timeout(function: Callable[[], CumlResult], workers: set[str], cli
 
 
 def _check_inertia(theirs: float, ours: float, tolerance: float) -> None:
-    """Refuse centroids that are not those that cuML's workers have measured.
+    """Raise RunError if the centroids are not those whose inertia cuML's workers have computed.
 
-    They come from one worker, and rows are nearest to the labels that we give them: with the same centroids the sum of
-    squared distances cannot be more than cuML's.
+    The centroids come from one worker. Our labels are exact, so with the same centroids our sum of squared distances
+    cannot exceed cuML's.
     """
     if not ours <= 1.05 * theirs + tolerance:
         raise RunError(
-            f"with the centroids that cuML gave back the inertia is {ours:.6g}, but its workers found {theirs:.6g}",
+            f"the centroids that cuML returned have an inertia of {ours:.6g}, but its workers found {theirs:.6g}",
             where="engine='cuml'",
             expected="the same centroids on all workers",
             remedy="use engine='native'",
@@ -297,17 +297,17 @@ def _check_inertia(theirs: float, ours: float, tolerance: float) -> None:
 
 
 def _probe_device() -> gpus.GpuInfo | str:
-    """This worker's device, or why it cannot run cuML."""
+    """Return this worker's device, or why it cannot run cuML."""
     if missing := gpus.missing_packages():
         return f"{missing[0]} is not installed"
     try:
-        return gpus.GpuInfo.of(Cuda())  # with cupy, not with cuml, for seconds in which the worker answers nobody
-    except (ImportError, RuntimeError) as error:  # as CUDA's are
+        return gpus.GpuInfo.of(Cuda())  # cupy alone: importing cuml would block the worker for seconds
+    except (ImportError, RuntimeError) as error:  # CUDA's errors are RuntimeErrors
         return f"{type(error).__name__}: {error}"
 
 
 def _to_device(block: Block) -> Any:
-    """The rows of a block: those that lie on the device as they are, others sent there."""
+    """Return the rows of a block on the device; they are sent there unless they lie there already."""
     if block.device_rows is not None:
         return block.device_rows
     import cupy
@@ -317,6 +317,6 @@ def _to_device(block: Block) -> Any:
 
 
 def _to_memory(block: Block) -> np.ndarray:
-    """The rows of a block, as they lie in memory or in a file of it."""
+    """Return the rows of a block, in memory or mapped from its file."""
     with block.open() as arrays:
         return arrays["rows"]

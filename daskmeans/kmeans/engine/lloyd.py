@@ -1,7 +1,7 @@
-"""The engine: passes over growing samples and then all rows, the last of them exact, the same bits however rows lie.
+"""The engine: Lloyd's updates on growing samples, then on all rows; bitwise identical however rows are distributed.
 
-A fit is its centroids and a few numbers (:class:`FitState`). What the workers keep beside their rows only saves work,
-so a fit can be stopped after any update, or lose a worker, and go on to the same result.
+The state of a fit is its centroids and a few numbers (:class:`FitState`). What the workers keep beside their rows only
+saves work. So a fit can be stopped after any update, or lose a worker, and still reach the same result.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from daskmeans.runtime.client import log_event
 from daskmeans.tuning import DEFAULT, Tuning
 
 # The first sample holds this many rows for each cluster, each further one GROWTH times as many, while that is less than
-# 1 / GROWTH of all rows: a sample nearly as large as the whole would cost more updates than it saves.
+# 1 / GROWTH of all rows: updates on a sample nearly as large as the whole would cost more than they save.
 FIRST_SAMPLE, GROWTH = 32, 3
-# Updates on a sample: with n rows a cluster, its means are off by about 1 / n of the inertia, so that smaller gains
-# would be gains on the sample only. (Measured: see benchmarks/NOTES.md.)
+# Updates on a sample, at most; and the gain, times the rows per cluster, below which a sample is left. With n rows a
+# cluster, means are off by about 1 / n of the inertia, so smaller gains are gains on the sample only. (Measured: see
+# benchmarks/NOTES.md.)
 SAMPLE_UPDATES, SAMPLE_GAIN = 25, 0.3
-# As long as that lowers the inertia, centroids go farther than to the means of their rows: by this much of the way
-# there, and by this much of the step before.
+# As long as the inertia falls, centroids go beyond the means of their rows: by this share of the way there, and by this
+# share of their previous step.
 RELAXATION, MOMENTUM = 0.85, 0.4
-# With thousands of clusters, so many updates of a phase compare each row with the groups of centroids near to it only.
+# With thousands of clusters, this many updates of a phase compare each row only with the groups of centroids near it.
 NEAR_UPDATES = 3
-# Rows whose mean stands for the middle of all rows.
+# Rows whose mean approximates that of all rows.
 CENTER_ROWS = 1024
 
 
 def sample_sizes(n_rows: int, n_clusters: int, least: int = DEFAULT.least_sample) -> list[int]:
-    """Rows of the samples that a fit grows through, `least` in the first; none where all rows are few enough.
+    """Return the sizes of the growing samples of a fit, at least `least` in the first; none if all rows are few enough.
 
     Examples
     --------
@@ -75,31 +76,38 @@ def fit_blocks(
     checkpoints: Checkpoints | None = None,
     tuning: Tuning = DEFAULT,
 ) -> tuple[FitState, Callable[[], np.ndarray]]:
-    """Improve centroids until they stay where they are.
+    """Improve centroids until they converge.
 
     Parameters
     ----------
     blocks : Blocks
     seeds : callable
-        Gives the initial centroids; not called where a checkpoint stands for them.
+        Returns the initial centroids. Not called if the run resumes from a checkpoint.
     max_iter : int
-        Updates on all rows at most; with 0 the centroids stay and only their inertia is found.
+        Updates on all rows, at most. With 0 the centroids stay and only their inertia is computed.
     tol : float
         As in scikit-learn: the sum of squared shifts is compared with `tol` times the mean variance of a feature.
     seed : int
         Chooses the samples.
     grow : bool
-        Whether to begin on samples, and to take longer steps than to the means. Otherwise every update is one of
-        Lloyd's on all rows.
+        Whether to begin on samples and to overrelax. Otherwise every update is a plain Lloyd update on all rows.
     run : int, default 0
         Which of several runs this is.
-    checkpoints : Checkpoints
+    checkpoints : Checkpoints, optional
+        Where the state is saved after updates, and where it is resumed from.
     tuning : Tuning
+
+    Returns
+    -------
+    fit : FitState
+        The final state.
+    labels : callable
+        Returns the labels of the rows; int32, shape (n_rows,).
 
     Raises
     ------
     DataError
-        The rows have another dimension than the centroids.
+        The dimension of the rows differs from that of the centroids.
     """
     checkpoints = checkpoints or NoCheckpoints()
     fit = checkpoints.last(run)
@@ -124,7 +132,7 @@ def fit_blocks(
             checkpoints.save(run, fit)
 
         span = _measure_span(blocks, seed)
-        # A device compares with all as fast.
+        # A device compares rows with all centroids just as fast.
         near = n_near(len(fit.centroids), tuning.near_groups) if grow and not blocks.on_gpus else 0
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
@@ -141,18 +149,18 @@ def fit_blocks(
 
 
 def measure_inertia(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
-    """Sum of squared distances of all rows to the nearest of `centroids`, and what gives their labels."""
+    """Return the sum of squared distances of all rows to the nearest of `centroids`, and a function for the labels."""
     fit, labels = fit_blocks(blocks, lambda: centroids, max_iter=0, tol=0.0, seed=0, grow=False)
     return fit.inertia, labels
 
 
 class _Span(NamedTuple):
-    """Where rows lie."""
+    """Location and extent of the rows."""
 
     center: np.ndarray
-    """float64, shape (d,): about the middle of all rows."""
+    """float64, shape (d,): about the mean of all rows."""
     largest: float
-    """Absolute coordinate."""
+    """Largest absolute coordinate."""
 
 
 def _measure_span(blocks: Blocks, seed: int) -> _Span:
@@ -161,7 +169,7 @@ def _measure_span(blocks: Blocks, seed: int) -> _Span:
 
 
 class _LloydLoop:
-    """Passes over the same rows, each of which can build on what the rows have kept of the one before."""
+    """Passes over the same rows; each builds on the state that the previous one left beside the rows."""
 
     def __init__(self, blocks: Blocks, fit: FitState, span: _Span, relax: bool, near: int) -> None:
         self.blocks, self.fit, self.relax, self.near = blocks, fit, relax, near
@@ -183,7 +191,7 @@ class _LloydLoop:
         self.total_ss = 0.0
 
     def improve(self, stop: StopRule, report: Callable[[FitState], None]) -> None:
-        """Update the centroids of the fit until it is time to stop; then they are means of rows."""
+        """Update the centroids of the fit until `stop` applies; then they are means of rows."""
         fit = self.fit
         phase, last = fit.phase, fit.phase == fit.phases - 1
         inertias = [update["inertia"] for update in fit.iterations if update["phase"] == phase]
@@ -198,10 +206,10 @@ class _LloydLoop:
             inertias.append(inertia)
             ends = not near and (shift <= stop.shift * self._variance() or gain < stop.gain)
             before = centroids
-            # Where seeds were, nothing is known of the way; what a sample has left begins with a step like any other.
+            # Seeds have no step behind them, so the first update is a plain one. Centroids from a sample may overrelax.
             first = phase == 0 and len(inertias) == 1
             if self.relax and gain > 0.0 and not (first or ends or len(inertias) == stop.updates):
-                before = np.where(held[:, None], fit.centroids, centroids)  # one that was empty has no way behind it
+                before = np.where(held[:, None], fit.centroids, centroids)  # one that was empty has no previous step
                 centroids = np.where(held[:, None], _overrelax(fit, centroids), centroids)
             fit.before, fit.centroids = before, centroids
             fit.iterations.append(
@@ -226,19 +234,19 @@ class _LloydLoop:
             report(fit)
 
     def inertia(self) -> float:
-        """Sum of squared distances of the rows to the nearest of the fit's centroids."""
+        """Make a last pass; return the sum of squared distances of the rows to the nearest of the fit's centroids."""
         self._assign_step(self.fit.centroids)
         return self._exact_inertia(self.fit.centroids, ends=True)
 
     def labels(self) -> np.ndarray:
-        """Labels of the rows after :meth:`inertia`; int32, shape (n_rows,)."""
+        """Return the labels of the rows, once :meth:`inertia` was called; int32, shape (n_rows,)."""
         found = [
             part for parts in self.blocks.map(passes.read_labels, self.now, name="kmeans-labels") for part in parts
         ]
         return np.concatenate([mine for _, mine in sorted(found, key=lambda part: part[0])])
 
     def _assign_step(self, centroids: np.ndarray, near: int = 0) -> tuple[int, int]:
-        """A pass: numbers of rows that have changed their cluster, and of pairs that were scored."""
+        """Make a pass; return how many rows have changed their cluster, and how many pairs were scored."""
         self.now = replace(
             self.now,
             number=self.now.number + 1,
@@ -251,7 +259,7 @@ class _LloydLoop:
         if self.now.number == 0:
             self.total_ss = as_number(sum(part.total_ss for part in parts))
         changes = [(part.sums, part.counts) for part in parts]
-        if 0 < anew < self.blocks.n_rows:  # what rows had added that were lost is not known
+        if 0 < anew < self.blocks.n_rows:  # what lost rows had added to the sums is unknown
             changes = self.blocks.map(passes.cluster_sums, self.now, name="kmeans-totals")
         if anew:
             self.sums[:], self.counts[:] = 0, 0
@@ -261,9 +269,9 @@ class _LloydLoop:
         return moved, compared
 
     def _within_ss(self, means: np.ndarray) -> float:
-        """Sum of squared distances of the rows to the means of their clusters."""
+        """Return the sum of squared distances of the rows to the means of their clusters."""
         found = within_ss(self.sums, self.counts, self.now.scale, self.now.center, self.total_ss)
-        # What is left of numbers that are far larger is mostly their rounding.
+        # A small difference of far larger numbers is mostly rounding error.
         return found if found > CANCELLED * self.total_ss else self._exact_inertia(means)
 
     def _exact_inertia(self, centroids: np.ndarray, ends: bool = False) -> float:
@@ -272,10 +280,10 @@ class _LloydLoop:
         return as_number(sum(parts))
 
     def _update_means(self) -> tuple[np.ndarray, np.ndarray]:
-        """The means of the rows of each cluster, and whether the cluster had rows.
+        """Return the mean of the rows of each cluster, and whether the cluster had rows.
 
-        An empty cluster is given the row that is farthest from its centroid, as scikit-learn does. Rows that lie on
-        their centroid are not taken, so with fewer distinct rows than clusters some stay empty, where they are.
+        An empty cluster gets the row that is farthest from its centroid, as in scikit-learn. Rows that coincide with
+        their centroid are not taken. So with fewer distinct rows than clusters, some clusters stay empty and unmoved.
         """
         sums, counts = self.sums, self.counts
         empty = np.flatnonzero(counts == 0)
@@ -307,21 +315,21 @@ class _LloydLoop:
 
 
 def _gain(before: list[float], inertia: float) -> float:
-    """Share by which `inertia` is lower than the last one; infinite for the first, 0 after an inertia of 0."""
+    """Return the share by which `inertia` is below the last one; infinite for the first, 0 after an inertia of 0."""
     if not before:
         return math.inf
     return 1.0 - inertia / before[-1] if before[-1] else 0.0
 
 
 def _overrelax(fit: FitState, means: np.ndarray) -> np.ndarray:
-    """Where the centroids of `fit` come to when they go to `means` and then on."""
+    """Return the centroids of `fit` after a step to `means` and beyond."""
     out = np.empty_like(means)
     overrelax(as_readonly(fit.centroids), as_readonly(means), as_readonly(fit.before), RELAXATION, MOMENTUM, out)
     return out
 
 
 def _add_drift(now: PassState, centroids: np.ndarray) -> Drift:
-    """How far centroids have moved by the time that they are at `centroids`; rounded up."""
+    """Return the drift once the centroids have moved on to `centroids`; rounded up."""
     own = np.arange(len(centroids), dtype=np.int32)
     steps = np.sqrt(squared_distances(as_readonly(centroids), as_readonly(now.centroids), own)) * (1.0 + 2.0**-40)
     together = COLUMNS * groups_per_bound(len(centroids))

@@ -1,7 +1,7 @@
-"""One pass over the rows of one worker: what the rows know of the centroids, kept beside them from pass to pass.
+"""One pass over the rows of one worker, and the state that is kept beside the rows from pass to pass.
 
-Everything that is kept (codes, labels, bounds) only saves work. A block that has lost it, or never had it, compares its
-rows with every centroid of the groups that the pass is about, and finds the same labels.
+That state (codes, labels, bounds) only saves work. The rows of a block that has lost it, or never had it, are compared
+with every centroid of the groups that the pass is about, and get the same labels.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from daskmeans.kmeans.rows.block import Block
 
 @dataclass(frozen=True)
 class PassState:
-    """What all rows are compared with.
+    """The centroids of a pass, and what comparing rows with them takes.
 
     Attributes
     ----------
     fit : str
-        Name of the series of passes; what rows know from another series is not used.
+        Name of the series of passes. State from another series is not used.
     number : int
         Counts the passes of the series.
     centroids : ndarray of float32, shape (k, d)
     center : ndarray of float64, shape (d,)
-        The same in all passes of a series.
+        Subtracted from rows and centroids. The same in all passes of a series.
     order : ndarray of int64, shape (k,)
-        Likewise; neighbours in this order share bounds.
+        Centroids that are neighbors in this order share bounds. The same in all passes of a series.
     group_centers : ndarray of float32, shape (groups, d)
-        Likewise; of each run of forty-eight centroids in this order.
+        Mean of each run of 48 centroids in this order. The same in all passes of a series.
     near : int
-        Rows are compared with so many groups of centroids, those whose centers are nearest; 0: with all.
+        Number of groups that a row is compared with, those whose centers are nearest; 0: all groups.
     drift : Drift
         How far centroids have moved since the first pass of the series.
     scale : float
-        Makes integers of coordinates.
+        Factor that turns coordinates into integers.
     """
 
     fit: str
@@ -55,20 +55,20 @@ class PassState:
 
 
 class PassDelta(NamedTuple):
-    """What a pass has changed in one group of blocks."""
+    """Changes that a pass has made in one group of blocks."""
 
     sums: np.ndarray
     """int64, shape (k, d): change of the scaled sums of the rows of each cluster."""
     counts: np.ndarray
-    """int64, shape (k,): change of their number."""
+    """int64, shape (k,): change of the number of rows of each cluster."""
     total_ss: int
-    """Exact sum of squared distances to the center, of rows that begin anew."""
+    """Exact sum of squared distances to the center, of rows whose state was made anew."""
     moved: int
     """Rows whose label has changed."""
     compared: int
     """Pairs of rows and centroids that were scored."""
     anew: int
-    """Rows that knew nothing of the pass before."""
+    """Rows without state from the previous pass."""
 
 
 def assign_step(group: list[Block], now: PassState) -> PassDelta:
@@ -88,7 +88,7 @@ def assign_step(group: list[Block], now: PassState) -> PassDelta:
 
 
 def _prepare_block(block: Block, now: PassState) -> str:
-    """What of `block` has to begin anew: "" nothing, "labels" its labels and bounds, "all" what is made of its rows."""
+    """Return what state of `block` to make anew: "" none, "labels" labels and bounds, "all" the codes of rows too."""
     fit, number = block.notes.pop("pass", ("", 0))
     if (fit, number) == (now.fit, now.number - 1):
         return ""
@@ -102,7 +102,7 @@ def _prepare_block(block: Block, now: PassState) -> str:
 
 
 def _choose_groups(block: Block, now: PassState) -> None:
-    """Keep the groups that each row of `block` is compared with as long as passes need them."""
+    """Find the near groups of each row of `block`, and keep them while passes need them."""
     if not now.near:
         block.drop("near")
         block.notes.pop("near", None)
@@ -114,13 +114,13 @@ def _choose_groups(block: Block, now: PassState) -> None:
 
 
 def _catch_up(group: list[Block], now: PassState) -> None:
-    """Bring blocks that were lost after the pass to where the others are."""
+    """Repeat the pass for blocks that were lost after it."""
     if late := [block for block in group if block.notes.get("pass") != (now.fit, now.number)]:
         assign_step(late, now)
 
 
 def cluster_sums(group: list[Block], now: PassState) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled sums and number of the rows of each cluster."""
+    """Return the scaled sum and the number of the rows of each cluster."""
     _catch_up(group, now)
     sums, counts = np.zeros(now.centroids.shape, np.int64), np.zeros(len(now.centroids), np.int64)
     for block in group:
@@ -130,9 +130,9 @@ def cluster_sums(group: list[Block], now: PassState) -> tuple[np.ndarray, np.nda
 
 
 def exact_inertia(group: list[Block], now: PassState, centroids: np.ndarray, ends: bool) -> int:
-    """Exact sum of squared distances of the rows to `centroids`, each to that of its label.
+    """Return the exact sum of squared distances of the rows to `centroids`, each to that of its label.
 
-    If the fit `ends`, others want the memory of a device.
+    If the fit `ends`, the copies of rows on a device are released.
     """
     _catch_up(group, now)
     total = 0
@@ -146,7 +146,7 @@ def exact_inertia(group: list[Block], now: PassState, centroids: np.ndarray, end
 
 
 def read_labels(group: list[Block], now: PassState) -> list[tuple[int, np.ndarray]]:
-    """The labels of each block, with the number of its first row."""
+    """Return the labels of each block, with the number of its first row."""
     _catch_up(group, now)
     found = []
     for block in group:
@@ -156,7 +156,7 @@ def read_labels(group: list[Block], now: PassState) -> list[tuple[int, np.ndarra
 
 
 def farthest_rows(group: list[Block], now: PassState, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the `count` rows of each block that are farthest from their centroid: squared distances, numbers, labels."""
+    """Return squared distances, numbers and labels of the `count` rows of each block farthest from their centroid."""
     _catch_up(group, now)
     distances, numbers, labels = [], [], []
     for block in group:
@@ -171,7 +171,7 @@ def farthest_rows(group: list[Block], now: PassState, count: int) -> tuple[np.nd
 
 
 def max_coordinate(group: list[Block]) -> float:
-    """Largest absolute coordinate of the rows."""
+    """Return the largest absolute coordinate of the rows."""
     return max((_block_max(block) for block in group), default=0.0)
 
 

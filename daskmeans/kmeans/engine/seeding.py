@@ -1,4 +1,4 @@
-"""Initial centroids: k-means++ by region or k-means|| on a sample, random rows, or what the caller gives."""
+"""Initial centroids: hierarchical k-means++ or k-means|| on a sample, random rows, or given ones."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from daskmeans.runtime import executor
 from daskmeans.runtime.client import n_threads
 from daskmeans.vectors.files import open_path
 
-# Rows of the sample for each cluster: twice as many cost twice the time and save at most one update.
+# Rows of the sample for each cluster: twice as many take twice the time and save at most one update.
 SAMPLE_PER_CLUSTER = 16
 OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 1 << 15
-# Up to so many clusters k-means|| costs little beside the updates, and it never cuts through a cluster.
+# Up to this many clusters k-means|| costs little beside the updates, and it never cuts through a cluster.
 OVERSAMPLE_UP_TO = 512
 SAMPLE_BYTES = 1 << 29
 ROUNDS = 5
-# Clusters that are seeded within one region, and rows and updates by which regions are found.
+# Clusters that are seeded within one region; rows for each region, and updates, with which regions are found.
 PER_REGION, ROWS_PER_REGION, REGION_UPDATES = 16, 64, 4
 
 
 def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_factor: float, seed: int) -> np.ndarray:
-    """Initial centroids, float32, shape (k, d).
+    """Return initial centroids, float32, shape (k, d).
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_fact
 
 
 def seed_hierarchical(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Indices of `n_clusters` rows of `X`, drawn by k-means++ within regions, each of which gets its share of them.
+    """Return indices of `n_clusters` rows of `X`, drawn by k-means++ within regions that share them by inertia.
 
     Parameters
     ----------
@@ -73,8 +73,9 @@ def seed_hierarchical(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 
     Notes
     -----
-    k-means++ over all rows takes ``m * k`` distances; regions of about √(m·k) rows take the square root of that, more
-    or less, for seeds that are as good. A region's share is that of the inertia about its middle.
+    k-means++ over all rows takes ``m * k`` distances. With regions it takes far fewer, for seeds that are as good: each
+    row is compared with the centers of k/16 regions and with about 16 seeds. A region's share of the seeds is its share
+    of the inertia about the region centers.
     """
     if n_clusters <= 2 * PER_REGION:
         return _draw_members(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed)
@@ -100,12 +101,12 @@ def seed_hierarchical(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
 
 
 def _spaced_indices(n: int, count: int) -> np.ndarray:
-    """`count` of the numbers below `n`, evenly spread; all of them if there are fewer."""
+    """Return `count` evenly spaced numbers below `n`; all of them if there are fewer."""
     return np.arange(n) if count >= n else np.arange(count) * n // count
 
 
 def _thread_slices(n: int) -> list[slice]:
-    """Slices of `n` rows, two for each thread where they are not too small."""
+    """Return slices of `n` rows: two for each thread, fewer where they would be too small."""
     return list(range_slices(n, max(BATCH_ROWS, -(-n // (2 * n_threads())))))
 
 
@@ -118,7 +119,7 @@ def _nearest_parallel(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray,
 
 
 def _update_means(parts: list[np.ndarray], centroids: np.ndarray, scale: float) -> np.ndarray:
-    """The means of the rows that are nearest to each centroid; one without rows stays."""
+    """Return the mean of the rows that are nearest to each centroid; a centroid without rows stays."""
 
     def add(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
@@ -130,7 +131,7 @@ def _update_means(parts: list[np.ndarray], centroids: np.ndarray, scale: float) 
 
 
 def _share_out(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
-    """`total` shared out by `inertia`: at least one and at most `rows` for each region that has rows."""
+    """Share `total` out in proportion to `inertia`: from one to `rows` for each region that has rows."""
     weights = np.where(rows > 0, inertia, 0.0)
     weights = weights / weights.sum() if weights.sum() > 0 else rows / rows.sum()
     shares = np.clip(np.floor(weights * total), np.minimum(rows, 1), rows).astype(np.int64)
@@ -145,13 +146,13 @@ def _share_out(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
 def oversample(
     X: np.ndarray, numbers: np.ndarray, n_clusters: int, oversampling_factor: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates of k-means||: rows drawn in a few rounds with probability proportional to their squared distance.
+    """Draw candidates for k-means||, in a few rounds, with probability proportional to their squared distance.
 
     Parameters
     ----------
     X : ndarray of float32, shape (m, d)
     numbers : ndarray of int64, shape (m,)
-        Row numbers; whether a row is drawn depends on its number, the round and the seed.
+        Row numbers. The number, the round and the seed decide the random number of a row.
     n_clusters, oversampling_factor
         Each round draws about ``oversampling_factor * n_clusters / 2`` rows.
     seed : int
@@ -166,8 +167,8 @@ def oversample(
     Notes
     -----
     Bahmani, Moseley, Vattani, Kumar & Vassilvitskii, *Scalable k-means++*, VLDB 2012: five rounds of k/2 to 2k rows
-    give seeds as good as k-means++. Every distance and the potential are sums in a fixed order, so the draw is the
-    same on every machine.
+    give seeds as good as k-means++. Distances and potential are summed in a fixed order, so the draw is the same on
+    every machine.
     """
     draw = oversampling_factor * n_clusters / 2
     chosen = np.array([hash_integers(numbers.astype(np.uint64), seed).argmin()])
@@ -187,14 +188,14 @@ def oversample(
         distances[closer] = closer_by[closer]
         chosen = np.concatenate([chosen, drawn])
     weights = np.bincount(owner, minlength=len(chosen))
-    if len(chosen) < n_clusters:  # fewer distinct rows than that, or a small sample: any other row will do
+    if len(chosen) < n_clusters:  # few distinct rows, or a small sample: any other row will do
         others = np.setdiff1d(np.arange(len(X)), chosen)[: n_clusters - len(chosen)]
         chosen, weights = np.concatenate([chosen, others]), np.concatenate([weights, np.zeros(len(others), np.int64)])
     return chosen, weights
 
 
 def seed_plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Indices of `n_clusters` rows drawn by weighted, greedy k-means++.
+    """Return indices of `n_clusters` rows drawn by weighted, greedy k-means++.
 
     Parameters
     ----------
@@ -208,25 +209,25 @@ def seed_plus_plus(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: in
 
     Notes
     -----
-    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007; of the rows drawn in each turn
-    the one that lowers the potential most is taken, as in scikit-learn: of eight, which are scored at once.
+    Arthur & Vassilvitskii, *k-means++: the advantages of careful seeding*, SODA 2007. Each turn draws eight rows, which
+    are scored at once, and takes the one that lowers the potential most. scikit-learn is greedy in the same way.
     """
     return _draw_members(X, np.arange(len(X)), weights, n_clusters, seed)
 
 
 def _draw_members(X: np.ndarray, members: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """:func:`seed_plus_plus` for the rows `members` of `X`: indices into `members`."""
+    """Like :func:`seed_plus_plus`, for the rows `members` of `X`; return indices into `members`."""
     luck = to_uniform(hash_integers(np.arange(n_clusters * ROWS, dtype=np.uint64), seed)).reshape(n_clusters, ROWS)
     return draw_plus_plus(as_readonly(X), members, weights, luck, rounding_bound(X.shape[1]))  # type: ignore[no-any-return]
 
 
 def is_path(init: Any) -> bool:
-    """Whether centroids are given by where they are stored."""
+    """Whether `init` is a path to stored centroids."""
     return isinstance(init, (str, os.PathLike, UPath))
 
 
 def _copy_init(init: Any) -> np.ndarray:
-    """A copy of given centroids, so that the caller's stay theirs."""
+    """Return a copy of given centroids, so that the caller's array is never changed."""
     refuse_masked(init, "init")
     try:
         return np.array(init, np.float32, order="C")
@@ -239,12 +240,16 @@ def _copy_init(init: Any) -> np.ndarray:
 
 
 def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
-    """`init` as "auto", "k-means||", "random" or a float32 matrix of centroids.
+    """Return `init` as "auto", "k-means||", "random" or a float32 matrix of centroids.
 
     Raises
     ------
     UsageError
-        Centroids whose number is not `n_clusters`, or a name that is none of the three nor a path.
+        The number of centroids is not `n_clusters`, or they are not numbers.
+    NotFoundError
+        A string is neither one of the three names nor a path that exists.
+    DataError
+        The centroids are not finite or too large, or their file cannot be read.
     """
     from daskmeans.kmeans import model
 

@@ -1,12 +1,12 @@
-"""Clusters that are too large, split until none is.
+"""Oversized clusters, split until none is left.
 
-Each round compares all rows with all centroids, and puts several centroids in the place of one that has too many rows:
-k-means on a sample of its own rows finds them, and again for those of them that take too large a share of the sample.
-Rows of other clusters may be nearer to the new centroids, and a sample is a sample, so rounds follow until all clusters
-are small enough; two or three for most data.
+Each round compares all rows with all centroids, and replaces the centroid of each oversized cluster by several. They
+come from k-means on a sample of the cluster's rows, repeated for those that take too large a share of the sample. The
+new centroids may attract rows of other clusters, and a sample is only approximate. So rounds are repeated until all
+clusters are small enough; for most data that takes two or three.
 
-Copies of a row cannot be parted. So a cluster may stay in which one row occurs too often; the other rows in it are no
-more than a cluster may have.
+Copies of a row cannot be separated. So a cluster may stay oversized if one row occurs too often in it; its other rows
+are then no more than a cluster may have.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.runtime import executor, progress
 from daskmeans.runtime.client import log_event
 
-# New centroids, as a multiple of those that a cluster needs at least; and at most for one cluster in one round.
+# Number of new centroids, as a multiple of the fewest that would do; and the most for one cluster in one round.
 OVERSPLIT = 1.25
 MOST = 64
-# Distinct rows that are sampled for each new centroid, and bytes of samples that are held at once.
+# Distinct rows that are sampled for each new centroid, and bytes of samples in memory at once.
 SAMPLE_PER_CENTROID = 64
 SAMPLE_BYTES = 1 << 28
-# Rows of the sample that tell how large a new cluster will be.
+# Fewest rows of the sample from which the size of a new cluster can be estimated.
 FEWEST = 8
 # Updates of the new centroids on the sample, at most.
 UPDATES = 10
@@ -46,16 +46,16 @@ _HASH_ROWS = 8192
 
 
 class RowSample(NamedTuple):
-    """Distinct rows of some clusters: of each, those whose contents have the smallest hashes."""
+    """Distinct rows of some clusters: those whose contents have the smallest hashes in their cluster."""
 
     places: np.ndarray
-    """int64, shape (m,): which of the clusters; ascending."""
+    """int64, shape (m,): index of the cluster among those sampled; ascending."""
     hashes: np.ndarray
     """uint64, shape (m,): ascending in each cluster."""
     counts: np.ndarray
     """int64, shape (m,): how often the row occurs."""
     numbers: np.ndarray
-    """int64, shape (m,): number of its first copy."""
+    """int64, shape (m,): number of the first copy of the row."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class OversizedCluster:
     cluster: int
     size: int
     limit: int
-    """Rows that it may have."""
+    """Rows that it may have at most."""
     counts: np.ndarray
     """int64, shape (m,): how often each of the sampled rows occurs."""
     numbers: np.ndarray
@@ -73,22 +73,22 @@ class OversizedCluster:
 
     @property
     def is_copied(self) -> np.ndarray:
-        """bool, shape (m,): which of the sampled rows occur too often themselves."""
+        """bool, shape (m,): which of the sampled rows occur more often than the limit."""
         return self.counts > self.limit
 
     @property
     def others(self) -> int:
-        """Rows that are no copies of these."""
+        """Number of rows of the cluster that are not copies of such a row."""
         return self.size - int(self.counts[self.is_copied].sum())
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the cluster is too large because of the copies of one row."""
+        """Whether the cluster is oversized only because of the copies of one row."""
         return int(self.is_copied.sum()) == 1 and self.others <= self.limit
 
 
 def split_clusters(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int, seed: int) -> np.ndarray:
-    """Put several centroids in the place of one as long as a cluster has more than `max_cluster_size` rows.
+    """Replace the centroids of clusters by several, until none has more than `max_cluster_size` rows.
 
     Parameters
     ----------
@@ -96,17 +96,17 @@ def split_clusters(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int,
     centroids : ndarray of float32, shape (k, d)
     max_cluster_size : int
     seed : int
-        Of the samples. The result depends on the rows, `centroids` and these two numbers alone.
+        Seed of the samples. The result depends only on the rows, `centroids` and these two numbers.
 
     Returns
     -------
     ndarray of float32, shape (k or more, d)
-        A cluster that was split passes its number on to the first of those in its place; the others come last.
+        The first centroid of a split cluster keeps its number; the others are appended.
 
     Warns
     -----
     ClusterSizeWarning
-        A cluster stays too large because it has too many copies of one row.
+        A cluster stays oversized because it has too many copies of one row.
     """
     run, most = uuid4().hex, len(centroids) + blocks.n_rows
     with progress.open_line("split clusters") as line:
@@ -131,7 +131,7 @@ def split_clusters(blocks: Blocks, centroids: np.ndarray, max_cluster_size: int,
 def _find_oversized(
     blocks: Blocks, labelled: tuple[np.ndarray, str], sizes: np.ndarray, limit: int, seed: int
 ) -> Iterator[OversizedCluster]:
-    """The clusters of more than `limit` rows, each with a sample."""
+    """Yield the clusters of more than `limit` rows, each with a sample of its rows."""
     large = np.flatnonzero(sizes > limit)
     wanted = SAMPLE_PER_CENTROID * _n_parts(sizes, limit)
     held = 32 * len(blocks.lengths) * wanted[large]  # each block may send a sample as large
@@ -145,7 +145,7 @@ def _find_oversized(
 
 
 def _divide_clusters(blocks: Blocks, large_clusters: list[OversizedCluster]) -> list[np.ndarray]:
-    """For each of `large_clusters` the centroids that take the place of its own."""
+    """Return, for each of `large_clusters`, the centroids that replace its own."""
     made: list[np.ndarray] = []
     for batch in _batch_by_bytes(
         np.array([4 * blocks.dimension * len(oversized.numbers) for oversized in large_clusters])
@@ -160,7 +160,7 @@ def _divide_clusters(blocks: Blocks, large_clusters: list[OversizedCluster]) -> 
 
 
 def _batch_by_bytes(held: np.ndarray) -> Iterator[slice]:
-    """Slices of things that hold as many bytes, together no more than SAMPLE_BYTES, but at least one of them."""
+    """Yield slices of items of these sizes: at most SAMPLE_BYTES together, but at least one item."""
     begin = 0
     while begin < len(held):
         end = begin + max(1, int(np.searchsorted(np.cumsum(held[begin:]), SAMPLE_BYTES, side="right")))
@@ -169,7 +169,7 @@ def _batch_by_bytes(held: np.ndarray) -> Iterator[slice]:
 
 
 def _n_parts(rows: Any, limit: float) -> Any:
-    """Centroids that clusters of so many rows are split into."""
+    """Return how many centroids to split a cluster of `rows` rows into."""
     return np.minimum(MOST, np.ceil(OVERSPLIT * rows / limit)).astype(np.int64)
 
 
@@ -186,7 +186,7 @@ def _warn_oversized(oversized: OversizedCluster) -> None:
     most = int(oversized.counts.max())
     warnings.warn(
         f"cluster {oversized.cluster} keeps {oversized.size:,} rows, more than max_cluster_size={oversized.limit:,}: "
-        f"{most:,} of them are copies of one row, which no centroids can part",
+        f"{most:,} of them are copies of one row, which no centroids can separate",
         ClusterSizeWarning,
         stacklevel=5,
     )
@@ -196,7 +196,7 @@ def _warn_oversized(oversized: OversizedCluster) -> None:
 
 
 def _divide_cluster(X: np.ndarray, oversized: OversizedCluster) -> np.ndarray:
-    """Centroids that take the place of one: rows that occur too often, and the means of groups of the others."""
+    """Return the centroids that replace one: rows that occur too often, and means of groups of the others."""
     rest = ~oversized.is_copied
     rows, weights = X[rest], oversized.counts[rest]
     if not len(rows):
@@ -206,7 +206,7 @@ def _divide_cluster(X: np.ndarray, oversized: OversizedCluster) -> np.ndarray:
 
 
 def _divide_rows(X: np.ndarray, weights: np.ndarray, limit: float) -> list[np.ndarray]:
-    """Centroids of weighted rows, in matrices: those of groups that are still too heavy in the place of their own."""
+    """Return centroids of weighted rows, as a list of matrices; groups that are too heavy are divided again."""
     count = min(len(X), int(_n_parts(weights.sum(), limit)))
     centroids, labels = _k_means(X, weights, count)
     parts: list[np.ndarray] = []
@@ -218,7 +218,7 @@ def _divide_rows(X: np.ndarray, weights: np.ndarray, limit: float) -> list[np.nd
 
 
 def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centroids of weighted rows, no two of which are the same, float32, shape (n_clusters, d); labels of the rows."""
+    """Return centroids, float32, shape (n_clusters, d), and labels of weighted rows, no two of which are equal."""
     seeds = centroids = X[_draw_heavy(weights, n_clusters)]
     scale = scale_for(float(np.abs(X).max()), int(weights.sum()))
     labels = nearest_labels(X, centroids)
@@ -229,12 +229,12 @@ def _k_means(X: np.ndarray, weights: np.ndarray, n_clusters: int) -> tuple[np.nd
         before, labels = labels, nearest_labels(X, centroids)
         if np.array_equal(before, labels):
             break
-    # Means of rows that differ in their last bits may be one and the same; the rows themselves never are.
+    # Means of rows that differ only in their last bits may coincide; the rows themselves never do.
     return (centroids, labels) if n_clusters == 1 or np.ptp(labels) else (seeds, nearest_labels(X, seeds))
 
 
 def _draw_heavy(weights: np.ndarray, count: int) -> np.ndarray:
-    """Indices of `count` rows, the heavier a row the sooner: spread evenly over the running sum of the weights."""
+    """Return indices of `count` rows, evenly spaced over the running sum of the weights, so heavy rows come first."""
     marks = (2 * np.arange(count) + 1) * weights.sum() // (2 * count)
     drawn = np.unique(np.searchsorted(np.cumsum(weights), marks, side="right"))
     others = np.setdiff1d(np.arange(len(weights)), drawn)
@@ -245,7 +245,7 @@ def _draw_heavy(weights: np.ndarray, count: int) -> np.ndarray:
 
 
 def _cached_labels(block: Block, centroids: np.ndarray, name: str) -> np.ndarray:
-    """Nearest centroids of the rows of `block`, found once for each `name`."""
+    """Return the nearest centroids of the rows of `block`, computed once for each `name`."""
     if block.notes.get(_LABELS) != name:
         block.allocate(_LABELS, (block.n_rows,), np.int32)
         with block.open() as arrays:
@@ -256,7 +256,7 @@ def _cached_labels(block: Block, centroids: np.ndarray, name: str) -> np.ndarray
 
 
 def _cluster_sizes(group: list[Block], centroids: np.ndarray, name: str) -> np.ndarray:
-    """Rows of each cluster."""
+    """Return the number of rows of each cluster."""
     return np.sum(
         [np.bincount(_cached_labels(block, centroids, name), minlength=len(centroids)) for block in group], axis=0
     )
@@ -265,7 +265,7 @@ def _cluster_sizes(group: list[Block], centroids: np.ndarray, name: str) -> np.n
 def _sample_clusters(
     group: list[Block], centroids: np.ndarray, name: str, clusters: np.ndarray, wanted: np.ndarray, seed: int
 ) -> RowSample:
-    """The first rows of each of `clusters` in the order of the hashes of their contents, `wanted` of each."""
+    """Return the `wanted` rows of each of `clusters` whose contents have the smallest hashes."""
     place = np.full(len(centroids), -1)
     place[clusters] = np.arange(len(clusters))
     found = [_hash_block(block, place[_cached_labels(block, centroids, name)], wanted, seed) for block in group]
@@ -282,7 +282,7 @@ def _hash_block(block: Block, places: np.ndarray, wanted: np.ndarray, seed: int)
 
 
 def _smallest_hashes(sample: RowSample, wanted: np.ndarray) -> RowSample:
-    """`sample` with one entry for all copies of a row; of each cluster the `wanted` rows of the smallest hashes."""
+    """Merge the copies of each row, and keep the `wanted` rows of each cluster with the smallest hashes."""
     order = np.lexsort((sample.numbers, sample.hashes, sample.places))
     places, hashes, counts, numbers = (part[order] for part in sample)
     new = np.ones(len(order), bool)

@@ -1,4 +1,4 @@
-"""What a fit is made of while it runs: its parameters, its checkpoints, when it stops."""
+"""The state of a running fit, the protocol of its checkpoints, and its stopping rule."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# The inertia follows from sums of all rows, as long as it is more than this share of their spread: rows that lie far
-# from all others leave no more of it than rounding.
+# The inertia is computed from sums of all rows as long as it is more than this share of their total sum of squares.
+# Below that, as with a few rows far from all others, the difference is mostly rounding error.
 CANCELLED = 1e-7
 
 
 @dataclass
 class FitState:
-    """Where a fit stands: all that it needs to go on.
+    """All that a fit needs to go on.
 
     Attributes
     ----------
     centroids : ndarray of float32, shape (k, d)
         Those of the next pass, or the result.
     before : ndarray of float32, shape (k, d)
-        Where the next step comes from: the centroids of the last pass if they took a long step then, else the same as
-        `centroids`.
+        Start of the previous step, for momentum: the centroids of the last pass if their step was overrelaxed, else the
+        same as `centroids`.
     origin : ndarray of float32, shape (k, d)
-        Those with which the phase began; they decide which groups of centroids are near to which rows.
+        Those at the beginning of the phase. They decide which groups of centroids are near which rows.
     phase, phases : int
-        On which sample the fit is, of how many; the last phase is on all rows.
+        Number of the phase, and how many there are. Each is on a larger sample; the last is on all rows.
     n_iter : int
         Updates on all rows.
     converged : bool
@@ -36,8 +36,8 @@ class FitState:
     history : list of float
         After each update on all rows: sum of squared distances of the rows to the means of their clusters.
     iterations : list of dict
-        Facts of each update, on samples too: phase, phases, rows, iteration, inertia, shift, relabelled, compared,
-        seconds.
+        Facts about each update, including those on samples: phase, phases, rows, iteration, inertia, shift, relabelled,
+        compared, seconds.
     """
 
     centroids: np.ndarray
@@ -53,13 +53,13 @@ class FitState:
 
 
 class Checkpoints(Protocol):
-    """Where fits are kept while they are made."""
+    """Storage for the state of fits while they run."""
 
     def last(self, run: int) -> FitState | None:
-        """The fit from which run number `run` can go on; None if there is none."""
+        """Return the last saved state of run number `run`; None if there is none."""
 
     def save(self, run: int, fit: FitState) -> None:
-        """Called after every update; whether it is time is for the implementation to decide."""
+        """Save `fit`. Called after every update; an implementation may skip calls."""
 
 
 class NoCheckpoints:
@@ -74,17 +74,17 @@ class NoCheckpoints:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When updates end.
+    """When updates stop.
 
     Attributes
     ----------
     updates : int
-        At most so many.
+        After this many updates.
     shift : float
-        When the squared distances of the centroids to the means of their rows sum to no more than this, times the
-        mean variance of a feature.
+        When the squared distances of the centroids to the means of their rows sum to at most this, times the mean
+        variance of a feature.
     gain : float
-        When the inertia falls by less than this share.
+        When an update lowers the inertia by less than this share.
     """
 
     updates: int

@@ -1,4 +1,4 @@
-"""Rows of one partition as a float32 matrix, in memory or on disk, and what an engine notes about them."""
+"""Rows of one partition as a float32 matrix, in memory or on disk, with the state of the engine beside them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from daskmeans.runtime import gpus
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What one process may keep of one fit in memory.
+    """Memory that one process may use for one fit.
 
     Attributes
     ----------
     fit : str
-        A name that no other fit has.
+        Unique name of the fit.
     memory : int
-        Bytes of blocks, of all fits together, and of the engine's tasks.
+        Bytes for blocks, of all fits together, and for the engine's tasks.
     n_clusters : int
-        What an engine allocates beside the rows depends on it.
+        The state that the engine keeps beside the rows depends on it.
     threads : int
-        Tasks of the engine that this process runs at a time.
+        Tasks of the engine that this process runs at once.
     on_gpus : bool
-        Whether all processes pass over the rows on their GPUs.
+        Whether all processes compute with the rows on their GPUs.
     """
 
     fit: str
@@ -45,36 +45,36 @@ class MemoryBudget:
 
 
 class Block:
-    """Rows of one partition on one worker, and what an engine notes about them.
+    """Rows of one partition on one worker, with the state of the engine beside them.
 
-    Arrays and notes of the engine are lost with the worker. They do not travel either: a block that dask moves arrives
-    with its rows and their numbers alone.
+    Arrays and notes of the engine are lost with the worker. They are not moved either: a block that dask moves arrives
+    with nothing but its rows and their numbers.
 
     Parameters
     ----------
     rows : ndarray of float32, shape (n, d)
-        C-contiguous. Kept, not copied, where it stays in memory. An array of its `home`.
+        C-contiguous; an array of `home`. It is not copied if it stays in memory.
     budget : MemoryBudget
     numbers : ndarray of int64, shape (n,), optional
-        Numbers of the rows in the whole input. Without them the rows follow one another from `first` on.
+        Numbers of the rows in the whole input. Default: consecutive numbers from `first` on.
     borrowed : bool, default False
-        Whether somebody else holds `rows` in memory too, so that they take none.
+        Whether the caller keeps `rows` in memory anyway, so that they do not count.
     home : Backend, default CPU
-        In whose memory the rows lie and stay. Those of a block that dask moves arrive in that of the cores.
+        The backend in whose memory the rows stay. The rows of a block that dask moves arrive in the CPU's memory.
 
     Attributes
     ----------
     n_rows : int
     device_rows : array or None
-        The rows, where they lie in the memory of a GPU.
+        The rows, if they lie in the memory of a GPU.
     copy : Copy or None
-        What a GPU keeps of the rows for the next pass.
+        Copy of the rows that a GPU keeps for the next pass.
     notes : dict
         Small values of the engine.
     first : int
         Number of the first row, if no numbers were given; :class:`Blocks` sets it.
     rounding : Rounding or None
-        What was lost when the rows became float32; whoever makes the block sets it.
+        Rounding error of the conversion to float32; set by the creator of the block.
 
     Examples
     --------
@@ -113,7 +113,7 @@ class Block:
 
     @functools.cached_property
     def backend(self) -> Backend:
-        """What passes over the rows compute with, in this process."""
+        """The backend of this process with which passes compute."""
         return gpus.require_device() if self._budget.on_gpus else CPU
 
     @property
@@ -130,16 +130,16 @@ class Block:
             return arrays["numbers"].copy()
 
     def open(self) -> AbstractContextManager[dict[str, np.ndarray]]:
-        """The arrays by name, for the length of a ``with`` block: "rows", read-only, and those allocated, writable.
+        """Open the arrays by name for a ``with`` block: "rows", read-only, and the allocated ones, writable.
 
-        An array that is used after the block is right, but may take memory that nobody has counted. Rows on a device
-        are copied to memory if they are asked for.
+        An array stays valid after the block, but may then take memory that is not counted. Rows on a device are copied
+        to memory when they are accessed.
         """
         opened = self._store.open(self._arrays)
         return opened if self.device_rows is None else self._open_fetched(opened)
 
     def lying(self, arrays: dict[str, np.ndarray]) -> Any:
-        """The rows where they lie, for methods of their `home`; `arrays` are those that are open."""
+        """Return the rows where they lie, for methods of `home`; `arrays` are the open arrays of this block."""
         return arrays["rows"] if self.device_rows is None else self.device_rows
 
     @contextlib.contextmanager
@@ -148,12 +148,12 @@ class Block:
             yield _FetchedArrays(self, arrays)
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
-        """Add an array of zeros, in the place of one that has this name."""
+        """Add an array of zeros; it replaces an array of the same name."""
         self.drop(name)
         self._arrays[name] = self._store.zeros(shape, dtype)
 
     def drop(self, *names: str) -> None:
-        """Forget the arrays of these names, if there are any."""
+        """Remove the arrays with these names, if there are any."""
         for name in names:
             self._arrays.pop(name, None)
 
@@ -167,7 +167,7 @@ class Block:
 
 
 class _FetchedArrays(dict[str, np.ndarray]):
-    """The arrays of a block, with its rows once somebody asks for them."""
+    """The arrays of a block; its rows are copied from the device on first access."""
 
     def __init__(self, block: Block, arrays: dict[str, np.ndarray]) -> None:
         super().__init__(arrays)

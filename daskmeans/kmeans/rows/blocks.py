@@ -1,4 +1,4 @@
-"""The rows of one input as float32 matrices that stay where they were loaded."""
+"""The rows of one input, as float32 matrices that stay where they were loaded."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from daskmeans.runtime.client import n_threads, task_key
 
 
 class Blocks:
-    """Rows as matrices, kept on the workers (or in this process), each row known by its number in the input.
+    """Rows in blocks that stay on the workers (or in this process); a row is identified by its number in the input.
 
-    A block that is lost with its worker is made anew; what an engine had noted about it is gone.
+    A block that is lost with its worker is loaded again, without the state that the engine kept beside it.
 
     Attributes
     ----------
@@ -42,13 +42,13 @@ class Blocks:
         Rows of each block.
     n_rows, dimension : int
     roundings : list of Rounding
-        What was lost when the rows became float32, of each block that came in wider numbers.
+        Rounding error of each block whose rows came in a wider type than float32.
     """
 
     def __init__(self, held: list[Any], budget: MemoryBudget, client: Client | None) -> None:
-        self.client: Any = client  # where it is None, all is in this process
+        self.client: Any = client  # None: everything is in this process
         self._budget = budget
-        self._held = held  # blocks, or futures of them
+        self._held = held  # blocks, or their futures
         self.lengths, self._firsts = [0] * len(held), [0] * len(held)
         self.dimension = 0
         self.roundings: list[Rounding] = []
@@ -56,34 +56,34 @@ class Blocks:
 
     @property
     def on_gpus(self) -> bool:
-        """Whether all processes pass over the rows on their GPUs."""
+        """Whether all processes compute with the rows on their GPUs."""
         return self._budget.on_gpus
 
     @property
     def n_rows(self) -> int:
-        """Rows of all blocks."""
+        """Number of rows of all blocks."""
         return sum(self.lengths)
 
     def map(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
-        """Results of ``function(group, *args)``, `group` a list of blocks: one task for each thread of each worker.
+        """Call ``function(group, *args)`` on lists of blocks, with one task for each thread; return the results.
 
-        The groups depend on where blocks happen to lie, so a caller may combine the results only in ways that do not
-        depend on the grouping. Arrays among `args` are best given as they are; the map sends them.
+        The groups depend on where blocks happen to lie. So callers must combine the results in a way that does not
+        depend on the grouping. Pass arrays in `args` directly; `map` sends large ones to each worker once.
         """
         answers = self._run_groups(self._groups, function, args, name)
         self._groups = [group for group, _ in answers]
         return [answer for _, answer in answers]
 
     def subset(self, count: int, seed: int) -> Blocks:
-        """About `count` rows, in blocks of their own: those whose numbers have a hash below ``count / n_rows``.
+        """Return about `count` rows as blocks of their own: those whose numbers hash below ``count / n_rows``.
 
-        The rows of a smaller `count` are among those of a larger one. They keep their numbers, and lie where they lay.
-        These blocks must not be released before the subset.
+        The rows of a smaller `count` are among those of a larger one. They keep their numbers and their
+        workers. Release the subset before these blocks.
         """
         return _Subset(self, min(1.0, count / self.n_rows), seed)
 
     def sample_rows(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """`count` rows (all if there are fewer), those whose numbers have the smallest hashes under `seed`.
+        """Return the `count` rows (all if there are fewer) whose numbers have the smallest hashes under `seed`.
 
         Returns
         -------
@@ -104,7 +104,7 @@ class Blocks:
         return chosen, self.rows(chosen)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
-        """The rows with these numbers, in this order; float32, shape (len(numbers), d)."""
+        """Return the rows with these numbers, in this order; float32, shape (len(numbers), d)."""
         wanted, places = np.unique(numbers, return_inverse=True)
         X = np.empty((len(wanted), self.dimension), np.float32)
         if self.client is None:
@@ -115,20 +115,20 @@ class Blocks:
         return X if np.array_equal(wanted, numbers) else X[places]
 
     def rows_by_worker(self) -> dict[str, int]:
-        """How many rows lie on each worker that has any."""
+        """Return how many rows lie on each worker that has any."""
         rows: dict[str, int] = {}
         for worker, members in self._groups:
             rows[worker] = rows.get(worker, 0) + sum(self.lengths[i] for i in members)
         return rows
 
     def array(self, function: Callable[[Block], Any], name: str) -> da.Array:
-        """A dask array of what `function` makes of each block that has rows: as many rows, on the same worker.
+        """Apply `function` to each block that has rows; return the results as a dask array with as many rows.
 
-        It is there when this returns, and needs a cluster.
+        The chunks stay on the workers of the blocks and are computed when this returns. It needs a cluster.
         """
         name = task_key(name)
         placed = sorted((i, worker) for worker, members in self._groups for i in members)
-        # Named as the chunks they are: under names of their own each would be held, and counted, twice.
+        # Futures are named like the chunks: under other names each chunk would be held, and counted, twice.
         chunks = {
             (name, n, 0): self.client.submit(
                 function, self._held[i], key=(name, n, 0), workers=[worker], allow_other_workers=True
@@ -140,14 +140,14 @@ class Blocks:
         return da.Array(chunks, name, (rows, (self.dimension,)), dtype=np.float32)
 
     def release(self) -> None:
-        """Give up the blocks, in memory and on disk."""
+        """Release the blocks, in memory and on disk."""
         for future in self._held if self.client is not None else ():
             if future is not None:
                 future.release()
         self._held, self._groups = [], []
 
     def _measure_groups(self, members: Sequence[int]) -> list[BlockGroup]:
-        """Groups of those of `members` that have rows, once their lengths are known."""
+        """Find the lengths of the blocks `members`; return groups of those that have rows."""
         answers = self._run_groups(self._group_by_worker(members), read_shapes, (), "count-rows")
         for group, shapes in answers:
             for i, (rows, dimension, rounding) in zip(group.members, shapes, strict=True):
@@ -167,7 +167,7 @@ class Blocks:
         self.dimension = max(self.dimension, dimension)
 
     def _group_by_worker(self, members: Sequence[int]) -> list[BlockGroup]:
-        """`members` in groups, one for each thread that will work on them; blocks of a group lie on one worker."""
+        """Divide `members` into groups, one for each thread; the blocks of a group lie on one worker."""
         if self.client is None:
             return deal_out("", members, n_threads())
         threads = self.client.nthreads()
@@ -182,7 +182,7 @@ class Blocks:
     def _run_groups(
         self, groups: Sequence[BlockGroup], function: Callable[..., Any], args: tuple[Any, ...], name: str
     ) -> list[tuple[BlockGroup, Any]]:
-        """Each of `groups`, or what took its place when it was lost, with the result of `function`."""
+        """Return each of `groups`, or the groups that replaced it when it was lost, with the result of `function`."""
         if self.client is None:
             return list(
                 zip(
@@ -219,7 +219,7 @@ class Blocks:
     def _submit_calls(
         self, groups: Sequence[BlockGroup], function: Callable[..., Any], args: tuple[Any, ...], name: str, moving: bool
     ) -> list[Future]:
-        """A future for each of `groups`; with `moving`, dask brings the blocks to wherever the task runs."""
+        """Return a future for each of `groups`; with `moving`, dask moves the blocks to wherever the task runs."""
         calls = []
         args = executor.broadcast_large(args, len(groups), self.client)
         for group in groups:
@@ -229,12 +229,12 @@ class Blocks:
         return executor.submit_to_workers(call_on_group, calls, [group.worker for group in groups], name, self.client)
 
     def _restore_lost(self, members: Sequence[int]) -> Sequence[int]:
-        """The blocks that stand for `members`, which were lost, once they are there."""
+        """Load the lost blocks `members` again; return the indices of the blocks that replace them."""
         raise NotImplementedError
 
 
 class _Subset(Blocks):
-    """Some rows of other blocks, in blocks of about the size of a partition."""
+    """A subset of the rows of other blocks, in blocks of about the size of a partition."""
 
     def __init__(self, whole: Blocks, share: float, seed: int) -> None:
         self._whole, self._share, self._seed = whole, share, seed

@@ -1,4 +1,4 @@
-"""What a fit may be given, as partitions and as matrices."""
+"""Inputs of a fit, as partitions and as matrices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from daskmeans.runtime.client import n_threads, task_key
 from daskmeans.vectors.frames import frame_schema, to_cupy_matrix
 from daskmeans.vectors.matrix import to_matrix, vector_columns
 
-# Rows of Python objects that are looked at for what they are.
+# Rows of Python objects from which the type of a column is inferred.
 PEEK_ROWS = 64
 
 
@@ -53,26 +53,26 @@ def check_column(X: Any, column: Any) -> None:
 
 
 def list_partitions(X: Any, column: str | None) -> list[Any]:
-    """The partitions of `X` in the order of the rows: tasks, or slices of a matrix.
+    """Return the partitions of `X` in the order of the rows: tasks, or slices of a matrix.
 
-    Tasks hold what they depend on, so that they can be computed when `X` itself is gone.
+    Tasks keep references to what they depend on, so they can be computed even if `X` itself is gone.
     """
     if isinstance(X, dd.DataFrame):
         X = X[vector_column(X, column)]
     if isinstance(X, dd.Series):
-        # Only simplified: wholly optimised, dask makes one partition of several files where few columns are read.
+        # Only simplified: full optimization would fuse several files into one partition where few columns are read.
         return _hold_futures(X.simplify().to_delayed(optimize_graph=False), X)
     if isinstance(X, da.Array):
         if X.ndim != 2:
             raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
         refuse_masked(X._meta)
-        # Optimised, an array's graph knows futures by their keys alone, and nobody would hold them.
+        # An optimized graph refers to futures by key only, so nothing would keep them alive.
         return list(X.rechunk({1: -1}).to_delayed(optimize_graph=False).ravel())
     return slice_rows(as_matrix(X, column))
 
 
 def _hold_futures(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
-    """`tasks` with the futures that `X` was made of (dd.from_delayed), which their graph knows by their keys alone."""
+    """Return `tasks` with the futures that `X` was made from (dd.from_delayed): their graph holds only the keys."""
     futures = {f.key: f for node in X.expr.walk() for f in node.operands if isinstance(f, Future)}
     if not futures:
         return tasks
@@ -82,7 +82,7 @@ def _hold_futures(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
 
 
 def join_chunks(X: da.Array, least: int) -> da.Array:
-    """`X`, if it knows its rows, with small chunks of rows that follow one another taken together, `least` at least.
+    """Merge small consecutive chunks of `X`, if its number of rows is known, into at least `least` larger ones.
 
     Every block costs a tenth of a millisecond in each update, as much as hundreds of rows.
     """
@@ -99,10 +99,10 @@ def join_chunks(X: da.Array, least: int) -> da.Array:
 
 
 def fuse_tasks(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager[Any]]) -> list[Delayed]:
-    """`tasks`, made in the contexts `places`, each with all inside of it that no other task needs.
+    """Fuse each of `tasks` with everything that no other task needs; create it in its context of `places`.
 
-    What is read is then read where it is needed, not sent there. And a task costs two milliseconds on a cluster, more
-    than reading a small chunk; of dask's own optimizations none takes several inputs into one task.
+    Data are then read where they are needed instead of being sent there. A task costs two milliseconds on a cluster,
+    more than reading a small chunk, and none of dask's own optimizations fuses several inputs into one task.
     """
     graph: dict[Any, Any] = dict(dask.optimize(*tasks)[0].dask) if tasks else {}
     uses = Counter(key for node in graph.values() if isinstance(node, GraphNode) for key in node.dependencies)
@@ -116,7 +116,7 @@ def fuse_tasks(tasks: Sequence[Delayed], places: Sequence[AbstractContextManager
 
 
 def _pop_exclusive(node: GraphNode, graph: dict[Any, Any], uses: Counter[Any]) -> list[GraphNode]:
-    """What only this node needs of `graph`, from which it is taken; of what is held already, nothing."""
+    """Remove from `graph` what only this node needs, and return it; futures and data are left in the graph."""
     taken: list[GraphNode] = []
     ahead, mine = [node], Counter[Any]()
     while ahead:
@@ -129,14 +129,14 @@ def _pop_exclusive(node: GraphNode, graph: dict[Any, Any], uses: Counter[Any]) -
 
 
 def slice_rows(X: np.ndarray) -> list[np.ndarray]:
-    """`X` cut by rows: a few slices for each thread, none larger than a partition; empty if there are no rows."""
+    """Cut `X` into slices of rows: a few for each thread, none larger than a partition; one if `X` is empty."""
     wanted = max(4 * n_threads(), math.ceil(X.nbytes / config.get_bytes("partition-bytes")))
     cuts = np.linspace(0, len(X), max(1, min(len(X), wanted)) + 1).astype(int)
     return [X[a:b] for a, b in pairwise(cuts)]
 
 
 def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str:
-    """`column`, or the only column of `frame` that holds vectors, as the first rows tell if their type does not."""
+    """Return `column`, or the only column of `frame` with vectors, by its type or, if need be, its first rows."""
     if column is not None and column in frame.columns:
         return column
     head = frame.head(PEEK_ROWS) if isinstance(frame, pd.DataFrame) else frame._meta
@@ -155,14 +155,14 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
 
 
 def is_frame_of_numbers(X: Any, column: str | None) -> bool:
-    """Whether `X` is a pandas DataFrame that is a matrix itself, a column a feature."""
+    """Whether `X` is a pandas DataFrame of numbers, with one feature per column."""
     return isinstance(X, pd.DataFrame) and column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes))
 
 
 def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
-    """`X` as a float32 matrix, C-contiguous; a copy only where that changes something.
+    """Return `X` as a float32 matrix, C-contiguous; copied only if necessary.
 
-    Of a pandas DataFrame that is no matrix of numbers itself, its `column`, or its only column of vectors.
+    For a pandas DataFrame that is not a frame of numbers: its `column`, or its only column of vectors.
     """
     if is_frame_of_numbers(X, column):
         X = X.to_numpy(np.float32, na_value=np.nan)
@@ -184,7 +184,7 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
 
 
 def refuse_masked(X: Any, where: str = "") -> None:
-    """Raise UsageError for a masked array: what its mask hides would be taken for numbers."""
+    """Raise UsageError for a masked array: the values under its mask would be used as numbers."""
     if isinstance(X, np.ma.MaskedArray):
         raise UsageError(
             "the array is masked",
@@ -195,7 +195,7 @@ def refuse_masked(X: Any, where: str = "") -> None:
 
 
 def array_to_host(X: Any) -> Any:
-    """`X` as it is, or in memory if it lies on a device: an array of cupy, a column of cudf."""
+    """Return `X`, copied to memory if it lies on a device (a cupy array or a cuDF column)."""
     if hasattr(X, "to_arrow"):
         return X.to_arrow()
     if hasattr(X, "__cuda_array_interface__"):
@@ -206,7 +206,7 @@ def array_to_host(X: Any) -> Any:
 
 
 def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
-    """Whether all rows are of unit length; raise DataError for one that k-means cannot place."""
+    """Return whether all rows have unit length; raise DataError for a row that k-means cannot place."""
     infinite, large, zero, unit = find_unusual_rows(as_readonly(X))
     if infinite >= 0:
         raise DataError(
@@ -215,7 +215,7 @@ def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
             expected="finite numbers",
             remedy="repair or remove the row",
         )
-    if large >= 0 and not normalize:  # squares of these would not fit into float32
+    if large >= 0 and not normalize:  # their squares would overflow float32
         raise DataError(
             "the vector holds a number above 1e15",
             where=_name_row(where, first + large),
@@ -232,9 +232,9 @@ def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
 
 
 def prepare_rows(part: Any, normalize: bool, where: str = "", first: int = 0) -> np.ndarray:
-    """Matrix of a partition, checked and, if asked for, normalised; never changes `part`.
+    """Return the matrix of a partition, checked and, if asked for, normalised; `part` is never changed.
 
-    An error names a row by `where` and its number, counted from `first`.
+    Errors name a row by `where` and its number, counted from `first`.
     """
     part = array_to_host(part)
     X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
@@ -247,9 +247,9 @@ def prepare_rows(part: Any, normalize: bool, where: str = "", first: int = 0) ->
 
 
 def prepare_on_device(home: Backend, part: Any, normalize: bool, where: str = "", first: int = 0) -> Any:
-    """As :func:`prepare_rows`, and the matrix lies in the memory of `home`; a GPU is for columns of cuDF.
+    """Like :func:`prepare_rows`, but the matrix lies in the memory of `home`, which is a GPU only for cuDF columns.
 
-    Whether all is as it should be is seen there; if not, :func:`prepare_rows` gets the column, and tells what is wrong.
+    Rows are checked there. If any is bad, :func:`prepare_rows` gets the column and raises the error.
     """
     X = home.adopt(partial(to_cupy_matrix, part), normalize)
     return home.place(prepare_rows(part, normalize, where, first)) if X is None else X

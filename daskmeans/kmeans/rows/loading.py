@@ -1,4 +1,4 @@
-"""Partitions become blocks: read where there is room for them, evenly over the threads of a cluster."""
+"""Loading: partitions become blocks, distributed evenly over the threads of a cluster."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class LoadOptions:
     ----------
     normalize : bool
     fraction : float
-        Rows are taken whose numbers have a hash below this.
+        Rows are taken whose numbers hash below this.
     seed : int
     budget : MemoryBudget
     given : bool
-        Whether partitions are parts of a matrix that somebody holds in this process.
+        Whether partitions are slices of a matrix that the caller keeps in this process.
     stay : bool
-        Whether partitions are columns of cuDF, of which blocks are made that stay on the device.
+        Whether partitions are cuDF columns whose blocks stay on the device.
     """
 
     normalize: bool
@@ -70,17 +70,17 @@ def load_blocks(
     stay: bool = False,
     tuning: Tuning = DEFAULT,
 ) -> Blocks:
-    """Blocks of the rows of `X`: a matrix, a dask array, or a dask dataframe with a column of vectors.
+    """Load the rows of `X` as blocks: a matrix, a dask array, or a dask dataframe with a column of vectors.
 
-    With a `sample_fraction` below 1 only rows are kept whose number's hash is below it. They are numbered anew. With
-    `on_gpus` all workers pass over the rows on their GPUs; the rows of a dataframe of cuDF may `stay` there.
+    With a `sample_fraction` below 1, only rows whose numbers hash below it are kept, and they are renumbered. With
+    `on_gpus`, all workers compute with the rows on their GPUs; the rows of a cuDF dataframe may `stay` there.
 
     Raises
     ------
     DataError
         A row cannot be placed: NaN, infinity, null, zeros when normalising.
     MemoryForecastError
-        The rows fit neither into memory nor onto the local disks, if their number is known before they are read.
+        The rows fit neither into memory nor onto the local disks. Checked if their number is known in advance.
     """
     lazy, given_as = is_lazy(X), X
     X = X if lazy else as_matrix(X, column)
@@ -113,7 +113,7 @@ def load_blocks(
 
 
 def _read_blocks(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, client: Client | None) -> list[Any]:
-    """Blocks, or futures of them, by :func:`_load_block`; with `sent`, partitions are sent to the workers first."""
+    """Return blocks or their futures, by :func:`_load_block`; with `sent`, partitions are sent to workers first."""
     if client is not None and sent:
         return executor.scatter_map(_load_block, calls, "load-block", label, client)
     task = dask.delayed(_load_block, pure=False)
@@ -122,7 +122,7 @@ def _read_blocks(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, cl
 
 
 class _LoadedBlocks(Blocks):
-    """Blocks of partitions; dask makes lost ones anew, unless what they are made from was lost too."""
+    """Blocks of partitions; dask recomputes lost ones, unless their input was lost too and has to be read again."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _LoadedBlocks(Blocks):
             logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
 
     def _balance(self) -> None:
-        """Move blocks away from workers that have more rows a thread than others, which would wait for them."""
+        """Move blocks away from workers that have more rows per thread than others, which would wait for them."""
         threads = self.client.nthreads()
         held: dict[str, list[int]] = {worker: [] for worker in threads}
         for group in self._groups:
@@ -165,7 +165,7 @@ class _LoadedBlocks(Blocks):
 
 
 def _load_block(part: Any, where: str, first: int, options: LoadOptions) -> Block:
-    """Block of a partition; its rows are named by their place in it, or, if it has no name, in the whole input."""
+    """Load the block of a partition; errors number rows within it, or within the whole input if `where` is ""."""
     home = gpus.backend() if options.stay else CPU
     with home.turn():
         X = prepare_on_device(home, part, options.normalize, where, 0 if where else first)
@@ -178,12 +178,12 @@ def _load_block(part: Any, where: str, first: int, options: LoadOptions) -> Bloc
 
 
 def _choose_numbers(count: int, first: int, options: LoadOptions) -> np.ndarray:
-    """Which of `count` rows are taken, if the number of the first is `first`."""
+    """Return which of `count` rows are taken if the number of the first is `first`."""
     return is_sampled(np.arange(first, first + count), options.fraction, options.seed)
 
 
 def _pass_through(block: Block) -> Block:
-    """`block`, which dask has brought to where this runs."""
+    """Return `block`, which dask has moved to where this runs."""
     return block
 
 
@@ -191,14 +191,14 @@ def _cached_bytes(group: list[Block]) -> int:
     return sum(4 * block.n_rows * block.dimension for block in group if block.on_disk)
 
 
-# --- which worker has what ---
+# --- distribution over workers ---
 
 
 def _deal_workers(count: int, client: Client | None) -> list[AbstractContextManager[Any]]:
-    """Contexts in which to make `count` tasks, so that all threads of a cluster get as many of them.
+    """Return contexts in which to create `count` tasks, so that all threads of a cluster get equally many.
 
-    Left to itself, dask may give one worker three times as many blocks as another, which would need its disk for them.
-    A worker that is lost does not hold up its tasks, so others may steal them too: :func:`_plan_moves` mends that.
+    Left alone, dask may give one worker three times as many blocks as another, and spill them to disk there. Other
+    workers may run the tasks too, so that a lost worker does not block them; :func:`_plan_moves` corrects for that.
     """
     if client is None:
         return [contextlib.nullcontext()] * count
@@ -207,7 +207,7 @@ def _deal_workers(count: int, client: Client | None) -> list[AbstractContextMana
 
 
 def _plan_moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Sequence[int]) -> dict[int, str]:
-    """Which blocks go to which workers, so that those that have most rows a thread have as few as can be.
+    """Return which blocks to move to which workers, so that rows per thread are as even as possible.
 
     Examples
     --------
@@ -230,5 +230,5 @@ def _plan_moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Se
 
 
 def _start_offsets(lengths: Iterable[int]) -> list[int]:
-    """Where each of several runs of these lengths begins, if one follows another."""
+    """Return where each of several consecutive runs of these lengths begins."""
     return [0, *accumulate(lengths)][:-1]

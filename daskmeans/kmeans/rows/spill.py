@@ -1,4 +1,4 @@
-"""Where the arrays of blocks lie: in memory up to a limit, beyond it in an unnamed file on a local disk."""
+"""Storage for the arrays of blocks: in memory up to a limit, beyond it in an unnamed file on a local disk."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from daskmeans.runtime import resources
 from daskmeans.storage import diskspace
 
 PAGE = mmap.ALLOCATIONGRANULARITY
-# Written at once where a file has to be filled with zeros.
+# Zeros that are written at once where a file has to be filled with them.
 ZEROS = bytes(1 << 20)
 
 
 class ArrayStore(Protocol):
-    """A place for the arrays of one block."""
+    """Storage for the arrays of one block."""
 
     on_disk: bool
 
     def keep(self, array: np.ndarray) -> Any:
-        """What stands for the elements of `array` on this shelf; opened, they are read-only."""
+        """Store `array`; return a handle, which opens as a read-only array."""
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """What stands for a new array on this shelf; opened, it is writable."""
+        """Store an array of zeros; return a handle, which opens as a writable array."""
 
     def open(self, kept: dict[str, Any]) -> contextlib.AbstractContextManager[dict[str, np.ndarray]]:
-        """The arrays that `kept` stands for, for the length of a ``with`` block."""
+        """Open the arrays of the handles `kept` for a ``with`` block."""
 
 
 def choose_store(fit: str, nbytes: int, limit: int) -> ArrayStore:
-    """A shelf for `nbytes` of arrays: in memory if all shelves of this process then hold no more than `limit` bytes.
+    """Return storage for `nbytes` of arrays: in memory if this process then keeps at most `limit` bytes there.
 
-    Those on disk that belong to one fit have one file.
+    Otherwise it is on disk. All blocks of one fit that lie on disk share one file.
     """
     directory = resources.local_directory()
     with _lock:
@@ -58,9 +58,9 @@ def choose_store(fit: str, nbytes: int, limit: int) -> ArrayStore:
 
 
 class SpillFile:
-    """An unnamed file that hands out extents: whole pages, reserved before they are used.
+    """An unnamed file that allocates extents of whole pages, with disk space reserved before they are used.
 
-    The file has no name from the start, so the system frees its space however this process ends.
+    The file never has a name, so the system frees its space however this process ends.
 
     Parameters
     ----------
@@ -72,13 +72,13 @@ class SpillFile:
         finalize(self, file.close)
         self.directory, self.fileno = directory, file.fileno()
         self.size = 0
-        self._free: list[tuple[int, int]] = []  # offset and size, by offset; no two of them touch
-        # Finalizers put extents here, at any moment and in any thread, so without a lock.
+        self._free: list[tuple[int, int]] = []  # offset and size, by offset; no two are adjacent
+        # Finalizers append extents here at any moment and in any thread, so without the lock.
         self._returned: deque[tuple[int, int]] = deque()
         self._lock = threading.Lock()
 
     def extent(self, nbytes: int) -> Extent:
-        """`nbytes` in whole pages that no other extent has; they hold zeros if they were never used."""
+        """Allocate at least `nbytes`, in whole pages; pages that were never used hold zeros."""
         size = math.ceil(nbytes / PAGE) * PAGE
         with self._lock:
             self._reclaim()
@@ -103,7 +103,7 @@ class SpillFile:
         self._free = merged
 
     def _reserve(self, offset: int, size: int) -> None:
-        """Space on the disk for `size` bytes: a mapped page without it would end the process when it is written."""
+        """Reserve disk space for `size` bytes: writing to a mapped page without it would kill the process."""
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fileno, offset, size)
@@ -114,29 +114,29 @@ class SpillFile:
                 raise
             os.ftruncate(self.fileno, offset)
             raise DiskError(
-                f"no room for {format_bytes(size)} more of cached vectors ({error.strerror})",
+                f"no disk space for {format_bytes(size)} more of cached vectors ({error.strerror})",
                 where=self.directory,
-                expected=f"room beside the {format_bytes(self.size)} that are cached there",
+                expected=f"space beside the {format_bytes(self.size)} that are cached there",
                 remedy="free some, or choose a directory on a larger disk: --local-directory, or the setting "
                 "temporary-directory of dask",
             ) from None
 
 
 class Extent:
-    """Pages of a cache; they return to it when nothing refers to this object any more."""
+    """Pages of a spill file; they are returned when nothing refers to this object any more."""
 
     def __init__(self, file: SpillFile, offset: int, size: int, used: bool) -> None:
         self.file, self.offset, self.size, self.used = file, offset, size, used
         finalize(self, file._returned.append, (offset, size))
 
     def map(self, writable: bool) -> mmap.mmap:
-        """The pages in memory, until nothing refers to the result any more."""
+        """Map the pages into memory, until nothing refers to the result any more."""
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         return mmap.mmap(self.file.fileno, self.size, offset=self.offset, access=access)
 
 
 def write_zeros(fileno: int, offset: int, size: int) -> None:
-    """Fill `size` bytes of an open file."""
+    """Fill `size` bytes of an open file with zeros."""
     for start in range(offset, offset + size, len(ZEROS)):
         _write_at(fileno, memoryview(ZEROS)[: offset + size - start], start)
 
@@ -148,7 +148,7 @@ def _write_at(fileno: int, data: Any, offset: int) -> None:
 
 
 class _MemoryCounter:
-    """Bytes of blocks that one process holds in memory."""
+    """Counts the bytes of blocks that one process keeps in memory."""
 
     def __init__(self) -> None:
         self._taken = 0
@@ -163,14 +163,14 @@ class _MemoryCounter:
         return True
 
 
-# A cache lives as long as blocks in it do. Workers that share a process have directories, and so tallies, of their own.
+# A spill file lives as long as blocks in it do. Workers that share a process have their own directories and counters.
 _spill_files: WeakValueDictionary[tuple[str, str], SpillFile] = WeakValueDictionary()
 _counters: dict[str, _MemoryCounter] = {}
 _lock = threading.Lock()
 
 
 class _MemoryStore:
-    """Arrays as they are."""
+    """Arrays in memory."""
 
     on_disk = False
 
@@ -191,7 +191,7 @@ class _MemoryStore:
 
 @dataclass(frozen=True)
 class _StoredArray:
-    """An array in a cache; one without elements has no extent."""
+    """An array in a spill file; one without elements has no extent."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -206,7 +206,7 @@ class _StoredArray:
 
 
 class _DiskStore:
-    """Arrays in the cache of this process and fit, mapped while they are open."""
+    """Arrays in the spill file of a fit, mapped while they are open."""
 
     on_disk = True
 
@@ -216,7 +216,7 @@ class _DiskStore:
     def keep(self, array: np.ndarray) -> _StoredArray:
         stored = self._allocate(array.shape, array.dtype, writable=False)
         if stored.extent is not None:
-            # Written, not mapped: what is only on its way to the disk does not count as memory of this process.
+            # Written, not mapped: mapped pages would count as memory of this process on their way to disk.
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             _write_at(self._file.fileno, data, stored.extent.offset)
         return stored
@@ -238,6 +238,6 @@ class _DiskStore:
             yield {name: array for name, (array, _) in mapped.items()}
         finally:
             for _, pages in mapped.values():
-                # Whoever still holds an array keeps the mapping, but no longer its memory. The file keeps the bytes.
+                # An array that is still in use keeps the mapping, but not its memory. The data stay in the file.
                 if pages is not None:
                     pages.madvise(mmap.MADV_DONTNEED)

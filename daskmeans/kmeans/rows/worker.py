@@ -1,4 +1,4 @@
-"""What tasks do with the blocks that lie on their worker."""
+"""Tasks on the blocks that lie on their worker."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from daskmeans.kernels.hashing import hash_integers, is_sampled, to_uniform
 from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
 
-# Added to the seed of a subset, so that a sample of a subset is not the part of it that comes first.
+# Added to the seed of a subset; otherwise a sample of it would be chosen by the same hashes as the subset itself.
 SUBSET_SEED = 0x5B5E7
 
 
 @dataclass(frozen=True)
 class GroupCall:
-    """What a task does with a group of blocks.
+    """A call on a group of blocks.
 
-    It names the blocks and finds them where it runs: dask would take longer for tasks that depend on hundreds of
-    blocks than they take, and would copy blocks when a task has to move.
+    It names the blocks by key and finds them on the worker where it runs. As dependencies, hundreds of blocks would
+    take dask longer than the tasks themselves, and dask would copy them if a task has to move.
     """
 
     function: Callable[..., Any]
@@ -34,11 +34,11 @@ class GroupCall:
 
 @dataclass(frozen=True)
 class LostBlocks:
-    """The answer of a task that ran where its blocks are not."""
+    """Result of a task that did not find its blocks on its worker."""
 
 
 class BlockGroup(NamedTuple):
-    """Blocks that one task works on, by index, and the worker where they lie; no worker: this process."""
+    """Indices of the blocks of one task, and the worker where they lie; "" stands for this process."""
 
     worker: str
     members: list[int]
@@ -57,7 +57,7 @@ def call_on_group(call: GroupCall, moved: list[Block], *args: Any) -> Any:
 
 
 def _find_block(key: str) -> Any:
-    """The block of this key, or None if it is not on this worker."""
+    """Return the block with this key; None if it is not on this worker."""
     block: Any = _known_blocks.get(key)
     if block is None:
         block = distributed.get_worker().data.get(key)
@@ -94,7 +94,7 @@ def select_by_hash(group: list[Block], share: float, seed: int) -> tuple[np.ndar
 
 
 def take_rows(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a group whose numbers are among `wanted`, and where among those."""
+    """Return the rows of a group whose numbers are in `wanted`, after their places in `wanted`."""
     places = np.concatenate([_match_numbers(wanted, block.numbers)[0] for block in group])
     places.sort()
     X = np.empty((len(places), max(block.dimension for block in group)), np.float32)
@@ -103,7 +103,7 @@ def take_rows(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
-    """Copy rows of a group to where their numbers are among `wanted`, which ascend."""
+    """Copy rows of a group into `X`, to the places of their numbers in `wanted`, which ascend."""
     for block in group:
         places, mine = _match_numbers(wanted, block.numbers)
         with block.open() as arrays:
@@ -111,7 +111,7 @@ def copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
 
 
 def _match_numbers(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `wanted` are among `numbers`, and where; numbers of a block that was made anew need not ascend."""
+    """Return which of `wanted` are in `numbers`, and where; numbers of a restored block need not ascend."""
     places = np.searchsorted(wanted, numbers)
     where = np.flatnonzero(places < len(wanted))
     where = where[wanted[places[where]] == numbers[where]]
@@ -120,12 +120,12 @@ def _match_numbers(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray,
 
 
 def deal_out(worker: str, members: Sequence[int], n: int) -> list[BlockGroup]:
-    """`members` in at most `n` groups of nearly equal size, dealt like cards."""
+    """Deal `members` round-robin into at most `n` groups of nearly equal size."""
     return [BlockGroup(worker, list(members[i::n])) for i in range(min(n, len(members)))]
 
 
 def bundle_groups(members: Sequence[int], nbytes: Sequence[float]) -> list[list[int]]:
-    """`members`, one after the other, in lists of about as many bytes as a partition has."""
+    """Divide `members`, in order, into lists of at most a partition's bytes, or of one member."""
     room = config.get_bytes("partition-bytes")
     bundles: list[list[int]] = [[]]
     held = 0.0
