@@ -258,7 +258,7 @@ CASES = [
          ("c.yaml", "'n_clusters'", "twice")),
     Case("YAML value of another kind", text("c.yaml", "input: x\nn_clusters: 3.7\nthreshold: 0.9\n"), CONFIGURED, 2,
          ("c.yaml", "'n_clusters'", "3.7")),
-    Case("YAML flag that is no answer", text("c.yaml", "input: x\nn_clusters: 3\noverwrite: maybe\n"), CONFIGURED, 2,
+    Case("YAML flag that is no yes or no", text("c.yaml", "input: x\nn_clusters: 3\noverwrite: maybe\n"), CONFIGURED, 2,
          ("c.yaml", "'overwrite'", "true or false")),
     Case("YAML that would run code", text("c.yaml", "input: !!python/object/apply:os.getcwd []\n"), CONFIGURED, 2,
          ("c.yaml, line 1", "not valid YAML")),
