@@ -105,7 +105,7 @@ def open_step(
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, NotImplementedError) as error:  # such as http, which is read-only
         reason = getattr(error, "strerror", None) or error or "this kind of storage is read-only"
-        remedy = "choose a directory that this user may write, and that lies below no file"
+        remedy = "choose a directory that this user may write to, not below a file"
         raise OutputError(f"the directory cannot be created ({reason})", where=str(out), remedy=remedy) from None
     with diskspace.translate_disk_errors(out), lock.hold_lock(out) as mine:
         check_output_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
