@@ -266,7 +266,7 @@ CASES = [
     Case("output is a file", lambda at: [good(at), (at / "f").write_text("x")], RUN.replace("OUT", "IN/f"), 2,
          ("is a file",)),
     Case("output below a file", lambda at: [good(at), (at / "f").write_text("x")], FIT.replace("OUT", "IN/f/x"), 2,
-         ("/f/x", "cannot be made")),
+         ("/f/x", "cannot be created")),
     Case("unknown kind of URL", good, f"{FIT} --init foo://x", 2, ("foo",)),
     Case("workers of a scheduler", good, f"{FIT} --n-workers 3 --scheduler tcp://127.0.0.1:9", 2,
          ("--n-workers", "--scheduler")),
