@@ -1,6 +1,6 @@
 """daskmeans: cluster embeddings and find their near-duplicates, from a laptop to many workers.
 
-What is public is imported when it is first asked for: it takes seconds, in which the command must hear Ctrl-C.
+Public names are imported on first use: the imports take seconds, and the command must answer Ctrl-C meanwhile.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The command `daskmeans`: Ctrl-C ends it with one message whenever it comes, from here on, as imports take seconds."""
+"""The command `daskmeans`. Ctrl-C ends it with one message at any time, even during the imports, which take seconds."""
 
 import signal
 
@@ -7,14 +7,14 @@ from daskmeans.cli.interrupts import end_process
 
 def main() -> None:
     """Run the command line of this process."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells do for what runs in the background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # shells ignore it for background jobs
         signal.signal(signal.SIGINT, end_process)
     from daskmeans.cli.main import kmeans
 
     try:
         kmeans(prog_name="daskmeans")
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, so there is nothing left to interrupt
 
 
 if __name__ == "__main__":

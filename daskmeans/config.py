@@ -1,4 +1,4 @@
-"""Defaults from ``daskmeans.yaml``, merged below whatever the user's dask configuration says."""
+"""Defaults from ``daskmeans.yaml``; the user's Dask configuration takes precedence."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ dask.config.update_defaults(_defaults)
 
 
 def get(key: str) -> Any:
-    """Value of ``daskmeans.<key>``; ``DASK_DASKMEANS__<KEY>`` in the environment overrides the file."""
-    # A `dask.config.set` that was open while this was imported takes all defaults with it when it ends.
+    """Return the value of ``daskmeans.<key>``; ``DASK_DASKMEANS__<KEY>`` in the environment overrides the file."""
+    # A `dask.config.set` block that is open during this import removes the defaults again when it ends.
     return dask.config.get(f"daskmeans.{key}", _defaults["daskmeans"][key])
 
 
 def get_bytes(key: str) -> int:
-    """Value of ``daskmeans.<key>`` as a number of bytes.
+    """Return the value of ``daskmeans.<key>`` as a number of bytes.
 
     Examples
     --------

@@ -1,20 +1,20 @@
-"""What can go wrong, as a tree.
+"""The exception tree.
 
 ::
 
     DaskmeansError
-    ├── UsageError        the call cannot work as it was given              exit status 2
-    │   ├── NotFoundError     a path that does not exist, or is not what it should be
-    │   ├── OutputError       an output that is in the way, or inside its own input
-    │   └── MissingExtraError a package of an extra that is not installed
-    └── RunError          the work itself met something it cannot pass      exit status 1
-        ├── DataError         a file or a row that is not what it should be
-        ├── MemoryForecastError  a step that would not fit
-        ├── DiskError         an output that does not fit on its disk
-        └── ClusterError      a scheduler that cannot be reached, or was lost
+    ├── UsageError               the call cannot work as given                       exit status 2
+    │   ├── NotFoundError        a path does not exist, or is of the wrong kind
+    │   ├── OutputError          an output exists already, or lies inside its own input
+    │   └── MissingExtraError    a package of an extra is not installed
+    └── RunError                 the work failed                                     exit status 1
+        ├── DataError            a file or a row is invalid
+        ├── MemoryForecastError  a step would not fit into memory
+        ├── DiskError            an output does not fit on its disk
+        └── ClusterError         a scheduler or its workers cannot be reached, or were lost
 
-Every message says what was found, where, what was expected and how to mend it. A traceback is for our mistakes,
-never for a user's.
+Every message says what was found, where, what was expected and how to fix it. Tracebacks are for bugs in daskmeans,
+never for a user's mistake.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ __all__ = [
 
 
 class DaskmeansError(Exception):
-    """Root of all errors that daskmeans raises on purpose.
+    """Base class of all errors that daskmeans raises on purpose.
 
     Parameters
     ----------
     found : str
-        What was met, in one sentence without a full stop.
+        What was found, in one sentence without a full stop.
     where : str, optional
-        File, row or column, or the option concerned.
+        The file, row, column or option concerned.
     expected : str, optional
-        What would have been right.
+        What would have been valid.
     remedy : str, optional
         What the reader can do now.
 
@@ -71,28 +71,28 @@ class DaskmeansError(Exception):
 
 
 class UsageError(DaskmeansError, ValueError):
-    """The call cannot work as it was given."""
+    """The call cannot work as given."""
 
     exit_status = 2
 
 
 class NotFoundError(UsageError):
-    """A path that does not exist, or is not what it should be."""
+    """A path does not exist, or is of the wrong kind."""
 
 
 class OutputError(UsageError):
-    """An output that is in the way, unfinished, or inside its own input."""
+    """An output exists already, is unfinished, or lies inside its own input."""
 
 
 class MissingExtraError(UsageError, ImportError):
-    """A package of an extra that is not installed.
+    """A package of an extra is not installed.
 
     Parameters
     ----------
     package : str
-        The import name that failed.
+        Import name of the missing package.
     extra : str
-        The extra that brings it.
+        The extra that installs it.
     """
 
     def __init__(self, package: str, extra: str) -> None:
@@ -107,32 +107,32 @@ class MissingExtraError(UsageError, ImportError):
 
 
 class RunError(DaskmeansError, RuntimeError):
-    """The work itself met something it cannot pass."""
+    """The work failed."""
 
 
 class DataError(RunError, ValueError):
-    """A file or a row that is not what it should be."""
+    """A file or a row is invalid."""
 
 
 class MemoryForecastError(RunError):
-    """A step that would not fit into the memory it is given."""
+    """A step would not fit into the memory it is given."""
 
 
 class DiskError(RunError):
-    """An output that does not fit on its disk."""
+    """An output does not fit on its disk."""
 
 
 class ClusterError(RunError):
-    """A scheduler that cannot be reached, or was lost."""
+    """A scheduler or its workers cannot be reached, or were lost."""
 
 
 class ClusterSizeWarning(UserWarning):
-    """A cluster that has more rows than asked for, and cannot be split."""
+    """A cluster has more rows than allowed, and cannot be split."""
 
 
 class ConvergenceWarning(UserWarning):
-    """A fit that was ended by the number of updates it was allowed, before it converged."""
+    """A fit reached its maximum number of updates before it converged."""
 
 
 class PrecisionWarning(UserWarning):
-    """Rows that differ by less than float32, in which they are compared, can tell."""
+    """Rows differ by less than float32, in which they are compared, can resolve."""

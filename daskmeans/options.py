@@ -1,4 +1,4 @@
-"""Options of the steps, each said once: a field of a dataclass, from which its flag, key and checks follow."""
+"""Options of the steps. Each is declared once, as a dataclass field; its flag, YAML key and checks follow from that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daskmeans.errors import UsageError
 
 @dataclass(frozen=True)
 class Range:
-    """The values that an option may have, and how they are called."""
+    """The values that an option may have, and how messages describe them."""
 
     holds: Callable[[Any], bool]
     says: str
@@ -20,7 +20,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Need:
-    """Options that another one acts with alone, by name, with the values that they must have."""
+    """Other options, by name, and the values that they must have for an option to take effect."""
 
     values: Mapping[str, tuple[Any, ...]]
     says: str
@@ -28,26 +28,26 @@ class Need:
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of an option besides its name, type and default."""
+    """Everything about an option besides its name, type and default."""
 
     help: str | None = None
     choices: tuple[str, ...] = ()
     says: str = ""
-    """How the choices are listed, if not with "or" between all."""
+    """How messages list the choices, if not joined by "or"."""
     range: Range | None = None
     least: int | None = None
-    """Of an integer, for the command line to check."""
+    """Smallest integer that the command line accepts."""
     required: bool = False
-    """On the command line, where Python has a default."""
+    """Whether the command line requires it, although Python has a default."""
     flag: str = ""
-    """How the command line writes it, if not by its name."""
+    """Its flag, if that does not follow from its name."""
     need: Need | None = None
     group: str = ""
-    """Whose it is, where a dataclass has options of several."""
+    """Its group, where a dataclass has options of several groups."""
 
 
 def option(default: Any, help: str | None = None, *, shown: bool = True, **facts: Any) -> Any:
-    """Field of a dataclass that is an option, `shown` in what the object looks like; `facts` as in :class:`Option`.
+    """Return a dataclass field that is an option, `shown` in the repr or not; `facts` are fields of :class:`Option`.
 
     Examples
     --------
@@ -65,12 +65,12 @@ def option(default: Any, help: str | None = None, *, shown: bool = True, **facts
 
 
 def options(settings: Any) -> list[tuple[Field[Any], Option]]:
-    """The options of a dataclass or of an object of one, in their order."""
+    """Return the options of a dataclass, or of an instance of one, in order."""
     return [(each, each.metadata["option"]) for each in fields(settings)]
 
 
 def check(settings: Any) -> None:
-    """Raise UsageError for a field of `settings` that has neither its default nor a value of its range or choices."""
+    """Raise UsageError for a field of `settings` whose value is neither its default nor in its range or choices."""
     for each, facts in options(settings):
         value, where = getattr(settings, each.name), flag_of(each.name)
         if facts.choices and value not in facts.choices:
@@ -81,7 +81,7 @@ def check(settings: Any) -> None:
 
 
 def kind_of(settings: type, name: str) -> Any:
-    """The type of the option `name` of a dataclass, without None; that of its default where anything is taken."""
+    """Return the type of the option `name` of a dataclass, without None; for Any, the type of its default."""
     hint = get_type_hints(settings)[name]
     if hint is Any:
         return type(getattr(settings, name))
@@ -90,5 +90,5 @@ def kind_of(settings: type, name: str) -> Any:
 
 
 def flag_of(name: str) -> str:
-    """The flag of an option that is written by its name."""
+    """Return the flag that follows from an option's name."""
     return f"--{name.replace('_', '-')}"

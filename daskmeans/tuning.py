@@ -1,4 +1,4 @@
-"""How large the pieces are in which work is done."""
+"""Sizes of the pieces in which work is done."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuning:
-    """Sizes of work that were chosen by measuring; users need not know them.
+    """Sizes of work, chosen by measurement; users need not know them.
 
-    Tests and benchmarks hand in others, to reach with few rows what otherwise takes many. What is decided on rows does
-    not depend on them; the centroids of a fit do on `least_sample` and `near_groups`.
+    Tests and benchmarks pass smaller ones, to reach with few rows what otherwise takes many. Decisions on rows do not
+    depend on them. The centroids of a fit depend on `least_sample` and `near_groups`.
 
     Attributes
     ----------
     memory : int, optional
-        Bytes of rows that each process keeps in memory for a fit; others lie on its disk. Default: what it can hold.
+        Bytes of rows that each process keeps in memory for a fit; the rest lie on its disk. Default: as many as fit.
     blocks_each : int
-        Blocks for each thread, at least, to which small chunks of an array are joined: each costs a task, and with few
-        of them threads wait for the last.
+        Minimum number of blocks for each thread when small chunks of an array are joined. Each block costs a task;
+        with few of them, threads wait for the last.
     least_sample : int
-        Rows of the first sample that a fit grows through, at least: few clusters end in worse optima after smaller
-        ones, and updates on larger ones take longer.
+        Minimum number of rows in the first of the growing samples of a fit. With a smaller one, fits of few clusters
+        end in worse optima; with a larger one, updates take longer.
     near_groups : int
-        Groups of centroids with which the first updates compare a row, where there are at least three times as many:
-        with fewer of them these are faster, and more rows get the label of another centroid than the nearest.
+        Groups of centroids that the first updates compare a row with, where there are at least three times as many
+        groups. With fewer, these updates are faster, and more rows get the label of a centroid that is not the nearest.
     rows_per_block : int
-        Rows of a band at least, where all pairs are compared: more bands share the work among more cores, and each of
-        them is to have something to do.
+        Minimum number of rows in a row block, where all pairs are compared. More row blocks share the work among more
+        cores, but each must be worth a task.
     task_pairs : int
-        Pairs of rows that a task compares, at least: each costs some time beside, and many of them end together.
+        Minimum number of pairs of rows that a task compares: each task has an overhead, and many tasks end together.
     task_rows : int
-        Rows of a cluster that are worth more than one task, where it is compared with itself only.
+        Rows from which a cluster is worth more than one task, where it is compared only with itself.
     scores, coordinates : int
-        Of dense products, scores (float32) and coordinates (float64) that a device has at a time, 1 GiB each: with
-        more of them it waits less, and with fewer it takes less memory.
+        Scores (float32) and coordinates (float64) of dense products that a device holds at a time, 1 GiB each. More
+        of them mean fewer waits, fewer of them less memory.
     rows_share : float
-        Share of a device's memory for rows of a fit that stay there: others are sent in every pass, and what is left
-        is for the comparison.
+        Share of a device's memory for rows of a fit that stay there. The other rows are sent in every pass, and the
+        rest of the memory is for the comparison.
     """
 
     memory: int | None = None

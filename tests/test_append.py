@@ -189,7 +189,7 @@ def test_clusters_that_another_run_has_taken_are_not_extended(tmp_path, stores, 
         return files
 
     monkeypatch.setattr(append, "_write_kept", late)
-    with pytest.raises(OutputError, match="another run has taken the output"):
+    with pytest.raises(OutputError, match="another run has taken over the output"):
         extend(first, old, tmp_path / "d1")
     assert (old / "_manifest.json").read_bytes() == before
 

@@ -405,7 +405,7 @@ def test_outputs_in_the_way(tmp_path, applied):
     for out in (source, source / "out", tmp_path, decisions):
         with pytest.raises(OutputError):
             apply(decisions, source, out)
-    with pytest.raises(OutputError, match="holds the input"):
+    with pytest.raises(OutputError, match="contains the input"):
         apply(decisions, source / "rows.parquet", source)
     assert sorted(p.name for p in source.iterdir()) == ["rows.parquet"]
     apply(decisions, source, tmp_path / "out")

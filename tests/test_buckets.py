@@ -197,7 +197,7 @@ def test_a_column_has_one_type_in_all_files(tmp_path, model, one, other, type_):
 
 @pytest.mark.parametrize("other", [np.array(["a"] * 8, object), np.full(8, 2**60 + 1)])
 def test_values_that_no_one_type_holds_are_refused(tmp_path, model, other):
-    with pytest.raises(DataError, match=r"other types(.|\n)*cast"):
+    with pytest.raises(DataError, match=r"different types(.|\n)*cast"):
         write_buckets(assign(parts_of(np.arange(8) + 0.5, other), model), str(tmp_path / "clusters"))
     assert not (tmp_path / "clusters").exists()
 

@@ -94,7 +94,7 @@ def test_what_workers_are_is_not_asked_of_a_scheduler_that_is_there(settings, wh
 @pytest.mark.parametrize(
     ("device", "there", "words"),
     [
-        ("gpu", None, "2 of 2 workers compute on their cores"),
+        ("gpu", None, "2 of 2 workers compute on the CPU"),
         ("cpu", gpus.GpuInfo("a", 1), "1 of 2 workers compute on a GPU"),
     ],
 )

@@ -17,7 +17,7 @@ def test_both_names_of_a_key_are_one_key(tmp_path, second: str) -> None:
     (tmp_path / "job.yaml").write_text(f"input: a.npy\nn_clusters: 3\nmetadata_fields: a\n{second}\n")
     done = CliRunner().invoke(main, ["run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "out")])
     assert done.exit_code == 2
-    assert "the key 'metadata_fields' is there twice" in done.output
+    assert "the key 'metadata_fields' appears twice" in done.output
 
 
 class Result:

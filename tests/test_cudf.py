@@ -418,7 +418,7 @@ def test_a_full_device_is_told_without_a_traceback(backend, files, monkeypatch):
 def test_what_cudf_cannot_hold_and_a_missing_one_are_told_at_once(backend, files, monkeypatch):
     for file in files.iterdir():
         rewrite(file, text=pa.array([1] * 350).cast(pa.decimal256(40)))
-    with pytest.raises(UsageError, match=r"cuDF cannot make a dataframe(.|\n)*decimal256(.|\n)*pandas"):
+    with pytest.raises(UsageError, match=r"cuDF cannot create a dataframe(.|\n)*decimal256(.|\n)*pandas"):
         read_embeddings(files, metadata_fields=["text"])
     monkeypatch.setattr(frames, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"daskmeans\[gpu\]"):

@@ -64,6 +64,6 @@ def test_what_is_printed(shown: DemoResult) -> None:
 
 
 def test_an_output_in_the_way(shown: DemoResult, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="has been here"):
+    with pytest.raises(OutputError, match="has already run here"):
         demo(tmp_path / "out", n_clusters=3)
     demo(tmp_path / "out", n_clusters=3, overwrite=True)

@@ -290,7 +290,7 @@ def test_a_process_computes_on_its_cores_unless_it_is_told(device):
         assert gpus.backend() == gpus.require_device() == Gpu(device)
     with dask.config.set({"daskmeans.device": "tpu"}), pytest.raises(UsageError, match="tpu"):
         gpus.current_device()
-    with pytest.raises(ClusterError, match="others compute on GPUs"):
+    with pytest.raises(ClusterError, match="other workers compute on GPUs"):
         gpus.require_device()
 
 

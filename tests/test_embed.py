@@ -153,14 +153,14 @@ def test_skipped_rows_are_listed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("length_encoder")
 def test_outputs_in_the_way(tmp_path: Path) -> None:
     source = write_texts(tmp_path / "texts.parquet", ["a cat"])
-    with pytest.raises(OutputError, match="holds the input"):
+    with pytest.raises(OutputError, match="contains the input"):
         embed(source, tmp_path)
     embed(source, tmp_path / "out")
     with pytest.raises(OutputError, match="exists already"):
         embed(source, tmp_path / "out")
     embed(write_texts(source, ["a cat", "a dog"]), tmp_path / "out", overwrite=True)
     assert len(read(tmp_path / "out")) == 2
-    with pytest.raises(OutputError, match="holds the input"):
+    with pytest.raises(OutputError, match="contains the input"):
         embed(tmp_path / "out" / "part-00000.parquet", tmp_path / "out", overwrite=True)
     assert len(read(tmp_path / "out")) == 2
 

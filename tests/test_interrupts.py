@@ -90,7 +90,7 @@ def test_a_run_that_is_interrupted_at_any_moment_ends_and_goes_on(tmp_path, embe
                 time.sleep(0.05)
         told = running.communicate(timeout=60)[1]
         assert running.returncode == 130, (moment, how, told)
-        assert told.count("error interrupted; the same command goes on") == 1
+        assert told.count("error interrupted; run the same command again") == 1
         assert "Traceback" not in told and "Exception" not in told
         assert nobody_is_left(running.pid)
     last = started(*words)

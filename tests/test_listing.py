@@ -58,7 +58,7 @@ def test_parquet_under_another_name_is_refused(tmp_path, name: str, given: str, 
     write_embeddings(tmp_path / name, X)
     if not alone:
         write_embeddings(tmp_path / "a.parquet", X)
-    with pytest.raises(UsageError, match=f"names that do not tell it: {Path(name).name}") as caught:
+    with pytest.raises(UsageError, match=f"Parquet files whose names do not say so: {Path(name).name}") as caught:
         open_source(f"{tmp_path}{given}")
     assert "glob" in caught.value.remedy
     if not alone:
@@ -69,7 +69,7 @@ def test_a_link_to_nowhere_is_named(tmp_path, caplog) -> None:
     write_embeddings(tmp_path / "a.parquet", X)
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     assert names(tmp_path, tmp_path) == ["a.parquet"]
-    assert "1 of 2 files are left out, as their names tell no format: gone" in caplog.text
+    assert "1 of 2 files are left out, as their names show no format: gone" in caplog.text
 
 
 def test_a_wildcard_goes_into_no_hidden_directory(tmp_path) -> None:
@@ -156,7 +156,7 @@ def test_a_file_that_comes_while_a_step_runs_is_told(tmp_path, caplog, name: str
     source = open_source(tmp_path / "in")
     write_embeddings(tmp_path / "late.parquet", X).rename(tmp_path / "in" / name)
     source.check_unchanged()
-    told = "1 files were added while the input was being read, and are not in what was made: late.parquet"
+    told = "1 files were added while the input was being read, and are not in the output: late.parquet"
     assert (told in caplog.text) == (name == "late.parquet")
 
 

@@ -53,7 +53,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(out):
         assert running.poll() is None
         time.sleep(0.02)
     with pytest.raises(
-        OutputError, match=rf"another run is writing this output \(process {running.pid} on .*which runs"
+        OutputError, match=rf"another run is writing this output \(process {running.pid} on .*which is running"
     ):
         make(out)
     assert (out / "half.txt").read_text() == "half"

@@ -99,13 +99,13 @@ def many(path: Path, bad: int) -> Path:
 
 def test_every_step_tells_of_many(tmp_path, caplog) -> None:
     given = many(tmp_path / "in.parquet", 20)
-    told = "20 of 200 rows (10 %) were left out, most of them (19) for this: the vector holds NaN"
+    told = "20 of 200 rows (10 %) were left out, most of them (19) for this reason: the vector holds NaN"
     expected = {
         "model": told,
         "clusters": told,
         "leaks": told.replace("20 of 200", "40 of 400").replace("(19)", "(38)"),
-        "texts": "20 of 200 rows (10 %) were left out, most of them (20) for this: the text is empty",
-        "kept": "20 of 200 rows (10 %) were left out, most of them (20) for this: no decision",
+        "texts": "20 of 200 rows (10 %) were left out, most of them (20) for this reason: the text is empty",
+        "kept": "20 of 200 rows (10 %) were left out, most of them (20) for this reason: no decision",
     }
     fit(given, tmp_path / "model", KMeans(3), SKIP)
     assign_files(given, tmp_path / "model", tmp_path / "clusters", SKIP)

@@ -71,7 +71,7 @@ def content(out: Path) -> dict[str, list]:
 @pytest.mark.parametrize("name", ["fit", "assign", "exact", "clusters", "apply", "run"])
 def test_a_disk_that_becomes_full(name, size, whole, tmp_path):
     out = tmp_path / "out"
-    with limited(size), pytest.raises(DiskError, match=r"nothing more can be written(.|\n)*make room"):
+    with limited(size), pytest.raises(DiskError, match=r"nothing more can be written(.|\n)*free some space"):
         step(name, whole, out)
     for place in ("model", "clusters", "dedup", "kept"):
         found = manifest.peek_manifest(UPath(out / place))
@@ -89,7 +89,7 @@ def test_the_command_line_says_that_the_disk_is_full(whole, tmp_path, two_worker
     with limited(300):
         result = CliRunner().invoke(main, [*words.split(), "--scheduler", two_workers.scheduler_address])
     assert result.exit_code == 1
-    for word in (f"{tmp_path}/out", "nothing more can be written", "make room"):
+    for word in (f"{tmp_path}/out", "nothing more can be written", "free some space"):
         assert word in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
     assert not (tmp_path / "out" / manifest.MANIFEST_NAME).exists()
@@ -108,7 +108,9 @@ def test_the_command_line_says_that_the_disk_is_full(whole, tmp_path, two_worker
 def test_an_output_that_cannot_fit_is_refused_before_the_work(name, free, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - free, free - 1))
     monkeypatch.setattr(lock, "hold_lock", None)  # nothing is begun
-    with pytest.raises(DiskError, match=r"the output takes about .*iB, and its disk has .*B\n  remedy: make room"):
+    with pytest.raises(
+        DiskError, match=r"the output takes about .*iB, and its disk has .*B free\n  remedy: free some space"
+    ):
         step(name, whole, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -96,12 +96,12 @@ def test_yaml_makes_no_objects_and_is_held_against_the_flags(tmp_path):
     assert "not valid YAML" in result.stderr
     for line, words in {
         "n_clutsers: 3": ("'n_clutsers'", "did you mean 'n_clusters'?"),
-        "n_clusters: true": ("'n_clusters'", "a number or a text"),
+        "n_clusters: true": ("'n_clusters'", "a number or a string"),
         "n_clusters: 3.7": ("3.7",),
-        "n_clusters: [3]": ("'n_clusters'", "a number or a text"),
+        "n_clusters: [3]": ("'n_clusters'", "a number or a string"),
         "normalize: 1": ("'normalize'", "true or false"),
-        "threshold: {a: 1}": ("'threshold'", "a number or a text"),
-        "keep: [[hard]]": ("'keep'", "a number or a text"),
+        "threshold: {a: 1}": ("'threshold'", "a number or a string"),
+        "keep: [[hard]]": ("'keep'", "a number or a string"),
         "storage_options: [hunter2]": ("'storage_options'", "a list is no value"),
     }.items():
         file.write_text(f"input: rows.parquet\nout: {tmp_path}/out\n{line}\n")

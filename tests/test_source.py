@@ -347,7 +347,7 @@ def test_files_that_do_not_go_together(tmp_path) -> None:
 @pytest.mark.parametrize("out", ["to_in/kept", "x/../in/kept", "in", "to_in", "real/..", "real"])
 def test_an_output_that_meets_an_input_behind_a_link(tmp_path, out: str) -> None:
     root = UPath(linked(tmp_path))
-    with pytest.raises(OutputError, match=r"the output (lies inside|holds) the input"):
+    with pytest.raises(OutputError, match=r"the output (lies inside|contains) the input"):
         refuse_overlap(open_path(f"{tmp_path}/{out}"), [root, *find_files(root)])
     refuse_overlap(open_path(f"{tmp_path}/in/link/../kept"), [root, *find_files(root)])  # it lies beside `in`
 
@@ -360,7 +360,7 @@ def test_an_output_that_meets_any_file_that_was_looked_at(tmp_path, scheme: str)
         (UPath(f"{scheme}{tmp_path}") / name).write_bytes((tmp_path / "one.parquet").read_bytes())
     source = open_source([f"{scheme}{tmp_path}/{name}" for name in ("a/1.parquet", "b/2.parquet", "c/3.parquet")])
     for folder in "abc":
-        with pytest.raises(OutputError, match="holds the input"):
+        with pytest.raises(OutputError, match="contains the input"):
             refuse_overlap(open_path(f"{scheme}{tmp_path}/{folder}"), source.files)
     refuse_overlap(open_path(f"{scheme}{tmp_path}/d"), source.files)
     elsewhere = "" if scheme else "memory://"
@@ -491,7 +491,7 @@ def test_columns_of_one_name(tmp_path) -> None:
 
 def test_a_column_is_one_thing(tmp_path) -> None:
     text = message(UsageError, one(tmp_path, {"id": ["a"], "text": ["b"]}), id_field="text", text_field="text")
-    assert "'text' is to be the ids and the texts too" in text
+    assert "'text' is named for both the ids and the texts" in text
     assert "--id-field or --text-field" in text
     text = message(UsageError, one(tmp_path, {"id": ["a"], "v": lists(vectors(1))}), id_field="v")
     assert "--id-field or --embedding-field" in text

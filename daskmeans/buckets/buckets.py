@@ -1,4 +1,4 @@
-"""Rows grouped by cluster on disk, read a cluster at a time."""
+"""Rows grouped by cluster on disk, read one cluster at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CENTROID, L2, COSINE = "centroid", "l2_dist_to_cent", "cosine_dist_to_cent"
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the rows of one cluster lie: in one file, and after an append in several."""
+    """The location of the rows of one cluster: in one file, or after an append in several."""
 
     centroid: int
     rows: int
@@ -35,14 +35,14 @@ class Cluster:
 
     @property
     def file(self) -> str | None:
-        """The file of all its rows; None if there are several."""
+        """The file that holds all its rows; None if there are several."""
         return self.pieces[0].file if len(self.pieces) == 1 else None
 
 
 class Part:
-    """Clusters that lie together and are worth one task.
+    """Adjacent clusters that are worth one task.
 
-    No dataclass: dask looks through the fields of those for each task that is given one, down to every piece.
+    This is not a dataclass: for each task with one as an argument, Dask traverses its fields, down to every piece.
     """
 
     def __init__(self, clusters: tuple[Cluster, ...]) -> None:
@@ -50,11 +50,11 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """Rows of all its clusters."""
+        """Number of rows of all its clusters."""
         return sum(c.rows for c in self.clusters)
 
     def centroids(self) -> np.ndarray:
-        """The centroid of each row; int32, shape (rows,)."""
+        """Return the centroid of each row; int32, shape (rows,)."""
         return np.repeat([np.int32(c.centroid) for c in self.clusters], [c.rows for c in self.clusters])
 
 
@@ -70,7 +70,7 @@ class Buckets(Result):
     metadata_fields : tuple of str
     dimension, rows, n_clusters : int
     parts : tuple of Part
-        In the order of the centroids; each is worth one task.
+        Parts in the order of the centroids; each is worth one task.
     manifest : dict
     """
 
@@ -89,11 +89,11 @@ class Buckets(Result):
         return {name: getattr(self, name) for name in ("rows", "n_clusters", "dimension", "layout")}
 
     def clusters(self) -> Iterator[Cluster]:
-        """All clusters that have rows, in the order of the centroids."""
+        """Yield all clusters that have rows, in the order of the centroids."""
         return (cluster for part in self.parts for cluster in part.clusters)
 
     def read(self, cluster: Cluster, columns: list[str] | None = None) -> pa.Table:
-        """Rows of `cluster`, sorted by (``l2_dist_to_cent``, id); no page of another cluster is read.
+        """Read the rows of `cluster`, sorted by (``l2_dist_to_cent``, id); no page of another cluster is read.
 
         Parameters
         ----------
@@ -104,10 +104,10 @@ class Buckets(Result):
         return next(self.read_each([cluster], columns))
 
     def read_slices(self, slices: Iterable[tuple[Cluster, int, int]], columns: list[str]) -> Iterator[pa.Table]:
-        """`columns` of some rows of clusters, each given with the first of them and the one after the last.
+        """Read `columns` of slices of clusters, each given as (cluster, start, stop).
 
-        A table holds what lies in one file, in the order given, or the rows of a cluster that lies in several. No row
-        group is read that has none of the rows.
+        A table holds the rows of one file, in the order given, or the rows of a cluster that lies in several files.
+        Only row groups with some of the rows are read.
         """
         files = BucketFiles(self.path)
         for name, mine in groupby(slices, lambda piece: piece[0].file):
@@ -117,7 +117,7 @@ class Buckets(Result):
                 yield files.read([(cluster.pieces[0], start, stop) for cluster, start, stop in mine], columns)
 
     def read_each_slice(self, slices: Iterable[tuple[Cluster, int, int]], columns: list[str]) -> Iterator[pa.Table]:
-        """As :meth:`read_slices`, but a table for each slice; files that were read last stay open."""
+        """Read `columns` as :meth:`read_slices` does, but one table per slice; recently read files stay open."""
         files = BucketFiles(self.path)
         for cluster, start, stop in slices:
             if cluster.file is None:
@@ -126,28 +126,28 @@ class Buckets(Result):
                 yield files.read([(cluster.pieces[0], start, stop)], columns)
 
     def read_each(self, clusters: Iterable[Cluster], columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of each of `clusters`, as :meth:`read` gives them."""
+        """Yield the rows of each of `clusters`, as from :meth:`read`."""
         names = columns or [self.id_field, self.embedding_field, *self.metadata_fields, CENTROID, L2, COSINE]
         given = list(clusters)
         tables = self.read_each_slice([(cluster, 0, cluster.rows) for cluster in given], names)
         for cluster, table in zip(given, tables, strict=True):
-            if CENTROID in names and CENTROID not in table.column_names:  # hive: the directory's name holds it
+            if CENTROID in names and CENTROID not in table.column_names:  # hive: it is in the directory's name
                 table = table.append_column(CENTROID, pa.array(np.full(len(table), cluster.centroid, np.int32)))
             yield table.select(names)
 
     def read_part(self, part: Part, columns: list[str]) -> pa.Table:
-        """`columns` of all rows of `part`, cluster by cluster."""
+        """Read `columns` of all rows of `part`, cluster by cluster."""
         table = pa.concat_tables(self.read_slices([(cluster, 0, cluster.rows) for cluster in part.clusters], columns))
-        if CENTROID in columns and CENTROID not in table.column_names:  # hive: the directories' names hold it
+        if CENTROID in columns and CENTROID not in table.column_names:  # hive: it is in the directories' names
             table = table.append_column(CENTROID, pa.array(part.centroids()))
         return table.select(columns)
 
     def _read_merged(self, files: BucketFiles, cluster: Cluster, start: int, stop: int, columns: list[str]) -> pa.Table:
-        """`columns` of the rows of `cluster` from `start` to `stop`, which lie in several files."""
+        """Read `columns` of the rows of `cluster` from `start` to `stop`, which lie in several files."""
         keys = [(L2, "ascending"), (self.id_field, "ascending")]
         stored = [files.read([(piece, 0, piece.rows)], [name for name, _ in keys]) for piece in cluster.pieces]
         order = pc.sort_indices(pa.concat_tables(stored), keys).to_numpy()[start:stop]
-        taken = np.sort(order)  # of each piece a run of its rows, as it is sorted too
+        taken = np.sort(order)  # a contiguous range of each piece, as pieces are sorted too
         firsts = np.cumsum([0, *(piece.rows for piece in cluster.pieces)])
         runs = pairwise(np.searchsorted(taken, firsts))
         tables = [
@@ -158,17 +158,17 @@ class Buckets(Result):
         return pa.concat_tables(tables).take(pa.array(np.searchsorted(taken, order)))
 
     def schema(self) -> pa.Schema:
-        """Columns of the files, in their order; those of the hive layout have no ``centroid``."""
+        """Return the columns of the files, in order; files of the hive layout have no ``centroid``."""
         return BucketFiles(self.path).schema(next(self.clusters()).pieces[0].file)
 
 
 def strip_parts(buckets: Buckets) -> Buckets:
-    """`buckets` for tasks that are told what to read: without the list of all clusters."""
+    """Return `buckets` without the list of all clusters, for tasks that are given what to read."""
     return replace(buckets, parts=(), manifest={})
 
 
 def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None) -> Buckets:
-    """The finished output of ``daskmeans assign`` in the directory `url`.
+    """Open the finished output of ``daskmeans assign`` in the directory `url`.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
     parts = [Part(tuple(_parse_clusters(file))) for file in found["outputs"]]
     if found["layout"] == "hive" or found.get("appended"):
         target = config.get_bytes("bucket-bytes") // (4 * found["dimension"])
-        if found["layout"] == "bucketed":  # buckets may be smaller, for the sake of many threads
+        if found["layout"] == "bucketed":  # buckets may be smaller, to occupy many threads
             target = min(target, max(part.rows for part in parts))
         parts = _pack_parts(_merge_clusters(cluster for part in parts for cluster in part.clusters), target)
     names = ("layout", "id_field", "embedding_field", "dimension", "rows", "n_clusters")
@@ -194,9 +194,9 @@ def open_buckets(url: str | UPath, storage_options: dict[str, Any] | None = None
 
 
 def as_of(buckets: Buckets, made: str) -> Buckets | None:
-    """`buckets` as they were when their identity was `made`, so far as steps tell what they built on; None if never.
+    """Return `buckets` as of the identity `made`, as recorded by steps that built on them; None if they never had it.
 
-    Appended batches are left out of its rows and its manifest; it is not there to be read.
+    Later appended batches are left out of the row count and the manifest. The result is not meant for reading rows.
     """
     appended = buckets.manifest.get("appended", [])
     for count in range(len(appended), -1, -1):
@@ -208,7 +208,7 @@ def as_of(buckets: Buckets, made: str) -> Buckets | None:
 
 
 def _parse_clusters(file: dict[str, Any]) -> Iterator[Cluster]:
-    """The clusters in a file, as the manifest tells of it."""
+    """Yield the clusters in a file, from its manifest entry."""
     group = 0
     for centroid, rows, groups in file["clusters"]:
         piece = Piece(centroid, rows, file["path"], tuple(range(group, group + groups)))
@@ -217,14 +217,14 @@ def _parse_clusters(file: dict[str, Any]) -> Iterator[Cluster]:
 
 
 def _merge_clusters(clusters: Iterable[Cluster]) -> Iterator[Cluster]:
-    """One cluster of all of `clusters` with the same centroid, in the order of the centroids."""
+    """Merge those of `clusters` with the same centroid, in the order of the centroids."""
     for centroid, same in groupby(sorted(clusters, key=attrgetter("centroid")), attrgetter("centroid")):
         pieces = tuple(piece for cluster in same for piece in cluster.pieces)
         yield Cluster(centroid, sum(piece.rows for piece in pieces), pieces)
 
 
 def _pack_parts(clusters: Iterable[Cluster], target: int) -> list[Part]:
-    """Parts of neighbouring clusters, each of about `target` rows."""
+    """Group adjacent clusters into parts of about `target` rows each."""
     packed: list[list[Cluster]] = []
     held = target
     for cluster in clusters:
@@ -237,7 +237,7 @@ def _pack_parts(clusters: Iterable[Cluster], target: int) -> list[Part]:
 
 
 def index_facts(assigned: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest of an assign step tells of an index over the centroids, as ``ann``; nothing if it used none.
+    """Return what an assign manifest records about an index over the centroids, as ``ann``; empty without an index.
 
     Examples
     --------
@@ -248,14 +248,14 @@ def index_facts(assigned: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_ids(buckets: Buckets, client: Client | None = None) -> pa.ChunkedArray:
-    """Ids of all rows."""
+    """Read the ids of all rows."""
     read, lean = delayed(_read_part_ids, pure=False), strip_parts(buckets)
     columns = executor.compute([read(lean, part) for part in buckets.parts], client=client)
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks])
 
 
 def find_ids(buckets: Buckets, ids: pa.Array | pa.ChunkedArray, client: Client | None = None) -> pa.Table:
-    """``id`` and ``centroid`` of the rows of `buckets` whose ids are among `ids`."""
+    """Return ``id`` and ``centroid`` of the rows of `buckets` whose ids are among `ids`."""
     find, lean, shared = delayed(_find_part_ids, pure=False), strip_parts(buckets), executor.broadcast(ids, client)
     tables = executor.compute([find(lean, part, shared) for part in buckets.parts if len(ids)], client=client)
     return pa.concat_tables([_id_table(ids.slice(0, 0), np.empty(0, np.int32)), *tables])

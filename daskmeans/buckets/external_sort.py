@@ -1,7 +1,7 @@
-"""Regrouping rows by cluster, without a shuffle and without ever holding more than a partition or a bucket.
+"""Regrouping rows by cluster, without a shuffle and without holding more than a partition or a bucket in memory.
 
-Each partition is sorted by cluster and written as a run. As runs are sorted, the rows of a range of clusters are one
-slice of each of them; a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the
+Each partition is sorted by cluster and written as a run. As runs are sorted, the rows of a range of clusters form one
+slice of each run, and a bucket is merged from these slices. A cluster larger than a bucket is merged in windows of the
 distance to its centroid.
 """
 
@@ -54,18 +54,18 @@ def write_buckets(
     Parameters
     ----------
     frame : dask dataframe
-        As :func:`daskmeans.assign` returns it, of pandas or of cuDF; the files are the same.
+        As returned by :func:`daskmeans.assign`, of pandas or of cuDF; the files are the same.
     url : str or UPath
-        A directory to be made, on any file system that fsspec knows.
+        Directory to create, on any file system that fsspec supports.
     layout : {"bucketed", "hive"}, default "bucketed"
-        ``bucket-*.parquet`` with many clusters a file and one row group (or more) a cluster, or
+        ``bucket-*.parquet`` with many clusters per file and one or more row groups per cluster, or
         ``centroid=<i>/part-0.parquet``.
     id_field : str, default "id"
     embedding_field : str, optional
-        Which column of vectors was assigned. Default: the only one.
+        Column of the assigned vectors. Default: the only vector column.
     storage_options : dict, optional
     overwrite : bool, default False
-        Replace what an earlier call has written there.
+        Replace the output of an earlier call.
     client : distributed.Client, optional
 
     Returns
@@ -75,11 +75,11 @@ def write_buckets(
     Raises
     ------
     OutputError
-        `url` holds something already.
+        `url` exists and is not empty.
     UsageError
         `frame` lacks the columns that ``assign`` adds, or has several columns of vectors.
     DataError
-        A column has values of types in its partitions that no one type holds.
+        No single type holds the values of a column in all partitions.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def write_buckets(
     [['a', 'b'], ['c']]
     """
     path = open_path(url, storage_options)
-    # Where rows are from is not known here, and steps that build on them must not take them for others.
+    # The origin of the rows is unknown here, and later steps must not mistake them for others.
     inputs = {"rows_from": uuid4().hex}
     with open_step(path, "assign", {"layout": layout}, inputs, overwrite=overwrite, client=client) as step:
         step.facts |= regroup(
@@ -112,7 +112,7 @@ def regroup(
     embedding_field: str | None = None,
     client: Client | None = None,
 ) -> dict[str, Any]:
-    """Write the files of :func:`write_buckets` into `path`; returns the facts that its manifest must hold."""
+    """Write the files of :func:`write_buckets` into `path`; return the facts for its manifest."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", where="layout", expected=" or ".join(LAYOUTS))
     vectors = _check_columns(frame, id_field, embedding_field)
@@ -148,7 +148,7 @@ def regroup(
 
 
 def _check_columns(frame: dd.DataFrame, id_field: str, embedding_field: str | None) -> str:
-    """Name of the column of vectors; raises if a column that is needed is not there."""
+    """Return the name of the column of vectors; raise UsageError if a required column is missing."""
     missing = [name for name in (id_field, CENTROID, L2, COSINE) if name not in frame.columns]
     found = vector_columns(frame_schema(frame._meta))
     vectors = found if embedding_field is None else [embedding_field]
@@ -163,28 +163,28 @@ def _check_columns(frame: dd.DataFrame, id_field: str, embedding_field: str | No
 
 
 def _bucket_rows(rows: int, dimension: int, client: Client | None) -> int:
-    """Rows that are merged at once: half of what a partition may have, and so few that each thread has some buckets."""
+    """Return the rows to merge at once: at most half a partition, and few enough that each thread has some buckets."""
     client = current_client(client)
     size = min(config.get_bytes("bucket-bytes"), partition_bytes(client) // 2)
     return max(1, min(size // (4 * max(1, dimension)), -(-rows // (4 * n_threads(client)))))
 
 
 def _sort_rows(table: pa.Table, id_field: str) -> pa.Table:
-    # The id makes the order total, so that it cannot depend on how rows were partitioned.
+    # The id makes the order total, so that it does not depend on the partitioning.
     keys = [(CENTROID, "ascending"), (L2, "ascending"), (id_field, "ascending")]
     return table.take(pc.sort_indices(table, keys))
 
 
 class RunSummary(NamedTuple):
-    """What a partition was found to hold as it was written."""
+    """Facts about a partition, collected while its run was written."""
 
     labels: np.ndarray
-    """int32: its clusters, ascending."""
+    """int32: the clusters in it, ascending."""
     counts: np.ndarray
-    """int64: the rows of each."""
+    """int64: the number of rows of each."""
     schema: pa.Schema
     blank: list[str]
-    """Columns without a value, of which pandas may have had another type than of those with some."""
+    """Columns without values, to which pandas may have given another type than in other partitions."""
 
 
 def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> RunSummary:
@@ -199,7 +199,7 @@ def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> RunSummary
 
 
 def _unify_schemas(found: list[RunSummary], id_field: str) -> pa.Schema:
-    """Types that hold the rows of all partitions; where a column is blank it tells nothing."""
+    """Return a schema that holds the rows of all partitions; columns without values are ignored."""
     some = [written for written in found if len(written.labels)] or found[:1]
     schemas = [
         pa.schema([field.with_type(pa.null()) if field.name in written.blank else field for field in written.schema])
@@ -216,14 +216,14 @@ def _unify_schemas(found: list[RunSummary], id_field: str) -> pa.Schema:
 
 def _mixed_types_error(found: object) -> DataError:
     return DataError(
-        f"partitions have values of other types ({found})",
+        f"partitions have values of different types ({found})",
         expected="one type in each column of the dataframe",
         remedy="cast the column, as in frame.astype",
     )
 
 
 def _check_dimension(found: list[RunSummary], vectors: str) -> int:
-    """Dimension of the vectors; those of partitions without rows are of none where their type does not tell it."""
+    """Return the dimension of the vectors in partitions that have rows; without any, the one that the types show."""
     sizes = [written.schema.field(vectors).type.list_size for written in found]
     dimensions = sorted({size for size, written in zip(sizes, found, strict=True) if len(written.labels)})
     if len(dimensions) > 1:
@@ -236,7 +236,7 @@ def _check_dimension(found: list[RunSummary], vectors: str) -> int:
 
 
 def _cluster_sizes(found: list[RunSummary]) -> dict[int, int]:
-    """Rows of each cluster that has any, by centroid, ascending."""
+    """Return the rows of each non-empty cluster, by centroid, ascending."""
     labels = np.concatenate([written.labels for written in found])
     counts = np.concatenate([written.counts for written in found])
     known, where = np.unique(labels, return_inverse=True)
@@ -246,7 +246,7 @@ def _cluster_sizes(found: list[RunSummary]) -> dict[int, int]:
 
 
 def _split_ranges(sizes: dict[int, int], target: int) -> list[tuple[int, int]]:
-    """Ranges of centroids, first and last, of about `target` rows each; one larger than that stands alone."""
+    """Return ranges of centroids (first, last) of about `target` rows each; a larger cluster gets its own range."""
     ranges: list[tuple[int, int]] = []
     held = target
     for centroid, rows in sizes.items():
@@ -269,9 +269,9 @@ class SortedRun:
         self._path = path.with_suffix(".arrow")
 
     def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
-        """Rows from `start` to `stop` of the run, copied.
+        """Read the rows from `start` to `stop` of the run, as a copy.
 
-        A slice would keep whole batches, and mapped pages count as the worker's memory until the file is closed.
+        A slice would keep whole batches alive, and mapped pages count as the worker's memory until the file is closed.
         """
         batches = range(start // _RUN_BATCH_ROWS, -(-stop // _RUN_BATCH_ROWS))
         with self._open() as source:
@@ -283,7 +283,7 @@ class SortedRun:
             return table.take(pa.array(np.arange(first, first + stop - start)))
 
     def _open(self) -> Any:
-        # A client of a store reads ahead, a block each time: 50 MB of it would be most of the run, for every slice.
+        # Object-store clients read ahead by one block: 50 MB would be most of the run, for every slice.
         return (
             pa.memory_map(self._path.path)
             if is_local(self._path)
@@ -291,20 +291,20 @@ class SortedRun:
         )
 
     def distances(self) -> np.ndarray:
-        """Distances of its rows, where the range is one cluster: ascending."""
+        """Return the distances of its rows, ascending if the range is one cluster."""
         return self.read(self.start, self.stop, [L2])[L2].to_numpy()
 
 
 def _merge_runs(
     names: list[UPath], first: int, last: int, per_bucket: int, schema: pa.Schema, id_field: str
 ) -> Iterator[pa.Table]:
-    """Rows of the clusters from `first` to `last`, sorted, in tables of about `per_bucket` rows with this `schema`."""
+    """Yield the rows of clusters `first` to `last`, sorted, in tables of about `per_bucket` rows with this `schema`."""
     runs = [SortedRun(name, first, last) for name in names]
 
     def concat_sorted(tables: list[pa.Table]) -> pa.Table:
         try:
             return _sort_rows(pa.concat_tables([table.cast(schema) for table in tables]), id_field)
-        except pa.ArrowInvalid as error:  # an integer that is none of float64
+        except pa.ArrowInvalid as error:  # an integer that float64 cannot represent
             raise _mixed_types_error(error) from None
 
     if first < last or sum(run.stop - run.start for run in runs) <= per_bucket:
@@ -322,7 +322,7 @@ def _merge_runs(
 
 
 def _split_by_cluster(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    """Slices of `tables` that hold one cluster each, with its centroid."""
+    """Yield slices of `tables` that hold one cluster each, with its centroid."""
     for table in tables:
         labels, starts = np.unique(table[CENTROID].to_numpy(), return_index=True)
         for label, start, stop in zip(labels.tolist(), starts, [*starts[1:], len(table)], strict=True):

@@ -1,4 +1,4 @@
-"""Rows of a cluster that lie in one file, and reading them."""
+"""Pieces: the rows of a cluster in one file, and reading them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daskmeans.storage import manifest
 from daskmeans.storage.signature import VERIFY_PAGES
 from daskmeans.vectors.files import join_inside
 
-# Files that stay open while clusters are read one after the other.
+# Number of files that stay open while clusters are read one after another.
 MAX_OPEN_FILES = 16
 
 
@@ -32,20 +32,19 @@ class Piece:
 
 
 class BucketFiles:
-    """The Parquet files below the directory `path`; `most` of them, those that were read last, stay open."""
+    """The Parquet files below the directory `path`; up to `most` recently read files stay open."""
 
     def __init__(self, path: UPath, most: int = MAX_OPEN_FILES) -> None:
         self._open = lru_cache(most)(partial(_open_file, path))
 
     def schema(self, name: str) -> pa.Schema:
-        """Columns of the file `name`."""
+        """Return the columns of the file `name`."""
         return self._open(name)[2]
 
     def read(self, slices: Sequence[tuple[Piece, int, int]], columns: Sequence[str]) -> pa.Table:
-        """Those of `columns` that are stored, of some rows of pieces of one file, in the order given.
+        """Read the stored ones of `columns` from slices of pieces of one file, in the order given.
 
-        Each piece comes with the first of the rows and the one after the last. No row group is read that has none of
-        them.
+        Each slice is (piece, start, stop). Only row groups with some of the rows are read.
         """
         file, stored, schema = self._open(slices[0][0].file)
         there = range(stored.metadata.num_row_groups)
@@ -71,12 +70,12 @@ def _open_file(path: UPath, name: str) -> tuple[UPath, pq.ParquetFile, pa.Schema
     file = join_inside(path, name)
     with _translate_arrow_errors(file):
         stored = pq.ParquetFile(file.path, filesystem=file.fs, memory_map=True, **VERIFY_PAGES)
-        return file, stored, stored.schema_arrow  # made anew whenever it is asked for
+        return file, stored, stored.schema_arrow  # pyarrow rebuilds it on each access
 
 
 @contextlib.contextmanager
 def _translate_arrow_errors(file: UPath) -> Iterator[None]:
-    """Turn what Arrow raises about `file` into an error that says what to do."""
+    """Turn Arrow's errors about `file` into an error that says what to do."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

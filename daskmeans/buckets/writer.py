@@ -1,4 +1,4 @@
-"""Files of rows grouped by cluster: how they are called and written."""
+"""Names and writing of files of rows grouped by cluster."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from upath import UPath
 from daskmeans.buckets.buckets import CENTROID, L2
 from daskmeans.storage import signature
 
-# Rows of a row group at most: a few thousand rows of a large cluster are read without the others.
+# Maximum rows of a row group, so that a few thousand rows of a large cluster can be read without the others.
 GROUP_ROWS = 4096
 
 
 def file_name(layout: str, number: int, centroid: int, append: int = 0) -> str:
-    """Name of the file with the rows of a cluster in the bucket `number`; `append` counts the appends up to this one.
+    """Return the file name for a cluster in the bucket `number`; `append` counts the appends up to this one.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def file_name(layout: str, number: int, centroid: int, append: int = 0) -> str:
 
 
 def remove_append_files(path: UPath, append: int) -> None:
-    """Remove the files that an append has written below `path`, in either layout."""
+    """Remove the files written by an append below `path`, in either layout."""
     for file in [*path.glob(f"bucket-{append}-*.parquet"), *path.glob(f"centroid=*/part-{append}.parquet")]:
         file.unlink()
 
@@ -43,7 +43,7 @@ def write_bucket_files(
     ----------
     path : UPath
     tables : iterable of (int, pyarrow.Table)
-        Centroids, ascending, and rows of their clusters, sorted; each table becomes a row group, or some.
+        Centroids, ascending, and rows of their clusters, sorted; each table becomes one or more row groups.
     layout : {"bucketed", "hive"}
     vectors : str
         Column of vectors.
@@ -68,7 +68,7 @@ def write_bucket_files(
 
 
 class _BucketWriter:
-    """One Parquet file that takes a row group at a time and remembers which cluster it belongs to."""
+    """A writer of one Parquet file that records which clusters its row groups belong to."""
 
     def __init__(self, path: UPath, name: str, schema: pa.Schema, vectors: str) -> None:
         self.name = name
@@ -87,14 +87,14 @@ class _BucketWriter:
         )
 
     def write(self, centroid: int, rows: pa.Table) -> None:
-        """Append `rows` of the cluster `centroid` as one row group, or some if they are many."""
+        """Append `rows` of the cluster `centroid` as one or more row groups."""
         self._file.write_table(rows, row_group_size=GROUP_ROWS)
         held = self._clusters.setdefault(centroid, [0, 0])
         held[0] += len(rows)
         held[1] += max(1, -(-len(rows) // GROUP_ROWS))
 
     def close(self) -> dict[str, Any]:
-        """Finish the file; returns its entry in the manifest."""
+        """Finish the file; return its entry in the manifest."""
         self._file.close()
         clusters = [[c, *held] for c, held in self._clusters.items()]
         return {"path": self.name, "rows": sum(rows for _, rows, _ in clusters), "clusters": clusters}

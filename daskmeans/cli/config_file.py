@@ -16,17 +16,17 @@ from daskmeans.errors import NotFoundError, UsageError
 from daskmeans.vectors.files import open_path
 
 SETTINGS = "lines such as `n_clusters: 1000`"
-# Values that a command line can hold as a word.
+# Types of values that can be written as one word on a command line.
 WORDS = str | int | float | datetime.date
 
 
 def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """If the only input is a YAML file, let it fill the flags that the command line leaves open; returns its inputs.
+    """If the only input is a YAML file, take the flags that the command line does not give from it; return its inputs.
 
     Raises
     ------
     NotFoundError, UsageError
-        There is no such file, or it holds something else than flags of the command with values that they take.
+        There is no such file, or it holds anything but flags of the command with valid values.
     """
     if len(inputs) != 1 or not inputs[0].endswith((".yaml", ".yml")):
         return inputs
@@ -67,23 +67,23 @@ def _read_settings(file: UPath, names: Mapping[str, str]) -> dict[Any, Any]:
         raise UsageError(f"not valid YAML ({error})", where=str(file), expected=SETTINGS) from None
     if not isinstance(found, dict):
         raise UsageError("the file holds no settings", where=str(file), expected=SETTINGS)
-    keys = [_parameter_name(key.value, names) for key, _ in (node.value if found else ())]  # also those that come twice
+    keys = [_parameter_name(key.value, names) for key, _ in (node.value if found else ())]  # including duplicates
     if twice := [key for key in keys if keys.count(key) > 1]:
-        raise UsageError(f"the key {twice[0]!r} is there twice", where=str(file), expected="each setting once")
+        raise UsageError(f"the key {twice[0]!r} appears twice", where=str(file), expected="each setting once")
     return found
 
 
 def _parameter_name(key: Any, names: Mapping[str, str]) -> str:
-    """What the command calls the flag that `key` names, by the `names` that its flags are written with."""
+    """Return the parameter name of the flag that `key` names; `names` maps the spellings of the flags to these."""
     name = str(key).replace("-", "_")
     return names.get(name, name)
 
 
 def _parse_value(value: Any, option: click.Option | None, where: str, ctx: click.Context) -> Any:
-    """`value` as the command line would hold it: words, which `option` then reads; the input is no option."""
+    """Return `value` as the words of a command line, which `option` then parses; for the input, `option` is None."""
     if option is not None and option.is_flag:
         if not isinstance(value, bool):
-            raise UsageError(f"{_show_value(value)} is no answer", where=where, expected="true or false")
+            raise UsageError(f"{_show_value(value)} is not a yes or no", where=where, expected="true or false")
         return value
     if option is not None and isinstance(option.type, Json) and isinstance(value, dict):
         return value
@@ -100,10 +100,10 @@ def _parse_value(value: Any, option: click.Option | None, where: str, ctx: click
 
 def _to_word(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, WORDS):
-        raise UsageError(f"{_show_value(value)} is no value for it", where=where, expected="a number or a text")
+        raise UsageError(f"{_show_value(value)} is not a valid value", where=where, expected="a number or a string")
     return str(value)
 
 
 def _show_value(value: Any) -> str:
-    """`value` in a message: not what a list or a mapping holds, which may be secrets, or endless."""
+    """Return `value` for a message, without the contents of a list or mapping, which may be secret or endless."""
     return repr(value) if isinstance(value, WORDS) else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""How progress is shown in a terminal, or in a log: bars, or lines of text."""
+"""Progress displays: bars in a terminal, lines of text in a log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 
 class RichProgress:
-    """One bar a line on a rich console; what a note says in further lines stands below its bar."""
+    """One progress bar for each task on a rich console; further lines of a note appear below its bar."""
 
     def __init__(self, console: Console) -> None:
         self._bars = _Bars(
@@ -42,13 +42,13 @@ class RichProgress:
         self._bars.update(line, advance=1, head=head, below=below)  # type: ignore[arg-type]
 
     def finish(self, line: int) -> None:
-        # Work that may end early (a fit that converges) shows what was done, not what was allowed.
+        # Work that may end early (a fit that converges) shows how much was done, not the maximum.
         task = self._bars.tasks[line]
         self._bars.update(line, total=task.completed, completed=task.completed)  # type: ignore[arg-type]
 
 
 class _Bars(Progress):
-    """Bars of the same columns, each with its notes below; one table could not span its columns."""
+    """Bars with the same columns, each with its notes below; in one table, notes could not span the columns."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         for task in self.tasks:
@@ -58,13 +58,13 @@ class _Bars(Progress):
 
 
 class PlainProgress:
-    """Text without bars, for a log: a row when a line is finished, and one now and then while it takes long.
+    """Plain text for a log: a row when a task finishes, and one now and then while it takes long.
 
     Parameters
     ----------
     console : Console
     every : float, default 10.0
-        Seconds from row to row of one line.
+        Seconds between the rows of one task.
     """
 
     def __init__(self, console: Console, every: float = 10.0) -> None:
@@ -108,5 +108,5 @@ class _PlainLine:
 
 
 def display_on(console: Console) -> RichProgress | PlainProgress:
-    """Bars if `console` is a terminal, else text that reads well in a file."""
+    """Return bars if `console` is a terminal, else text that reads well in a file."""
     return RichProgress(console) if console.is_terminal else PlainProgress(console)

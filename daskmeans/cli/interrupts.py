@@ -1,4 +1,4 @@
-"""Ctrl-C: who hears it, and what it does while a step writes."""
+"""Handling of Ctrl-C, also while a step writes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
-INTERRUPTED, STATUS = "interrupted; the same command goes on, or begins again where it cannot", 130
-# Seconds in which a step removes what it has begun to write, and workers end; what stays is unfinished, as its manifest
-# says.
+INTERRUPTED, STATUS = "interrupted; run the same command again to resume, or to start over if it cannot resume", 130
+# Seconds for a step to remove partial output, and for workers to end. Whatever remains is marked unfinished in its
+# manifest.
 GRACE = 5.0
 
 
 def end_process(*_: object) -> NoReturn:
-    """End this process, as a handler of a signal may, and those that it has started."""
+    """End this process and its children; safe to call in a signal handler."""
     _end_children()
-    cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # progress bars hide it
     with contextlib.suppress(OSError):
         os.write(2, f"{cursor}\nerror {INTERRUPTED}\n".encode())
     os._exit(STATUS)
 
 
 def _end_children() -> None:
-    """They would notice by themselves, but one that is just starting says so with a traceback."""
-    if "psutil" not in sys.modules:  # dask's: before it is imported there are no children
+    """Kill the child processes. They would end by themselves, but one that is just starting would print a traceback."""
+    if "psutil" not in sys.modules:  # Dask imports it, so without it there are no children yet
         return
     import psutil
 
@@ -38,11 +38,11 @@ def _end_children() -> None:
 
 @contextlib.contextmanager
 def interrupt_once(grace: float = GRACE) -> Iterator[None]:
-    """Let the first Ctrl-C raise KeyboardInterrupt in the ``with`` block, and those after it do nothing.
+    """Let the first Ctrl-C raise KeyboardInterrupt in the ``with`` block, and ignore any later one.
 
-    If the block has not ended `grace` seconds later, because the exception was swallowed or what follows from it takes
-    long, the process ends; that of the console script also if anything after the block takes long. Where Ctrl-C is
-    ignored, as shells do for what runs in the background, it stays so.
+    If the block has not ended `grace` seconds later, because the exception was swallowed or cleaning up takes long, the
+    process ends. The console script also ends if anything after the block takes that long. Where Ctrl-C is ignored, as
+    in background jobs of a shell, it stays ignored.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:

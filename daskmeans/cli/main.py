@@ -38,8 +38,8 @@ main = kmeans
 
 
 @kmeans.command()
-@click.option("--out", default="daskmeans-demo", show_default=True, help="Directory to make.")
-@click.option("--n-clusters", type=click.IntRange(1), help="Default: one for 500 docstrings.")
+@click.option("--out", default="daskmeans-demo", show_default=True, help="Directory to create.")
+@click.option("--n-clusters", type=click.IntRange(1), help="Default: one for every 500 docstrings.")
 @click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of duplicates.")
 @options.overwrite
 @options.cluster
@@ -60,7 +60,7 @@ def demo(
 
 @kmeans.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, help="Directory of embeddings to make.")
+@click.option("--out", required=True, help="Directory to write the embeddings to.")
 @click.option("--text-field", default="text", show_default=True, help="Column of texts.")
 @click.option("--encoder", default="wordllama", show_default=True)
 @options.make_flag(Storing, "embedding_dtype")
@@ -86,7 +86,7 @@ def embed(
 
 @kmeans.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--model", "out", required=True, help="Directory of the model to make.")
+@click.option("--model", "out", required=True, help="Directory to write the model to.")
 @options.overwrite
 @options.kmeans
 @options.reading("metadata_fields")
@@ -115,7 +115,7 @@ def fit(
 @kmeans.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--model", required=True, help="Directory of a fitted model.")
-@click.option("--out", required=True, help="Directory of clusters to make.")
+@click.option("--out", required=True, help="Directory to write the clusters to.")
 @options.storing
 @options.overwrite
 @options.reading()
@@ -125,7 +125,7 @@ def assign(
     inputs: tuple[str, ...], model: str, out: str, storing: Storing, overwrite: bool, reading: ReadOptions,
     cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
-    """Give every row its cluster and distances, grouped by cluster."""
+    """Assign every row to its cluster, with distances, and group the rows by cluster."""
     from daskmeans.steps.assign import assign_files
 
     with open_session(cluster, output) as client:
@@ -137,13 +137,13 @@ def assign(
 
 @kmeans.command()
 @click.argument("clusters")
-@click.option("--out", required=True, help="Directory of decisions to make.")
+@click.option("--out", required=True, help="Directory to write the decisions to.")
 @options.deciding
 @click.option("--review", type=click.IntRange(1),
-              help="Write so many pairs around the threshold into OUT/_review/review.html.")  # fmt: skip
+              help="Write this many pairs around the threshold to OUT/_review/review.html.")  # fmt: skip
 @click.option("--against", multiple=True, metavar="CLUSTERS",
-              help="Clusters whose kept rows stay, and rows like them go; or decisions on them.")  # fmt: skip
-@click.option("--append", is_flag=True, help="Then add the rows that are kept to the clusters --against.")
+              help="Clusters, or decisions, whose kept rows stay; their duplicates are dropped.")  # fmt: skip
+@click.option("--append", is_flag=True, help="Then append the kept rows to the clusters given with --against.")
 @options.fill_argument("deciding", Deciding, ["random_state"])
 @options.make_flag(ReadOptions, "storage_options")
 @options.overwrite
@@ -171,8 +171,10 @@ def dedup(
 @kmeans.command()
 @click.argument("train")
 @click.argument("test")
-@click.option("--out", required=True, help="Directory to make.")
-@click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of twins.")
+@click.option("--out", required=True, help="Directory to create.")
+@click.option(
+    "--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of near-duplicates."
+)
 @options.overwrite
 @options.reading()
 @options.cluster
@@ -181,7 +183,7 @@ def leak(
     train: str, test: str, out: str, threshold: float, overwrite: bool, reading: ReadOptions, cluster: ClusterSettings,
     output: Output,
 ) -> None:  # fmt: skip
-    """List the rows of TEST that have a twin in TRAIN."""
+    """List the rows of TEST that have a near-duplicate in TRAIN."""
     from daskmeans.steps.leak import leak as find_leaks
 
     with open_session(cluster, output) as client:
@@ -192,12 +194,12 @@ def leak(
 @kmeans.command()
 @click.argument("decisions")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, help="Directory of kept rows to make.")
+@click.option("--out", required=True, help="Directory to write the kept rows to.")
 @options.make_flag(
-    ReadOptions, "id_field", default=None, help="Column of ids [the one that the decisions were made by]."
+    ReadOptions, "id_field", default=None, help="Column of ids [default: the one the decisions were made with]."
 )
 @options.make_flag(ReadOptions, "storage_options")
-@options.make_flag(ReadOptions, "on_bad_row", help="About rows without a decision.")
+@options.make_flag(ReadOptions, "on_bad_row", help="What to do about rows without a decision.")
 @options.overwrite
 @options.cluster
 @options.output
@@ -205,7 +207,7 @@ def apply(
     decisions: str, inputs: tuple[str, ...], out: str, id_field: str | None, storage_options: dict[str, Any] | None,
     on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
-    """Write the kept rows of the original files, in their format."""
+    """Write the kept rows of the original files, in the same format."""
     from daskmeans.steps.apply import apply
 
     with open_session(cluster, output) as client:
@@ -218,7 +220,7 @@ def apply(
 
 @kmeans.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
-@click.option("--out", required=True, help="Directory for model, clusters and dedup.")
+@click.option("--out", required=True, help="Directory for the model, the clusters and the decisions.")
 @options.kmeans
 @options.deciding
 @options.storing
@@ -230,7 +232,7 @@ def apply(
 def run(
     inputs: tuple[str, ...], out: str, settings: RunSettings, overwrite: bool, cluster: ClusterSettings, output: Output
 ) -> None:
-    """Fit, assign and dedup in one go; a run that was interrupted goes on where it stopped."""
+    """Fit, assign and dedup in one go; an interrupted run resumes where it stopped."""
     from daskmeans.steps.run import run_steps
 
     with open_session(cluster, output) as client:
@@ -242,9 +244,9 @@ def run(
 
 @kmeans.command()
 @click.argument("path", required=False)
-@click.option("--system", is_flag=True, help="Say what this machine offers, and what of it is used.")
-@click.option("--advise", is_flag=True, help="Propose a number of clusters, and forecast what the steps will take.")
-@click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this one too.")
+@click.option("--system", is_flag=True, help="Show what this machine has, and how much of it is used.")
+@click.option("--advise", is_flag=True, help="Suggest a number of clusters, and forecast what the steps take.")
+@click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this many too.")
 @options.make_flag(ReadOptions, "id_field", help=None)
 @options.make_flag(ReadOptions, "embedding_field")
 @options.make_flag(ReadOptions, "storage_options")
@@ -254,16 +256,16 @@ def info(
     path: str | None, system: bool, advise: bool, n_clusters: tuple[int, ...], id_field: str,
     embedding_field: str | None, storage_options: dict[str, Any] | None, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
-    """Say what a file or directory is: ours, or embeddings; what this machine offers; or what steps will take."""
+    """Describe a file, a directory or an output; show what this machine has; or forecast what the steps will take."""
     from daskmeans.planner.advise import advise as find_advice
     from daskmeans.planner.describe import describe
     from daskmeans.planner.system import describe_system
 
     if (path is None) != system or (advise and system):
-        raise UsageError("there is nothing to look at, or too much", expected="a PATH, PATH --advise, or --system")
-    _refuse_idle_flags([] if advise else ["n_clusters", *asdict(cluster)], "only forecasts take it", "add --advise")
+        raise UsageError("give exactly one of these", expected="PATH, PATH --advise, or --system")
+    _refuse_idle_flags([] if advise else ["n_clusters", *asdict(cluster)], "it is for forecasts only", "add --advise")
     columns = ["id_field", "embedding_field"]
-    _refuse_idle_flags([*columns, "storage_options"] if system else [], "no file is looked at", "leave it out")
+    _refuse_idle_flags([*columns, "storage_options"] if system else [], "no file is read", "leave it out")
     reading: dict[str, Any] = {
         "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options
     }  # fmt: skip
@@ -276,11 +278,11 @@ def info(
     else:
         facts = describe(path, **reading)
         is_output = "complete" in facts
-        _refuse_idle_flags(columns if is_output else [], "this is an output, which knows its columns", "leave it out")
+        _refuse_idle_flags(columns if is_output else [], "this is an output, whose columns are known", "leave it out")
         show_facts(facts, output)
 
 
 def _refuse_idle_flags(names: list[str], found: str, remedy: str) -> None:
-    """Refuse flags with these `names`, which would do nothing."""
+    """Raise UsageError for given flags among `names`, which would have no effect."""
     if idle := [each for each in options.find_given(click.get_current_context()) if each.name in names]:
         raise UsageError(found, where=idle[0].opts[0], remedy=remedy)

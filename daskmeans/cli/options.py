@@ -1,4 +1,4 @@
-"""Flags, made of the dataclasses of options that they fill."""
+"""Flags, generated from the dataclasses of options that they fill."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ class Json(click.ParamType):
 
 
 class Flag(click.Option):
-    """A flag that may act beside certain values of others alone."""
+    """A flag that may take effect only with certain values of other flags."""
 
     def __init__(self, *names: Any, need: Need | None = None, **attributes: Any) -> None:
         super().__init__(*names, **attributes)
         self.need = need
 
     def is_idle(self, values: dict[str, Any]) -> bool:
-        """Whether it does nothing beside these `values` of the flags."""
+        """Whether it has no effect with these `values` of the flags."""
         return self.need is not None and any(values[name] not in these for name, these in self.need.values.items())
 
 
 class StrictCommand(click.Command):
-    """A command that refuses a flag which would do nothing beside the others."""
+    """A command that refuses a flag that would have no effect."""
 
     def invoke(self, ctx: click.Context) -> Any:
         for each in find_given(ctx):
             if isinstance(each, Flag) and each.need and each.is_idle(ctx.params):
-                remedy = "leave it out, or give that too"
-                raise UsageError("it does nothing here", where=each.opts[0], expected=each.need.says, remedy=remedy)
+                remedy = "leave it out, or give the expected flag too"
+                raise UsageError("it has no effect here", where=each.opts[0], expected=each.need.says, remedy=remedy)
         return super().invoke(ctx)
 
 
 def find_given(ctx: click.Context) -> list[click.Parameter]:
-    """The flags that the command line or a file of settings holds."""
+    """Return the flags that the command line or a settings file gives."""
     is_given = {name: ctx.get_parameter_source(name) is not ParameterSource.DEFAULT for name in ctx.params}
     return [each for each in ctx.command.params if is_given.get(str(each.name))]
 
@@ -74,12 +74,12 @@ class Output:
     """What a command shows."""
 
     json: bool = option(False, "Print one JSON object on stdout.")
-    quiet: bool = option(False, "Print errors alone.")
+    quiet: bool = option(False, "Print errors only.")
     verbose: bool = option(False, "Log what is done.")
 
 
 def make_flag(settings: type, name: str, **changed: Any) -> Decorator:
-    """The flag of the option `name` of the dataclass `settings`, with some of its attributes `changed`."""
+    """Return the flag for the option `name` of the dataclass `settings`, with some of its attributes `changed`."""
     each, facts = next(found for found in options(settings) if found[0].name == name)
     kind, written = kind_of(settings, name), facts.flag or flag_of(name)
     attributes: dict[str, Any] = {"help": facts.help, "required": facts.required, "need": facts.need}
@@ -102,13 +102,13 @@ def make_flag(settings: type, name: str, **changed: Any) -> Decorator:
 def fill_argument(
     argument: str, settings: type, names: Sequence[str] | None = None, *, flags: bool = True
 ) -> Decorator:
-    """Flags of the dataclass `settings`, or those called `names`; the command gets it as one `argument`."""
+    """Add flags for the dataclass `settings`, all or those in `names`; the command gets it as one `argument`."""
     mine = [each.name for each in fields(settings)] if names is None else names
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def called(**values: Any) -> Any:
-            before = values.pop(argument, None)  # of other flags of it, which came earlier
+            before = values.pop(argument, None)  # filled by earlier flags of the same argument
             taken = {name: values.pop(name) for name in mine}
             return command(**values, **{argument: replace(before, **taken) if before else settings(**taken)})
 
@@ -121,7 +121,7 @@ def fill_argument(
 
 
 def reading(*without: str) -> Decorator:
-    """Flags of :class:`ReadOptions`, `without` some of its fields."""
+    """Add the flags of :class:`ReadOptions`, `without` some of its fields."""
     return fill_argument(
         "reading", ReadOptions, [each.name for each in fields(ReadOptions) if each.name not in without]
     )
@@ -133,5 +133,5 @@ storing = fill_argument("storing", Storing)
 cluster = fill_argument("cluster", ClusterSettings)
 output = fill_argument("output", Output)
 overwrite = click.option(
-    "--overwrite", is_flag=True, help="Replace a finished output, or an unfinished one of other settings."
+    "--overwrite", is_flag=True, help="Replace a finished output, or an unfinished one with other settings."
 )

@@ -1,4 +1,4 @@
-"""What commands print: figures as JSON or a table, advice, and which command comes next."""
+"""What commands print: figures as JSON or a table, advice, and the command to run next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def escape_markup(value: object) -> str:
 
 
 def show_facts(facts: dict[str, Any], output: Output) -> None:
-    """Print what a command found: as JSON, or as a table."""
+    """Print the figures of a command as JSON or as a table."""
     if output.json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     elif not output.quiet:
@@ -32,7 +32,7 @@ def show_facts(facts: dict[str, Any], output: Output) -> None:
 
 
 def show_advice(facts: dict[str, Any], output: Output) -> None:
-    """Print advice: as JSON, or as a table of forecasts with the reasons and the command below."""
+    """Print advice as JSON, or as a table of forecasts followed by the reasons and a command."""
     if output.json or output.quiet:
         show_facts(facts, output)
         return
@@ -54,7 +54,7 @@ def show_advice(facts: dict[str, Any], output: Output) -> None:
 def hint_apply(
     decisions: str, inputs: Sequence[str], rejected: int, with_options: bool, cluster: ClusterSettings, output: Output
 ) -> None:
-    """Say on stderr which command writes the rows that are kept; of storage options, which may be secrets, no value."""
+    """Print on stderr the command that writes the kept rows, without values of storage options, which may be secret."""
     if output.json or output.quiet:
         return
     command = shlex.join(["daskmeans", "apply", decisions, *inputs]) + " --out KEPT"
@@ -65,11 +65,11 @@ def hint_apply(
     for flag, value in (("--scheduler", cluster.scheduler), ("--scheduler-file", cluster.scheduler_file)):
         if value:
             command += f" {flag} {shlex.quote(value)}"
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]the kept rows: {escape_markup(command)}")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]for the kept rows: {escape_markup(command)}")
 
 
 def _flatten_facts(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values as people read them, a line each; a value that has its group's name stands for the group."""
+    """Yield names and values for people to read, one per line; a value named like its group stands for the group."""
     for key, value in facts.items():
         name = prefix.strip() if f"{key} " == prefix else f"{prefix}{key.replace('_', ' ')}"
         if isinstance(value, dict):

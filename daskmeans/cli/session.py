@@ -1,4 +1,4 @@
-"""What surrounds a command: its cluster and its display, and errors that end it with a message."""
+"""The session of a command: its cluster, its display, and errors that end it with a message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from daskmeans.storage import objectstore
 
 
 class Commands(click.Group):
-    """Commands whose errors are messages: exit status 2 for wrong use, 1 for work that failed."""
+    """Commands that report errors as messages; exit status 2 for wrong usage, 1 for failed work."""
 
     command_class = options.StrictCommand
 
@@ -50,36 +50,36 @@ class Commands(click.Group):
             print_error(scheduler_lost_error())
             ctx.exit(ClusterError.exit_status)
         except (KeyboardInterrupt, click.exceptions.Abort):
-            if signal.getsignal(signal.SIGINT) is end_process:  # which has the last word, as more of them may come
+            if signal.getsignal(signal.SIGINT) is end_process:  # it prints the message, as Ctrl-C may come again
                 end_process()
             print_error(INTERRUPTED)
             ctx.exit(STATUS)
         except Exception as error:
             if not objectstore.is_storage_error(error):
                 raise
-            # A full disk, a missing permission, a lost connection, options that no client takes.
+            # Such as a full disk, a missing permission, a lost connection, or storage options that no client accepts.
             print_error(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
             ctx.exit(1)
 
 
 def print_error(error: object) -> None:
-    """Say on stderr what went wrong."""
+    """Print an error on stderr."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/] {escape_markup(error)}")
 
 
 @contextlib.contextmanager
 def open_session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
-    """A cluster with a display: progress and logs on stderr, nothing on stdout."""
+    """Open a cluster and a display: progress and logs go to stderr, nothing to stdout."""
     console = Console(stderr=True, quiet=output.quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # complains of what Ctrl-C cancels
-    for name in ("client", "batched"):  # they have tracebacks for a scheduler that is lost
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it complains about what Ctrl-C cancels
+    for name in ("client", "batched"):  # they log tracebacks when the scheduler is lost
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
         if not (cluster.scheduler or cluster.scheduler_file or keeps_kernels()):
-            console.print("[dim]kernels are compiled when they are first used, which takes half a minute in all")
+            console.print("[dim]kernels are compiled on first use, which takes half a minute in all")
         shown = display_on(console)
         with (
             interrupt_once(),
@@ -93,7 +93,7 @@ def open_session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _log_warnings() -> Iterator[None]:
-    """Tell warnings of this package without the line of code that they come from."""
+    """Show warnings of this package without the line of code that they come from."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 

@@ -1,1 +1,1 @@
-"""What turns texts into vectors."""
+"""Encoders of texts into vectors."""

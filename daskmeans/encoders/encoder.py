@@ -1,4 +1,4 @@
-"""What turns texts into vectors, as a seam."""
+"""The interface of encoders, and the registry of those that come with daskmeans."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ ENCODERS = ("wordllama",)
 
 
 class Encoder(Protocol):
-    """Texts in, vectors out.
+    """An encoder of texts into vectors.
 
-    An encoder travels to every worker, so it is small to pickle and loads its weights where it is first used.
+    It is sent to every worker, so it must pickle to a few bytes and load its weights on first use.
     """
 
     name: str
     dimension: int
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of `texts`, float32, shape (n, dimension); none depends on the other texts."""
+        """Return the vectors of `texts`, float32, shape (n, dimension); each depends on its own text only."""
 
 
 def get_encoder(name: str = "wordllama") -> Encoder:
-    """The encoder called `name`.
+    """Return the encoder called `name`.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def get_encoder(name: str = "wordllama") -> Encoder:
     Raises
     ------
     UsageError
-        There is no encoder of that name.
+        There is no encoder with that name.
     MissingExtraError
         Its package is not installed.
 

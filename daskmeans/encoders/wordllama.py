@@ -1,4 +1,4 @@
-"""WordLlama: the mean of a text's token vectors. Its weights come with its package, so nothing is downloaded."""
+"""WordLlama: the mean of a text's token vectors. The package contains the weights, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class WordLlama:
 
     Notes
     -----
-    The vectors are those of ``wordllama.WordLlamaInference.embed``, which pads every text of a batch to the longest.
-    Here tokens are summed as they are, which is several times faster and bounds memory for texts of any length.
+    The vectors are those of ``wordllama.WordLlamaInference.embed``, which pads all texts of a batch to the longest one.
+    Here tokens are summed without padding, which is several times faster and bounds memory for texts of any length.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class WordLlama:
             raise MissingExtraError("wordllama", "text")
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of `texts`, float32, shape (n, 256); a text without a token becomes a zero vector."""
+        """Return the vectors of `texts`, float32, shape (n, 256); a text without tokens becomes a zero vector."""
         with _LOAD_LOCK:
             tokenizer, table = _load_model()
         tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
@@ -59,8 +59,8 @@ class WordLlama:
 
 @cache
 def _load_model() -> tuple[Any, np.ndarray]:
-    """Tokenizer and token vectors, loaded once per process."""
-    # Tasks take the cores already; it is read when the tokenizer first runs.
+    """Load the tokenizer and the token vectors, once per process."""
+    # Tasks use all cores already; the tokenizer reads this on its first run.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with _preserve_logging():
         import wordllama
@@ -71,7 +71,7 @@ def _load_model() -> tuple[Any, np.ndarray]:
 
 @contextmanager
 def _preserve_logging() -> Iterator[None]:
-    """Undo what an import does to the root logger: wordllama switches on messages of everything."""
+    """Restore the root logger after an import: wordllama switches on messages of all loggers."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:

@@ -17,18 +17,18 @@ Scale = Callable[[float], float]
 def draw_histogram(
     counts: Sequence[int] | np.ndarray, edges: np.ndarray, label: Label, unit: str, mark: float | None = None
 ) -> str:
-    """Bars of `counts` between `edges`.
+    """Draw `counts` between `edges` as bars.
 
     Parameters
     ----------
     counts : sequence of int, length n
     edges : ndarray, shape (n + 1,)
     label : callable
-        Text of a value on the horizontal axis.
+        Function that formats a value on the horizontal axis.
     unit : str
-        What is counted.
+        Name of what is counted.
     mark : float, optional
-        Value at which a line is drawn; bars from there on have another colour.
+        Value at which a line is drawn; bars from this value on have another colour.
 
     Examples
     --------
@@ -54,17 +54,17 @@ def draw_histogram(
 def draw_curve(
     values: Sequence[float], label: Label, places: Sequence[float] | None = None, name: str = "iteration"
 ) -> str:
-    """A line through `values`; the vertical axis begins at the smallest of them.
+    """Draw a line through `values`; the vertical axis begins at the smallest.
 
     Parameters
     ----------
     values : sequence of float
     label : callable
-        Text of a value.
+        Function that formats a value.
     places : sequence of float, optional
-        Where the values lie on the horizontal axis, ascending. Default: 1, 2 and so on.
+        Positions of the values on the horizontal axis, ascending. Default: 1, 2 and so on.
     name : str, default "iteration"
-        What a place is called.
+        Name of a position.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def draw_curve(
 
 
 def draw_shares(parts: Sequence[tuple[str, int]]) -> str:
-    """One bar cut in proportion to `parts`, pairs of a CSS class and a number.
+    """Draw one bar divided in proportion to `parts`, pairs of a CSS class and a number.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def draw_shares(parts: Sequence[tuple[str, int]]) -> str:
 
 
 def format_short(value: float) -> str:
-    """`value` in at most four characters or so.
+    """Format `value` in about four characters.
 
     Examples
     --------
@@ -118,14 +118,14 @@ def format_short(value: float) -> str:
 
 
 def _make_scales(low: float, high: float, top: float) -> tuple[Scale, Scale]:
-    """From values to places on the paper, horizontally and vertically."""
+    """Return the scales from values to positions in the chart, horizontal and vertical."""
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     span = (high - low) or 1.0
     return (lambda v: LEFT + across * (v - low) / span), (lambda v: TOP + down * (1 - v / top))
 
 
 def _draw_axes(low: float, high: float, top: float, across: Label, up: Label = format_short) -> Iterator[str]:
-    """Labels and lines of the axes."""
+    """Draw the labels and lines of the axes."""
     x, y = _make_scales(low, high, top)
     for value, anchor in ((low, "start"), ((low + high) / 2, "middle"), (high, "end")):
         yield f'<text x="{x(value):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{escape(across(value))}</text>'

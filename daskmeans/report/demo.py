@@ -1,4 +1,4 @@
-"""The demo: the docstrings of the installed packages, through every step, to the duplicates among them."""
+"""The demo: it takes the docstrings of the installed packages through every step and shows the duplicates."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from daskmeans.vectors.files import open_path
 from daskmeans.vectors.options import ReadOptions
 
 ROWS_PER_CLUSTER = 500
-# So far below the threshold pairs are stored, for the report to show what other thresholds would do.
+# Pairs are stored from this far below the threshold, so that the report can show the effect of other thresholds.
 FLOOR_MARGIN = 0.1
-# Examples on the report, and how many of them are printed.
+# Number of examples in the report, and of those printed.
 REPORT_EXAMPLES, PRINT_EXAMPLES = 30, 10
 TITLE = "Docstrings of the packages installed here"
 METADATA = ("text", "package", "file", "line")
-# What only one of two texts has, on a terminal with colours and on one without.
+# Styles of words that only one of two texts has, on terminals with and without colours.
 STYLES = {"both": "", "kept": "cyan", "dropped": "yellow"}
 INDENT = (0, 0, 0, 11)
 MARKS = {"both": ("", ""), "kept": ("[-", "-]"), "dropped": ("{+", "+}")}
@@ -42,15 +42,15 @@ MARKS = {"both": ("", ""), "kept": ("[-", "-]"), "dropped": ("{+", "+}")}
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo has found; printing it on a rich console shows it.
+    """The result of the demo; a rich console can print it.
 
     Attributes
     ----------
     facts : dict
-        Numbers and texts by the name that a reader sees.
+        Numbers and texts by display name.
     examples : list of Example
     report : UPath
-        The page that shows more.
+        The HTML page with more examples.
     """
 
     facts: dict[str, str]
@@ -87,17 +87,17 @@ def demo(
     out : str or UPath
         Directory for ``docstrings.parquet``, ``embeddings``, ``run`` (model, clusters, dedup) and ``report.html``.
     n_clusters : int, optional
-        Default: one for 500 docstrings.
+        Default: one for every 500 docstrings.
     threshold : float, default 0.9
         Cosine similarity in [0, 1] from which two docstrings are duplicates.
     overwrite : bool, default False
-        Replace what an earlier demo has written.
+        Replace the output of an earlier demo.
     client : distributed.Client, optional
 
     Raises
     ------
     UsageError
-        Among others, `out` holds something else; MissingExtraError if the encoder is not installed.
+        Such as OutputError if `out` has other content, and MissingExtraError if the encoder is not installed.
 
     Examples
     --------
@@ -106,9 +106,9 @@ def demo(
     root = open_path(out)
     if (root / "report.html").exists() and not overwrite:
         raise OutputError(
-            f"the demo has been here: its report is {root / 'report.html'}",
+            f"the demo has already run here: its report is {root / 'report.html'}",
             where=str(root),
-            remedy="look at the report, or add --overwrite to run the demo again",
+            remedy="open the report, or add --overwrite to run the demo again",
         )
     check_output_free(root / "embeddings", "embed", overwrite=overwrite)
     corpus = docstrings.collect_docstrings(client=client)
@@ -153,7 +153,7 @@ def _make_heading(coloured: bool) -> Text:
 
 
 def _show_example(number: int, example: Example, coloured: bool) -> Iterator[RenderableType]:
-    """Score, sources, places and words of one example."""
+    """Yield the score, sources, places and words of one example."""
     yield Text.assemble(
         (f"{number:>2}  ", "dim"), (f"{example.score:.3f}", "bold"), "  ",
         (f"{example.kept.source}", "bold"), " and ", (f"{example.dropped.source}", "bold"),

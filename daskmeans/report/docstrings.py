@@ -36,7 +36,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Corpus:
-    """Docstrings and where they live.
+    """Docstrings and their places in the source.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Corpus:
     files : int
         Source files that were read.
     broken : tuple of str
-        Source files that are not valid Python of this version, and were left out.
+        Source files that are not valid in this version of Python, and were left out.
     """
 
     table: pa.Table
@@ -57,7 +57,7 @@ class Corpus:
 def collect_docstrings(
     packages: Collection[str] | None = None, *, client: Client | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Corpus:
-    """Docstrings of the modules, classes and functions of the installed packages.
+    """Collect the docstrings of the modules, classes and functions of the installed packages.
 
     They are read from the source, and nothing is imported. Docstrings of fewer than 40 characters and those of tests
     are left out. The order is that of the files' paths.
@@ -69,12 +69,12 @@ def collect_docstrings(
     client : distributed.Client, optional
         Where to read; workers must see the same files.
     chunk_bytes : int
-        What one task reads, about.
+        Approximate bytes that one task reads.
 
     Raises
     ------
     DataError
-        There is no docstring to be found.
+        No docstrings are found.
 
     Examples
     --------
@@ -97,12 +97,12 @@ def collect_docstrings(
 
 
 def _find_roots() -> list[Path]:
-    """The directories that packages are installed in."""
+    """Return the directories that packages are installed in."""
     return sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")})
 
 
 def _find_sources(root: Path, packages: Collection[str] | None) -> Iterator[str]:
-    """Source files below `root` as sorted paths relative to it; those of tests, and of no package, are left out."""
+    """Yield source files below `root` as sorted relative paths, without tests and files outside packages."""
     for top in sorted(root.iterdir()):
         if not top.stem.isidentifier() or not (packages is None or top.stem in packages):
             continue
@@ -113,7 +113,7 @@ def _find_sources(root: Path, packages: Collection[str] | None) -> Iterator[str]
 
 
 def _split_chunks(found: list[tuple[Path, str]], nbytes: int) -> Iterator[list[tuple[Path, str]]]:
-    """`found` in consecutive parts of about `nbytes`."""
+    """Split `found` into consecutive chunks of about `nbytes`."""
     chunk, size = [], 0
     for root, file in found:
         chunk.append((root, file))
@@ -126,7 +126,7 @@ def _split_chunks(found: list[tuple[Path, str]], nbytes: int) -> Iterator[list[t
 
 
 def _read_chunk(files: list[tuple[Path, str]]) -> tuple[pa.Table, list[str]]:
-    """Docstrings of `files`, and those of the files that are broken."""
+    """Return the docstrings of `files`, and the files that cannot be parsed."""
     rows, broken = [], []
     with _freeze_collector():
         for root, file in files:
@@ -139,7 +139,7 @@ def _read_chunk(files: list[tuple[Path, str]]) -> tuple[pa.Table, list[str]]:
 
 
 def _read_source(root: Path, file: str) -> list[tuple[str, str, str, str, int]]:
-    """Rows of the corpus that the source `file` below `root` gives."""
+    """Return the rows of the corpus from the source `file` below `root`."""
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     rows = []
     for name, node in _find_documented(_parse_source((root / file).read_bytes())):
@@ -154,9 +154,9 @@ def _read_source(root: Path, file: str) -> list[tuple[str, str, str, str, int]]:
 
 @contextlib.contextmanager
 def _freeze_collector() -> Iterator[None]:
-    """Keep the garbage collector off the objects that are there already.
+    """Hide all existing objects from the garbage collector in the ``with`` block.
 
-    Half the time would go into walks over all of them, which the many nodes of a tree set off again and again.
+    Otherwise half the time would go into collections over them, which the many nodes of a syntax tree trigger.
     """
     gc.freeze()
     try:
@@ -166,14 +166,14 @@ def _freeze_collector() -> Iterator[None]:
 
 
 def _parse_source(source: bytes) -> ast.Module:
-    # The compiler warns of other people's invalid escapes. The name makes a filter that hides these and nothing else,
-    # and that any thread may set at any time.
+    # The compiler warns about invalid escapes in other people's code. The module name limits the filter to these, so
+    # any thread may set it at any time.
     warnings.filterwarnings("ignore", module=SOURCE_NAME)
     return ast.parse(source, filename=SOURCE_NAME)
 
 
 def _find_documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Documented]]:
-    """Qualified name and node of `node` and of the classes and functions in it; not of those local to a function."""
+    """Yield the qualified name and node of `node` and of the classes and functions in it, except local ones."""
     if isinstance(node, ast.Module):
         yield "", node
     for child in ast.iter_child_nodes(node):
@@ -187,12 +187,12 @@ def _find_documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Doc
 
 
 def _drop_surrogates(text: str) -> str:
-    r"""`text` without the lone surrogates that an escape like ``\ud800`` leaves and UTF-8 cannot hold."""
+    r"""Return `text` without lone surrogates, as from an escape like ``\ud800``, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _number_ids(table: pa.Table) -> pa.Table:
-    """`table` with "#2", "#3", … after ids that come again, as with the setter of a property."""
+    """Return `table` with "#2", "#3", … after repeated ids, such as that of a property's setter."""
     ids = table["id"].to_pandas()
     again = ids.groupby(ids).cumcount() + 1
     unique = ids.where(again == 1, ids + "#" + again.astype(str))

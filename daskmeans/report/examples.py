@@ -1,4 +1,4 @@
-"""Duplicates worth showing: near-copies whose difference a reader sees at a glance."""
+"""Examples to show: near-duplicates whose difference a reader sees at a glance."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from daskmeans.duplicates.result import decision_files
 from daskmeans.runtime import executor
 from daskmeans.vectors.files import translate_read_errors
 
-# Bounds of the work, whatever the size of the run: files looked at, pairs taken of all of them, and compared pairs.
+# Limits of the work for runs of any size: files read, pairs taken from all of them, and pairs compared.
 MOST_FILES, MOST_PAIRS, MOST_COMPARED = 64, 20_000, 2_000
-# Characters of a text that is worth showing.
+# Minimum and maximum characters of a text worth showing.
 SHORTEST, LONGEST = 80, 600
-# A stretch of words that both texts share is cut to this many at each end.
+# A stretch of words that both texts share is shortened to this many at each end.
 CONTEXT = 7
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the input: its id, its text (empty if there is none), where it is from, and its other metadata."""
+    """One row of the input: its id, its text (empty if there is none), its source, and its other metadata."""
 
     id: Any
     text: str
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Example:
-    """A dropped row next to the row that stays in its place.
+    """A dropped row and the row that is kept instead.
 
     Attributes
     ----------
@@ -50,9 +50,9 @@ class Example:
     score : float
         Cosine similarity of the two.
     others : int
-        Further rows that `kept` stands for.
+        Number of other rows dropped for `kept`.
     quality : float
-        In [0, 1]; how much the pair tells.
+        How instructive the pair is, in [0, 1].
     """
 
     kept: Row
@@ -63,7 +63,7 @@ class Example:
 
 
 class Stretch(NamedTuple):
-    """Words as they follow each other in one of two texts or in both: ``both``, ``kept`` or ``dropped``."""
+    """Consecutive words that are in one of two texts or in both: ``kept``, ``dropped`` or ``both``."""
 
     side: str
     text: str
@@ -77,10 +77,10 @@ def find_examples(
     source_field: str = "package",
     client: Client | None = None,
 ) -> list[Example]:
-    """The most telling near-duplicates of a finished run.
+    """Find the most instructive near-duplicates of a finished run.
 
-    Wanted are pairs of rows from different sources, with texts short enough to read, of which most but not all words
-    agree; and many sources rather than few.
+    Good examples are pairs of rows from different sources, with texts short enough to read, of which most but not all
+    words agree. Examples from many sources are preferred.
 
     Parameters
     ----------
@@ -88,8 +88,8 @@ def find_examples(
         Directory with ``clusters`` and ``dedup``.
     limit : int, default 10
     text_field, source_field : str
-        Metadata columns with the texts and with what rows are from. Without the former, pairs come in the order of
-        their scores, closest to the threshold first.
+        Metadata columns with the texts and the sources of the rows. Without texts, pairs come in the order of their
+        scores, closest to the threshold first.
     client : distributed.Client, optional
 
     Examples
@@ -117,7 +117,7 @@ def find_examples(
 
 
 def compare_texts(kept: str, dropped: str) -> Iterator[Stretch]:
-    """The words of two texts as one: what both share, what only one has. Long shared stretches are shortened.
+    """Merge the words of two texts: those in both, and those in only one. Long shared stretches are shortened.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def compare_texts(kept: str, dropped: str) -> Iterator[Stretch]:
 
 
 def describe_place(row: Row) -> str:
-    """Where `row` is from, as far as its metadata tells: ``file:line``, or all of it.
+    """Describe the place of `row` from its metadata: ``file:line``, or all of the metadata.
 
     Examples
     --------
@@ -151,12 +151,12 @@ def describe_place(row: Row) -> str:
 
 
 def _split_words(text: str) -> list[str]:
-    """Words of `text`, without the rules that underline headings."""
+    """Return the words of `text`, without the rules that underline headings."""
     return [word for word in text.split() if word.strip("-=~^")]
 
 
 def _shorten_words(words: Sequence[str], first: bool = False, last: bool = False) -> str:
-    """`words` as a text, without the middle where it is long; `first` and `last` tell where the texts begin and end."""
+    """Join `words`, without the middle if it is long; `first` and `last` mark the start and end of the texts."""
     if len(words) <= 3 * CONTEXT:
         return " ".join(words)
     if last:
@@ -168,7 +168,7 @@ def _shorten_words(words: Sequence[str], first: bool = False, last: bool = False
 def _make_examples(
     pairs: pd.DataFrame, table: pa.Table, id_field: str, text_field: str, source_field: str
 ) -> list[Example]:
-    """Examples among `pairs`, whose rows are in `table`, the best first."""
+    """Return examples from `pairs`, whose rows are in `table`, best first."""
     rows = table.to_pandas().set_index(id_field)
     has_text = text_field in table.column_names and pa.types.is_string(table.schema.field(text_field).type)
     shown = rows.index[rows[text_field].str.len().between(SHORTEST, LONGEST)] if has_text else rows.index
@@ -192,7 +192,7 @@ def _make_examples(
 
 
 def _read_pairs(file: UPath, most: int) -> pd.DataFrame:
-    """At most `most` near-duplicates of one file, each with the row that it was dropped for and their score."""
+    """Read at most `most` near-duplicates from one file, each with the row kept instead and their score."""
     table = read_decisions(file, ["id", "kept_id", "kept_score", "reason"])
     known = pc.and_(pc.equal(table["reason"], "semantic"), pc.is_valid(table["kept_score"]))
     table = table.filter(known).drop_columns("reason").rename_columns(["id", "kept_id", "score"])
@@ -203,32 +203,32 @@ def _read_pairs(file: UPath, most: int) -> pd.DataFrame:
 
 
 def _read_rows(buckets: Buckets, part: Part, ids: pa.Array) -> pa.Table:
-    """Ids and metadata of the rows of `part` that have one of `ids`."""
+    """Read ids and metadata of the rows of `part` that have one of `ids`."""
     columns = [buckets.id_field, *buckets.metadata_fields]
     table = buckets.read_part(part, columns)
     return table.filter(pc.is_in(table[buckets.id_field].cast(ids.type), ids))
 
 
 def _count_dropped(file: UPath, ids: pa.Array) -> Counter[Any]:
-    """How many rows of one file were dropped for each of `ids`."""
+    """Count the rows of one file that were dropped for each of `ids`."""
     with translate_read_errors(file):
         kept = pq.read_table(file.path, filesystem=file.fs, columns=["kept_id"])["kept_id"]
     return Counter(kept.filter(pc.is_in(kept, ids)).to_pylist())
 
 
 def _rate_pair(kept: Row, dropped: Row) -> float:
-    """How much a pair of texts tells: about four of five words agree, and the rows come from different sources."""
+    """Rate a pair of texts: best if about four of five words agree, and the rows come from different sources."""
     a, b = _split_words(kept.text), _split_words(dropped.text)
     ratio = SequenceMatcher(None, a, b, autojunk=False).ratio()
     shape = ratio / 0.8 if ratio < 0.8 else (1 - ratio) / 0.2
     apart = 1.0 if kept.source != dropped.source else 0.3
-    # A file that was bundled as it is tells less than a text that somebody has made his own.
+    # A file bundled unchanged is less instructive than a text that somebody adapted.
     files = [str(row.metadata.get("file", row.id)).rpartition("/")[2] for row in (kept, dropped)]
     return shape * apart * (0.7 if files[0] == files[1] else 1.0)
 
 
 def _select_varied(examples: list[Example], limit: int) -> list[Example]:
-    """The best `limit` of `examples`, which are sorted; each time a source comes again, a pair of it counts half."""
+    """Return the best `limit` of sorted `examples`; each time a source repeats, its pairs count half."""
     seen: dict[Any, int] = {}
     kept_ids: set[Any] = set()
     ranked = []

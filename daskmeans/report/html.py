@@ -1,4 +1,4 @@
-"""One HTML page about a run: what was kept and removed, how sure that is, and what duplicates look like."""
+"""The HTML report of a run: what was kept and removed, the recall, and examples of duplicates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_report(
     shown: Sequence[Example] | None = None,
     client: Client | None = None,
 ) -> UPath:
-    """Write a page about a finished run that needs no other file.
+    """Write a self-contained HTML page about a finished run.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def write_report(
     title : str, optional
         Default: the directory's name.
     shown : sequence of Example, optional
-        Pairs to show; default: the most telling ones.
+        Pairs to show; default: the most instructive ones.
     client : distributed.Client, optional
 
     Returns
@@ -74,7 +74,7 @@ def write_report(
         *_render_tiles(result.summary),
         '<div class="cards">',
         _render_chart(
-            "Similarity", f"of each row to the closest one before it{_floor_note(result.summary)}", similarity
+            "Similarity", f"of each row to the most similar one before it{_floor_note(result.summary)}", similarity
         ),
         _render_chart("Cluster sizes", f"{model['n_clusters']:,} clusters, by their number of rows", _draw_sizes(root)),
         _render_chart("Inertia", _inertia_note(model), charts.draw_curve(inertia, charts.format_short)),
@@ -89,7 +89,7 @@ def write_report(
 
 
 def read_run_facts(run: UPath) -> dict[str, str]:
-    """The numbers of a finished run as a reader sees them, by their name."""
+    """Return the figures of a finished run for display, by name."""
     s, model = open_decisions(run / "dedup").summary, read_model(run / "model")[1]
     return {
         "rows": f"{s['rows']:,}",
@@ -113,12 +113,12 @@ def _format_share(number: int, whole: int) -> str:
 
 def _format_recall(recall: dict[str, Any]) -> str:
     if recall["recall"] is None:
-        return "not measured: no sampled row has a twin" if recall["sampled"] else "not measured"
+        return "not measured: no sampled row has a neighbor" if recall["sampled"] else "not measured"
     return f"{recall['recall']:.1%} (95% interval {recall['low']:.1%} to {recall['high']:.1%})"
 
 
 def render_page(title: str, body: Sequence[str]) -> str:
-    """A whole page that needs no other file."""
+    """Return a self-contained HTML page."""
     style = files("daskmeans.report").joinpath("report.css").read_text()
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title><style>{style}</style>"
@@ -144,7 +144,7 @@ def _render_tiles(s: dict[str, Any]) -> Iterator[str]:
     if s["search"] == "exact":
         measured, note = "100%", "recall: all rows were compared"
     elif recall["recall"] is None:
-        measured, note = "–", f"recall: {'no sampled row has a twin' if recall['sampled'] else 'not measured'}"
+        measured, note = "–", f"recall: {'no sampled row has a neighbor' if recall['sampled'] else 'not measured'}"
     else:
         measured = f"{recall['recall']:.1%}"
         note = f"recall, {recall['low']:.1%} to {recall['high']:.1%} at 95% confidence"
@@ -163,7 +163,7 @@ def _draw_similarity(counts: np.ndarray, threshold: float) -> str:
 
 
 def _count_all_scores(run: UPath, client: Client | None) -> np.ndarray:
-    """Rows by their score, in bins from 0 to 1; a negative score counts as 0. Shape (SCORE_BINS,)."""
+    """Count rows by score, in bins from 0 to 1; a negative score counts as 0. Shape (SCORE_BINS,)."""
     tasks = [
         dask.delayed(_count_scores, pure=False)(file, dask_key_name=f"count-scores-{dask.base.tokenize(str(file))}")
         for file in decision_files(run / "dedup")
@@ -174,22 +174,22 @@ def _count_all_scores(run: UPath, client: Client | None) -> np.ndarray:
 def _count_scores(file: UPath) -> np.ndarray:
     with translate_read_errors(file):
         scores = pq.read_table(file.path, filesystem=file.fs, columns=["cosine_sim_score"])["cosine_sim_score"]
-    # An exact search knows scores from its floor on only.
+    # An exact search only knows scores from its floor on.
     return np.histogram(np.clip(scores.drop_null().to_numpy(), 0, 1), SCORE_BINS, (0, 1))[0]
 
 
 def _floor_note(summary: dict[str, Any]) -> str:
-    """What is said of scores where only those of stored pairs are known."""
+    """Return a note on scores if only those of stored pairs are known."""
     return f", from {summary['floor']} on" if "pairs" in summary else ""
 
 
 def _render_thresholds(result: DedupResult, client: Client | None) -> Iterator[str]:
-    """The rows that other thresholds would remove, where the search has stored pairs for more than one."""
+    """Draw the rows that other thresholds would remove, if pairs are stored for several thresholds."""
     if result.summary.get("pairs", {}).get("floor", 1.0) < 0.995:
         found = result.curve(client=client)
         removed = (found["exact"] + found["semantic"]).tolist()
         svg = charts.draw_curve(removed, lambda v: f"{v:,.0f}", found["threshold"].tolist(), "threshold")
-        yield _render_chart("Threshold", "rows removed, if duplicates began at another similarity", svg)
+        yield _render_chart("Threshold", "rows that other thresholds would remove", svg)
 
 
 def _draw_sizes(run: UPath) -> str:
@@ -210,7 +210,7 @@ def _render_examples(found: Sequence[Example]) -> Iterator[str]:
     if not found:
         return
     yield "<h2>Near-duplicates</h2>"
-    yield '<p class="quiet">What was kept, and what was dropped for it; words that only one has are marked.</p>'
+    yield '<p class="quiet">Each kept row and a row dropped for it; words that only one of them has are marked.</p>'
     for example in found:
         more = f", and {example.others:,} more rows dropped for this one" if example.others else ""
         yield from render_pair(example.kept, example.dropped, example.score, f"cosine similarity{more}")
@@ -219,7 +219,7 @@ def _render_examples(found: Sequence[Example]) -> Iterator[str]:
 def render_pair(
     kept: Row, dropped: Row, score: float, note: str, names: tuple[str, str] = ("kept", "dropped")
 ) -> Iterator[str]:
-    """Two rows side by side; words that only one has are marked."""
+    """Render two rows side by side; words that only one of them has are marked."""
     stretches = list(compare_texts(kept.text, dropped.text))
     head = f'<b>{score:.4f}</b><span class="quiet">{escape(note)}</span>'
     yield f'<article class="card pair"><header>{head}</header><div class="sides">'

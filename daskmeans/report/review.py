@@ -1,4 +1,4 @@
-"""Pairs around the threshold, for a person to look at before choosing one."""
+"""Pairs around the threshold, for a person to review before choosing one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from daskmeans.vectors.files import Input, open_path
 
 # Pairs are shown from this far below the threshold to this far above it.
 SPREAD = 0.1
-# Directory below that of the decisions. The table in it is Parquet, but not called so, as are the pairs.
+# Directory below that of the decisions. Its table is Parquet without the suffix, like the stored pairs.
 REVIEW = "_review"
 
 
@@ -36,35 +36,35 @@ def write_review(
     text_field: str = "text",
     client: Client | None = None,
 ) -> UPath:
-    """Write pairs of rows, spread evenly over the scores around the threshold, as a page and as a table.
+    """Write pairs of rows, spread evenly over the scores around the threshold, as an HTML page and a table.
 
-    Each is a row that was dropped and the one that stays in its place, or a row that stays and the most similar one
-    before it in rank. An exact search knows pairs from its floor on only, so a floor below the threshold shows what a
-    lower one would drop.
+    Each pair is a dropped row and the row kept instead, or a kept row and the most similar row before it in rank. An
+    exact search only knows pairs from its floor on, so a floor below the threshold shows what a lower threshold would
+    drop.
 
     Parameters
     ----------
     result : DedupResult
     n : int
-        Pairs at most.
+        Maximum number of pairs.
     out : path, optional
         Directory for ``review.html`` and ``review.parquet``. Default: ``_review`` below that of the decisions, where
-        the table is called ``review``, so that readers of the decisions pass it over.
+        the table is called ``review``, so that readers of the decisions skip it.
     text_field : str, default "text"
-        Metadata column of texts, of which differing words are marked.
+        Metadata column of texts, in which differing words are marked.
     client : distributed.Client, optional
 
     Returns
     -------
     UPath
-        The page.
+        Path of the page.
 
     Raises
     ------
     UsageError
         `n` is not a positive number.
     NotFoundError
-        The clusters are no longer there.
+        The clusters no longer exist.
 
     Examples
     --------
@@ -94,21 +94,21 @@ def write_review(
 
 
 def _read_near_pairs(file: UPath, low: float, threshold: float, high: float, n: int) -> pa.Table:
-    """Pairs of one file of decisions whose scores lie between, copies left out; at most `n`."""
+    """Read at most `n` pairs with scores from `low` to `high` from one file of decisions, without exact copies."""
     table = read_decisions(file)
-    # With the row that stays in its place, or else with what is nearest to it.
+    # Paired with the row kept instead, or else with the most similar row.
     shown = pc.is_valid(table["kept_score"])
     twin = pc.if_else(shown, table["kept_id"], table["max_id"])
     score = pc.if_else(shown, table["kept_score"], table["cosine_sim_score"])
     inside = pc.and_(pc.and_(pc.greater_equal(score, low), pc.less_equal(score, high)), pc.is_valid(twin))
     inside = pc.and_(inside, pc.not_equal(pc.fill_null(table["reason"], ""), "exact"))
-    # A row that stays may be nearest to one that was dropped: no pair of which either would teach a threshold.
+    # A kept row may be most similar to a dropped one: such a pair says nothing about the threshold.
     inside = pc.and_(inside, pc.or_(pc.invert(table["keep"]), pc.less(score, pa.scalar(np.float32(threshold)))))
     return _spread_pairs(pa.table({"id": table["id"], "twin_id": twin, "score": score}).filter(inside), n)
 
 
 def _spread_pairs(pairs: pa.Table, n: int) -> pa.Table:
-    """`n` of the pairs, evenly spread over their scores, in their order; all if there are no more."""
+    """Return `n` of the pairs, spread evenly over their scores and sorted by them; all if there are no more."""
     pairs = pairs.take(pc.sort_indices(pairs, [("score", "ascending"), ("id", "ascending")]))
     if len(pairs) <= n:
         return pairs
@@ -120,11 +120,11 @@ def _spread_pairs(pairs: pa.Table, n: int) -> pa.Table:
 
 
 def _make_table(pairs: pa.Table, known: dict[Any, ClusterRow], threshold: float) -> pa.Table:
-    """The pairs with the metadata of both rows."""
+    """Return the pairs with the metadata of both rows."""
     table = pairs.append_column("duplicate", pc.greater_equal(pairs["score"], pa.scalar(np.float32(threshold))))
     for prefix, ids in (("", table["id"]), ("twin_", table["twin_id"])):
         rows = [known[id_].metadata for id_ in ids.to_pylist()]
-        for name in dict.fromkeys(name for row in rows for name in row):  # twins may come from other clusters
+        for name in dict.fromkeys(name for row in rows for name in row):  # neighbors may come from other clusters
             column = f"{prefix}{name}"
             while column in table.column_names:
                 column += "_"
@@ -133,7 +133,7 @@ def _make_table(pairs: pa.Table, known: dict[Any, ClusterRow], threshold: float)
 
 
 def _to_column(values: list[Any]) -> pa.Array:
-    """A column of `values`; of texts if they are of several types."""
+    """Return `values` as a column, of strings if they have several types."""
     try:
         return pa.array(values)
     except pa.ArrowException:
@@ -151,9 +151,9 @@ def _render_review(
     title = f"Pairs around {threshold}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        '<p class="quiet">Each pair is a dropped row and the one that stays in its place, or, below the threshold, a '
-        "row and the most similar one before it; words that only one has are marked. Find the score below which they "
-        "are no duplicates any more: that is the threshold to choose.</p>",
+        '<p class="quiet">Each pair is a dropped row and the row kept instead, or, below the threshold, a '
+        "row and the most similar one before it; words that only one has are marked. Find the score below which "
+        "pairs are no longer duplicates, and choose it as the threshold.</p>",
     ]
     if floor == threshold:
         lower = f"--floor {max(LEAST_FLOOR, round(threshold - SPREAD, 3))}"

@@ -1,1 +1,1 @@
-"""Where tasks run, and what there is for them."""
+"""Where tasks run, and the resources they have."""

@@ -1,4 +1,4 @@
-"""Which client tasks run on, how many threads and processes that is, and what its log is told."""
+"""The client that tasks run on: its threads, its processes and its event log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("daskmeans")
 
 
 def allowed_threads(cores: int, limit: str) -> int:
-    """`cores`, or what a value of ``OMP_NUM_THREADS`` allows if that is less.
+    """Return `cores`, or the number of threads that a value of ``OMP_NUM_THREADS`` allows if that is less.
 
     Examples
     --------
@@ -28,19 +28,19 @@ def allowed_threads(cores: int, limit: str) -> int:
     return min(cores, int(outermost)) if outermost.isdecimal() and int(outermost) else cores
 
 
-# As it was in the beginning: distributed sets the variable to 1 in this process when it starts workers.
+# Read at import: distributed sets the variable to 1 in this process when it starts workers.
 _allowed = os.environ.get("OMP_NUM_THREADS", "")
 
 
 def cores() -> int:
-    """Cores that this process may take: those of its affinity and cgroup, or ``OMP_NUM_THREADS`` where that is less."""
+    """Cores that this process may use: those of its affinity and cgroup, or ``OMP_NUM_THREADS`` if that is less."""
     return allowed_threads(dask.system.CPU_COUNT, _allowed)
 
 
 def current_client(client: Client | None = None) -> Client | None:
-    """`client`, else the current client of this process, else None: work runs in this process.
+    """Return `client`, else the current client of this process, else None: then work runs in this process.
 
-    Inside a task there is none: a task that waited for others on its own cluster could block it.
+    Inside a task the answer is None: a task that waited for others could block its own cluster.
     """
     if client is not None:
         return client
@@ -64,7 +64,7 @@ def n_threads(client: Client | None = None) -> int:
 
 
 def threads_per_process(client: Client | None = None) -> int:
-    """Threads that run tasks in one process, at most."""
+    """Maximum number of threads that run tasks in one process."""
     return cores() if client is None else max(client.nthreads().values(), default=1)
 
 
@@ -74,7 +74,7 @@ def n_processes(client: Client | None = None) -> int:
 
 
 def run_on_workers(function: Callable[[], Any], client: Client) -> dict[str, Any]:
-    """Results of ``function()`` in each worker, by its address; those that are lost meanwhile have none.
+    """Return the results of ``function()`` by worker address; workers that are lost meanwhile are left out.
 
     `function` may take an argument ``dask_worker``, as with :meth:`Client.run`.
     """
@@ -87,17 +87,17 @@ def run_on_workers(function: Callable[[], Any], client: Client) -> dict[str, Any
 
 
 def _is_unreachable(result: Any) -> bool:
-    """Whether a worker could not be reached; files that could not be have an error number."""
+    """Whether `result` says that a worker could not be reached; errors about files have an errno."""
     return isinstance(result, OSError) and result.errno is None
 
 
 def task_key(name: str) -> str:
-    """A key that no other task has; dashboards show its `name`."""
+    """Return a unique task key; dashboards show its `name`."""
     return f"{name}-{uuid4().hex}"
 
 
 def log_event(topic: str, message: dict[str, Any], client: Client | None = None) -> None:
-    """Log `message` under `topic` with the scheduler, where the dashboard and plug-ins find it."""
+    """Log `message` under `topic` on the scheduler, where the dashboard and plug-ins find it."""
     client = current_client(client)
     logger.debug("%s %s", topic, message)
     if client is not None:

@@ -1,4 +1,4 @@
-"""The cluster of a command: workers on this machine, or a scheduler that is already there."""
+"""The cluster of a command: workers on this machine, or a running scheduler."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from daskmeans.runtime import gpus
 from daskmeans.runtime.client import cores
 from daskmeans.runtime.dashboard import PAGE, add_page
 
-# What workers import as they start, so that no step waits for it: the package imports nothing before it is asked for.
+# Workers import this at start, so that no step waits for it: the package imports its modules on first use.
 PRELOAD = ["daskmeans.steps.run"]
-# What Dask's processes do on the side takes a tenth of a core, of two, which tasks need; so seldom, a third of that.
+# The background work of Dask's processes takes a tenth of a core, of two that tasks need; this seldom, a third of that.
 QUIET_CONFIG = {
     "distributed.worker.profile.interval": "100ms",
     "distributed.admin.tick.interval": "200ms",
@@ -41,12 +41,12 @@ GPU_HELP = "GPU: as in dask-cuda."
 
 
 def _of_gpus(default: Any, **facts: Any) -> Any:
-    """Field of an argument of ``dask_cuda.LocalCUDACluster``, by its name and with its default."""
+    """Return the field of an argument of ``dask_cuda.LocalCUDACluster``, with its name and default."""
     return option(default, GPU_HELP, group="gpu", **facts)
 
 
 def _of_any(default: Any, help: str | None = None, **facts: Any) -> Any:
-    """Field of what may be said of workers that are there already, too; the others are of workers started here."""
+    """Return a field that also applies to running workers; the other fields apply to workers started here only."""
     return option(default, help, group="any", **facts)
 
 
@@ -56,19 +56,19 @@ class ClusterSettings:
 
     device: str = _of_any(
         "auto",
-        "gpu: a worker for each GPU; auto: that, if there are GPUs and the packages.",
+        "gpu: one worker per GPU; auto: the same, if there are GPUs and the packages.",
         choices=("auto", "cpu", "gpu"),
         says="auto, cpu or gpu",
     )
-    n_workers: int | None = option(None, "Worker processes; default: one a core, or a GPU.", least=1)
+    n_workers: int | None = option(None, "Worker processes; default: one per core, or per GPU.", least=1)
     threads_per_worker: int | None = option(None, "Default: 1, or a GPU's share of the cores.", least=1)
-    memory_limit: str = option("auto", "Of each worker, such as 4GiB.")
-    scheduler: str | None = _of_any(None, "Address of a running scheduler, instead of workers here.")
-    scheduler_file: str | None = _of_any(None, "File that a running scheduler has written.")
+    memory_limit: str = option("auto", "Memory of each worker, such as 4GiB.")
+    scheduler: str | None = _of_any(None, "Address of a running scheduler, instead of workers on this machine.")
+    scheduler_file: str | None = _of_any(None, "File written by a running scheduler.")
     dashboard_address: str = _of_any(
         "127.0.0.1:8787", need=Need({"scheduler": (None, ""), "scheduler_file": (None, "")}, HERE)
     )
-    local_directory: str | None = option(None, "Where workers spill to.")
+    local_directory: str | None = option(None, "Directory that workers spill to.")
     rmm_pool_size: str | None = _of_gpus(None)
     rmm_maximum_pool_size: str | None = _of_gpus(None)
     rmm_managed_memory: bool = _of_gpus(False)
@@ -84,14 +84,14 @@ class ClusterSettings:
 
 @contextlib.contextmanager
 def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
-    """Client of the cluster that `settings` describe; one that was started here ends with the ``with`` block.
+    """Open a client of the cluster that `settings` describe; a cluster started here ends with the ``with`` block.
 
     Raises
     ------
     ClusterError
         No scheduler answers at the address.
     UsageError
-        The settings contradict one another, or ask for a device that is not there.
+        The settings contradict each other, or ask for a device that does not exist.
     """
     check(settings)
     if settings.memory_limit != "auto":
@@ -99,7 +99,7 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
             parse_bytes(settings.memory_limit)
         except ValueError:
             raise UsageError(
-                f"{settings.memory_limit!r} is no amount of memory", where="--memory-limit", expected="such as 4GiB"
+                f"{settings.memory_limit!r} is not an amount of memory", where="--memory-limit", expected="such as 4GiB"
             ) from None
     if settings.scheduler or settings.scheduler_file:
         with _connect(settings) as client:
@@ -109,7 +109,7 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
         on_gpus = _is_gpu_cluster(settings)
         if not on_gpus and (given := _changed_fields(settings, "gpu")):
             raise UsageError(
-                "no workers with a GPU are started",
+                "the workers to start have no GPU",
                 where=", ".join(given),
                 remedy="leave these flags out, or add --device gpu",
             )
@@ -120,19 +120,19 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
 
 
 def _is_gpu_cluster(settings: ClusterSettings) -> bool:
-    """Whether workers get a GPU each; where `device` is "auto", if there are as many, and the packages."""
+    """Whether each worker gets a GPU; with `device` "auto", if there are enough GPUs and the packages."""
     if settings.device == "auto":
         return gpus.count_gpus() >= (settings.n_workers or 1) and not gpus.missing_packages()
     return settings.device == "gpu"
 
 
 def _of(settings: ClusterSettings, *groups: str) -> dict[str, Any]:
-    """The settings of `groups` by name."""
+    """Return the settings of `groups` by name."""
     return {each.name: getattr(settings, each.name) for each, facts in options(settings) if facts.group in groups}
 
 
 def _changed_fields(settings: ClusterSettings, *groups: str) -> list[str]:
-    """Flags of the settings of `groups` that are not as they are by default."""
+    """Return the flags of the settings of `groups` that differ from their defaults."""
     return [flag_of(name) for name, value in _of(settings, *groups).items() if value != getattr(ClusterSettings, name)]
 
 
@@ -140,19 +140,19 @@ def _connect(settings: ClusterSettings) -> Client:
     timeout = config.get("connect-timeout")
     if given := _changed_fields(settings, "", "gpu"):
         raise UsageError(
-            "the workers of a scheduler that is there are what they are",
+            "the workers of a running scheduler cannot be configured here",
             where=", ".join(given),
-            remedy="leave these flags out, or --scheduler",
+            remedy="leave out these flags, or --scheduler",
         )
     if settings.scheduler_file and not os.path.exists(settings.scheduler_file):  # distributed would wait for it
         raise NotFoundError(
             "no such file",
             where=f"--scheduler-file {settings.scheduler_file}",
-            expected="the file that a running `dask scheduler --scheduler-file FILE` has written",
+            expected="the file written by a running `dask scheduler --scheduler-file FILE`",
         )
     if (settings.scheduler or "").startswith("tls://") and not Security().get_connection_args("client")["ssl_context"]:
         raise UsageError(
-            "TLS needs certificates, and none are set",
+            "TLS needs certificates, and none are configured",
             where=f"--scheduler {settings.scheduler}",
             expected="Dask's settings distributed.comm.tls.ca-file, .client.cert and .client.key",
             remedy="see https://distributed.dask.org/en/stable/tls.html",
@@ -164,14 +164,14 @@ def _connect(settings: ClusterSettings) -> Client:
             f"no scheduler answered within {timeout} s ({type(error).__name__})",
             where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
             expected="the address of a running dask scheduler, such as tcp://127.0.0.1:8786",
-            remedy="start one with `dask scheduler`, or leave the flag out to use this machine",
+            remedy="start one with `dask scheduler`, or leave out the flag to use this machine",
         ) from None
     try:
         client.wait_for_workers(1, timeout=timeout)
     except TimeoutError:
         client.close()
         raise ClusterError(
-            f"the scheduler has no workers, and none came within {timeout} s",
+            f"the scheduler has no workers, and none connected within {timeout} s",
             where=f"--scheduler {settings.scheduler or settings.scheduler_file}",
             remedy="start some with `dask worker ADDRESS`",
         ) from None
@@ -185,7 +185,7 @@ def _connect(settings: ClusterSettings) -> Client:
 
 
 def _check_versions(client: Client) -> None:
-    """Make sure that the workers can run our tasks; one that cannot import them would never answer."""
+    """Make sure that the workers can run the tasks; a worker that cannot import daskmeans would never answer."""
     ours = version("daskmeans")
     versions: Any = client.get_versions(packages=["daskmeans"])  # a dict, as this client is not asynchronous
     workers = versions["workers"]
@@ -196,16 +196,16 @@ def _check_versions(client: Client) -> None:
             f"{len(other)} of {len(found)} workers have {f'daskmeans {theirs}' if theirs else 'no daskmeans'}",
             where=address,
             expected=f"daskmeans {ours}, as here",
-            remedy="install the same version in the environment of the workers",
+            remedy="install the same version in the workers' environment",
         )
 
 
 def _check_device(device: str, client: Client) -> None:
-    """Make sure that the workers compute on what is asked for."""
+    """Make sure that the workers compute on the requested device."""
     worker_gpus = gpus.query_gpus(client) if device != "auto" else []
     if wrong := [gpu for gpu in worker_gpus if bool(gpu) != (device == "gpu")]:
         raise UsageError(
-            f"{len(wrong)} of {len(worker_gpus)} workers compute on {'their cores' if device == 'gpu' else 'a GPU'}",
+            f"{len(wrong)} of {len(worker_gpus)} workers compute on {'the CPU' if device == 'gpu' else 'a GPU'}",
             where=f"--device {device}",
             remedy="start them with `dask cuda worker`"
             if device == "gpu"
@@ -230,7 +230,7 @@ def _start_cpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 
 def _start_gpu_cluster(settings: ClusterSettings) -> LocalCluster:
-    """A LocalCUDACluster: a worker for each GPU, with its share of the cores, as our own kernels run on these."""
+    """Start a LocalCUDACluster: one worker per GPU, with its share of the cores for the kernels that run on the CPU."""
     if missing := gpus.missing_packages():
         raise MissingExtraError(missing[0], "gpu")
     if not gpus.count_gpus():
@@ -259,7 +259,7 @@ def _start_gpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 @contextlib.contextmanager
 def _start_loop(workers: int, threads: int) -> Iterator[Any]:
-    """The loop of a cluster that starts, on which kernel threads times worker threads is the number of cores."""
+    """Open the loop of a cluster that starts; kernel threads times worker threads is the number of cores."""
     kernel_threads = max(1, cores() // (workers * threads))
     pinned = {name: str(kernel_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     try:
@@ -269,21 +269,21 @@ def _start_loop(workers: int, threads: int) -> Iterator[Any]:
             dask.config.set(QUIET_CONFIG),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", "Port .* is already in use")  # another is taken, and printed
+            warnings.filterwarnings("ignore", "Port .* is already in use")  # another port is used, and printed
             yield loop
-    except (OSError, TypeError, ValueError, RuntimeError) as error:  # TypeError: of dask-cuda, options at odds
+    except (OSError, TypeError, ValueError, RuntimeError) as error:  # TypeError: dask-cuda, contradictory options
         raise ClusterError(
-            f"workers could not be started here ({error})",
+            f"the workers could not be started ({error})",
             where="--dashboard-address, --local-directory, or the options of GPU workers",
-            expected="a free address such as 127.0.0.1:8787, a directory that can be written, options that agree",
+            expected="a free address such as 127.0.0.1:8787, a writable directory, consistent options",
         ) from None
 
 
 @contextlib.contextmanager
 def _set_environment(variables: dict[str, str]) -> Iterator[None]:
-    """Give `variables` to processes that start in the ``with`` block, before they import what reads them.
+    """Set environment `variables` for processes that start in the ``with`` block, before their imports read them.
 
-    The nanny sets its own for processes that it starts later; of those that this process has, it takes these.
+    For processes that it starts later, the nanny sets variables of its own; where this process has them, it uses these.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -299,7 +299,7 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def describe_dashboard(client: Client) -> str:
-    """Where the dashboard of `client` is, and on which page of it fits are shown, or how to get one."""
+    """Describe where the dashboard of `client` and its page of fits are, or how to get a dashboard."""
     if find_spec("bokeh") is None:
         return 'not available; pip install "daskmeans[dashboard]"'
     return f"{client.dashboard_link}, fits at /{PAGE}" if add_page(client) else str(client.dashboard_link)
@@ -307,14 +307,14 @@ def describe_dashboard(client: Client) -> str:
 
 @contextlib.contextmanager
 def sigint_free_loop() -> Iterator[Any]:
-    """The loop of a cluster that starts in the ``with`` block: its thread, and all that it starts, never hear Ctrl-C.
+    """Open the loop of a cluster that starts in the ``with`` block; its thread and child processes ignore Ctrl-C.
 
-    A terminal sends it to all processes. Workers must not end before the step has cleaned up, nor when they replace
-    others and are just starting; this process ends them.
+    A terminal sends Ctrl-C to all processes. Workers must not end before the step has cleaned up, nor while they are
+    just starting to replace others; this process ends them.
     """
-    from distributed.utils import LoopRunner  # slow to import, and who imports this module must hear Ctrl-C by then
+    from distributed.utils import LoopRunner  # slow to import; importers of this module must respond to Ctrl-C
 
-    resource_tracker.ensure_running()  # a thread that starts it hears everything afterwards
+    resource_tracker.ensure_running()  # a thread that started it would receive signals afterwards
     runner = LoopRunner()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -324,4 +324,4 @@ def sigint_free_loop() -> Iterator[Any]:
     try:
         yield runner.loop
     finally:
-        runner.stop()  # a cluster keeps it running
+        runner.stop()  # a running cluster keeps it alive

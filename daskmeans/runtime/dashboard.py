@@ -1,4 +1,4 @@
-"""A page of the Dask dashboard, ``/kmeans``, that shows fits while they run: fed by the events that the engine logs."""
+"""The page ``/kmeans`` of the Dask dashboard: it shows running fits, from the events that the engine logs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from daskmeans.runtime.client import logger
 
 PAGE = "kmeans"
 TOPIC = "daskmeans-kmeans"
-# Of the phases, in turn: those of Okabe and Ito, which people tell apart whatever their eyes.
+# Colours of the phases, in turn: the palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-# What a point knows besides its number, phase and colour.
+# Values of a point besides its number, phase and colour.
 VALUES = ("spread", "gain", "relabelled", "speed")
 INTERVAL = 500
 
@@ -24,9 +24,9 @@ Update = Mapping[str, Any]
 
 
 def add_page(client: Client) -> bool:
-    """Put the page on the dashboard of the scheduler of `client`, unless it is there; whether it is there now.
+    """Add the page to the dashboard of the scheduler of `client`; return whether the dashboard has it now.
 
-    There is none if the scheduler's environment lacks daskmeans or bokeh, or if it shows no dashboard at all.
+    It has none if the scheduler's environment lacks daskmeans or bokeh, or if the scheduler has no dashboard.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ def add_page(client: Client) -> bool:
     True
     """
 
-    def register_there(dask_scheduler: Any) -> str:  # a closure, so that it travels whole: the module may be missing
+    def register_there(dask_scheduler: Any) -> str:  # a closure, pickled by value: the module may be missing there
         try:
             from daskmeans.runtime.dashboard import register_page
 
             return register_page(dask_scheduler)
-        except Exception as error:  # a page is never worth a fit, and other versions of dask build theirs otherwise
+        except Exception as error:  # a page must never fail a fit, and other versions of Dask build theirs differently
             return repr(error)
 
     if reason := client.run_on_scheduler(register_there):
@@ -52,7 +52,7 @@ def add_page(client: Client) -> bool:
 
 
 def register_page(scheduler: Scheduler) -> str:
-    """Put the page on the dashboard of `scheduler`, unless it is there; why there is none, or nothing.
+    """Add the page to the dashboard of `scheduler`, once; return why that failed, or an empty string.
 
     Runs in the scheduler's process.
     """
@@ -68,7 +68,7 @@ def register_page(scheduler: Scheduler) -> str:
     if "/status" not in served:
         return "the scheduler shows no dashboard"
     variables = template_variables(scheduler)
-    variables["pages"].append(PAGE)  # the list that every page makes its navigation bar of
+    variables["pages"].append(PAGE)  # every page makes its navigation bar from this list
     app = BokehApplication({f"/{PAGE}": fill_document}, scheduler, served["/status"].prefix, variables)
     scheduler.http_application.add_application(app)
     app.initialize(IOLoop.current())
@@ -92,7 +92,7 @@ def fill_document(scheduler: Scheduler, variables: Mapping[str, Any], doc: Any) 
 
 
 class FitPage:
-    """Plots of the latest fit that a scheduler has heard of.
+    """Plots of the latest fit logged on a scheduler.
 
     Attributes
     ----------
@@ -113,10 +113,10 @@ class FitPage:
         self._lines = ColumnDataSource(line_columns(point_columns([])), name="lines")
         span = DataRange1d(range_padding=0.02)
         plots = [
-            self._plot("spread", "Inertia a row: mean squared distance to the nearest centroid", span),
-            self._plot("gain", "Gain: share of the inertia that an update takes away", span, "0.[0000] %", "log"),
-            self._plot("relabelled", "Rows that changed their cluster", span, "0.[0000] %", "log"),
-            self._plot("speed", "Rows a second", span, "0,0"),
+            self._plot("spread", "Inertia per row: mean squared distance to the nearest centroid", span),
+            self._plot("gain", "Gain: share of the inertia that an update removes", span, "0.[0000] %", "log"),
+            self._plot("relabelled", "Rows that changed cluster", span, "0.[0000] %", "log"),
+            self._plot("speed", "Rows per second", span, "0,0"),
         ]
         plots[-1].y_range.start = 0
         grid = gridplot(plots, ncols=2, sizing_mode="stretch_both", toolbar_options={"logo": None})
@@ -140,7 +140,7 @@ class FitPage:
         return plot
 
     def update(self) -> None:
-        """Take up what has been logged since the last call."""
+        """Add everything logged since the last call."""
         events = self._scheduler.get_events(TOPIC)
         if self._heading.text and (events[-1] if events else None) is self._last:
             return
@@ -153,7 +153,7 @@ class FitPage:
 
 
 def latest_fit(messages: Iterable[Update]) -> list[Update]:
-    """Of all that the engine has logged, what belongs to the last fit: its seeds and updates.
+    """Return the messages of the last fit among all that the engine has logged: its seeding and updates.
 
     Examples
     --------
@@ -169,13 +169,13 @@ def latest_fit(messages: Iterable[Update]) -> list[Update]:
 
 
 def _order_key(message: Update) -> tuple[int, int, int]:
-    """Where in a fit an update stands; it grows from each to the next, also over phases and runs."""
+    """Return the position of an update within a fit; it increases over updates, phases and runs."""
     phase = message.get("phase", 0)
     return message.get("run", 0), -1 if phase == "seed" else phase, message.get("iteration", 0)
 
 
 def format_heading(fit: Sequence[Update]) -> str:
-    """The page's heading: what is being fitted, and how far that is."""
+    """Return the page's heading: what is being fitted, and how far the fit is."""
     if not fit:
         return "No fit has been logged since this scheduler started."
     now = fit[-1]
@@ -186,15 +186,15 @@ def format_heading(fit: Sequence[Update]) -> str:
 
 
 def format_legend(phases: Mapping[str, list[Any]]) -> str:
-    """The phases and their colours, as HTML; in a plot it would lie on the lines."""
+    """Return the phases and their colours as HTML; inside a plot the legend would cover the lines."""
     pairs = zip(phases["color"], phases["phase"], strict=True)
     return " &emsp; ".join(f'<span style="color: {color}">⬤</span> {phase}' for color, phase in pairs)
 
 
 def point_columns(fit: Sequence[Update]) -> dict[str, list[Any]]:
-    """A point for each update: columns ``update``, ``phase``, ``color``, ``note`` and those of `VALUES`.
+    """Return a point for each update: columns ``update``, ``phase``, ``color``, ``note`` and those of `VALUES`.
 
-    What an update cannot tell, or a logarithmic axis cannot show, is NaN.
+    A value that an update does not have, or that a logarithmic axis cannot show, is NaN.
     """
     found: dict[str, list[Any]] = {name: [] for name in ("update", "phase", "color", "note", *VALUES)}
     before: Update = {}
@@ -227,13 +227,13 @@ def _positive_or_nan(value: float) -> float:
 
 
 def line_columns(found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """A line for each phase of `found`: the same columns, where each value of ``update`` and `VALUES` is a list."""
+    """Return a line for each phase of `found`: the same columns, with lists for ``update`` and `VALUES`."""
     pieces = list(_phase_bounds(found["phase"]))
     whole = {name: [found[name][a:b] for a, b in pieces] for name in ("update", *VALUES)}
     return whole | {name: [found[name][a] for a, _ in pieces] for name in ("phase", "color")}
 
 
 def _phase_bounds(phases: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where in `phases` stretches of one phase begin and end."""
+    """Yield the start and end of each run of equal `phases`."""
     cuts = [i for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
     yield from zip([0, *cuts], [*cuts, len(phases)], strict=True) if phases else ()

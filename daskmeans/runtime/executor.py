@@ -1,6 +1,6 @@
 """Where tasks run: in this process, or on the cluster of the current client.
 
-The code above hands over :class:`dask.delayed.Delayed` tasks and never asks which of these it is.
+Callers hand over :class:`dask.delayed.Delayed` tasks and never ask which of the two it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from daskmeans.runtime.liveness import (
     workers_lost_error,
 )
 
-# Bytes of arguments that tasks may bring along, together; dask warns of more than 10 MB in one of them.
+# Total bytes of arguments that tasks may carry; Dask warns about more than 10 MB in one of them.
 MAX_ARGUMENT_BYTES = 8 << 20
 
 
@@ -50,10 +50,10 @@ def compute(
     client: Client | None = None,
     pace: progress.ProgressEstimate | None = None,
 ) -> list[Any]:
-    """Results of `tasks`, in their order, with a line of progress called `label` if it is not empty.
+    """Return the results of `tasks` in order, with a progress line called `label` unless that is empty.
 
-    An error of one task cancels the others and is raised as it was. Where tasks differ in size, `pace` tells by their
-    keys how far they are.
+    An error of one task cancels the others and is raised unchanged. Where tasks differ in size, `pace` estimates the
+    progress from their keys.
     """
     client = current_client(client)
     if client is None:
@@ -63,7 +63,7 @@ def compute(
 
 
 def persist(tasks: Sequence[Delayed], label: str = "", client: Client | None = None) -> list[Any]:
-    """As :func:`compute`, but results stay where they were computed: futures stand for those of a cluster."""
+    """Compute `tasks` as :func:`compute` does, but keep the results where they are; on a cluster, return futures."""
     client = current_client(client)
     if client is None:
         return compute(tasks, label)
@@ -73,28 +73,28 @@ def persist(tasks: Sequence[Delayed], label: str = "", client: Client | None = N
 
 
 def call_in_threads(functions: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Results of `functions`, called by threads of this process; for work of milliseconds, which tasks would double."""
-    if len(functions) == 1:  # alone it may have the cores that BLAS takes, and need not wait for threads
+    """Return the results of `functions`, called in threads; for milliseconds of work, which tasks would take twice."""
+    if len(functions) == 1:  # alone it may use all cores for BLAS, and need not wait for threads
         return [functions[0]()]
     with limit_blas_threads():
         futures = [_thread_pool().submit(function) for function in functions]
-        concurrent.futures.wait(futures)  # those that others were left with by an error, too
+        concurrent.futures.wait(futures)  # also those that an error would leave running
         return [future.result() for future in futures]
 
 
 @functools.cache
 def _thread_pool() -> ThreadPoolExecutor:
-    """Threads that wait for the next call: to start them takes longer than some calls. They must not call again."""
+    """Return threads that are kept for the next call, as starting them may take longer. They must not call this."""
     return ThreadPoolExecutor(n_threads(), "daskmeans")
 
 
 def scatter_map(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: str, label: str, client: Client
 ) -> list[Future]:
-    """Futures of ``function(*call)``, once all are there; the first value of each call is sent to a worker for it.
+    """Return futures of ``function(*call)`` once all are done; the first value of each call is scattered to a worker.
 
-    Few are on their way at a time, so that the workers need no memory for all of them. What is lost with a worker is
-    sent again.
+    Few values are in flight at a time, so that the workers need no memory for all of them. Values that are lost with a
+    worker are sent again.
     """
     futures: list[Any] = [None] * len(calls)
     with (
@@ -123,7 +123,7 @@ def scatter_map(
 def submit_to_workers(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: Sequence[str], name: str, client: Client
 ) -> list[Future]:
-    """Futures of ``function(*call)``, each on the worker given beside it, or on another if that one is lost."""
+    """Return futures of ``function(*call)``, each on the worker given for it, or on another if that one is lost."""
     return [
         client.submit(function, *call, key=task_key(name), workers=[worker], allow_other_workers=True)
         for call, worker in zip(calls, workers, strict=True)
@@ -131,7 +131,7 @@ def submit_to_workers(
 
 
 def locate_futures(futures: Sequence[Future], client: Client) -> list[str]:
-    """The worker on which each of `futures` lies."""
+    """Return the worker that holds each of `futures`."""
     while True:
         wait(futures, "", client)
         found = client.who_has(futures)
@@ -140,7 +140,7 @@ def locate_futures(futures: Sequence[Future], client: Client) -> list[str]:
 
 
 def wait(futures: Sequence[Future], label: str, client: Client) -> None:
-    """Wait for `futures`, which stay; an error of one cancels the others and is raised as it was."""
+    """Wait for `futures`, which are kept; an error of one cancels the others and is raised unchanged."""
     with _translate_dask_errors(label, client, lambda: futures), _open_line(label, futures) as line:
         try:
             for future in distributed.as_completed(futures, loop=client.loop):
@@ -154,7 +154,7 @@ def wait(futures: Sequence[Future], label: str, client: Client) -> None:
 
 
 def gather_or_lost(futures: Sequence[Future], lost: Any, client: Client) -> list[Any]:
-    """As :func:`gather`, but `lost` stands for the results of tasks whose arguments went with a worker."""
+    """Gather results as :func:`gather` does, with `lost` for tasks whose arguments were lost with a worker."""
     with StallMonitor(client, lambda: futures):
         for _ in distributed.as_completed(futures, loop=client.loop):
             pass
@@ -166,7 +166,7 @@ def gather_or_lost(futures: Sequence[Future], lost: Any, client: Client) -> list
 def gather(
     futures: Sequence[Future], label: str, client: Client, pace: progress.ProgressEstimate | None = None
 ) -> list[Any]:
-    """Results of `futures`, which are released; an error of one cancels the others and is raised as it was."""
+    """Return the results of `futures` and release them; an error of one cancels the others and is raised unchanged."""
     try:
         with _translate_dask_errors(label, client, lambda: futures), _open_line(label, futures) as line:
             if line is not None:
@@ -180,7 +180,7 @@ def gather(
 
 
 def _cancel(futures: Sequence[Future], client: Client) -> None:
-    """Let go of `futures`; one that has given its scheduler up has lost them, and says so elsewhere."""
+    """Cancel `futures`. A client that has given up its scheduler has lost them, and reports that elsewhere."""
     with contextlib.suppress(ClusterError), translate_client_errors(client):
         client.cancel(futures)
 
@@ -193,7 +193,7 @@ def _open_line(label: str, tasks: Sequence[Any]) -> contextlib.AbstractContextMa
 def _translate_dask_errors(
     label: str, client: Client, futures: Callable[[], Sequence[Future]]
 ) -> Iterator[StallMonitor]:
-    """Turn what dask raises about workers and schedulers into errors that say what to do; do not wait for ever."""
+    """Turn Dask's errors about workers and schedulers into errors that say what to do; never wait forever."""
     began = time.time()
     try:
         with StallMonitor(client, futures) as monitor:
@@ -203,35 +203,35 @@ def _translate_dask_errors(
     except distributed.client.FutureCancelledError as error:
         if error.reason.startswith("scheduler") or client.status != "running":
             raise scheduler_lost_error() from error
-        raise workers_lost_error(client, label, began) from None  # and with them what was sent to them
+        raise workers_lost_error(client, label, began) from None  # and with them the data sent to them
 
 
 def compute_locally(
     tasks: Sequence[Delayed], line: progress.ProgressLine | None = None, pace: progress.ProgressEstimate | None = None
 ) -> list[Any]:
-    """Results of `tasks`, computed by threads of this process whether there is a client or not."""
+    """Return the results of `tasks`, computed by threads of this process, with or without a client."""
     keys = {task.key for task in tasks}
 
     def done(key: Any, *_: Any) -> None:
         if line is not None and key in keys:
             line.advance(pace.done(key) if pace else "")
 
-    # Tasks take the cores; a BLAS that brings threads of its own would take them a second time. If one fails, the pool
-    # waits for those that run: nothing writes any more once the error is out.
+    # Tasks use all cores; BLAS threads would oversubscribe them. If a task fails, the pool waits for those that run, so
+    # nothing is written after the error is raised.
     with Callback(posttask=done), limit_blas_threads(), ThreadPoolExecutor(n_threads()) as pool:
         return list(dask.compute(*tasks, scheduler="threads", pool=pool))
 
 
 def limit_blas_threads() -> contextlib.AbstractContextManager[None]:
-    """Limit BLAS to one thread in the ``with`` block, which several threads may be in at the same time."""
+    """Limit BLAS to one thread in the ``with`` block; several threads may be in such blocks at the same time."""
     return _blas_limit
 
 
 class _BlasLimit(contextlib.AbstractContextManager[None]):
-    """The limit is one of the process: who comes first sets it, who leaves last takes it back.
+    """A limit for the whole process: the first thread to enter sets it, the last to leave removes it.
 
-    threadpoolctl lets nobody but the thread that has set a limit take it back, and a BLAS on OpenMP notes it for that
-    thread alone. So it is always the same thread, of ours.
+    In threadpoolctl, only the thread that has set a limit can remove it, and a BLAS on OpenMP stores it for that thread
+    only. So one dedicated thread does both.
     """
 
     def __init__(self) -> None:
@@ -251,7 +251,7 @@ class _BlasLimit(contextlib.AbstractContextManager[None]):
                 self._thread.submit(self._limits.close).result()
 
     def _set_limit(self) -> None:
-        self._limits.close()  # where Ctrl-C came before it was counted
+        self._limits.close()  # in case Ctrl-C came before the count went up
         self._limits.enter_context(_find_blas().limit(limits=1))
 
 
@@ -259,7 +259,7 @@ _blas_limit = _BlasLimit()
 
 
 def _reset_after_fork() -> None:
-    """A child has none of the threads."""
+    """Reset the state in a forked child, which has none of the threads."""
     global _blas_limit
     _blas_limit = _BlasLimit()
     _thread_pool.cache_clear()
@@ -271,18 +271,18 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _find_blas() -> ThreadpoolController:
-    """Finding them takes long, so it is done once."""
+    """Find the BLAS libraries, once, as that takes long."""
     return ThreadpoolController().select(user_api="blas")
 
 
 def broadcast(value: Any, client: Client | None = None) -> Any:
-    """`value` sent to every worker once; hand the result to tasks in its place."""
+    """Send `value` to every worker once, and return a stand-in to pass to tasks."""
     client = current_client(client)
     return value if client is None else _scatter(value, client, broadcast=True)
 
 
 def broadcast_large(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any, ...]:
-    """`arguments` for `count` tasks: large ones are sent to each worker once, small ones arrive sooner with tasks."""
+    """Return `arguments` for `count` tasks: large ones are broadcast, small ones arrive sooner within the tasks."""
     return tuple(
         broadcast(value, client) if _pickled_bytes(value) * count > MAX_ARGUMENT_BYTES else value for value in arguments
     )
@@ -295,13 +295,13 @@ def _pickled_bytes(value: Any) -> int:
 
 
 def _scatter(value: Any, client: Client, *, broadcast: bool) -> Future:
-    """As :func:`_scatter_with_retries`, unless the scheduler is lost."""
+    """Scatter as :func:`_scatter_with_retries` does, but raise ClusterError if the scheduler is lost."""
     with translate_client_errors(client):
         return _scatter_with_retries(value, client, broadcast)
 
 
 def _scatter_with_retries(value: Any, client: Client, broadcast: bool) -> Future:
-    """`value` sent to one worker, or to each; to another one, or to those that are left, if one dies meanwhile."""
+    """Send `value` to one worker or to all; if one dies meanwhile, to another or to the remaining ones."""
     began, waits = time.time(), iter((0.1, 0.5, 2.0))  # the scheduler needs a moment to notice
     while True:
         name = task_key("data")

@@ -1,4 +1,4 @@
-"""GPUs of this machine, the packages without which they are of no use, and which one this process computes on."""
+"""The GPUs of this machine, the packages that they need, and the GPU that this process computes on."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from daskmeans.kernels.backend import CPU, Backend, Gpu
 from daskmeans.kernels.gpu.device import Cuda, Device
 from daskmeans.runtime.client import logger, n_processes, n_threads, run_on_workers
 
-# What the extra `gpu` brings, as it is imported.
+# Import names of the packages of the extra `gpu`.
 PACKAGES = ("cudf", "cuml", "cupy", "dask_cuda", "dask_cudf", "raft_dask")
 
 microkernel.ask(functools.partial(config.get, "kernels"))
 
 
 def listed() -> list[Path]:
-    """Directories in which the driver describes the GPUs; to ask it, libraries would have to be loaded."""
+    """Return the directories in which the driver describes the GPUs; asking it would mean loading its libraries."""
     return sorted(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
 def list_models() -> list[str]:
-    """What the GPUs are called."""
+    """Return the model names of the GPUs."""
     return [_read_model(file) for gpu in listed() if (file := gpu / "information").exists()]
 
 
 def count_gpus() -> int:
-    """GPUs that CUDA_VISIBLE_DEVICES does not hide."""
+    """Count the GPUs that CUDA_VISIBLE_DEVICES does not hide."""
     there, chosen = len(listed()), os.environ.get("CUDA_VISIBLE_DEVICES")
     if not there or chosen is None:
         return there
@@ -46,19 +46,19 @@ def count_gpus() -> int:
 
 
 def missing_packages() -> list[str]:
-    """Packages of the extra `gpu` that are not installed."""
+    """Return the packages of the extra `gpu` that are not installed."""
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
 def current_device(dask_worker: Any = None) -> Device | None:
-    """The GPU on which this process computes; None: it computes on its cores.
+    """Return the GPU that this process computes on; None if it computes on the CPU.
 
-    Unless ``daskmeans.device`` says it, it is a worker that dask-cuda has started that has one.
+    Unless ``daskmeans.device`` decides, only workers started by dask-cuda compute on a GPU.
 
     Raises
     ------
     UsageError
-        It should compute on a GPU, and there is no cupy, or no device.
+        It is to compute on a GPU, but cupy or a device is missing.
     """
     wanted = config.get("device")
     if wanted not in ("auto", "cpu", "gpu"):
@@ -69,23 +69,23 @@ def current_device(dask_worker: Any = None) -> Device | None:
 
 
 def backend() -> Backend:
-    """What this process computes with, by :func:`current_device`."""
+    """Return the backend of this process, from :func:`current_device`."""
     found = current_device()
     return CPU if found is None else Gpu(found)
 
 
 def require_device() -> Gpu:
-    """What this process computes with, where it is to be a GPU.
+    """Return the backend of this process, which must be a GPU.
 
     Raises
     ------
     ClusterError
-        It has none: a worker that has come after the others, and is none of dask-cuda's.
+        It has no GPU: a worker that joined later and was not started by dask-cuda.
     """
     found = current_device()
     if found is None:
         raise ClusterError(
-            "the others compute on GPUs, and this worker does not",
+            "the other workers compute on GPUs, and this one does not",
             where=socket.gethostname(),
             remedy="start workers with `dask cuda worker` only, or all with DASK_DASKMEANS__DEVICE=cpu",
         )
@@ -93,21 +93,21 @@ def require_device() -> Gpu:
 
 
 class GpuInfo(NamedTuple):
-    """A GPU on which a process computes."""
+    """A GPU that a process computes on."""
 
     name: str
-    """The machine, and what the GPU is called there."""
+    """The machine, and the identifier of the GPU on it."""
     memory: int
-    """Bytes, used or not."""
+    """Total bytes of memory, used or not."""
 
     @classmethod
     def of(cls, device: Device) -> GpuInfo:
-        """Where the device is, in this process."""
+        """Describe `device` of this process."""
         return cls(f"{socket.gethostname()} {device.name()}", device.memory())
 
 
 def query_gpus(client: Client | None) -> list[GpuInfo | None]:
-    """Where each worker, or this process, computes; None: on its cores.
+    """Return the GPU of each worker, or of this process; None stands for the CPU.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def query_gpus(client: Client | None) -> list[GpuInfo | None]:
 
 
 def n_computing(client: Client | None) -> int:
-    """How many threads of all workers, or of this process, compute at a time: a GPU is one thread's.
+    """Count the threads that compute at a time, of all workers or of this process; one thread uses a GPU.
 
     Raises
     ------
@@ -133,19 +133,19 @@ def n_computing(client: Client | None) -> int:
 
 
 def refuse_shared_gpus(names: Iterable[str]) -> None:
-    """Refuse workers of which two compute on one GPU: each would take the memory of the whole for its own."""
+    """Raise ClusterError if two workers compute on one GPU: each would count on all of its memory."""
     for name, workers in Counter(names).items():
         if workers > 1:
             raise ClusterError(
                 f"{workers} workers share one GPU",
                 where=name,
                 expected="one worker for each GPU, as LocalCUDACluster and `dask cuda worker` start them",
-                remedy="stop the others, or compute on the cores (DASK_DASKMEANS__DEVICE=cpu on the workers)",
+                remedy="stop the others, or compute on the CPU (DASK_DASKMEANS__DEVICE=cpu on the workers)",
             )
 
 
 def memory(client: Client | None) -> int:
-    """As :func:`min_memory`, of all workers, or of this process. It is told if only some compute on GPUs.
+    """Return :func:`min_memory` of all workers, or of this process; log a warning if only some compute on GPUs.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def memory(client: Client | None) -> int:
     on_gpus = len([gpu for gpu in found if gpu])
     if 0 < on_gpus < len(found):
         logger.warning(
-            "%s of %s workers compute on GPUs; so that all do the same, k-means runs on the cores",
+            "%s of %s workers compute on GPUs; so that all compute alike, k-means runs on the CPU",
             on_gpus,
             len(found),
         )
@@ -164,7 +164,7 @@ def memory(client: Client | None) -> int:
 
 
 def min_memory(found: list[GpuInfo | None]) -> int:
-    """Bytes of the smallest GPU of `found`; 0 if there are none, or some compute on their cores.
+    """Return the memory of the smallest GPU of `found`, in bytes; 0 if there are none, or some compute on the CPU.
 
     Examples
     --------
@@ -181,7 +181,7 @@ def _query_gpu(dask_worker: Any = None) -> GpuInfo | None:
 
 
 def _is_dask_cuda_worker(worker: Any) -> bool:
-    """Whether this process is a worker that dask-cuda has started, which prepares it with a module of its own."""
+    """Whether this process is a worker started by dask-cuda, which prepares its workers with a preload module."""
     try:
         worker = worker or distributed.get_worker()
     except ValueError:
@@ -200,7 +200,7 @@ def _open_cuda() -> Device:
     try:
         found = Cuda()
         found.memory()
-    except (ImportError, RuntimeError) as error:  # as CUDA's are
+    except (ImportError, RuntimeError) as error:  # as CUDA raises
         raise UsageError(
             f"this process cannot use a CUDA device ({type(error).__name__}: {error})",
             where="daskmeans.device",

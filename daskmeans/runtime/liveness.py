@@ -1,4 +1,4 @@
-"""Whether workers are there: a step that waits for results, or for data to arrive, must not wait for ever."""
+"""Checks that workers are alive: a step that waits for results or data must not wait forever."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from distributed import Client, Future
 from daskmeans import config
 from daskmeans.errors import ClusterError, DaskmeansError
 
-# Of the time after which a wait is given up, how often it is looked whether to; and seconds, at most.
+# Checks within the timeout of a wait, and the maximum seconds between two of them.
 CHECKS_PER_TIMEOUT, MAX_CHECK_SECONDS = 10, 5.0
 
 
 class StallMonitor:
-    """Ends the waiting in the ``with`` block, with a ClusterError, once no worker has run tasks for too long.
+    """Ends a wait in the ``with`` block with a ClusterError, once no worker has run tasks for too long.
 
-    Workers do not where none is left, and where all are paused because their memory is full.
+    No worker runs tasks if none is left, or if all are paused because their memory is full.
 
     Parameters
     ----------
     client : distributed.Client
     futures : callable
-        Gives those that are waited for; they are cancelled.
+        Returns the futures that are waited for; they are cancelled.
     """
 
     def __init__(self, client: Client, futures: Callable[[], Sequence[Future]]) -> None:
@@ -37,7 +37,7 @@ class StallMonitor:
         self._ended = threading.Event()
 
     def __enter__(self) -> StallMonitor:
-        # It may be waiting for an answer when the block ends, and nobody waits for it.
+        # A daemon: it may be waiting for an answer when the block ends, and is not joined.
         threading.Thread(target=self._poll, name="daskmeans-watch", daemon=True).start()
         return self
 
@@ -49,7 +49,7 @@ class StallMonitor:
     def _poll(self) -> None:
         last = time.monotonic()
         while not self._ended.wait(min(self._limit / CHECKS_PER_TIMEOUT, MAX_CHECK_SECONDS)):
-            with contextlib.suppress(Exception):  # of a scheduler that is lost the futures tell
+            with contextlib.suppress(Exception):  # if the scheduler is lost, the futures report it
                 states = [worker["status"] for worker in fetch_worker_info(self._client)]
                 if "running" in states:
                     last = time.monotonic()
@@ -60,9 +60,9 @@ class StallMonitor:
 
 
 class WorkerLossMonitor:
-    """Ends the sending of a value to all workers in the ``with`` block if one of them is lost.
+    """Ends the broadcast of a value in the ``with`` block if a worker is lost.
 
-    Distributed goes on for ever to replicate a value to a worker that has gone, until nobody wants the value any more.
+    Distributed tries to replicate a value to a lost worker forever, until nothing needs the value any more.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class WorkerLossMonitor:
     Attributes
     ----------
     worker_lost : bool
-        Whether a worker was lost; then the value may have gone, and must be sent again.
+        Whether a worker was lost; then the value may be lost too, and must be sent again.
     """
 
     def __init__(self, client: Client, name: str) -> None:
@@ -94,26 +94,26 @@ class WorkerLossMonitor:
 
     def _poll(self) -> None:
         while not self._ended.wait(1.0):
-            with contextlib.suppress(Exception):  # of a scheduler that is lost the sending tells
+            with contextlib.suppress(Exception):  # if the scheduler is lost, the broadcast reports it
                 if self._workers_before - self._current_workers():
                     self.worker_lost = True
                     self._client.cancel([Future(self._name, self._client)])
 
 
 def fetch_worker_info(client: Client) -> list[dict[str, Any]]:
-    """What the scheduler knows of each worker.
+    """Return what the scheduler knows about each worker.
 
-    It is asked itself: between the question and the answer of :meth:`Client.scheduler_info` the client's own request,
-    made every few seconds, may leave an answer without workers.
+    This asks the scheduler directly. :meth:`Client.scheduler_info` may return no workers, if the client's periodic
+    request comes between its request and the answer.
     """
     scheduler: Any = client.scheduler  # None once the client is closed
     return list(client.sync(scheduler.identity, n_workers=-1)["workers"].values())
 
 
 def stall_error(found: str) -> ClusterError:
-    """The error of who has waited long enough for workers, of which `found` was found."""
+    """Return the error of a wait that timed out; `found` says what is wrong with the workers."""
     return ClusterError(
-        f"{found}, for {config.get('workers-timeout')} s now",
+        f"{found} (for {config.get('workers-timeout')} s now)",
         expected="workers that run tasks",
         remedy="start workers, or give them a higher --memory-limit, and run the command again",
     )
@@ -121,7 +121,7 @@ def stall_error(found: str) -> ClusterError:
 
 @contextlib.contextmanager
 def translate_client_errors(client: Client) -> Iterator[None]:
-    """Turn what calls of a `client` raise that no longer tries to reach its scheduler, in ways of their own, into ours.
+    """Turn the various errors of a `client` that has given up its scheduler into a ClusterError.
 
     Raises
     ------
@@ -136,15 +136,15 @@ def translate_client_errors(client: Client) -> Iterator[None]:
 
 
 def scheduler_lost_error() -> ClusterError:
-    """The error of who no longer reaches the scheduler."""
-    return ClusterError("the scheduler, or the way to it, was lost", remedy="run the command again")
+    """Return the error for a scheduler that can no longer be reached."""
+    return ClusterError("the connection to the scheduler was lost", remedy="run the command again")
 
 
 def workers_lost_error(client: Client, label: str, began: float) -> ClusterError:
-    """The error of who has lost workers since `began`, a time of the clock, while they ran tasks called `label`.
+    """Return the error for workers lost since `began`, a time of the clock, while they ran tasks called `label`.
 
-    Nannies tell the scheduler of workers that they end because these took too much memory. Of those that the system
-    ends, for that or another reason, nobody tells.
+    Nannies report to the scheduler when they kill a worker that took too much memory. Nobody reports workers that the
+    system kills, for that or another reason.
     """
     sizes = [event["rss"] for time, event in client.get_events("worker-restart-memory") if time >= began]
     why = f"ran out of memory (at {format_bytes(max(sizes))})" if sizes else "were lost"
@@ -152,12 +152,12 @@ def workers_lost_error(client: Client, label: str, began: float) -> ClusterError
     return ClusterError(
         f"workers {why} while running a task of {label or 'this step'!r}",
         expected="workers with enough memory for a task",
-        remedy=more if sizes else f"run the command again, or {more} if the system ended them for want of memory",
+        remedy=more if sizes else f"run the command again, or {more} if the system killed them because memory ran out",
     )
 
 
 def _describe_stall(states: Sequence[str]) -> str:
-    """What to say of workers in `states`, none of which is running.
+    """Describe workers in `states`, none of which is running.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Progress of long work, as a seam: the library reports, a display that somebody switched on shows it.
+"""Progress of long work: the library reports it, and a display shows it if one is switched on.
 
-Nothing is shown by default. The commands switch on :class:`RichProgress`; a notebook or a service may bring its own.
+Nothing is shown by default. The commands switch on a display of their own; a notebook or a service may provide one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 
 class ProgressDisplay(Protocol):
-    """What a display offers to the code that works."""
+    """The interface of a display."""
 
     def start(self, label: str, total: int | None) -> int:
         """Open a line called `label` for `total` units and return its handle."""
 
     def advance(self, line: int, note: str = "") -> None:
-        """One more unit of a line is done; the note says something about it, in more than one line if need be."""
+        """Count one more unit of `line` as done; `note` describes the state, and may have several lines."""
 
     def finish(self, line: int) -> None:
-        """`open_line` is complete."""
+        """Close `line`, which is complete."""
 
 
 class SilentDisplay:
@@ -53,7 +53,7 @@ def show_on(display: ProgressDisplay) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_line(label: str, total: int | None = None) -> Iterator[ProgressLine]:
-    """A line of the current display, open for the length of the ``with`` block."""
+    """Open a line of the current display for the ``with`` block."""
     display = _current.get()
     handle = display.start(label, total)
     try:
@@ -63,7 +63,7 @@ def open_line(label: str, total: int | None = None) -> Iterator[ProgressLine]:
 
 
 class ProgressLine:
-    """An open line; `advance` it once per finished unit."""
+    """An open line; call `advance` once per finished unit."""
 
     def __init__(self, display: ProgressDisplay, handle: int) -> None:
         self._display, self._handle = display, handle
@@ -73,12 +73,12 @@ class ProgressLine:
 
 
 class ProgressEstimate:
-    """How far work has come whose parts differ in size, and when it will be done.
+    """An estimate of progress and remaining time, for work whose parts differ in size.
 
     Parameters
     ----------
     sizes : mapping
-        Of each part, by its key.
+        Size of each part, by its key.
     unit : str
         What is counted.
 
@@ -94,7 +94,7 @@ class ProgressEstimate:
         self._done, self._total, self._start = 0, sum(sizes.values()), time.perf_counter()
 
     def done(self, key: Any) -> str:
-        """What to say once the part `key` is done."""
+        """Count the part `key` as done, and return a note on the progress."""
         self._done += self._sizes[key]
         said = f"{format_number(self._done)} of {format_number(self._total)} {self._unit}"
         if not 0 < self._done < self._total:
@@ -104,7 +104,7 @@ class ProgressEstimate:
 
 
 def format_duration(seconds: float) -> str:
-    """A time as people say it.
+    """Format a duration for people.
 
     Examples
     --------
@@ -120,12 +120,12 @@ def format_duration(seconds: float) -> str:
 
 
 def format_note(iterations: Sequence[Mapping[str, Any]]) -> str:
-    """What the last of some updates of a fit has come to: its phase and, in a second line, its figures.
+    """Format the last of some updates of a fit: its phase and, on a second line, its figures.
 
     Parameters
     ----------
     iterations : sequence of mapping
-        Updates in their order, as the engine logs them; facts that one does not have are left out.
+        Updates in order, as the engine logs them; missing figures are left out.
 
     Examples
     --------
@@ -174,7 +174,7 @@ def _format_percent(share: float, form: str) -> str:
 
 
 def format_number(number: float) -> str:
-    """Three digits and a unit: 950, 64k, 1.28M.
+    """Format a number with three digits and a unit: 950, 64k, 1.28M.
 
     Examples
     --------

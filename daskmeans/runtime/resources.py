@@ -1,4 +1,4 @@
-"""What processes have: memory, disks, and the peak that they reached."""
+"""Resources of processes: memory, disks and peak memory."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from distributed.system import MEMORY_LIMIT
 from daskmeans.runtime.client import run_on_workers
 from daskmeans.runtime.liveness import fetch_worker_info
 
-# Measured: what a worker takes once it has imported the libraries and read files, and what compiling kernels adds,
-# which the first process on a machine does.
+# Measured: memory of a worker after it has imported the libraries and read files, and what compiling kernels adds; the
+# first process on a machine compiles them.
 BASE_BYTES, COMPILE_BYTES = 350 << 20, 100 << 20
-# Above this share of its limit a worker moves data to disk, and blocks that it moves lose what is noted about them.
+# Above this share of its limit a worker spills data to disk, and spilled blocks lose what is cached about them.
 MEMORY_TARGET = 0.6
 
 
 def memory_per_task(client: Client | None = None) -> int | None:
-    """Bytes that one task may use, on the tightest worker; None without a limit."""
+    """Return the bytes that one task may use, on the worker with the least memory; None without a limit."""
     workers = fetch_worker_info(client) if client is not None else []
     return min((_usable_bytes(w["memory_limit"]) // w["nthreads"] for w in workers if w["memory_limit"]), default=None)
 
 
 def memory_to_keep(client: Client | None = None) -> int:
-    """Bytes of data that each process may keep between tasks: of the tightest worker, or of this process."""
+    """Return the bytes of data that a process may keep between tasks: of the smallest worker, or of this process."""
     if client is None:
         return int(0.8 * _available_bytes())
     limits = [worker["memory_limit"] for worker in fetch_worker_info(client)]
@@ -45,12 +45,12 @@ def memory_to_keep(client: Client | None = None) -> int:
 
 
 def _available_bytes() -> int:
-    """What this machine has free, or this process, if its cgroup or its limits leave it less."""
+    """Return the free memory of this machine, or of this process if its cgroup or limits leave it less."""
     return int(min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss))
 
 
 def _usable_bytes(limit: int) -> int:
-    """What a worker has for data: it pauses at 80 % of its limit, Python and its libraries take the base."""
+    """Return a worker's memory for data: it pauses at 80 % of its limit, and Python and its libraries take the base."""
     return max(0, int(0.8 * limit) - BASE_BYTES)
 
 
@@ -63,11 +63,11 @@ class Disk:
     host, path : str
         The machine, and the directory of one of its processes.
     kind : str
-        Such as ext4.
+        Type of the file system, such as ext4.
     free : int
-        Bytes.
+        Free bytes.
     processes : int
-        How many of them keep their files on it.
+        Number of processes that keep their files on it.
     """
 
     host: str
@@ -83,7 +83,7 @@ class Disk:
 
 
 def list_disks(client: Client | None = None) -> list[Disk]:
-    """The file systems on which the workers, or this process, keep files."""
+    """Return the file systems on which the workers, or this process, keep files."""
     found = run_on_workers(_find_disk, client).values() if client is not None else [_find_disk()]
     shared: dict[tuple[str, int], Disk] = {}
     for place, disk in found:
@@ -93,11 +93,11 @@ def list_disks(client: Client | None = None) -> list[Disk]:
 
 
 def local_directory(dask_worker: Any = None) -> str:
-    """The directory for the files of this process: the worker's own, if one runs here."""
+    """Return the directory for files of this process: that of its worker, if one runs here."""
     global _worker_directory
     with contextlib.suppress(ValueError):
         _worker_directory = str((dask_worker or distributed.get_worker()).local_directory)
-    # What arrives from another worker is unpickled outside of any task.
+    # Data from another worker is unpickled outside any task.
     return (
         _worker_directory
         if os.path.isdir(_worker_directory)
@@ -117,14 +117,14 @@ def _find_disk(dask_worker: Any = None) -> tuple[tuple[str, int], Disk]:
 
 
 def reset_peaks(client: Client | None = None) -> None:
-    """Start measuring the peak memory of this process and of all workers anew, where the system can."""
+    """Reset the peak memory of this process and of all workers, where the system supports that."""
     _reset_process_peak()
     if client is not None:
         run_on_workers(_reset_process_peak, client)
 
 
 def peak_bytes(client: Client | None = None) -> dict[str, int]:
-    """Peak bytes since :func:`reset_peaks`: of this process, and of the worker that used most."""
+    """Return the peak bytes since :func:`reset_peaks`: of this process, and of the worker that used most."""
     workers = run_on_workers(_process_peak_bytes, client) if client is not None else {}
     return {"client": _process_peak_bytes(), "worker": max(workers.values(), default=0)}
 

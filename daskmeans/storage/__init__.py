@@ -1,1 +1,1 @@
-"""How outputs are written: whole or not at all."""
+"""Writing outputs: complete or not at all."""

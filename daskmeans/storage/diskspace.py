@@ -1,4 +1,4 @@
-"""Room on the disk that an output is written to: forecast before the work begins, and explained when it ends."""
+"""Disk space for outputs: checked before the work begins, and reported clearly if it runs out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from upath import UPath
 
 from daskmeans.errors import DiskError
 
-# What the system says where a disk, a quota or a limit of the process is used up.
+# Errors of a full disk, an exhausted quota, or a file-size limit of the process.
 FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REMEDY = "make room, or choose a directory on a larger disk"
+REMEDY = "free some space, or choose a directory on a larger disk"
 
 
 def check_space(out: UPath, need: int) -> None:
-    """Make sure that `need` bytes fit on the local disk of the directory `out`, what lies in it counted as room.
+    """Make sure that `need` bytes fit on the local disk of the directory `out`, whose present content counts as free.
 
-    Of other storage nothing is known.
+    Other storage is not checked.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def check_space(out: UPath, need: int) -> None:
     free = shutil.disk_usage(disk.path).free + (out.fs.du(out.path) if out.exists() else 0)
     if need > free:
         raise DiskError(
-            f"the output takes about {format_bytes(need)}, and its disk has {format_bytes(free)}",
+            f"the output takes about {format_bytes(need)}, and its disk has {format_bytes(free)} free",
             where=str(out),
             remedy=REMEDY,
         )
@@ -47,7 +47,7 @@ def check_space(out: UPath, need: int) -> None:
 
 @contextlib.contextmanager
 def translate_disk_errors(out: UPath) -> Iterator[None]:
-    """Turn what the system says of a full disk, while `out` is written, into an error of ours."""
+    """Turn the system's error for a full disk, while `out` is written, into a DiskError."""
     try:
         yield
     except OSError as error:
@@ -56,6 +56,6 @@ def translate_disk_errors(out: UPath) -> Iterator[None]:
         raise DiskError(
             f"nothing more can be written ({error.strerror or error})",
             where=str(out),
-            expected="room for the output on its disk",
-            remedy=f"{REMEDY}; the same command goes on, or begins again where it cannot",
+            expected="enough disk space for the output",
+            remedy=f"{REMEDY}; then run the same command again to resume, or to start over if it cannot",
         ) from error

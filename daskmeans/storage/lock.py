@@ -1,4 +1,4 @@
-"""One run at a time writes an output: a file in its directory says whose turn it is."""
+"""Locks on outputs: a file in the directory names the one run that may write it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from daskmeans.errors import OutputError
 from daskmeans.storage import objectstore
 
 LOCK_NAME = "_lock.json"
-# Seconds between signs of life of the run that holds a lock, and after which one without a sign is taken for dead, if
-# it is on a machine where nobody can look.
+# Seconds between heartbeats of the run that holds a lock, and without one after which it counts as dead, if it is on
+# another machine, where its process cannot be checked.
 HEARTBEAT_SECONDS, STALE_SECONDS = 30.0, 300.0
 OWNER_KEYS = {"token", "pid", "started", "host", "place", "seen"}
-# Of the locks that this process holds; a file with another one and its number was left when storage failed.
+# Tokens of the locks that this process holds. A lock file with its pid but another token was left when storage failed.
 _held_tokens: set[str] = set()
 
 
 class Lock:
-    """The right to write an output, as long as nobody has taken it for dead."""
+    """The right to write an output, until another run takes over from a dead one."""
 
     def __init__(self, directory: UPath, every: float = HEARTBEAT_SECONDS) -> None:
         self._file, self._every = directory / LOCK_NAME, every
@@ -38,17 +38,17 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Whether no other run has taken the output, nor anybody removed the lock."""
+        """Whether the lock file is still this run's: not taken over, and not removed."""
         return (_read_owner(self._file) or {}).get("token") == self.token
 
     def check(self) -> None:
         """Raise OutputError if another run may be writing the output."""
         if not self.held:
             raise OutputError(
-                "another run has taken the output that this one was writing",
+                "another run has taken over the output that this one was writing",
                 where=str(self._file),
                 expected="one run at a time",
-                remedy="run the command again when the other has ended",
+                remedy="run the command again when the other run has ended",
             )
 
     def _acquire(self) -> None:
@@ -65,12 +65,12 @@ class Lock:
             with self._file.fs.open(self._file.path, "xb") as file:
                 file.write(self._to_json())
         except FileExistsError:
-            if self.held:  # it was taken, the answer was lost, and the client of the store asked again
+            if self.held:  # the response was lost, and the storage client retried
                 return
             raise _race_error(self._file) from None
 
     def _remove_stale(self, dead: dict[str, Any] | None) -> None:
-        """Remove the lock of a run that is dead, and no other: another run may take over in the same moment."""
+        """Remove the lock of a dead run and no other, as another run may take over at the same moment."""
         if objectstore.is_object_store(self._file):  # nothing can be renamed there
             if self._file.exists():
                 self._file.unlink()
@@ -88,7 +88,7 @@ class Lock:
 
     def _send_heartbeats(self) -> None:
         while not self._ended.wait(self._every):
-            with objectstore.suppress_storage_errors():  # if nothing can be written, the step will say so
+            with objectstore.suppress_storage_errors():  # if nothing can be written, the step reports it
                 if self.held:
                     objectstore.replace_file(self._file, self._to_json(), self.token)
 
@@ -97,8 +97,8 @@ class Lock:
 
     def _release(self) -> None:
         _held_tokens.discard(self.token)
-        with objectstore.suppress_storage_errors():  # then it stays, and speaks for nobody
-            if self.held:  # not if it went with the directory, or is another's by now
+        with objectstore.suppress_storage_errors():  # then the file stays, and counts for no run
+            if self.held:  # not if the directory is gone, or another run has taken over
                 self._file.unlink()
 
 
@@ -111,8 +111,8 @@ def _race_error(file: UPath) -> OutputError:
 def hold_lock(directory: UPath, every: float = HEARTBEAT_SECONDS) -> Iterator[Lock]:
     """Keep other runs from writing the output `directory`, which exists, in the ``with`` block.
 
-    It gives a sign of life every so many seconds. A run that was killed is recognised: at once on its machine,
-    elsewhere when it has not been seen for some minutes.
+    The lock file gets a heartbeat every `every` seconds. A killed run is recognised at once on its own machine, and
+    elsewhere after some minutes without a heartbeat.
 
     Raises
     ------
@@ -135,10 +135,10 @@ def hold_lock(directory: UPath, every: float = HEARTBEAT_SECONDS) -> Iterator[Lo
 
 
 def _read_owner(file: UPath) -> dict[str, Any] | None:
-    """Who holds a lock; None if nobody does, or a run that was killed before it had told."""
-    for wait in (0.1, 0.4, 0.0):  # a lock that was just taken is empty for a moment
+    """Return the owner of a lock; None if there is none, or a run that was killed before it wrote its name."""
+    for wait in (0.1, 0.4, 0.0):  # a new lock file is empty for a moment
         try:
-            found = json.loads(file.fs.cat_file(file.path))  # in one request, as it may be replaced between two
+            found = json.loads(file.fs.cat_file(file.path))  # in one request, as the file may be replaced between two
         except FileNotFoundError:
             return None
         except ValueError:
@@ -149,20 +149,20 @@ def _read_owner(file: UPath) -> dict[str, Any] | None:
 
 
 def _sign_of_life(found: dict[str, Any]) -> str:
-    """What speaks for the run that holds a lock being alive; empty for one that is not."""
+    """Return evidence that the run that holds a lock is alive; empty if it is dead."""
     if found["place"] and found["place"] == _this_machine()["place"]:
         runs = (
             found["token"] in _held_tokens
             if found["pid"] == os.getpid()
             else _start_time(found["pid"]) == found["started"]
         )
-        return "which runs" if runs else ""
+        return "which is running" if runs else ""
     age = time.time() - found["seen"]
     return f"seen {max(0, age):.0f} s ago" if age < STALE_SECONDS else ""
 
 
 def _this_machine() -> dict[str, str]:
-    """This machine, and where processes that have the same numbers are the same: nothing where that is not known."""
+    """Return the host, and the place within which a pid is unique: empty if that is unknown."""
     place = ""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         place = f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -170,7 +170,7 @@ def _this_machine() -> dict[str, str]:
 
 
 def _start_time(pid: int) -> float | None:
-    """When the process `pid` of this machine was started; None if there is none."""
+    """Return the start time of the process `pid` of this machine; None if there is no such process."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:

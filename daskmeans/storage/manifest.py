@@ -1,11 +1,11 @@
-"""What a finished step is: a directory whose ``_manifest.json`` says so.
+"""Manifests: a step is finished when the ``_manifest.json`` in its directory says so.
 
-The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so the same
-holds on object stores. A step may name a directory below its own from which it can go on after it was interrupted;
-what lies there is kept as long as the step has the same settings and inputs.
+The manifest is written first with ``"finished": false`` and last with ``true``. Nothing is renamed, so this also works
+on object stores. A step may name a directory below its own from which it can resume after an interruption. Its content
+is kept as long as the step has the same settings and inputs.
 
-What is no data lies behind an underscore, and its name does not end in ``.parquet``. So other readers find the rows
-alone: some pass over what is hidden, the others go by the ending.
+Names of files other than data begin with an underscore and do not end in ``.parquet``. So other readers find only the
+rows: some skip hidden files, the others select by suffix.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from daskmeans.errors import DataError, NotFoundError, OutputError, RunError
 from daskmeans.storage import objectstore
 
 MANIFEST_NAME = "_manifest.json"
-# Of manifests and of what they describe; goes up when a reader of the one before would be wrong.
+# Version of manifests and of what they describe; increased when older readers would misread it.
 FORMAT = 1
 # Seconds between attempts to remove a directory.
 RETRY_SECONDS = (0.1, 0.5, 2.0)
-# Changed files that a message names.
+# Maximum number of changed files that a message names.
 MAX_NAMED_FILES = 3
 
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of what determines a result: Python and the libraries that compute."""
+    """Return the versions that determine a result: of Python and of the libraries that compute."""
     names = ("daskmeans", "dask", "distributed", "numpy", "numba", "pandas", "pyarrow")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def identity_hash(found: dict[str, Any]) -> str:
-    """Hash of what determines the output that a manifest describes; steps that read the output depend on it."""
+    """Return a hash of what determines the output of a manifest; steps that read the output depend on it."""
     parts = [found[key] for key in ("step", "settings", "inputs")]
     if found.get("appended"):  # to clusters, since they were assigned
         parts.append(found["appended"])
@@ -50,12 +50,12 @@ def identity_hash(found: dict[str, Any]) -> str:
 
 
 def checksum(content: bytes) -> str:
-    """SHA-256 of `content`."""
+    """Return the SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
 
 
 def old_name(name: str) -> str:
-    """How earlier versions called a file that is no data.
+    """Return the name that earlier versions gave to a file that is not data.
 
     Examples
     --------
@@ -76,9 +76,9 @@ def _manifest_checksum(found: dict[str, Any]) -> str:
 
 
 def remove_tree(path: UPath) -> None:
-    """Remove `path` and all below it; nothing happens if it is not there."""
+    """Remove `path` and everything below it, if it exists."""
     for wait in RETRY_SECONDS:
-        with contextlib.suppress(OSError):  # a task that was cancelled on a worker may write one file more
+        with contextlib.suppress(OSError):  # a cancelled task on a worker may still write a file
             return _remove_once(path)
         time.sleep(wait)
     _remove_once(path)
@@ -90,7 +90,7 @@ def _remove_once(path: UPath) -> None:
 
 
 def describe_changes(found: dict[str, Any], settings: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
-    """What `settings` and `inputs` have that the manifest `found` has not, or otherwise; a phrase each.
+    """Describe how `settings` and `inputs` differ from those in the manifest `found`, one phrase per difference.
 
     Examples
     --------
@@ -101,19 +101,19 @@ def describe_changes(found: dict[str, Any], settings: dict[str, Any], inputs: di
     before = found.get("settings", {}) | found.get("inputs", {})
     now = json.loads(json.dumps(settings | inputs))
     reported = _describe_file_changes(before, now) if "files" in before and "files" in now else []
-    of_files = {"files", "fingerprint", "rows"} if reported else {"files"}  # without names the fingerprint tells
+    of_files = {"files", "fingerprint", "rows"} if reported else {"files"}  # else the fingerprint shows it
     changed = [key for key in sorted({*before, *now} - of_files) if before.get(key) != now.get(key)]
     return reported + [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
 
 
 def _describe_file_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What two inputs differ in, of which both tell the fingerprint and the files."""
+    """Describe how two inputs differ, both of which have a fingerprint and files."""
     if before["fingerprint"] == now["fingerprint"]:
         return []
     then, files = before["files"], now["files"]
     changed = [name for name in {**then, **files} if then.get(name) != files.get(name)]
     if not changed:
-        return ["the files come in another order, or other columns are read"]
+        return ["the files are in another order, or other columns are read"]
     reported = [
         f"the file {name} was {then[name]}, now {files[name]}"
         if name in then and name in files
@@ -121,35 +121,35 @@ def _describe_file_changes(before: dict[str, Any], now: dict[str, Any]) -> list[
         for name in changed[:MAX_NAMED_FILES]
     ]
     return reported + (
-        [f"{len(changed) - MAX_NAMED_FILES:,} more files are others"] if len(changed) > MAX_NAMED_FILES else []
+        [f"{len(changed) - MAX_NAMED_FILES:,} more files have changed"] if len(changed) > MAX_NAMED_FILES else []
     )
 
 
 class State(Enum):
-    """What a directory is to a step that is asked for."""
+    """The state of a directory with respect to a requested step."""
 
     FREE = "free"
     """It holds no step."""
     DONE = "done"
-    """It holds this one, finished."""
+    """It holds this step, finished."""
     RESUMABLE = "resumable"
-    """It holds this one, unfinished."""
+    """It holds this step, unfinished."""
     OTHER = "another's"
-    """It holds another step, or this one with other settings or inputs, or by another version of daskmeans."""
+    """It holds another step, or this one with other settings or inputs, or from another version of daskmeans."""
 
 
 class Status(NamedTuple):
-    """Whether a step is done already."""
+    """The state of a directory, with the reasons."""
 
     state: State
     changed: list[str]
-    """Of another's, what it differs in; a phrase each."""
+    """If the state is OTHER, the differences, one phrase each."""
 
 
 def status(found: dict[str, Any] | None, step: str, settings: dict[str, Any], inputs: dict[str, Any]) -> Status:
-    """Whether a directory with the manifest `found` holds the step with these settings and inputs already.
+    """Compare a directory's manifest `found` with a step, its settings and its inputs.
 
-    What another version of daskmeans has made is another's, as it may compute other bits.
+    Output of another version of daskmeans counts as OTHER, as its results may not be bitwise identical.
 
     Examples
     --------
@@ -173,7 +173,7 @@ def status(found: dict[str, Any] | None, step: str, settings: dict[str, Any], in
 
 
 def check_row_counts(step: str, given: int, **found: int) -> None:
-    """Make sure that the rows that `step` was given are those that it has found a place for, by the name of the place.
+    """Make sure that `step` accounts for all rows that it was given; `found` has the rows of each outcome.
 
     Raises
     ------
@@ -193,17 +193,17 @@ def check_row_counts(step: str, given: int, **found: int) -> None:
 
 
 def read_manifest(path: UPath, *steps: str) -> dict[str, Any]:
-    """Manifest of the finished step in `path`, which must be one of `steps`.
+    """Return the manifest of the finished step in `path`, which must be one of `steps`.
 
     Raises
     ------
     NotFoundError
-        `path` is not there, or is not an output of one of `steps`.
+        `path` does not exist, or is not an output of one of `steps`.
     OutputError
-        It is unfinished: a run is still writing it, or was interrupted. Or another version of daskmeans wrote it, in a
-        format of its own.
+        It is unfinished: a run is still writing it, or was interrupted. Or another version of daskmeans wrote it, in
+        another format.
     DataError
-        The manifest is not what was written.
+        The manifest is damaged, or was changed.
     """
     wanted = " or ".join(f"`daskmeans {step}`" for step in steps)
     if not path.exists():
@@ -211,7 +211,7 @@ def read_manifest(path: UPath, *steps: str) -> dict[str, Any]:
     found = peek_manifest(path)
     if found is None or found["step"] not in steps:
         raise NotFoundError(
-            "this is not what it should be" if found is None else f"this is the output of `daskmeans {found['step']}`",
+            "this is no output of daskmeans" if found is None else f"this is the output of `daskmeans {found['step']}`",
             where=str(path),
             expected=f"the output directory of {wanted}",
         )
@@ -219,7 +219,7 @@ def read_manifest(path: UPath, *steps: str) -> dict[str, Any]:
         raise OutputError(
             f"the output of `daskmeans {found['step']}` is unfinished",
             where=str(path),
-            remedy="run the command that writes it again; it goes on, or replaces what is there",
+            remedy="run the command that writes it again; it resumes or replaces the output",
         )
     if found.get("format") != FORMAT:
         theirs = found.get("versions", {}).get("daskmeans", "of unknown version")
@@ -235,17 +235,17 @@ def read_manifest(path: UPath, *steps: str) -> dict[str, Any]:
 
 
 def file_checksums(path: UPath, *names: str) -> dict[str, dict[str, str]]:
-    """What a manifest says of small files in the directory `path`, by which :func:`read_verified` knows them again."""
+    """Return the manifest entry with the checksums of small files in `path`, which :func:`read_verified` checks."""
     return {"checksums": {name: checksum((path / name).read_bytes()) for name in names}}
 
 
 def read_verified(path: UPath, name: str, found: dict[str, Any]) -> bytes:
-    """Content of the file `name` in the directory `path`, whose manifest `found` holds its checksum.
+    """Return the content of the file `name` in the directory `path`, whose manifest `found` holds its checksum.
 
     Raises
     ------
     DataError
-        It is not what was written, or not there.
+        The file is missing, or its checksum differs.
     """
     known = found.get("checksums", {})
     name = name if name in known else old_name(name)
@@ -260,15 +260,15 @@ def read_verified(path: UPath, name: str, found: dict[str, Any]) -> bytes:
 
 def _damaged_error(file: UPath) -> DataError:
     return DataError(
-        "the file is gone, damaged, or was changed by hand",
+        "the file is missing, damaged, or was changed by hand",
         where=str(file),
-        expected="what daskmeans has written",
+        expected="the file as daskmeans wrote it",
         remedy="run the command that writes it again, with --overwrite",
     )
 
 
 def peek_manifest(path: UPath) -> dict[str, Any] | None:
-    """The manifest in `path`, finished or not; None where there is none of ours, whatever has its name."""
+    """Return the manifest in `path`, finished or not; None if there is none that daskmeans wrote."""
     try:
         try:
             content = (path / MANIFEST_NAME).read_bytes()
@@ -276,12 +276,12 @@ def peek_manifest(path: UPath) -> dict[str, Any] | None:
             content = (path / old_name(MANIFEST_NAME)).read_bytes()
         found = json.loads(content)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
-        return None  # but storage that does not answer is no reason to take hours of work for nothing
+        return None  # other storage errors are raised: hours of work must not be taken for missing
     ours = isinstance(found, dict) and isinstance(found.get("finished"), bool) and isinstance(found.get("step"), str)
     whole = ours and all(isinstance(found.get(name, {}), dict) for name in ("settings", "inputs", "versions"))
     return found if whole else None
 
 
 def write_json(path: UPath, value: Any) -> None:
-    """Write `value` to `path`, readable by people too; a reader sees the old content or the new, never half of it."""
+    """Write `value` to `path` as indented JSON; readers see the old content or the new, never a part."""
     objectstore.replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), "tmp")

@@ -1,7 +1,7 @@
-"""Files that are whole or not there, and what object stores do otherwise than disks.
+"""Atomic writes, and the differences between object stores and disks.
 
-Stores have no directories and rename nothing, but an object appears whole or not at all. Their clients remember
-listings, and raise errors of all kinds.
+Object stores have no directories and no renames, but an object appears completely or not at all. Their clients cache
+listings, and raise errors of many kinds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from upath import UPath
 
-# As URLs name them.
+# URL schemes of object stores.
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
-# Files and directories that are flushed at the same time.
+# Number of files and directories flushed at the same time.
 FLUSH_THREADS = 16
-# Packages that speak to them.
+# Packages of their clients.
 STORE_PACKAGES = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
 
@@ -29,14 +29,15 @@ def is_object_store(path: UPath) -> bool:
 
 
 def disable_listing_cache(path: UPath) -> UPath:
-    """`path`, where on an object store each listing is a fresh one: other processes write there too."""
+    """Return `path` without a listing cache if it lies on an object store, where other processes write too."""
     return UPath(path, use_listings_cache=False) if is_object_store(path) else path
 
 
 def replace_file(path: UPath, content: bytes, writer: str) -> None:
-    """Make `content` that of the file `path`; a reader sees the old content or the new, never half of it.
+    """Replace the content of the file `path` atomically: readers see the old content or the new, never a part.
 
-    Until then it is called after its `writer`, of which there may be several. On a disk it outlives a loss of power.
+    The temporary file is named after its `writer`, of which there may be several. On a disk, the new content survives a
+    power loss.
     """
     if is_object_store(path):
         path.write_bytes(content)
@@ -50,12 +51,12 @@ def replace_file(path: UPath, content: bytes, writer: str) -> None:
 
 
 def flush_to_disk(path: UPath) -> None:
-    """Have a disk of this machine keep the file `path`, or all below the directory, even if the power goes."""
-    if not _is_on_disk(path):  # stores see to it before they answer
+    """Flush the file `path`, or all files below the directory, to a disk of this machine, to survive a power loss."""
+    if not _is_on_disk(path):  # object stores do so before they respond
         return
     tree = os.walk(path.path) if path.is_dir() else [(path.path, [], [])]
     places = [os.path.join(folder, name) for folder, _, names in tree for name in (*names, "")]
-    with ThreadPoolExecutor(FLUSH_THREADS) as pool:  # one waits for the disk, which takes many at a time
+    with ThreadPoolExecutor(FLUSH_THREADS) as pool:  # a flush waits for the disk, which takes many at a time
         list(pool.map(_fsync, places))
 
 
@@ -66,19 +67,19 @@ def _is_on_disk(path: UPath) -> bool:
 def _fsync(place: str) -> None:
     try:
         number = os.open(place.rstrip("/") or "/", os.O_RDONLY)
-    except FileNotFoundError:  # a lock that gave a sign of life meanwhile
+    except FileNotFoundError:  # a lock file replaced by a heartbeat meanwhile
         return
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot
+        if error.errno != errno.EINVAL:  # a file system that does not support it
             raise
     finally:
         os.close(number)
 
 
 def is_storage_error(error: Exception) -> bool:
-    """Whether `error` comes from storage: a store or a disk was not reached, or has refused.
+    """Whether `error` comes from storage: an object store or a disk that is unreachable, or has refused.
 
     Examples
     --------
@@ -91,7 +92,7 @@ def is_storage_error(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def suppress_storage_errors() -> Iterator[None]:
-    """Let it pass if the store or the disk fails in the ``with`` block: what is left to clean, the next run cleans."""
+    """Suppress storage errors in the ``with`` block; the next run cleans up what is left."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What steps return: where the output is, and its figures, also as a table for notebooks."""
+"""Results of steps: the path of the output and its figures, also as a table for notebooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from upath import UPath
 
 
 def html_table(caption: str, figures: Mapping[str, Any]) -> str:
-    """A table of `figures` by their names, as HTML.
+    """Return `figures` by name as an HTML table.
 
     Examples
     --------
@@ -27,12 +27,12 @@ def _shown(figure: Any) -> str:
 
 
 class Result:
-    """Something in the directory `path` of which there are figures."""
+    """An output in the directory `path`, with figures to show."""
 
     path: UPath
 
     def figures(self) -> Mapping[str, Any]:
-        """What is shown, by name."""
+        """The figures to show, by name."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -44,12 +44,12 @@ class Result:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StepResult(Result, Mapping[str, Any]):
-    """What a step has made: a mapping of its figures, which equals one of the same figures.
+    """The result of a step: a mapping of its figures, equal to any mapping with the same figures.
 
     Attributes
     ----------
     path : UPath
-        The directory.
+        The output directory.
     facts : dict
         The figures by name.
 

@@ -1,4 +1,4 @@
-"""What every Parquet file of ours says of itself, in the metadata of its schema; its pages have checksums."""
+"""Signatures of Parquet files: schema metadata that marks files written by daskmeans, and page checksums."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from upath import UPath
 
 from daskmeans.storage.manifest import FORMAT
 
-# For readers: a page that is not what was written is an error.
+# For readers: a page with a wrong checksum is an error.
 VERIFY_PAGES = {"page_checksum_verification": True}
 
 
 def sign_schema(schema: pa.Schema, step: str) -> pa.Schema:
-    """`schema` with the format of our files, the version of daskmeans and the step that writes, beside its metadata.
+    """Return `schema` with the file format, the version of daskmeans and the step added to its metadata.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def sign_schema(schema: pa.Schema, step: str) -> pa.Schema:
 
 
 def is_signed(schema: pa.Schema) -> bool:
-    """Whether a file of `schema` is one of ours.
+    """Whether a file with this `schema` was written by daskmeans.
 
     Examples
     --------
@@ -40,13 +40,13 @@ def is_signed(schema: pa.Schema) -> bool:
 
 
 def write_table(table: pa.Table, to: UPath | pa.NativeFile, step: str) -> None:
-    """Write `table` to a file or a stream, signed."""
+    """Write `table` to a file or a stream, with a signature."""
     signature = sign_schema(table.schema, step).metadata
     where, fs = (to.path, to.fs) if isinstance(to, UPath) else (to, None)
     pq.write_table(table.replace_schema_metadata(signature), where, filesystem=fs, write_page_checksum=True)
 
 
 def open_writer(path: UPath, schema: pa.Schema, step: str, **options: Any) -> pq.ParquetWriter:
-    """Writer of tables of `schema` to the file `path`, signed; tables need not be."""
+    """Return a writer of tables of `schema` to the file `path`; it adds the signature, tables need none."""
     options |= {"filesystem": path.fs, "write_page_checksum": True}
     return pq.ParquetWriter(path.path, sign_schema(schema, step), **options)

@@ -1,4 +1,4 @@
-"""How an output becomes final: written beside its manifest, which is finished last."""
+"""The lifecycle of a step's output: its manifest is marked finished last."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from daskmeans.storage import diskspace, lock, manifest, objectstore
 
 
 class Step:
-    """An output directory while it is being made.
+    """An output directory while it is being written.
 
     Attributes
     ----------
     path : UPath
-        The directory.
+        The output directory.
     facts : dict
-        What the manifest will tell besides settings and inputs, such as row counts; JSON types only.
+        What the manifest records besides settings and inputs, such as row counts; JSON types only.
     """
 
     def __init__(self, path: UPath, head: dict[str, Any], held: lock.Lock, client: Client | None = None) -> None:
@@ -37,7 +37,7 @@ class Step:
         resources.reset_peaks(self._client)
 
     def write_manifest(self, finished: bool) -> None:
-        """Write the manifest as it stands, if no other run has taken the output."""
+        """Write the manifest in its present state; raise if another run has taken over the output."""
         if finished:
             objectstore.flush_to_disk(self.path)
         self._lock.check()
@@ -59,7 +59,7 @@ def open_step(
     need: int = 0,
     client: Client | None = None,
 ) -> Iterator[Step]:
-    """Make `out` the output of step `name`; on any error remove it again, or what cannot be gone on from.
+    """Make `out` the output of step `name`; on an error, remove everything that the step cannot resume from.
 
     Parameters
     ----------
@@ -69,44 +69,44 @@ def open_step(
     name : str
         ``embed``, ``fit``, ``assign``, ``dedup``, ``apply``.
     settings, inputs : dict
-        What determines the result; JSON types only.
+        Everything that determines the result; JSON types only.
     overwrite : bool, default False
-        Replace a finished output of daskmeans, or an unfinished one that has other settings or inputs. A directory of
-        anything else is never touched.
+        Replace a finished output of daskmeans, or an unfinished one with other settings or inputs. A directory with
+        any other content is never touched.
     resume : str, optional
-        Name of the directory below `out` from which this step can go on. An unfinished step with the same settings
-        and inputs finds there what it has left, also when it failed; a finished one has none.
+        Name of the directory below `out` from which this step can resume. It is kept when the step fails, for the next
+        run with the same settings and inputs, and removed when the step is finished.
     keep : sequence of str
-        Names of directories below `out` that are kept; if they are steps of their own, when this step fails, only
-        finished ones.
+        Names of directories below `out` that are kept. If this step fails, those that are steps of their own are kept
+        only if finished.
     need : int, default 0
-        Bytes that the output will take, about.
+        Approximate size of the output, in bytes.
     client : distributed.Client, optional
-        Whose workers' peak memory the manifest tells.
+        The manifest records the peak memory of its workers.
 
     Raises
     ------
     OutputError
         `out` holds something that must not be overwritten.
     DiskError
-        The output does not fit on its disk, by `need` or when it is written.
+        The output does not fit on its disk: `need` says so, or writing fails.
     """
     check_output_free(out, name, overwrite=overwrite)
     diskspace.check_space(out, need)
     fresh = [parent for parent in out.parents if not parent.exists()]
     if out.parents[-1] in fresh:
         raise OutputError(
-            "there is no such bucket, or it must not be seen with these credentials",
+            "there is no such bucket, or these credentials give no access to it",
             where=str(out.parents[-1]),
-            expected="a bucket that is there",
-            remedy="make the bucket, or correct its name, the endpoint or the credentials",
+            expected="an existing bucket",
+            remedy="create the bucket, or correct its name, the endpoint or the credentials",
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except (OSError, NotImplementedError) as error:  # such as http, which is only read
-        reason = getattr(error, "strerror", None) or error or "this kind of storage is only read"
-        remedy = "choose a directory that this user may write, below no file"
-        raise OutputError(f"the directory cannot be made ({reason})", where=str(out), remedy=remedy) from None
+    except (OSError, NotImplementedError) as error:  # such as http, which is read-only
+        reason = getattr(error, "strerror", None) or error or "this kind of storage is read-only"
+        remedy = "choose a directory that this user may write to, not below a file"
+        raise OutputError(f"the directory cannot be created ({reason})", where=str(out), remedy=remedy) from None
     with diskspace.translate_disk_errors(out), lock.hold_lock(out) as mine:
         check_output_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
         kept = {resume} if resume and is_resumable(out, name, settings, inputs, resume, overwrite=overwrite) else set()
@@ -119,36 +119,33 @@ def open_step(
         }
         made = Step(out, head, mine, client)
         if kept:
-            made.facts["resumed"] = True  # seconds and peaks are those of the last part
-        made.write_manifest(
-            finished=False
-        )  # before the rest is removed, so that a kill in between leaves an output of ours
+            made.facts["resumed"] = True  # seconds and peaks are those since it resumed
+        # Before the rest is removed, so that a kill in between leaves a recognisable output.
+        made.write_manifest(finished=False)
         _clear_directory(out, {manifest.MANIFEST_NAME, *kept, *keep})
         try:
             yield made
         except BaseException:
-            with objectstore.suppress_storage_errors():  # the first error is the one to tell
+            with objectstore.suppress_storage_errors():  # the first error is the one to report
                 if mine.held:
                     _remove_failed_output(out, resume, keep, fresh)
             raise
         made.write_manifest(finished=True)
         if resume:
-            manifest.remove_tree(
-                out / resume
-            )  # last: a kill before this leaves a finished output with something too much
+            manifest.remove_tree(out / resume)  # last: a kill before this leaves a finished output with leftovers
     counts = {key: value for key, value in made.facts.items() if not isinstance(value, list)}
     log_event("daskmeans", {"step": name, "out": str(out)} | counts, client)
 
 
 def remove_leftovers(out: UPath, resume: str | None) -> None:
-    """Remove what a run has left beside its finished output that was killed before it could.
+    """Remove leftovers beside a finished output whose run was killed before it could.
 
     Raises
     ------
     OutputError
         Another run is writing it.
     """
-    if (out / lock.LOCK_NAME).exists():  # what goes last
+    if (out / lock.LOCK_NAME).exists():  # it is removed last
         with lock.hold_lock(out):
             if resume:
                 manifest.remove_tree(out / resume)
@@ -161,9 +158,9 @@ def _clear_directory(out: UPath, kept: set[str]) -> None:
 
 
 def _remove_failed_output(out: UPath, resume: str | None, keep: Sequence[str], fresh: Sequence[UPath]) -> None:
-    """Remove what a step has left that failed, but for what can be gone on from."""
+    """Remove the output of a failed step, except for what it can resume from."""
     if resume and (out / resume).exists():
-        logger.info("what is done is kept, and the same command goes on from it: %s", out / resume)
+        logger.info("finished work is kept, and the same command resumes from it: %s", out / resume)
         return
     done = {
         name
@@ -174,7 +171,7 @@ def _remove_failed_output(out: UPath, resume: str | None, keep: Sequence[str], f
         _clear_directory(out, {manifest.MANIFEST_NAME, *done})
         return
     manifest.remove_tree(out)
-    for parent in fresh:  # made for this step only, unless something else lies there by now
+    for parent in fresh:  # created for this step, unless something else lies there by now
         if parent.exists() and not any(parent.iterdir()):
             manifest.remove_tree(parent)
 
@@ -182,12 +179,12 @@ def _remove_failed_output(out: UPath, resume: str | None, keep: Sequence[str], f
 def is_resumable(
     out: UPath, name: str, settings: dict[str, Any], inputs: dict[str, Any], resume: str, *, overwrite: bool = False
 ) -> bool:
-    """Whether `out` holds step `name` with these settings and inputs, unfinished, which then goes on from `resume`.
+    """Whether `out` holds step `name` with these settings and inputs, unfinished, so that it resumes from `resume`.
 
     Raises
     ------
     OutputError
-        It has others, something is left in `resume`, and `overwrite` is not set: hours of work may lie there.
+        Settings or inputs differ, `resume` is not empty, and `overwrite` is not set: hours of work may lie there.
     """
     found = manifest.peek_manifest(out)
     if found is None or found["finished"]:
@@ -198,8 +195,8 @@ def is_resumable(
             f"the step {found['step']!r} is unfinished here, with other settings or another input: "
             + "; ".join(changed),
             where=str(out),
-            expected="the settings and the input with which it began, to go on",
-            remedy="call it as before, choose another directory, or add --overwrite to begin anew",
+            expected="the settings and the input it began with, to resume it",
+            remedy="call it as before, choose another directory, or add --overwrite to start over",
         )
     return state is manifest.State.RESUMABLE
 
@@ -217,10 +214,10 @@ def check_output_free(out: UPath, name: str, *, overwrite: bool = False) -> None
         raise OutputError(
             "the output exists and is a file",
             where=str(out),
-            expected="a directory to be made",
+            expected="a directory to create",
             remedy="choose another --out",
         )
-    # A run that was killed may have left its lock, and what was to become its manifest.
+    # A killed run may have left its lock and the temporary file of its manifest.
     if all(child.name.startswith((lock.LOCK_NAME, manifest.MANIFEST_NAME + ".")) for child in out.iterdir()):
         return
     found = manifest.peek_manifest(out)
@@ -228,14 +225,14 @@ def check_output_free(out: UPath, name: str, *, overwrite: bool = False) -> None
         raise OutputError(
             "the output directory holds files that daskmeans did not write",
             where=str(out),
-            expected="a new or an empty directory",
+            expected="a new or empty directory",
             remedy="choose another --out, or empty it yourself",
         )
     if found["finished"] and not overwrite:
         raise OutputError(
             f"the output exists already (step {found['step']!r}, finished)",
             where=str(out),
-            expected="a new or an empty directory",
+            expected="a new or empty directory",
             remedy="choose another --out, or add --overwrite to replace it",
         )
     if found["step"] != name:

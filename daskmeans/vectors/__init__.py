@@ -1,1 +1,1 @@
-"""Files to dask dataframes to matrices, and back; rows are checked here, once."""
+"""Embeddings in files, Dask dataframes and matrices; rows are checked here, once."""

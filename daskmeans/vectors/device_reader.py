@@ -1,8 +1,8 @@
-"""The task that reads one partition onto a device: a frame of cuDF, of rows that are checked there.
+"""The task that reads one partition onto a device, as a cuDF dataframe of checked rows.
 
-Only whether all is as it should be is seen on the device. Wherever it is not, or cuDF cannot tell, the reader for
-processors reads the partition instead, with its errors, its rejected rows and its types, and the rows are sent. So
-every rule holds that holds for frames of pandas.
+The device only checks whether all rows are valid. If they are not, or cuDF cannot tell, the CPU reader reads the
+partition instead, with its errors, rejected rows and types, and the rows are copied to the device. So the rules are the
+same as for pandas dataframes.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class DeviceReader:
     Attributes
     ----------
     reader : Reader
-        Of the same rows, for processors.
+        CPU reader of the same rows.
     """
 
     reader: Reader
 
     def __call__(self, partition: Partition) -> Any:
-        """Rows of `partition`, as a frame of cuDF."""
+        """Return the rows of `partition` as a cuDF dataframe."""
         with explain_full_memory():
             frame = self._read(partition) if self.reader.format == "parquet" and partition.left_out is None else None
             return to_cudf(self.reader.table(partition)) if frame is None else frame
 
     def _read(self, partition: Partition) -> Any:
-        """The rows as cuDF reads them; None where these are not sure to be right."""
+        """Return the rows as cuDF reads them; None if they may be wrong."""
         try:
             if all(map(_is_readable_by_cudf, partition.slices)):
                 frame = self._read_slices(partition)
                 return frame if self._is_valid(frame, partition.rows) else None
         except (OSError, OverflowError, RuntimeError, TypeError, ValueError):
-            pass  # whatever it was, the other reader has words for it, or finds nothing wrong
+            pass  # the CPU reader reports the problem, or finds none
         return None
 
     def _read_slices(self, partition: Partition) -> Any:
@@ -60,14 +60,14 @@ class DeviceReader:
                 skip_rows=piece.first,
                 nrows=piece.rows,
                 use_pandas_metadata=False,
-                dataset_kwargs={"partitioning": None},  # a directory's name is no column
+                dataset_kwargs={"partitioning": None},  # directory names are not columns
             )
             for piece in partition.slices
         ]
         return cudf.concat(read, ignore_index=True) if len(read) > 1 else read[0]
 
     def _is_valid(self, frame: Any, rows: int) -> bool:
-        """Whether these are all rows, with the types of the schema, and none has a problem."""
+        """Whether `frame` has all rows, with the types of the schema, and none has a problem."""
         schema, found = self.reader.schema, cudf_schema(frame_schema(frame))
         if (
             len(frame) != rows
@@ -82,17 +82,17 @@ class DeviceReader:
         for field in found:
             if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
                 frame[field.name].to_arrow().validate(full=True)  # files may hold bytes that are not UTF-8
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
             X = X.astype(np.float32, copy=False)
         return bool(np.isfinite(X).all()) and (self.reader.allow_zero or bool((X != 0).any(axis=1).all()))
 
 
 def _is_readable_by_cudf(piece: Slice) -> bool:
-    """Whether cuDF can reach a file, and it is none of ours, of whose pages only pyarrow looks at the checksums."""
+    """Whether cuDF can read a file: it is local, and unsigned, as only pyarrow verifies page checksums."""
     return is_local(piece.path) and not is_signed(pq.read_schema(piece.path.path))
 
 
 def _has_same_types(found: list[pa.DataType], expected: list[pa.DataType]) -> bool:
-    """Whether types are equal, but for the width of the offsets of strings."""
+    """Whether types are equal, except for the offset width of strings."""
     strings = {pa.string(), pa.large_string()}
     return all(one == other or {one, other} == strings for one, other in zip(found, expected, strict=True))

@@ -1,4 +1,4 @@
-"""Which columns are read, and as what type they come out."""
+"""The columns that are read, and the types they are read as."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RENAME_REMEDY = "write the file again with columns of different names"
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the columns that are read; either `embedding` or `text` is given."""
+    """Names of the columns to read; either `embedding` or `text` is given."""
 
     id: str
     embedding: str | None
@@ -35,7 +35,7 @@ class Fields:
 
 
 def as_names(given: str | Iterable[str]) -> tuple[str, ...]:
-    """One or several names of columns.
+    """Return one or several column names as a tuple.
 
     Examples
     --------
@@ -53,14 +53,14 @@ def choose_fields(
     text_field: str | None,
     metadata: str | Iterable[str],
 ) -> Fields:
-    """The columns to read of files such as `path`, whose `schema` must have them.
+    """Choose the columns to read from files such as `path`, whose `schema` must have them.
 
     Raises
     ------
     UsageError
-        A column is missing or of a wrong type, or there are several columns of vectors and none was named.
+        A column is missing or has a wrong type, or there are several vector columns and none was named.
     DataError
-        A column is there twice.
+        A column name occurs twice.
     """
     names = tuple(dict.fromkeys(as_names(metadata)))
     _require_column(schema, path, id_field, "--id-field")
@@ -78,7 +78,7 @@ def choose_fields(
     value = embedding_field or text_field
     if value == id_field:
         raise UsageError(
-            f"the column {value!r} is to be the ids and the {'texts' if text_field else 'vectors'} too",
+            f"the column {value!r} is named for both the ids and the {'texts' if text_field else 'vectors'}",
             where=str(path),
             expected=f"two of the columns {', '.join(schema.names)}",
             remedy=f"name another column with --id-field or {'--text-field' if text_field else '--embedding-field'}",
@@ -89,12 +89,12 @@ def choose_fields(
 def output_schema(
     fields: Fields, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int, like: UPath
 ) -> pa.Schema:
-    """What comes out of all files of `surveys`, each of which has rows; those of `like` have this `dimension`.
+    """Return the schema of the rows of all files in `surveys`, none of them empty; vectors in `like` have `dimension`.
 
     Raises
     ------
     UsageError
-        A column is missing in one of the files, or of a wrong type.
+        A column is missing in one of the files, or has a wrong type.
     DataError
         Two files contradict each other.
     """
@@ -108,7 +108,7 @@ def output_schema(
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:
-    """`type_` without dictionary, view or 64-bit offsets, so that every partition has the same."""
+    """Return `type_` without dictionary, view or 64-bit offsets, so that all partitions have the same type."""
     if pa.types.is_dictionary(type_):
         return plain_type(type_.value_type)
     if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
@@ -132,7 +132,7 @@ def _refuse_duplicate(schema: pa.Schema, path: UPath, name: str, otherwise: str 
         raise DataError(
             f"there are {schema.names.count(name)} columns {name!r}",
             where=str(path),
-            expected="one of each name",
+            expected="unique column names",
             remedy=f"{otherwise}{RENAME_REMEDY}",
         )
 
@@ -155,14 +155,14 @@ def _find_vector_column(schema: pa.Schema, path: UPath, taken: Sequence[str]) ->
         raise UsageError(
             f"there are {len(found)} columns of vectors: {', '.join(found)}",
             where=str(path),
-            expected="one, or to be told which",
+            expected="one, or the name of the one to read",
             remedy=f"--embedding-field {single[0]}" if single else RENAME_REMEDY,
         )
     return found[0]
 
 
 def _common_type(name: str, surveys: Sequence[tuple[UPath, FileSurvey]], type_of: TypeOf) -> pa.DataType:
-    """The type of column `name` that all files agree on; files that hold nulls only agree with any."""
+    """Return the type of column `name` that all files agree on; files with only nulls agree with any type."""
     first: tuple[UPath, pa.DataType] | None = None
     for path, stored in _column_types(name, surveys):
         type_ = type_of(stored, f"{path}, column {name!r}")
@@ -190,12 +190,12 @@ def _raise_contradiction(name: str, one: tuple[UPath, str], other: tuple[UPath, 
         f"column {name!r} is {one[1]} in {one[0]}, but {other[1]} here",
         where=str(other[0]),
         expected="the same in all files",
-        remedy="write one of the files again, or give them to separate runs",
+        remedy="rewrite one of the files, or use them in separate runs",
     )
 
 
 def id_type(type_: pa.DataType, where: str) -> pa.DataType:
-    """What ids of type `type_` come out as: int64 or string."""
+    """Return the type that ids of type `type_` are read as: int64 or string."""
     bare = plain_type(type_)
     if pa.types.is_integer(bare):
         return pa.int64()
@@ -217,7 +217,7 @@ def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
         pc.take(pa.nulls(1, carried), pa.array([0]))
     except pa.ArrowNotImplementedError:
         raise UsageError(
-            f"the column is {type_}, of which pyarrow cannot pick rows",
+            f"the column is {type_}, from which pyarrow cannot select rows",
             where=where,
             expected="a column of another type",
             remedy="leave it out of the metadata fields, or write it as another type",
@@ -226,7 +226,7 @@ def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
 
 
 def _vector_type(name: str, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int, like: UPath) -> pa.DataType:
-    """Fixed-size list of `dimension` elements of the widest type found; integers become float32."""
+    """Return the fixed-size list of `dimension` elements of the widest type found; integers become float32."""
     widest = pa.float16()
     for path, type_ in _column_types(name, surveys):
         if is_untyped(type_):
@@ -239,7 +239,7 @@ def _vector_type(name: str, surveys: Sequence[tuple[UPath, FileSurvey]], dimensi
 
 
 def _element_type(type_: pa.DataType, where: str) -> pa.DataType:
-    """Floating-point type of the elements of lists of type `type_`; float32 for integers."""
+    """Return the floating-point type of the elements of lists of type `type_`; float32 for integers."""
     element = type_.value_type if is_list(type_) else pa.null()
     if pa.types.is_floating(element):
         return element

@@ -1,4 +1,4 @@
-"""Paths and URLs on any fsspec file system: what they are called, how they are opened, and what goes wrong there."""
+"""Paths and URLs on any fsspec file system: names, opening, and errors."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ Input = str | os.PathLike | UPath | Result
 
 
 def as_list(inputs: Input | Sequence[Input]) -> list[Input]:
-    """One or several inputs as a list."""
+    """Return one or several inputs as a list."""
     return [inputs] if isinstance(inputs, Input) else list(inputs)
 
 
 def find_directories(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
-    """Those of `inputs` that are directories."""
+    """Return those of `inputs` that are directories."""
     return [path for path in (open_path(one, storage_options) for one in as_list(inputs)) if path.is_dir()]
 
 
 def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
-    """Make sure that the directory `out` neither lies inside one of `inputs`, files or directories, nor holds one.
+    """Make sure that the directory `out` neither lies inside one of `inputs`, files or directories, nor contains one.
 
     Raises
     ------
@@ -53,26 +53,26 @@ def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
         theirs = real_path(one).rstrip("/") + "/"
         if _is_same_storage(out, one) and (mine.startswith(theirs) or theirs.startswith(mine)):
             raise OutputError(
-                "the output lies inside the input" if mine.startswith(theirs) else "the output holds the input",
+                "the output lies inside the input" if mine.startswith(theirs) else "the output contains the input",
                 where=str(out),
-                expected=f"a directory apart from {one}",
+                expected=f"a directory outside {one}",
                 remedy="choose another --out",
             )
 
 
 def format_of(path: UPath) -> str:
-    """``parquet``, ``jsonl`` or ``npy``, from the name of `path`."""
+    """Return ``parquet``, ``jsonl`` or ``npy``, from the name of `path`."""
     name = path.name.lower()
     stem = next((name.removesuffix(packing) for packing in COMPRESSIONS if name.endswith(packing)), name)
     format_ = FORMATS.get("." + stem.rpartition(".")[2])
     if format_ is None or (stem != name and format_ != "jsonl"):
         expected = f"a name ending in {SUFFIXES}"
-        raise UsageError("the format is not known from the name", where=str(path), expected=expected)
+        raise UsageError("the name does not show the format", where=str(path), expected=expected)
     return format_
 
 
 def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> UPath:
-    """`path`, or that of a result, as an absolute UPath whose filesystem is there."""
+    """Return `path`, or that of a result, as an absolute UPath whose file system is available."""
     if isinstance(path, Result):
         path = path.path
     if not str(path):
@@ -86,28 +86,28 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
         return opened
     except ImportError:
         raise _missing_backend_error(str(path)) from None
-    except Exception as error:  # whatever a backend raises for options it does not take
+    except Exception as error:  # whatever a backend raises for invalid options
         raise UsageError(
             f"the URL cannot be opened ({type(error).__name__}: {_redact(storage_options, str(error))})",
             where=str(path),
-            expected="a path, or a URL of a kind that fsspec knows, with the storage options that it takes",
+            expected="a path, or a URL that fsspec supports, with valid storage options",
         ) from None
 
 
 def _redact(options: Any, text: str) -> str:
-    """`text` in which no value of `options` can be read: some of them are secrets."""
+    """Return `text` without any value of `options`, as some are secrets."""
     if isinstance(options, Mapping):
         return functools.reduce(lambda left, value: _redact(value, left), options.values(), text)
     return text.replace(options, "***") if options and isinstance(options, str) else text
 
 
 def join_inside(root: UPath, name: str) -> UPath:
-    """The file `name`, as a manifest or an object store tells it, below the directory `root`.
+    """Return the file `name`, which comes from a manifest or an object store, below the directory `root`.
 
     Raises
     ------
     DataError
-        It lies somewhere else.
+        The file lies outside `root`.
 
     Examples
     --------
@@ -122,40 +122,40 @@ def join_inside(root: UPath, name: str) -> UPath:
 
 
 def is_local(path: UPath) -> bool:
-    """Whether `path` lies on a disk of this machine, as far as the URL tells."""
+    """Whether `path` lies on a disk of this machine, judging by the URL."""
     return path.protocol in ("", "file", "local")
 
 
 def _is_same_storage(one: UPath, other: UPath) -> bool:
-    """Whether the paths of `one` and `other` mean the same places; fsspec's file systems differ in each thread."""
+    """Whether `one` and `other` lie on the same storage; fsspec's file system objects differ between threads."""
     if is_local(one) or is_local(other):
         return is_local(one) and is_local(other)
     return type(one.fs) is type(other.fs) and one.storage_options == other.storage_options
 
 
 def real_path(path: UPath) -> str:
-    """Where `path` lies: on a disk of this machine without links and ``..``, so that a place has one name."""
+    """Return a unique name for the place of `path`: on a local disk, without links and ``..``."""
     return os.path.realpath(path.path) if is_local(path) else path.path
 
 
 @contextlib.contextmanager
 def translate_write_errors(out: UPath) -> Iterator[None]:
-    """Explain what goes wrong where a worker writes below the directory `out`, which the client has made."""
+    """Explain errors of a worker that writes below the directory `out`, which the client has created."""
     try:
         yield
     except FileNotFoundError:
         raise OutputError(
             "a worker cannot see the output directory",
             where=str(out),
-            remedy="give an --out that all workers reach",
+            remedy="choose an --out that all workers can reach",
         ) from None
 
 
 @contextlib.contextmanager
 def translate_read_errors(path: UPath) -> Iterator[None]:
-    """Turn whatever goes wrong while `path` is read into an error of ours.
+    """Turn any error while `path` is read into a DaskmeansError.
 
-    Only calls into file systems and parsers belong inside: every backend has exceptions of its own, so all are caught.
+    Only calls into file systems and parsers belong inside: every backend has its own exceptions, so all are caught.
     """
     try:
         yield
@@ -173,7 +173,7 @@ def translate_read_errors(path: UPath) -> Iterator[None]:
 
 
 def stat_file(path: UPath) -> tuple[int, str]:
-    """Size of `path` in bytes, and what tells its version: an etag or a time, empty if the storage knows neither."""
+    """Return the size of `path` in bytes and its version: an ETag or a time, empty if the storage has neither."""
     with translate_read_errors(path):
         info = path.fs.info(path.path)
     version = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
@@ -190,7 +190,7 @@ def _missing_backend_error(url: str) -> UsageError:
 
 
 def common_parent(paths: Sequence[str]) -> str:
-    """Longest prefix of all `paths` that ends with a slash; empty if there is none.
+    """Return the longest common prefix of `paths` that ends with a slash; empty if there is none.
 
     Examples
     --------

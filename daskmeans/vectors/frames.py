@@ -1,7 +1,7 @@
-"""Frames of pandas and of cuDF: what the two do not have in common, so that nobody else has to ask.
+"""Dataframes of pandas and of cuDF: all code that differs between the two.
 
-A frame of cuDF lies on a device. Whatever is not known to work there is done in memory, on an Arrow-backed frame of
-pandas, and goes back.
+A cuDF dataframe lies on a device. Whatever is not known to work there is done in host memory, on an Arrow-backed pandas
+dataframe, and copied back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from daskmeans.vectors.matrix import is_list, to_fixed_lists, to_matrix
 
 
 def is_cudf(frame: Any) -> bool:
-    """Whether a frame or a column is one of cuDF.
+    """Whether a dataframe or a column belongs to cuDF.
 
     Examples
     --------
@@ -29,21 +29,21 @@ def is_cudf(frame: Any) -> bool:
 
 
 def to_table(frame: Any) -> pa.Table:
-    """The columns of `frame`, without its index."""
+    """Return the columns of `frame` as a table, without its index."""
     if is_cudf(frame):
         return frame.to_arrow(preserve_index=False)
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def frame_schema(frame: Any) -> pa.Schema:
-    """Names and types of the columns of `frame`; those of Python objects by their rows."""
+    """Return the schema of `frame`; types of Python objects are inferred from the rows."""
     if is_cudf(frame):
         return to_table(frame.iloc[:0]).schema
     return pa.Schema.from_pandas(frame, preserve_index=False)
 
 
 def frame_to_host(frame: Any) -> pd.DataFrame:
-    """`frame` in memory, Arrow-backed; one that is there as it is."""
+    """Return `frame` in host memory, Arrow-backed; a pandas dataframe is returned unchanged."""
     if not is_cudf(frame):
         return frame
     made = to_table(frame).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
@@ -52,21 +52,21 @@ def frame_to_host(frame: Any) -> pd.DataFrame:
 
 
 def frame_to_device(frame: pd.DataFrame) -> Any:
-    """`frame` as one of cuDF, with its index."""
+    """Return `frame` as a cuDF dataframe, with its index."""
     made = to_cudf(to_table(frame))
     made.index = frame.index
     return made
 
 
 def match_kind(frame: Any, made: pd.DataFrame) -> Any:
-    """`made` as a frame of the kind of `frame`."""
+    """Return `made` as a dataframe of the same kind as `frame`."""
     return frame_to_device(made) if is_cudf(frame) else made
 
 
 def to_cudf(table: pa.Table) -> Any:
-    """A frame of cuDF with the columns of `table`.
+    """Return a cuDF dataframe with the columns of `table`.
 
-    cuDF knows neither lists of a fixed size nor float16: they become lists, and float32.
+    cuDF has neither fixed-size lists nor float16: they become lists and float32.
     """
     import cudf
 
@@ -74,35 +74,35 @@ def to_cudf(table: pa.Table) -> Any:
 
 
 def is_cudf_wanted() -> bool:
-    """Whether Dask is set to make frames of cuDF."""
+    """Whether Dask is configured to create cuDF dataframes."""
     return dask.config.get("dataframe.backend", "pandas") == "cudf"
 
 
 def make_empty_cudf(table: pa.Table) -> Any:
-    """A frame of cuDF that `table`, which has no rows, becomes.
+    """Return the cuDF dataframe of `table`, which has no rows.
 
     Raises
     ------
     MissingExtraError
         cuDF is not installed.
     UsageError
-        It has no device here, or cannot hold a column.
+        cuDF has no device here, or does not support a column.
     """
     if find_spec("cudf") is None:
         raise MissingExtraError("cudf", "gpu")
     try:
         return to_cudf(table)
-    except (RuntimeError, TypeError, ValueError) as error:  # of CUDA, of cuDF, of Arrow
+    except (RuntimeError, TypeError, ValueError) as error:  # from CUDA, cuDF or Arrow
         raise UsageError(
-            f"cuDF cannot make a dataframe of the columns {', '.join(table.column_names)} ({error})",
+            f"cuDF cannot create a dataframe with the columns {', '.join(table.column_names)} ({error})",
             where="Dask's setting dataframe.backend",
-            expected="a device in this process too, and columns of types that cuDF knows",
+            expected="a device in this process too, and columns of types that cuDF supports",
             remedy="set DASK_DATAFRAME__BACKEND=pandas, or leave the metadata out",
         ) from error
 
 
 def cudf_schema(schema: pa.Schema) -> pa.Schema:
-    """What comes back from cuDF in place of `schema`.
+    """Return the schema that `schema` becomes in cuDF.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def _cudf_type(type_: pa.DataType) -> pa.DataType:
 
 
 def with_fixed_lists(table: pa.Table, column: str) -> pa.Table:
-    """`table` with the vectors of `column` as lists of a fixed size, as files hold them.
+    """Return `table` with the vectors of `column` as fixed-size lists, as in files.
 
     Raises
     ------
@@ -141,9 +141,9 @@ def with_fixed_lists(table: pa.Table, column: str) -> pa.Table:
 
 
 def to_cupy_matrix(column: Any) -> Any:
-    """The elements of a column of cuDF as a matrix of cupy, shape (n, d), which is not copied.
+    """Return the elements of a cuDF column as a CuPy matrix, shape (n, d), without a copy.
 
-    None where they are no such matrix: a vector or an element is null, lengths differ, or there are no numbers.
+    None if that is impossible: a vector or an element is null, lengths differ, or the elements are not numbers.
     """
     lists = getattr(column, "list", None)
     if lists is None or not len(column) or column.null_count:
@@ -157,7 +157,7 @@ def to_cupy_matrix(column: Any) -> Any:
 
 
 def to_cudf_column(X: Any, index: Any) -> Any:
-    """A column of cuDF of the rows of a matrix of cupy (C-contiguous), which is not copied."""
+    """Return a cuDF column of the rows of a CuPy matrix (C-contiguous), without a copy."""
     import cudf
     import pylibcudf
 

@@ -1,7 +1,7 @@
 """Ids that occur more than once.
 
-Hashes of all ids are compared first, range by range of the hash, where they lie; only the few rows whose hashes are
-equal are compared by their ids. So the answer is exact, and no process holds all ids.
+First the hashes of all ids are compared on the workers, one range of hashes at a time. Then only the few rows with
+equal hashes are compared by id. So the answer is exact, and no process holds all ids.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.source import Source
 from daskmeans.vectors.validate import SKIP_REMEDY
 
-# Rows whose hashes one task compares: 16 bytes each.
+# Rows whose hashes one task compares, at 16 bytes each.
 ROWS_PER_RANGE = 8 * 2**20
 MAX_EXAMPLES = 3
 
 
 def find_duplicate_ids(source: Source, client: Client | None = None, rows_per_range: int = ROWS_PER_RANGE) -> pa.Table:
-    """All later occurrences of ids that an earlier row of the input has; null ids are no ids.
+    """Find all rows whose id occurs in an earlier row of the input; null ids do not count.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def find_duplicate_ids(source: Source, client: Client | None = None, rows_per_ra
 
 
 def check_ids(source: Source, on_bad_row: str = "error", client: Client | None = None) -> Source:
-    """`source`, of whose rows no two with the same id come out.
+    """Return `source` such that no two of its rows have the same id.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def check_ids(source: Source, on_bad_row: str = "error", client: Client | None =
 
 def _duplicates_error(source: Source, found: pa.Table) -> DataError:
     distinct = len(pc.unique(found.column("id")))
-    # Of each id the second occurrence, in the order of the input.
+    # The second occurrence of each id, in the order of the input.
     examples = list({row["id"]: row for row in found.slice(0, 1000).to_pylist()[::-1]}.values())[::-1][:MAX_EXAMPLES]
     places = [
         f"{row['id']!r} ({source.place(row['first_partition'], row['first_row'])}, and "
@@ -107,13 +107,13 @@ def _duplicates_error(source: Source, found: pa.Table) -> DataError:
         + "; ".join(places)
         + ("; ..." if distinct > len(places) else ""),
         where=f"column {source.id_field!r}, rows counted from 0",
-        expected="ids that occur once in the whole input",
+        expected="unique ids in the whole input",
         remedy=f"make the ids unique, name another --id-field, or {SKIP_REMEDY} (the first row of each id stays)",
     )
 
 
 def _find_suspects(source: Source, client: Client | None, rows_per_range: int) -> np.ndarray:
-    """Numbers of all rows whose id hashes like that of another row, ascending. int64."""
+    """Return the numbers of all rows whose id has the same hash as another row's, ascending. int64."""
     ranges = -(-source.rows // rows_per_range)
     run = uuid.uuid4().hex[:8]
     hashed: list[Any] = []
@@ -128,7 +128,7 @@ def _find_suspects(source: Source, client: Client | None, rows_per_range: int) -
 
 
 def _hash_ids(reader: Reader, partition: Partition, start: int, ranges: int) -> list[np.ndarray]:
-    """Hash and number of each row of `partition` that has an id, divided by hash; `start` is the first number."""
+    """Return hash and number of each row of `partition` with an id, split by hash; `start` is the first number."""
     ids = reader.ids(partition)
     valid = np.flatnonzero(~null_mask(ids))
     hashes = np.empty((len(valid), 2), np.uint64)
@@ -139,7 +139,7 @@ def _hash_ids(reader: Reader, partition: Partition, start: int, ranges: int) -> 
 
 
 def _find_equal_hashes(parts: list[np.ndarray]) -> np.ndarray:
-    """Numbers of the rows whose hash occurs more than once in `parts`."""
+    """Return the numbers of the rows whose hash occurs more than once in `parts`."""
     hashes, numbers = np.concatenate(parts).T
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
@@ -151,7 +151,7 @@ def _find_equal_hashes(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _read_ids(source: Source, numbers: np.ndarray, starts: np.ndarray, client: Client | None) -> pa.ChunkedArray:
-    """Ids of the rows with the given ascending `numbers`."""
+    """Read the ids of the rows with the given ascending `numbers`."""
     run = uuid.uuid4().hex[:8]
     take = delayed(_take_ids, pure=False)
     bounds = np.searchsorted(numbers, starts)
@@ -170,7 +170,7 @@ def _take_ids(reader: Reader, partition: Partition, rows: np.ndarray) -> pa.Chun
 
 
 def _find_repeats(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """For each value that occurred before, ascending: where it was first, and where it is now."""
+    """Return the first and the present position of each value that occurred before, ascending."""
     chunks = pc.dictionary_encode(ids).unify_dictionaries().chunks
     numbers = np.concatenate([np.empty(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)])
     _, firsts, inverse = np.unique(numbers, return_index=True, return_inverse=True)
@@ -180,13 +180,13 @@ def _find_repeats(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _locate_rows(numbers: np.ndarray, starts: np.ndarray) -> tuple[pa.Array, pa.Array]:
-    """Partition, and row within it, of the rows with the given numbers."""
+    """Return the partition of the rows with the given numbers, and the row within it."""
     partitions = np.searchsorted(starts, numbers, side="right") - 1
     return pa.array(partitions, pa.int32()), pa.array(numbers - starts[partitions], pa.int64())
 
 
 def _exclude_rows(source: Source, found: pa.Table) -> tuple[Partition, ...]:
-    """Partitions of `source` that leave out the rows in `found`."""
+    """Return the partitions of `source` without the rows in `found`."""
     numbers, rows = found.column("partition").to_numpy(), found.column("row").to_numpy()
     bounds = np.searchsorted(numbers, np.arange(source.n_partitions + 1))
     return tuple(

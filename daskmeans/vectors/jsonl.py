@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed: byte ranges that end at line ends are units."""
+"""JSON lines, plain or compressed; units are byte ranges that end at line ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
 BLOCK_BYTES = 8 * 2**20
 HEAD_BYTES = 2**20
 CODECS = {".gz": "gzip", ".zst": "zstd"}
-# Asks for lines with an object in each, whatever their fields: this one nobody has.
+# Accepts one object per line, with any fields: no file has this one.
 ANY_OBJECT = pa.schema({"\0": pa.null()})
 NULL_LINE = re.compile(rb"\s*null")
 
@@ -30,7 +30,7 @@ ReadBytes = Callable[[int], bytes]
 def survey_jsonl(
     path: UPath, rows: int | None, head_bytes: int = HEAD_BYTES, block_bytes: int = BLOCK_BYTES
 ) -> FileSurvey:
-    """Schema of `path` from its first lines, and units of `rows` lines; without `rows`, only the first lines are read.
+    """Survey `path`: its schema from its first lines, and units of `rows` lines; without `rows`, only the first lines.
 
     A compressed file is one unit.
     """
@@ -47,7 +47,7 @@ def survey_jsonl(
 
 
 def read_jsonl(piece: Slice, schema: pa.Schema, block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]:
-    """Rows of `piece` in order, with the columns of `schema` in its types."""
+    """Read the rows of `piece` in order, with the columns and types of `schema`."""
     row, end = piece.first, piece.first + piece.rows
     with translate_read_errors(piece.path), open_text(piece.path, piece.start, piece.end) as read:
         for block in read_blocks(read, block_bytes):
@@ -56,18 +56,18 @@ def read_jsonl(piece: Slice, schema: pa.Schema, block_bytes: int = BLOCK_BYTES) 
             if len(table):
                 yield table
     if row != end:
-        found = f"{end} rows were counted, {row} are there now"
+        found = f"the file had {end} rows, and has {row} now"
         raise DataError(found, where=str(piece.path), remedy="leave the input alone while it is read, and run again")
 
 
 def codec(path: UPath) -> str | None:
-    """What the text in `path` is compressed with, as its name says; None if it is plain."""
+    """Return the compression of `path`, from its name; None if it is plain text."""
     return CODECS.get(path.suffix.lower())
 
 
 @contextlib.contextmanager
 def open_text(path: UPath, start: int = 0, end: int = 0) -> Iterator[ReadBytes]:
-    """Reader of the text in `path`; of a plain file, of its bytes from `start` to `end` if `end` is given."""
+    """Open the text in `path`; for a plain file, its bytes from `start` to `end` if `end` is given."""
     with path.open("rb") as file:
         if codec(path):
             with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec(path)) as stream:
@@ -80,7 +80,7 @@ def open_text(path: UPath, start: int = 0, end: int = 0) -> Iterator[ReadBytes]:
 
 
 def read_blocks(read: ReadBytes, size: int) -> Iterator[bytes]:
-    """Blocks of about `size` bytes that end where a line ends."""
+    """Yield blocks of about `size` bytes that end at line ends."""
     held: list[bytes] = []
     while data := read(size):
         cut = data.rfind(b"\n") + 1
@@ -93,7 +93,7 @@ def read_blocks(read: ReadBytes, size: int) -> Iterator[bytes]:
 
 
 def line_starts(block: bytes) -> np.ndarray:
-    """Where in `block` the lines begin that are not blank. Integers."""
+    """Return the starts of the lines in `block` that are not blank, as integers."""
     view = np.frombuffer(block, np.uint8)
     bounds = np.concatenate([[0], np.flatnonzero(view == ord("\n")) + 1, [len(block)]])
     bounds = bounds[: len(bounds) - (bounds[-1] == bounds[-2])]
@@ -104,7 +104,7 @@ def line_starts(block: bytes) -> np.ndarray:
 
 
 def _find_units(blocks: Iterator[bytes], rows: int) -> list[Unit]:
-    """Units of `rows` lines each, and the rest."""
+    """Return units of `rows` lines each, and one for the rest."""
     cuts, lines, offset = [], 0, 0
     for block in blocks:
         starts = line_starts(block)
@@ -117,19 +117,19 @@ def _find_units(blocks: Iterator[bytes], rows: int) -> list[Unit]:
 
 
 def _infer_schema(head: bytes, path: UPath) -> pa.Schema:
-    """Types of the fields in `head`; numbers in lists are single precision, what looks like a date stays a string."""
+    """Infer the types of the fields in `head`; numbers in lists become float32, dates stay strings."""
     try:
         found = _parse_lines(head, None).schema
     except ValueError:
         parse_or_refuse(head, ANY_OBJECT, path, 0)
-        # Lines that are fine one by one contradict each other; the first says what a field is.
+        # Lines that are valid alone contradict each other; the first decides the types.
         found = _parse_lines(head[: line_starts(head)[1]], None).schema
     floats = any(is_list(type_) and pa.types.is_floating(type_.value_type) for type_ in found.types)
     return pa.schema([field.with_type(_field_type(field.type, lists_of_integers=floats)) for field in found])
 
 
 def _field_type(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
-    """What to read a field as that looks like `type_`; without `lists_of_integers`, such lists are vectors too."""
+    """Return the type to read a field of inferred `type_` as; without `lists_of_integers`, such lists are vectors."""
     if pa.types.is_timestamp(type_):
         return pa.string()
     if is_list(type_) and pa.types.is_floating(type_.value_type):
@@ -140,11 +140,11 @@ def _field_type(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
 
 
 def _parse_lines(block: bytes, schema: pa.Schema | None) -> pa.Table:
-    """Table of the lines in `block`; ValueError if one of them is not one object of `schema`."""
+    """Parse the lines in `block`; raise ValueError if one of them is not a single object of `schema`."""
     starts = line_starts(block)
     if not len(starts):
         return (schema or pa.schema([])).empty_table()
-    if NULL_LINE.match(block, int(starts[0])):  # with which Arrow's parser ends the process
+    if NULL_LINE.match(block, int(starts[0])):  # on which Arrow's parser crashes
         raise ValueError("it is null")
     unexpected = "infer" if schema is None else "ignore"
     table = pj.read_json(
@@ -154,12 +154,12 @@ def _parse_lines(block: bytes, schema: pa.Schema | None) -> pa.Table:
     )
     if table.num_rows != len(starts):
         raise ValueError("there is more than one object in a line")
-    table.validate(full=True)  # the parser lets bytes pass that are not UTF-8
+    table.validate(full=True)  # the parser accepts bytes that are not UTF-8
     return table
 
 
 def parse_or_refuse(block: bytes, schema: pa.Schema, path: UPath, first: int) -> pa.Table:
-    """Table of the lines in `block`; `first` is the number of its first row."""
+    """Parse the lines in `block`, or raise DataError; `first` is the number of its first row."""
     try:
         return _parse_lines(block, schema)
     except ValueError:
@@ -168,13 +168,13 @@ def parse_or_refuse(block: bytes, schema: pa.Schema, path: UPath, first: int) ->
         raise DataError(
             f"the line cannot be read ({message})",
             where=f"{path}, row {first + row} (counted from 0)",
-            expected="one JSON object in a line" + (f", with the fields {fields}" if fields else ""),
-            remedy="repair the line, or remove it; what is not JSON has no id to be skipped by",
+            expected="one JSON object per line" + (f", with the fields {fields}" if fields else ""),
+            remedy="repair or remove the line; a line that is not JSON has no id, so it cannot be skipped",
         ) from None
 
 
 def _find_bad_line(block: bytes, schema: pa.Schema) -> tuple[int, str]:
-    """Number of the first line that keeps `block` from being read, by bisection, and why."""
+    """Find the first line that keeps `block` from being parsed, by bisection; return its number and the reason."""
     ends = [*line_starts(block)[1:].tolist(), len(block)]
     good, bad, message = 0, len(ends), ""
     while good < bad:

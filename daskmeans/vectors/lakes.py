@@ -1,6 +1,6 @@
-"""Tables whose files are told by a log beside them: Delta, Iceberg and Hudi.
+"""Tables whose valid files are listed in a log beside them: Delta, Iceberg and Hudi.
 
-Files that the log has removed stay where they are for a while, so whoever reads all files reads rows that are gone.
+Files that the log has removed stay on disk for a while, so reading all files would include deleted rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from upath import UPath
 from daskmeans.errors import UsageError
 from daskmeans.storage import objectstore
 
-# Of each kind the directory of the log below that of the table, and how some of its files end.
+# For each kind, the directory of the log below that of the table, and suffixes of its files.
 LOGS = {
     "Delta": ("_delta_log", ".json"),
     "Iceberg": ("metadata", ".metadata.json"),
@@ -22,7 +22,7 @@ LOGS = {
 
 
 def refuse_lake_tables(root: UPath, names: Sequence[str]) -> None:
-    """Raise UsageError if one of the files `names` below the directory `root` is of the log of a table."""
+    """Raise UsageError if one of the files `names` below the directory `root` belongs to the log of a table."""
     for kind, (folder, ending) in LOGS.items():
         log = re.compile(rf"(?:(.*?)/)?{re.escape(folder)}/[^/]*{re.escape(ending)}")
         tables = [found[1] or "" for found in map(log.fullmatch, names) if found]
@@ -31,10 +31,10 @@ def refuse_lake_tables(root: UPath, names: Sequence[str]) -> None:
 
 
 def refuse_lake_parts(folders: Iterable[UPath]) -> None:
-    """Raise UsageError if the files of one of `folders` belong to a table, whose directory may lie above.
+    """Raise UsageError if the files in one of `folders` belong to a table, whose directory may lie above.
 
-    Partitions lie in ``column=value``. There may be thousands of them, each of which would cost requests, so that of
-    partitions the first alone is looked at: where it is a table of its own, the others will be, too.
+    Partitions lie in directories ``column=value``. There may be thousands, and checking each would cost requests, so
+    only the first is checked: if it is a table of its own, so are the others.
     """
     given = list(folders)
     places = dict.fromkeys(_partition_folders(given[0])) if given else {}
@@ -49,7 +49,7 @@ def refuse_lake_parts(folders: Iterable[UPath]) -> None:
 
 
 def _partition_folders(folder: UPath) -> Iterator[UPath]:
-    """`folder` and those above it that are partitions."""
+    """Yield `folder` and the partition directories above it."""
     while "=" in folder.name:
         yield folder
         folder = folder.parent
@@ -57,18 +57,18 @@ def _partition_folders(folder: UPath) -> Iterator[UPath]:
 
 def _has_log(folder: UPath, ending: str) -> bool:
     names: list[str] = []
-    with objectstore.suppress_storage_errors():  # what lies around an input need not be allowed to be seen
+    with objectstore.suppress_storage_errors():  # access to the surroundings of an input may be denied
         names += [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return any(name.endswith(ending) for name in names)
 
 
 def _lake_error(kind: str, table: UPath) -> UsageError:
-    remedy = "write its rows to files of their own, with what reads such tables"
+    remedy = "write its rows to separate files, with a reader of such tables"
     if kind == "Delta":
-        remedy += ", or name its files as they are now (in Python DeltaTable(path).file_uris() tells them)"
+        remedy += ", or name its current files (in Python, DeltaTable(path).file_uris() lists them)"
     return UsageError(
-        f"this is a {kind} table, whose log tells which rows of its files are there: others may have been removed",
+        f"this is a {kind} table, whose log lists the valid rows; other rows in its files may have been deleted",
         where=str(table),
-        expected="a directory or a glob of files that all hold data",
+        expected="a directory or a glob of files whose rows are all valid",
         remedy=remedy,
     )

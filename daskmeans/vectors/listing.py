@@ -1,4 +1,4 @@
-"""Which files an input is made of: a file, a directory, a glob, or a list of these."""
+"""Finding the files of an input: a file, a directory, a glob, or a list of these."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from daskmeans.vectors.files import (
 )
 from daskmeans.vectors.lakes import refuse_lake_parts, refuse_lake_tables
 
-# What older outputs list their rejected rows in, beside their data.
+# File of rejected rows in older outputs, beside their data.
 OLD_REJECTS = "rejects.parquet"
-# Files of unknown names whose first bytes are looked at, how many at once, and how many a message names.
+# Maximum number of files of unknown format that are probed, the number at once, and the number that a message names.
 MAX_PROBED_FILES, PROBE_THREADS, MAX_NAMED_FILES = 1000, 16, 3
 
 
@@ -40,23 +40,23 @@ class InputFiles(NamedTuple):
     """Files of an input."""
 
     files: list[UPath]
-    """Those that are read."""
+    """Files to read."""
     others: list[UPath]
-    """Those that are left out because their names tell no format, but for what is known to be no data."""
+    """Files left out because their names show no format; files known not to be data are not among them."""
 
 
 def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
-    """Files of `inputs`: those of a directory or a glob sorted by path, those of a list in its order.
+    """Return the files of `inputs`: those of a directory or a glob sorted by path, those of a list in its order.
 
-    Files of a directory or a glob whose names tell no format are left out, and a warning names them.
+    Files of a directory or a glob whose names show no format are left out, and a warning names them.
 
     Raises
     ------
     NotFoundError
-        A path that does not exist, or a glob that matches nothing.
+        A path does not exist, or a glob matches nothing.
     UsageError
         A file of an unknown format, files of several formats, a file named twice, an unknown kind of URL, a Parquet
-        file that would be left out because of its name, or a table whose log tells which files count.
+        file that would be left out because of its name, or a table whose log lists the valid files.
     """
     opened = [open_path(one, storage_options) for one in as_list(inputs)]
     each = [_expand_input(path) for path in opened]
@@ -87,12 +87,12 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
 
 
 def warn_of_added_files(inputs: Sequence[UPath], known: Sequence[UPath]) -> None:
-    """Say aloud which files of `inputs`, as :func:`open_path` gives them, are not among `known`, which were read."""
+    """Log a warning that names the files of `inputs`, as from :func:`open_path`, that are not among `known`."""
     before = {file.path for file in known}
     new = [file for path in inputs for file in _list_files(path) if file.path not in before and _has_known_format(file)]
     if new:
         logger.warning(
-            "%s: %s files were added while the input was being read, and are not in what was made: %s",
+            "%s: %s files were added while the input was being read, and are not in the output: %s",
             new[0].parent,
             f"{len(new):,}",
             _name_some(new),
@@ -110,7 +110,7 @@ def _expand_input(path: UPath) -> InputFiles:
 
 
 def _list_files(path: UPath) -> list[UPath]:
-    """All files that `path` stands for, whatever they are."""
+    """Return all files that `path` stands for, of any kind."""
     with translate_read_errors(path):
         if path.is_file():
             return [path]
@@ -122,7 +122,7 @@ def _list_files(path: UPath) -> list[UPath]:
 
 
 class _LinkedFileSystem(LocalFileSystem):
-    """A disk on which a link to a directory is one too, unless it leads back to what it is reached by from `top` on."""
+    """A local file system that follows links to directories, except those that lead back to their own parents."""
 
     cachable = False
 
@@ -146,14 +146,14 @@ class _LinkedFileSystem(LocalFileSystem):
 
 
 def _open_filesystem(top: UPath) -> AbstractFileSystem:
-    """The file system to find files below `top` with."""
+    """Return the file system to find files below `top` with."""
     return _LinkedFileSystem(top.path) if is_local(top) else top.fs
 
 
 def _list_directory(root: UPath, fs: AbstractFileSystem) -> list[UPath]:
-    """Files in `root`; of an output of ours those with rows, and it is refused if it is unfinished or holds none."""
+    """Return the files in `root`; an output of daskmeans gives those with rows, and must be finished and have some."""
     ours = manifest.read_manifest(root, "embed", "apply", "assign") if manifest.peek_manifest(root) else None
-    if ours and ours["step"] == "assign":  # beside these there may be some that an append has not finished
+    if ours and ours["step"] == "assign":  # there may also be files of an unfinished append
         return [join_inside(root, name) for name in sorted(file["path"] for file in ours["outputs"])]
     prefix = root.path.rstrip("/") + "/"
     names = [found.removeprefix(prefix) for found in fs.find(root.path)]
@@ -169,7 +169,7 @@ def _list_glob(pattern: UPath) -> list[UPath]:
     fs = _open_filesystem(base)
     names = [found.removeprefix(prefix) for found in sorted(fs.glob(pattern.path))]
     asked = any(map(_is_hidden, pattern.path.removeprefix(prefix).split("/")))
-    if not asked:  # a wildcard stands for no hidden directory
+    if not asked:  # wildcards do not match hidden directories
         names = [name for name in names if not any(map(_is_hidden, name.split("/")[:-1]))]
     if not names:
         raise NotFoundError("the glob matches nothing", where=str(pattern), remedy="quote it, and check the path")
@@ -177,13 +177,13 @@ def _list_glob(pattern: UPath) -> list[UPath]:
     for match in (base / name for name in names):
         if not match.is_dir():
             files[match.path] = match
-        elif asked or not _is_hidden(match.name):  # `**` matches a directory and also the files in it
+        elif asked or not _is_hidden(match.name):  # `**` matches a directory and its files too
             files |= {file.path: file for file in _list_directory(match, fs)}
     return [files[path] for path in sorted(files)]
 
 
 def _split_by_format(files: list[UPath], where: UPath) -> InputFiles:
-    """`files` of the input `where` that are read, and others."""
+    """Split the `files` of the input `where` into those to read and others."""
     known = [file for file in files if _has_known_format(file) and not _is_old_rejects(file)]
     others = [file for file in files if not _has_known_format(file) and not _is_sidecar(file)]
     _refuse_parquet(others, where)
@@ -194,32 +194,32 @@ def _split_by_format(files: list[UPath], where: UPath) -> InputFiles:
 
 
 def _refuse_parquet(others: list[UPath], where: UPath) -> None:
-    """Raise UsageError if one of `others`, of which the first are looked at, is Parquet: its rows would be missed."""
+    """Raise UsageError if one of the first of `others` is Parquet: its rows would be missed."""
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
         looks = list(pool.map(_is_parquet, others[:MAX_PROBED_FILES]))
     found = [file for file, is_parquet in zip(others, looks, strict=False) if is_parquet]
     if found:
         raise UsageError(
-            f"the input holds Parquet under names that do not tell it: {_name_some(found)}",
+            f"the input contains Parquet files whose names do not say so: {_name_some(found)}",
             where=str(where),
             expected=f"names ending in {SUFFIXES}",
-            remedy="let the names end in .parquet, or name the files to be read by a glob such as 'vectors/*.parquet'",
+            remedy="rename the files to end in .parquet, or name those to read with a glob such as 'vectors/*.parquet'",
         )
 
 
 def _is_parquet(file: UPath) -> bool:
-    if is_local(file) and not os.path.isfile(file.path):  # such as a pipe, of which there would be no end
+    if is_local(file) and not os.path.isfile(file.path):  # such as a pipe, which would never end
         return False
     start = b""
-    with objectstore.suppress_storage_errors(), file.open("rb") as stream:  # such as a link to nowhere
+    with objectstore.suppress_storage_errors(), file.open("rb") as stream:  # such as a broken link
         start = stream.read(4)
     return start == b"PAR1"
 
 
 def _warn_of_left_out(where: UPath, found: InputFiles) -> None:
     logger.warning(
-        "%s: %s of %s files are left out, as their names tell no format: %s. Let names of files with rows end in %s; "
-        "to leave out others without this warning, name those to read by a glob such as 'vectors/*.parquet'",
+        "%s: %s of %s files are left out, as their names show no format: %s. Names of files with rows must end in %s; "
+        "to leave out others without this warning, name those to read with a glob such as 'vectors/*.parquet'",
         where,
         f"{len(found.others):,}",
         f"{len(found.others) + len(found.files):,}",
@@ -241,7 +241,7 @@ def _has_known_format(path: UPath) -> bool:
 
 
 def _is_old_rejects(file: UPath) -> bool:
-    """Whether `file` is a list of rejected rows in an output of an earlier version."""
+    """Whether `file` is the list of rejected rows in an output of an earlier version."""
     if file.name != OLD_REJECTS:
         return False
     with translate_read_errors(file):
@@ -250,7 +250,7 @@ def _is_old_rejects(file: UPath) -> bool:
 
 
 def _is_sidecar(file: UPath) -> bool:
-    """Whether the name of `file`, which tells no format, is that of what writers of data leave beside it."""
+    """Whether the name of `file`, which shows no format, is that of a file that data writers leave beside data."""
     return _is_hidden(file.name) or file.name == manifest.old_name(manifest.MANIFEST_NAME) or file.name.endswith(".crc")
 
 

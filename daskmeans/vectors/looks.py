@@ -1,4 +1,4 @@
-"""A look at the files of an input before they are read: their schemas and units, and the dimension of the vectors."""
+"""Surveys of the files of an input before they are read: schemas, units, and the dimension of the vectors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from daskmeans.vectors.matrix import is_untyped, list_lengths
 from daskmeans.vectors.partitioning import FileSurvey, Slice, cut_units
 from daskmeans.vectors.reader import SLICE_READERS
 
-# Files or units of them that the sample for the dimension is taken from, and its rows: the first ones of each unit,
-# as others cannot be had without them.
+# Units that the sample for the dimension is taken from, and its rows: the first ones of each unit, as later rows cannot
+# be read without them.
 MAX_SAMPLED_UNITS, SAMPLE_ROWS = 16, 2048
 SURVEY_THREADS = 16
-# Rows of a piece where all rows are searched for a vector.
+# Rows of a piece when all rows are searched for a vector.
 SEARCH_ROWS = 65536
 
 SurveyFunction = Callable[[UPath, int | None], FileSurvey]
@@ -30,7 +30,7 @@ SurveyedFile = tuple[UPath, FileSurvey]
 
 
 def choose_survey(files: Sequence[UPath], id_field: str) -> SurveyFunction:
-    """How to look at one of `files`."""
+    """Return the function that surveys one of `files`."""
     format_ = format_of(files[0])
     if format_ == "npy":
         return partial(npy.survey_npy, id_field=id_field)
@@ -38,12 +38,12 @@ def choose_survey(files: Sequence[UPath], id_field: str) -> SurveyFunction:
 
 
 def survey_first(files: Sequence[UPath], survey_file: SurveyFunction) -> list[SurveyedFile]:
-    """Surveys of `files` that have rows; of JSON lines those of some, and of their first lines alone.
+    """Survey those of `files` that have rows; of JSON lines, only some files and their first lines.
 
     Raises
     ------
     UsageError
-        None has rows.
+        No file has rows.
     """
     if survey_file is jsonl.survey_jsonl:
         found = survey_files([files[i] for i in _spread_indices(len(files))], survey_file)
@@ -57,14 +57,14 @@ def survey_first(files: Sequence[UPath], survey_file: SurveyFunction) -> list[Su
 
 
 def survey_files(files: Sequence[UPath], survey_file: SurveyFunction, rows: int | None = None) -> list[SurveyedFile]:
-    """Surveys of those of `files` that have rows."""
+    """Survey those of `files` that have rows."""
     with ThreadPoolExecutor(min(SURVEY_THREADS, len(files))) as pool:
         surveys = list(pool.map(lambda path: survey_file(path, rows), files))
     return [(path, survey) for path, survey in zip(files, surveys, strict=True) if survey.units]
 
 
 def merge_schemas(surveys: Sequence[SurveyedFile]) -> pa.Schema:
-    """Schema of the first of `surveys`; of columns whose types it does not tell, as all is null, that of another."""
+    """Return the schema of the first of `surveys`; the types of all-null columns come from another survey."""
     types: dict[str, pa.DataType] = {}
     for _, survey in surveys:
         for field in survey.schema:
@@ -77,14 +77,14 @@ def merge_schemas(surveys: Sequence[SurveyedFile]) -> pa.Schema:
 
 
 def find_dimension(surveys: Sequence[SurveyedFile], name: str) -> tuple[int, UPath]:
-    """Length of most vectors in a sample of column `name`, and a file that has such; of equals the first.
+    """Return the most frequent length of vectors in a sample of column `name`, and a file that has it; ties: the first.
 
-    Null and empty vectors do not count. If the sample has no others, all rows of `surveys` are searched for one.
+    Null and empty vectors do not count. If the sample has no others, all rows of `surveys` are searched.
 
     Raises
     ------
     DataError
-        There are no others.
+        All vectors are null or empty.
     """
     n_units = sum(len(survey.units) for _, survey in surveys)
     starts = list(_unit_starts(surveys, -(-SAMPLE_ROWS // min(MAX_SAMPLED_UNITS, n_units))))
@@ -100,12 +100,12 @@ def find_dimension(surveys: Sequence[SurveyedFile], name: str) -> tuple[int, UPa
 
 
 def _spread_indices(count: int) -> list[int]:
-    """MAX_SAMPLED_UNITS of `count` numbers, from all over, the first among them."""
+    """Return MAX_SAMPLED_UNITS of `count` indices, evenly spread, including the first."""
     return np.unique(np.linspace(0, count - 1, min(MAX_SAMPLED_UNITS, count)).astype(int)).tolist()
 
 
 def _unit_starts(surveys: Sequence[SurveyedFile], rows: int) -> Iterator[tuple[FileSurvey, Slice]]:
-    """The first `rows` rows of each unit, or all where it has fewer or cannot be divided."""
+    """Yield the first `rows` rows of each unit, or all if it has fewer or cannot be divided."""
     for path, survey in surveys:
         first = 0
         for unit in survey.units:
@@ -119,13 +119,13 @@ def _count_lengths(name: str, start: tuple[FileSurvey, Slice]) -> tuple[UPath, C
     total: Counter[int] = Counter()
     for counts in _length_counts(survey, piece, name):
         total.update(counts)
-        if total.total() >= piece.rows:  # a compressed file goes on
+        if total.total() >= piece.rows:  # a compressed file may have more
             break
     return piece.path, _drop_empty(total)
 
 
 def _search_vectors(surveys: Sequence[SurveyedFile], name: str) -> list[tuple[UPath, Counter[int]]]:
-    """What the first block with a vector holds, if there is one."""
+    """Return the vector lengths of the first block with a vector, if there is one."""
     for path, survey in surveys:
         for piece in cut_units([(path, survey)], SEARCH_ROWS):
             for counts in map(_drop_empty, _length_counts(survey, piece, name)):
@@ -135,12 +135,12 @@ def _search_vectors(surveys: Sequence[SurveyedFile], name: str) -> list[tuple[UP
 
 
 def _drop_empty(counts: Counter[int]) -> Counter[int]:
-    """`counts` without those of null and empty vectors."""
+    """Return `counts` without null and empty vectors."""
     return Counter({size: count for size, count in counts.items() if size})
 
 
 def _length_counts(survey: FileSurvey, piece: Slice, name: str) -> Iterator[Counter[int]]:
-    """How many rows of `piece` have vectors of which length in column `name`, 0 for null, block by block."""
+    """Yield the counts of vector lengths in column `name` of `piece`, 0 for null, block by block."""
     type_ = survey.schema.field(name).type if name in survey.schema.names else pa.null()
     if is_untyped(type_):
         return

@@ -1,4 +1,4 @@
-"""Columns of vectors <-> matrices, without an object per row."""
+"""Conversion between columns of vectors and matrices, without an object per row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_list(type_: pa.DataType) -> bool:
 
 
 def is_untyped(type_: pa.DataType) -> bool:
-    """Whether `type_` is that of a column without a value, or of lists without an element.
+    """Whether `type_` is that of a column without values, or of lists without elements.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def is_untyped(type_: pa.DataType) -> bool:
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:
-    """Names of the columns of `schema` whose values are lists of floating-point numbers.
+    """Return the names of the columns of `schema` whose values are lists of floating-point numbers.
 
     Examples
     --------
@@ -38,14 +38,14 @@ def vector_columns(schema: pa.Schema) -> list[str]:
 
 
 def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -> np.ndarray:
-    """Matrix of a column of vectors.
+    """Convert a column of vectors to a matrix.
 
     Parameters
     ----------
     column : pandas.Series, pyarrow.Array or pyarrow.ChunkedArray
         Lists, large lists or fixed-size lists of numbers, all of the same length.
     where : str, optional
-        What the column belongs to, for messages.
+        Name of the column's place, for messages.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -
     Raises
     ------
     DataError
-        A vector or an element is null, a length differs, or the column holds no lists of numbers.
+        A vector or an element is null, a length differs, or the column does not hold lists of numbers.
 
     Examples
     --------
@@ -66,7 +66,7 @@ def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -
     """
     array = pa.array(column) if isinstance(column, pd.Series) else column
     chunks = [chunk for chunk in array.chunks if len(chunk)] if isinstance(array, pa.ChunkedArray) else [array]
-    if len(array) == 0:  # where pandas has no value it knows no type
+    if len(array) == 0:  # without values, pandas knows no type
         return np.empty((0, max(0, getattr(array.type, "list_size", 0))), np.float32)
     if not is_list(array.type) or not _is_number(array.type.value_type):
         raise DataError(f"the column is {array.type}", where=where, expected="a column of lists of numbers")
@@ -75,7 +75,7 @@ def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -
     for chunk in chunks:
         blocks.append(_dense_elements(chunk, dimension, first, where))
         first += len(chunk)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity, which the reader refuses
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the reader refuses
         if len(blocks) == 1:
             return np.ascontiguousarray(blocks[0], np.float32)
         out = np.empty((len(array), dimension), np.float32)
@@ -83,7 +83,7 @@ def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -
 
 
 def to_column(X: np.ndarray, dtype: str = "float32") -> pd.Series:
-    """Arrow-backed column of the rows of a matrix.
+    """Convert the rows of a matrix to an Arrow-backed column.
 
     Parameters
     ----------
@@ -107,18 +107,18 @@ def to_column(X: np.ndarray, dtype: str = "float32") -> pd.Series:
 
 
 def to_fixed_lists(values: pa.Array, dimension: int, rows: int) -> pa.FixedSizeListArray:
-    """`values` as `rows` lists of `dimension` elements each, not copied."""
+    """Return `values` as `rows` lists of `dimension` elements each, without a copy."""
     type_ = pa.list_(values.type, dimension)
     return pa.Array.from_buffers(type_, rows, [None], children=[values])
 
 
 def list_lengths(vectors: pa.Array) -> np.ndarray:
-    """Length of each list of `vectors`; 0 for a null. Shape (n,), integers."""
+    """Return the length of each list of `vectors`; 0 for a null. Shape (n,), integers."""
     return pc.list_value_length(vectors).fill_null(0).to_numpy(zero_copy_only=False)
 
 
 def null_mask(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Which values of `array` are null. Shape (n,), bool."""
+    """Return whether each value of `array` is null. Shape (n,), bool."""
     return array.is_null().to_numpy(zero_copy_only=False) if isinstance(array, pa.Array) else array.is_null().to_numpy()
 
 
@@ -133,7 +133,7 @@ def _first_length(vectors: pa.Array) -> int:
 
 
 def _dense_elements(vectors: pa.Array, dimension: int, first: int, where: str) -> np.ndarray:
-    """Elements of `vectors` with shape (n, dimension), in their own type; `first` is the number of the first row."""
+    """Return the elements of `vectors`, shape (n, dimension), in their own type; `first` numbers the first row."""
 
     def refuse(mask: np.ndarray, found: str) -> None:
         if mask.any():

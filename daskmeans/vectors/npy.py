@@ -1,4 +1,4 @@
-"""NumPy files: the rows of a 2-D array of floating-point numbers; their numbers are the ids."""
+"""NumPy files: the rows of a 2-D array of floating-point numbers; the row numbers are the ids."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from daskmeans.vectors.matrix import to_fixed_lists
 from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
 
 VECTOR_COLUMN = "embedding"
-# Brackets of a kind in a header, at most.
+# Maximum number of brackets of one kind in a header.
 MAX_NESTING = 100
-# Headers are parsed one at a time. Python 3.11 counts how deep a syntax tree is in one place for all threads, and two
-# that parse at once may break each other.
+# Headers are parsed one at a time: Python 3.11 has one counter of syntax-tree depth for all threads, and parsing in two
+# threads at once may corrupt it.
 _PARSE_LOCK = Lock()
 
 
 def survey_npy(path: UPath, rows: int | None, id_field: str) -> FileSurvey:
-    """Schema and rows of `path`, from its header; `rows` is not needed here."""
+    """Survey `path`: its schema and rows, from its header; `rows` is ignored."""
     count, dimension, dtype, start = read_header(path)
     if stat_file(path)[0] < start + count * dimension * dtype.itemsize:
         raise DataError("the file ends before its last row", where=str(path), remedy="write the file again")
@@ -36,7 +36,7 @@ def survey_npy(path: UPath, rows: int | None, id_field: str) -> FileSurvey:
 
 
 def read_npy(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Rows of `piece` with those of the two columns that `schema` names."""
+    """Read the rows of `piece`, with those of the two columns that `schema` names."""
     columns: dict[str, pa.Array] = {}
     for name in schema.names:
         if name == VECTOR_COLUMN:
@@ -62,11 +62,11 @@ def _read_rows(piece: Slice) -> np.ndarray:
 
 
 def read_header(path: UPath) -> tuple[int, int, np.dtype, int]:
-    """Rows, dimension and type of the array, and where its first element lies."""
+    """Return rows, dimension and type of the array, and the offset of its first element."""
     with translate_read_errors(path), path.open("rb") as file:
         shape, fortran_order, dtype = _parse_header(file, path)
         start = file.tell()
-    expected = "a 2-D array of float16, float32 or float64, one vector a row"
+    expected = "a 2-D array of float16, float32 or float64, one vector per row"
     if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or shape[1] == 0:
         raise DataError(f"the array is {dtype} of shape {shape}", where=str(path), expected=expected)
     if shape[0] < 0 or shape[1] < 0 or bool in map(type, shape):
@@ -91,9 +91,9 @@ def _parse_header(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, n
 
 
 def load_array(content: bytes) -> Any:
-    """The array in `content`, which is that of a ``.npy`` file.
+    """Return the array in `content`, the bytes of a ``.npy`` file.
 
-    Raises ValueError, or what Python's parser raises of a header, where it is not.
+    Invalid content raises ValueError, or an error of Python's parser for the header.
     """
     file = io.BytesIO(content)
     _refuse_nested(file, np.lib.format.read_magic(file))
@@ -103,12 +103,12 @@ def load_array(content: bytes) -> Any:
 
 
 def _refuse_nested(file: BinaryIO, version: tuple[int, int]) -> None:
-    """Raise ValueError for a header, at which `file` stands, that is nested more than any: it would break the parser.
+    """Raise ValueError if the header at the position of `file` is nested too deeply, which would break the parser.
 
-    Python 3.11, once it has met one, parses no code any more until it ends.
+    After such a header, Python 3.11 cannot parse any code until the process ends.
     """
     start = file.tell()
     header_ = file.read(int.from_bytes(file.read(2 if version == (1, 0) else 4), "little"))
     file.seek(start)
     if max(map(header_.count, (b"(", b"[", b"{", b"-", b"~"))) > MAX_NESTING:
-        raise ValueError("the header is nested too deep")
+        raise ValueError("the header is nested too deeply")

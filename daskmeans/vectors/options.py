@@ -1,4 +1,4 @@
-"""How a command reads embeddings."""
+"""Options for reading embeddings."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from daskmeans.vectors.fields import as_names
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.source import Source, open_source
 
-# Partitions for each thread, so that none waits long for the others. More would cost: a row group that is cut is
+# Partitions per thread, so that none waits long for the others. More would cost time: a row group that is cut is
 # decoded again, up to the slice, for each of its slices.
 PARTITIONS_PER_THREAD = 2
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How embeddings are read; the fields are the flags of the command line."""
+    """Options for reading embeddings; the fields are flags of the command line."""
 
     id_field: str = option("id", "Column of ids.")
     embedding_field: str | None = option(None, "Column of vectors; default: the only list of floats.")
-    metadata_fields: tuple[str, ...] = option(  # one name may come as it is
-        (), "Column that travels along; repeatable.", flag="--metadata-field"
+    metadata_fields: tuple[str, ...] = option(  # a single name may be given as a string
+        (), "Further column to keep; repeatable.", flag="--metadata-field"
     )
     storage_options: Mapping[str, Any] | None = option(  # may hold secrets
         None, "Options of the file system, as JSON.", shown=False
@@ -43,7 +43,7 @@ class ReadOptions:
         object.__setattr__(self, "metadata_fields", as_names(self.metadata_fields))
 
     def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:
-        """The source of `inputs`, cut to what the memory of a task allows."""
+        """Open `inputs` as a source whose partitions fit the memory of a task."""
         return open_source(
             inputs,
             id_field=self.id_field,
@@ -58,7 +58,7 @@ class ReadOptions:
         )
 
     def path(self, url: Input) -> UPath:
-        """`url` with the storage options."""
+        """Return `url` as a path with the storage options."""
         return open_path(url, self.storage_options)
 
 

@@ -1,4 +1,4 @@
-"""Parquet: row groups are units, and a part of one is read as a stream."""
+"""Parquet files: units are row groups, and part of a row group is read as a stream."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ VIEWLESS_TYPES = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def survey_parquet(path: UPath, rows: int | None = None) -> FileSurvey:
-    """Schema and row groups of `path`, from its footer; `rows` is not needed here."""
+    """Survey `path`: its schema and row groups, from its footer; `rows` is ignored."""
     with translate_read_errors(path), pq.ParquetFile(path.path, filesystem=path.fs) as file:
         groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-        # Columns of groups are looked at only where it matters: for that Arrow ends the process if a footer is damaged.
+        # Columns of row groups are read only if needed: on a damaged footer, Arrow would crash the process.
         values = _count_values if is_cudf_wanted() else lambda group: 0
         units = tuple(Unit(group.num_rows, values=values(group)) for group in groups if group.num_rows)
         return FileSurvey(file.schema_arrow.remove_metadata(), units)
@@ -34,7 +34,7 @@ def _count_values(group: pq.RowGroupMetaData) -> int:
 
 
 def read_parquet(piece: Slice, schema: pa.Schema, batch_bytes: int = BATCH_BYTES) -> Iterator[pa.Table]:
-    """Rows of `piece` in order, with the columns of `schema` in the types that the file has."""
+    """Read the rows of `piece` in order, with the columns of `schema` in the types of the file."""
     path, columns = piece.path, schema.names
     with translate_read_errors(path):
         metadata = pq.read_metadata(path.path, filesystem=path.fs)
@@ -55,7 +55,7 @@ def read_parquet(piece: Slice, schema: pa.Schema, batch_bytes: int = BATCH_BYTES
 
 
 def _cut_batches(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
-    """`rows` rows of `batches` after the first `skipped`."""
+    """Yield `rows` rows of `batches`, after the first `skipped`."""
     for batch in batches:
         wanted = batch.slice(skipped, rows)
         skipped = max(0, skipped - len(batch))
@@ -71,7 +71,7 @@ def _drop_views(table: pa.Table) -> pa.Table:
 
 
 def schema_without_views(schema: pa.Schema) -> pa.Schema:
-    """`schema` with plain strings and bytes in place of views, of which pyarrow cannot pick rows."""
+    """Return `schema` with plain strings and bytes instead of views, from which pyarrow cannot select rows."""
     return pa.schema([field.with_type(_viewless_type(field.type)) for field in schema])
 
 
@@ -90,13 +90,13 @@ def _viewless_type(type_: pa.DataType) -> pa.DataType:
 
 
 def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the types of `schema`; a column that has its type is left alone, as not all can be cast."""
+    """Return `table` with the types of `schema`; columns that have their type are not cast, as some cannot be."""
     pairs = zip(table.columns, schema.types, strict=True)
     return pa.Table.from_arrays([column if column.type == t else column.cast(t) for column, t in pairs], schema=schema)
 
 
 def _find_groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[int, int]], int]:
-    """Row groups that `piece` touches, with their rows, and how many rows of the first come before it."""
+    """Return the row groups that `piece` overlaps, with their rows, and the rows of the first that precede it."""
     touched: list[tuple[int, int]] = []
     begin = skipped = 0
     for group in range(metadata.num_row_groups):
@@ -110,6 +110,6 @@ def _find_groups(metadata: pq.FileMetaData, piece: Slice) -> tuple[list[tuple[in
 
 
 def _batch_rows(metadata: pq.FileMetaData, nbytes: int) -> int:
-    """Rows of a batch of about `nbytes`, by the size that the footer gives for all columns together."""
+    """Return the rows of a batch of about `nbytes`, from the total size of all columns in the footer."""
     size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     return max(1, nbytes * metadata.num_rows // max(1, size))

@@ -1,4 +1,4 @@
-"""How an input is cut: files into units, units into partitions of about equal size."""
+"""Cutting an input: files into units, units into partitions of about equal size."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import numpy as np
 import pyarrow as pa
 from upath import UPath
 
-# Elements that a list column of cuDF may have.
+# Maximum number of elements in a list column of cuDF.
 MAX_LIST_ELEMENTS = 2**31 - 1
-# Partitions that a unit may be as large as, before it is cut for a device.
+# A unit for a device is cut only if it is larger than this many partitions.
 MAX_UNCUT_PARTITIONS = 16
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows of a file that its format can find on their own.
+    """Rows of a file that can be read separately.
 
     Attributes
     ----------
     rows : int
     start, end : int
-        Bytes of the file that hold them, where the format has to know.
+        Byte range of the rows in the file, for formats that need it.
     divisible : bool
-        Whether a part of the rows can be read too.
+        Whether part of the rows can be read, too.
     values : int
-        Elements of the column that has most of them, where the format tells and frames are of cuDF: of lists, what
-        they hold.
+        Elements of the column with the most, counting those of lists; only for cuDF, if the format tells.
     """
 
     rows: int
@@ -41,7 +40,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class FileSurvey:
-    """What a look at a file without reading its vectors tells.
+    """Facts about a file that are known without reading its vectors.
 
     Attributes
     ----------
@@ -49,7 +48,7 @@ class FileSurvey:
     units : tuple of Unit
         Empty if the file has no rows.
     complete : bool
-        Whether a column that is not in `schema` is not in the file.
+        Whether `schema` has all columns of the file.
     """
 
     schema: pa.Schema
@@ -87,7 +86,7 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Rows that one task reads; `left_out` are numbers within the partition of rows that must not come out."""
+    """Rows that one task reads; `left_out` are the numbers of rows, within the partition, to leave out."""
 
     number: int
     slices: tuple[Slice, ...]
@@ -114,10 +113,10 @@ def pack_partitions(files: Iterable[tuple[UPath, FileSurvey]], rows: int) -> tup
 def balance_partitions(
     files: Sequence[tuple[UPath, FileSurvey]], rows: int, dimension: int, workers: int
 ) -> tuple[Partition, ...]:
-    """Cut `files` into partitions of about `rows` rows for devices: as many for each worker, as nearly alike as can be.
+    """Cut `files` into partitions of about `rows` rows for devices: equally many per worker, of similar size.
 
-    A device reads a unit as a whole, even for a part of its rows. So a unit is cut only if it has more rows than a
-    worker is to have, or is much too large: no list column of a partition has 2³¹ elements or more.
+    A device reads a unit as a whole, even for part of its rows. So a unit is cut only if it has more rows than a
+    worker's share, or is much too large: no list column of a partition has 2³¹ elements or more.
 
     Examples
     --------
@@ -129,18 +128,18 @@ def balance_partitions(
     """
     total = sum(survey.rows for _, survey in files)
     units = [unit for _, survey in files for unit in survey.units]
-    # Half of what is allowed, as a partition may have a unit more than its share.
+    # Half of the limit, as a partition may have one unit more than its share.
     most = max(1, MAX_LIST_ELEMENTS // max(1, dimension, *(-(-unit.values // unit.rows) for unit in units)) // 2)
     rows = min(rows, most)
     count = workers * -(-total // (rows * workers))
     slices = cut_units(files, min(most, MAX_UNCUT_PARTITIONS * rows, -(-total // workers)))
-    # Each is of the partition in which its middle would lie, were all of one size.
+    # Each slice goes to the partition that its middle would fall into if all partitions had the same size.
     grouped = groupby(slices, lambda piece: (2 * piece.number + piece.rows) * count // (2 * total))
     return tuple(Partition(number, _join_slices(group)) for number, (_, group) in enumerate(grouped))
 
 
 def _join_slices(slices: Iterable[Slice]) -> tuple[Slice, ...]:
-    """`slices`, with those that follow one another in a file as one."""
+    """Join those of `slices` that follow each other in a file."""
     held: list[Slice] = []
     for piece in slices:
         if held and held[-1].path is piece.path:
@@ -151,7 +150,7 @@ def _join_slices(slices: Iterable[Slice]) -> tuple[Slice, ...]:
 
 
 def cut_units(files: Iterable[tuple[UPath, FileSurvey]], rows: int) -> Iterator[Slice]:
-    """The units of `files` in their order, those that can be divided in pieces of at most `rows` rows."""
+    """Yield the units of `files` in order; divisible ones are cut into pieces of at most `rows` rows."""
     number = 0
     for path, survey in files:
         first = 0
@@ -163,6 +162,6 @@ def cut_units(files: Iterable[tuple[UPath, FileSurvey]], rows: int) -> Iterator[
 
 
 def _split_evenly(total: int, limit: int) -> list[int]:
-    """`total` in as few parts of at most `limit` as possible, all of about the same size."""
+    """Split `total` into as few parts of at most `limit` as possible, of about the same size."""
     parts = -(-total // limit)
     return [total * (i + 1) // parts - total * i // parts for i in range(parts)]

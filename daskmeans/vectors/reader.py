@@ -1,4 +1,4 @@
-"""The task that reads one partition: slices of files in, checked rows with equal types out."""
+"""The task that reads one partition: from slices of files to checked rows with uniform types."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Reader:
     ----------
     format : {"parquet", "jsonl", "npy"}
     schema : pyarrow.Schema
-        What comes out: the id, the vector (a fixed-size list) or the text, metadata.
+        Columns of the result: the id, the vector (a fixed-size list) or the text, and metadata.
     fingerprint : str
-        Of the input, so that tasks that read a file which has changed have other names.
+        Fingerprint of the input, so that tasks that read a changed file have other keys.
     on_bad_row : {"error", "skip"}
     allow_zero : bool
-        Whether a zero vector is a vector.
+        Whether zero vectors are valid.
     rejects : UPath or None
-        Directory for a table of the rows that were left out.
+        Directory for a table of the rows left out.
     """
 
     format: str
@@ -47,11 +47,11 @@ class Reader:
     rejects: UPath | None = None
 
     def __call__(self, partition: Partition) -> pd.DataFrame:
-        """Rows of `partition`, Arrow-backed."""
+        """Return the rows of `partition`, Arrow-backed."""
         return self.table(partition).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
 
     def table(self, partition: Partition) -> pa.Table:
-        """Rows of `partition` that have no problem."""
+        """Return the valid rows of `partition`."""
         kept, begin = [self.schema.empty_table()], 0
         rejects: list[pa.Table] = []
         for path, first, raw in self._read_blocks(partition):
@@ -64,23 +64,23 @@ class Reader:
                 raw, ids = (column.filter(pa.array(problems == 0)) for column in (raw, ids))
             kept.append(self._finish_block(raw, ids, path))
             begin += len(problems)
-        if begin != partition.rows:  # some formats tell, others give what is there now
+        if begin != partition.rows:  # some formats raise an error, others return the present rows
             where = ", ".join(dict.fromkeys(str(piece.path) for piece in partition.slices))
-            found = f"{partition.rows:,} rows were counted, {begin:,} are there now"
+            found = f"the file had {partition.rows:,} rows, and has {begin:,} now"
             raise DataError(found, where=where, remedy="leave the input alone while it is read, and run again")
         if rejects and self.rejects is not None:
             _write_rejects(pa.concat_tables(rejects), self.rejects / f"part-{partition.number:05d}.parquet")
         return pa.concat_tables(kept)
 
     def ids(self, partition: Partition) -> pa.ChunkedArray:
-        """Ids of all rows of `partition`, also of those with problems; no other column is read."""
+        """Return the ids of all rows of `partition`, including invalid ones; no other column is read."""
         schema = pa.schema([self.schema.field(0)])
         read = SLICE_READERS[self.format]
         columns = [self._cast_column(raw, 0, piece.path) for piece in partition.slices for raw in read(piece, schema)]
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], schema.types[0])
 
     def _read_blocks(self, partition: Partition) -> Iterator[tuple[UPath, int, pa.Table]]:
-        """Blocks of rows as they are stored: file, number of the first row in it, rows."""
+        """Yield blocks of rows as stored: file, number of the first row within it, rows."""
         value = self.schema.field(1)
         stored = pa.list_(value.type.value_type) if is_list(value.type) else value.type
         columns = self.schema.set(1, value.with_type(stored))
@@ -111,12 +111,12 @@ class Reader:
         return validate.problem_error(problem, where, raw.column(column)[row], self.schema.types[1])
 
     def _finish_block(self, raw: pa.Table, ids: pa.ChunkedArray, path: UPath) -> pa.Table:
-        """`raw`, in which no row has a problem, with the types of the schema."""
+        """Return `raw`, whose rows are valid, with the types of the schema."""
         columns = [ids, *(self._cast_column(raw, i, path) for i in range(1, len(self.schema)))]
         return pa.Table.from_arrays(columns, schema=self.schema)
 
     def _cast_column(self, raw: pa.Table, number: int, path: UPath) -> pa.ChunkedArray:
-        """Column `number` of the schema, from `raw`."""
+        """Return column `number` of the schema, from `raw`."""
         name, type_ = self.schema.names[number], self.schema.types[number]
         with translate_read_errors(path):
             column = raw.column(name)
@@ -132,7 +132,7 @@ class Reader:
 
 
 def _rows_within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray:
-    """Those of the sorted `rows` from `begin` on over a `length`, counted from `begin`."""
+    """Return those of the sorted `rows` within `length` rows from `begin`, counted from `begin`."""
     if rows is None:
         return np.empty(0, np.int64)
     low, high = np.searchsorted(rows, [begin, begin + length])
@@ -140,7 +140,7 @@ def _rows_within(rows: np.ndarray | None, begin: int, length: int) -> np.ndarray
 
 
 def _write_rejects(table: pa.Table, path: UPath) -> None:
-    """Write `table` to `path` in one stroke, so that a task that runs twice, also at once, leaves the same."""
+    """Write `table` to `path` atomically, so that a task that runs twice, even at once, leaves one file."""
     sink = pa.BufferOutputStream()
     signature.write_table(table, sink, "read")
     with translate_read_errors(path):

@@ -1,4 +1,4 @@
-"""Rows that were left out: a table a task while they are found, one table when the step is done."""
+"""Rejected rows: one table per task while a step runs, joined into one table at its end."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from daskmeans.runtime.client import logger
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.signature import VERIFY_PAGES
 
-# Below an output, where neither a glob of its data nor what else reads directories of Parquet looks: they have other
-# columns. The list is Parquet, but not called so: some readers look into hidden directories too.
+# Below an output, where neither globs of its data nor readers of Parquet directories look, as the columns differ. The
+# list is Parquet without the suffix, as some readers look into hidden directories too.
 REJECTS_FILE, REJECTS_PARTS = "_rejects/rejects", "_rejects/parts"
-# Share of the rows from which those that are left out are worth a warning.
+# Share of rejected rows from which a warning is logged.
 WARN_SHARE = 0.1
 
 
 def gather_rejects(path: UPath, step: str, rows: int, inputs: Sequence[str] = ()) -> int:
-    """Join the tables of rejected rows below `path`, an output of `step` on `rows` rows; returns how many.
+    """Join the tables of rejected rows below `path`, an output of `step` on `rows` rows; return their number.
 
-    Those of several `inputs` lie in directories of these names, and the column ``input`` tells them apart.
+    Tables of several `inputs` lie in directories with these names; the column ``input`` distinguishes them.
     """
     parts = path / REJECTS_PARTS
     tables = _read_tables(parts)
@@ -38,7 +38,7 @@ def gather_rejects(path: UPath, step: str, rows: int, inputs: Sequence[str] = ()
 
 
 def write_rejects(table: pa.Table, path: UPath, step: str, rows: int) -> None:
-    """Write the list of rejected rows of `path`, an output of `step` on `rows` rows; say so if they are many."""
+    """Write the list of rejected rows of `path`, an output of `step` on `rows` rows; log a warning if they are many."""
     target = path / REJECTS_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     signature.write_table(table, target, step)
@@ -46,7 +46,7 @@ def write_rejects(table: pa.Table, path: UPath, step: str, rows: int) -> None:
         found = pc.value_counts(table["reason"]).to_pylist()
         reason = max(found, key=lambda each: each["counts"])
         logger.warning(
-            "%s of %s rows (%.3g %%) were left out, most of them (%s) for this: %s. All are listed in %s",
+            "%s of %s rows (%.3g %%) were left out, most of them (%s) for this reason: %s. All are listed in %s",
             f"{len(table):,}",
             f"{rows:,}",
             100 * len(table) / rows,

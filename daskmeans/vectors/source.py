@@ -1,4 +1,4 @@
-"""An input: which files, which columns, how many rows, cut into partitions; read by tasks."""
+"""Inputs: their files, columns and rows, cut into partitions that tasks read."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from daskmeans.vectors.looks import choose_survey, find_dimension, merge_schemas
 from daskmeans.vectors.partitioning import Partition, balance_partitions, pack_partitions
 from daskmeans.vectors.reader import Reader
 
-# A text counts as much as a vector of 1024 dimensions: about what an encoder will make of it.
+# A text counts as a vector of 1024 dimensions, about what an encoder makes of it.
 TEXT_BYTES = 4096
-# Files whose facts are asked for at once.
+# Number of files whose size and version are requested at once.
 STAT_THREADS = 16
-# A setting of Dask's is one of the process: two threads that changed it at once would leave it changed.
+# Dask's settings are global: two threads that changed one at the same time could leave it changed.
 _CONFIG_LOCK = Lock()
 
 
@@ -42,14 +42,14 @@ class Source:
     Attributes
     ----------
     files : tuple of UPath
-        In the order of the rows; those without rows are left out.
+        Files in the order of the rows, without empty ones.
     format : {"parquet", "jsonl", "npy"}
     id_field : str
     embedding_field, text_field : str or None
-        One of them is given.
+        Exactly one of them is set.
     metadata_fields : tuple of str
     rows : int
-        Rows of the files, also those that would be skipped.
+        Rows of the files, including those that would be skipped.
     dimension : int
         0 for texts.
     dtype : str
@@ -58,9 +58,9 @@ class Source:
     inputs : tuple of UPath
         The files, directories and globs that were named.
     given : tuple of UPath
-        All files of these, also those without rows.
+        All files of `inputs`, including empty ones.
     stamps : tuple of (str, int, str)
-        Of all files: name below the directory that they have in common, size in bytes, version.
+        Of all files: name below their common directory, size in bytes, version.
     reader : Reader
     """
 
@@ -85,15 +85,15 @@ class Source:
         return len(self.partitions)
 
     def frame(self) -> dd.DataFrame:
-        """Dask dataframe with the columns id, vector or text, metadata; Arrow-backed, rows in the order of the input.
+        """Return a Dask dataframe with id, vector or text, and metadata; Arrow-backed, rows in the order of the input.
 
-        Computing it raises DataError for a row that cannot be worked with, unless such rows are skipped. With Dask's
-        setting ``dataframe.backend`` it is one of cuDF, on devices.
+        Computing it raises DataError for an invalid row, unless such rows are skipped. With Dask's setting
+        ``dataframe.backend: cudf`` it is a cuDF dataframe, on devices.
 
         Raises
         ------
         MissingExtraError, UsageError
-            It is to be one of cuDF, which is not there, has no device, or cannot hold a column.
+            cuDF is configured, but is not installed, has no device, or does not support a column.
         """
         read: Any = self.reader
         empty = read.schema.empty_table()
@@ -101,24 +101,24 @@ class Source:
             read, meta = DeviceReader(read), frames.make_empty_cudf(empty)
         else:
             meta = empty.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
-        with _CONFIG_LOCK, dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow's already
+        with _CONFIG_LOCK, dask.config.set({"dataframe.convert-string": False}):  # strings are Arrow strings already
             return dd.from_map(read, list(self.partitions), meta=meta, label="read-embeddings", enforce_metadata=False)
 
     def without_metadata(self) -> Source:
-        """The same rows without their metadata."""
+        """Return a source of the same rows without their metadata."""
         schema = pa.schema([self.reader.schema.field(0), self.reader.schema.field(1)])
         return replace(self, metadata_fields=(), reader=replace(self.reader, schema=schema))
 
     def with_rejects(self, rejects: UPath) -> Source:
-        """The same rows; tables of those that are skipped go to the directory `rejects`."""
+        """Return a source of the same rows, with tables of skipped rows written to the directory `rejects`."""
         return replace(self, reader=replace(self.reader, rejects=rejects))
 
     def ids(self, partition: int) -> pa.ChunkedArray:
-        """Ids of all rows of a partition, also of those that would be skipped, as int64 or string."""
+        """Return the ids of all rows of a partition, including those that would be skipped, as int64 or string."""
         return self.reader.ids(self.partitions[partition])
 
     def place(self, partition: int, row: int) -> str:
-        """Where row `row` of a partition comes from: file and number of the row within it."""
+        """Return the file that row `row` of a partition comes from, and its number within the file."""
         for piece in self.partitions[partition].slices:
             if row < piece.rows:
                 return f"{piece.path}, row {piece.first + row}"
@@ -126,21 +126,21 @@ class Source:
         raise IndexError(row)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names, sizes and versions of the files, of the columns and of the number of rows."""
+        """Return a SHA-256 of the names, sizes and versions of the files, the columns and the number of rows."""
         return self.reader.fingerprint
 
     def identity(self) -> dict[str, Any]:
-        """What a manifest says of this input."""
+        """Return the manifest entry for this input."""
         files = {name: f"{size} bytes of version {version or 'unknown'}" for name, size, version in self.stamps}
         return {"fingerprint": self.fingerprint(), "rows": self.rows, "files": files}
 
     def check_unchanged(self) -> None:
-        """Make sure that the files are those that were looked at when the source was opened; a step ends with this.
+        """Make sure that the files have not changed since the source was opened; steps do so at their end.
 
         Raises
         ------
         DataError, NotFoundError
-            One has been written or removed since. Files that were added are told of in a warning.
+            A file has been written or removed since. Added files are reported in a warning.
         """
         for path, before, now in zip(self.given, self.stamps, _stamp_files(self.given), strict=True):
             if before != now:
@@ -167,7 +167,7 @@ def open_source(
     min_partitions: int = 1,
     workers: int = 1,
 ) -> Source:
-    """Look at files of embeddings or texts, without reading them yet.
+    """Open files of embeddings or texts: read their metadata, but not yet their rows.
 
     Parameters
     ----------
@@ -176,26 +176,26 @@ def open_source(
     id_field : str, default "id"
         Column of integers or strings. The ids of ``.npy`` files are the numbers of the rows.
     embedding_field : str, optional
-        Column of vectors; default: the only one whose values are lists of floats. Their dimension is that of most rows
-        of a sample; rows of others cannot be worked with.
+        Column of vectors; default: the only one whose values are lists of floats. The dimension is that of most rows of
+        a sample; rows with another one are invalid.
     text_field : str, optional
-        Column of texts, to be read instead of vectors.
+        Column of texts to read instead of vectors.
     metadata_fields : str or iterable of str
         Further columns to read.
     storage_options : mapping, optional
-        For fsspec.
+        Options for fsspec.
     on_bad_row : {"error", "skip"}, default "error"
-        What a task does about a row that cannot be worked with.
+        Raise an error for an invalid row, or skip it.
     allow_zero : bool, default False
-        Take zero vectors.
+        Accept zero vectors.
     rejects : UPath, optional
-        Directory for tables of the rows that were skipped.
+        Directory for tables of skipped rows.
     partition_bytes : int, optional
         Bytes of float32 vectors in one partition; default: ``daskmeans.partition-bytes``.
     min_partitions : int, default 1
-        Make partitions smaller than that, where the files can be cut, so that there are about so many.
+        Make partitions smaller where the files can be cut, so that there are about this many.
     workers : int, default 1
-        How many are to have as many rows each, if the frame is to be one of cuDF.
+        Number of workers to balance the partitions over, with cuDF dataframes.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def open_source(
     Raises
     ------
     UsageError
-        The path, a column or an option does not fit.
+        The path, a column or an option is invalid.
     DataError
         A file is damaged, or files contradict each other.
 
@@ -221,7 +221,7 @@ def open_source(
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
     opened = tuple(open_path(one, storage_options) for one in as_list(inputs))
     found = find_files(opened)
-    stamps = _stamp_files(found)  # before anything is read, so that a file that is written meanwhile is noticed
+    stamps = _stamp_files(found)  # before anything is read, so that files written meanwhile are noticed
     survey_file = choose_survey(found, id_field)
     first = survey_first(found, survey_file)
     names = fields.choose_fields(
@@ -267,22 +267,22 @@ def read_embeddings(
     on_bad_row: str = "error",
     allow_zero: bool = False,
 ) -> dd.DataFrame:
-    """Dask dataframe of embeddings in files: id, vectors, metadata; Arrow-backed, rows in the order of the input.
+    """Read embeddings as a Dask dataframe of ids, vectors and metadata; Arrow-backed, rows in the order of the input.
 
     The parameters are those of :func:`open_source`.
 
     Returns
     -------
     dask.dataframe.DataFrame
-        The vectors are fixed-size lists of the type that is stored. With Dask's setting ``dataframe.backend: cudf`` it
-        is a dataframe of dask_cudf, whose vectors are lists; the same rows are refused, with the same words.
+        The vectors are fixed-size lists of the stored type. With Dask's setting ``dataframe.backend: cudf``, it is a
+        dask_cudf dataframe, whose vectors are lists; it refuses the same rows with the same messages.
 
     Raises
     ------
     UsageError
-        The path, a column or an option does not fit.
+        The path, a column or an option is invalid.
     DataError
-        A file is damaged, or files contradict each other; when the dataframe is computed: a row cannot be worked with.
+        A file is damaged, or files contradict each other. Raised when the dataframe is computed: a row is invalid.
 
     Examples
     --------
@@ -312,7 +312,7 @@ def _hash_facts(facts_: list[Any]) -> str:
 
 
 def _stamp_files(files: Sequence[UPath]) -> tuple[tuple[str, int, str], ...]:
-    """Name below the common directory, size and version of each file."""
+    """Return the name below the common directory, the size and the version of each file."""
     with ThreadPoolExecutor(min(STAT_THREADS, len(files))) as pool:
         sizes = list(pool.map(stat_file, files))
     common = common_parent([path.path for path in files])

@@ -1,4 +1,4 @@
-"""Which rows cannot be worked with, and what to say of them."""
+"""Validation of rows: their problems and the messages about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daskmeans.vectors.matrix import list_lengths, null_mask, to_fixed_lists
 
 
 class Problem(IntEnum):
-    """What is wrong with a row; of several things the first in this order."""
+    """The problem of a row; of several, the first in this order."""
 
     NONE = 0
     NULL_ID = 1
@@ -28,7 +28,7 @@ class Problem(IntEnum):
     DUPLICATE = 9
 
 
-# What was found, and what was expected, by number of the problem.
+# Found and expected, by problem number.
 MESSAGES = (
     ("", ""),
     ("the id is null", "an id in every row"),
@@ -36,28 +36,28 @@ MESSAGES = (
     ("the vector has another dimension", "vectors of one dimension"),
     ("an element of the vector is null", "a number in every element"),
     ("the vector holds NaN, infinity or a number beyond float32", "finite numbers within the range of float32"),
-    ("the vector is zero", "a vector that has a direction"),
+    ("the vector is zero", "a vector other than zero"),
     ("the text is null", "a text in every row"),
-    ("the text is empty", "a text with something else than blanks"),
-    ("duplicate id", "ids that occur once"),
+    ("the text is empty", "a text that is not blank"),
+    ("duplicate id", "unique ids"),
 )
 SKIP_REMEDY = "leave such rows out with --on-bad-row skip"
 
 
 def id_problems(ids: pa.ChunkedArray) -> np.ndarray:
-    """Problem of each id. Shape (n,), int8."""
+    """Return the problem of each id. Shape (n,), int8."""
     return np.where(null_mask(ids), Problem.NULL_ID, Problem.NONE).astype(np.int8)
 
 
 def text_problems(texts: pa.ChunkedArray) -> np.ndarray:
-    """Problem of each text. Shape (n,), int8."""
+    """Return the problem of each text. Shape (n,), int8."""
     empty = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False).to_numpy()
     found = np.where(empty, Problem.EMPTY_TEXT, Problem.NONE)
     return np.where(null_mask(texts), Problem.NULL_TEXT, found).astype(np.int8)
 
 
 def vector_problems(vectors: pa.Array, dimension: int, allow_zero: bool) -> np.ndarray:
-    """Problem of each vector. Shape (n,), int8."""
+    """Return the problem of each vector. Shape (n,), int8."""
     problems = np.where(null_mask(vectors), Problem.NULL_VECTOR, Problem.NONE).astype(np.int8)
     problems[(problems == Problem.NONE) & (list_lengths(vectors) != dimension)] = Problem.LENGTH
     whole = problems == Problem.NONE
@@ -78,23 +78,23 @@ def _element_problems(elements: pa.Array, dimension: int, allow_zero: bool) -> n
 
 
 def cast_vectors(vectors: pa.Array, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
-    """`vectors`, none of which has a problem, as `type_`; not copied where the elements have its type."""
+    """Return valid `vectors` as `type_`; not copied if the elements have its type."""
     return to_fixed_lists(vectors.flatten().cast(type_.value_type, safe=False), type_.list_size, len(vectors))
 
 
 def problem_error(problem: Problem, where: str, value: pa.Scalar, type_: pa.DataType) -> DataError:
-    """What to raise for `value`, which should be of `type_`."""
+    """Return the error for `value`, which should be of `type_`."""
     found, expected = MESSAGES[problem]
     if problem == Problem.LENGTH:
         found = f"the vector has {len(value)} elements, but the dimension is {type_.list_size}"
     remedy = f"repair the row, or {SKIP_REMEDY}"
     if problem == Problem.ZERO:
-        remedy = f"repair the row, {SKIP_REMEDY}, or work with --no-normalize"
+        remedy = f"repair the row, {SKIP_REMEDY}, or use --no-normalize"
     return DataError(found, where=where, expected=expected, remedy=remedy)
 
 
 def make_rejects(problems: np.ndarray, ids: pa.ChunkedArray, path: UPath, first: int) -> pa.Table:
-    """Rows with problems: id (as string), file, row, reason."""
+    """Return a table of the rows with problems: id (as string), file, row, reason."""
     rows = np.flatnonzero(problems)
     reasons = pa.array([found for found, _ in MESSAGES])
     return pa.table(
