@@ -8,7 +8,7 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from daskmeans.cli import main as cli_main
+from daskmeans.cli import commands
 from daskmeans.cli.main import main
 
 
@@ -33,7 +33,7 @@ class Result:
     ],
 )  # fmt: skip
 def test_a_proposed_command_survives_a_shell(monkeypatch, words: list[str], proposed: list[str]) -> None:
-    monkeypatch.setattr(cli_main, "open_session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(commands, "open_session", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr("daskmeans.steps.run.run_steps", lambda *_, **__: Result)
     monkeypatch.setattr("daskmeans.steps.dedup.dedup_step", lambda *_, **__: Result)
     done = CliRunner().invoke(main, words)

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 import daskmeans as dkm
-from daskmeans.cli import main as cli_main
+from daskmeans.cli import commands
 from daskmeans.cli.main import main
 from daskmeans.duplicates.settings import Deciding, DedupSettings
 from daskmeans.runtime.cluster import ClusterSettings
@@ -147,7 +147,7 @@ HELD = {"storage_options"}
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What the command `run` hands over: where to run, then what."""
     found: list[object] = []
-    monkeypatch.setattr(cli_main, "open_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
+    monkeypatch.setattr(commands, "open_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
     monkeypatch.setattr(
         run,
         "run_steps",

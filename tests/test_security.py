@@ -102,7 +102,7 @@ def test_yaml_makes_no_objects_and_is_held_against_the_flags(tmp_path):
         "normalize: 1": ("'normalize'", "true or false"),
         "threshold: {a: 1}": ("'threshold'", "a number or a string"),
         "keep: [[hard]]": ("'keep'", "a number or a string"),
-        "storage_options: [hunter2]": ("'storage_options'", "a list is no value"),
+        "storage_options: [hunter2]": ("'storage_options'", "a list is not a valid value"),
     }.items():
         file.write_text(f"input: rows.parquet\nout: {tmp_path}/out\n{line}\n")
         result = CliRunner().invoke(main, ["run", str(file)])

@@ -1,288 +1,85 @@
-"""The commands: parse, call, print."""
+"""The command line: which commands there are.
+
+What one of them does, and all that this takes, is imported when it is called: imports take seconds, and `--help` none.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import signal
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 import click
-from rich.console import Console
 
-from daskmeans.buckets.buckets import index_facts
-from daskmeans.cli import options
-from daskmeans.cli.config_file import from_yaml
-from daskmeans.cli.options import Output
-from daskmeans.cli.output import hint_apply, show_advice, show_facts
-from daskmeans.cli.session import Commands, open_session
-from daskmeans.duplicates.settings import Deciding
-from daskmeans.errors import (
-    UsageError,
+from daskmeans.cli.interrupts import INTERRUPTED, STATUS, end_process
+
+# The commands and what they say of themselves.
+VERBS = {
+    "demo": "Find the near-duplicates among the docstrings of the Python packages installed here.",
+    "embed": "Turn a column of texts into embeddings.",
+    "fit": "Find the centroids of embeddings.",
+    "assign": "Assign every row to its cluster, with distances, and group the rows by cluster.",
+    "dedup": "Decide which rows of clusters are duplicates.",
+    "leak": "List the rows of TEST that have a near-duplicate in TRAIN.",
+    "apply": "Write the kept rows of the original files, in the same format.",
+    "run": "Fit, assign and dedup in one go; an interrupted run resumes where it stopped.",
+    "info": "Describe a file, a directory or an output; show what this machine has; or forecast what steps will take.",
+}
+
+
+class LazyCommands(Mapping[str, click.Command]):
+    """The commands by name, imported when one is asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in VERBS:
+            raise KeyError(name)
+        return getattr(import_module("daskmeans.cli.commands"), name)  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+
+class Commands(click.Group):
+    """Commands that report errors as messages."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands as click does, without importing them."""
+        limit = formatter.width - 6 - max(len(name) for name in VERBS)
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, click.Command(name, help=VERBS[name]).get_short_help_str(limit)) for name in sorted(VERBS)]
+            )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.exceptions.Abort):
+            from daskmeans.cli.session import print_error
+
+            if signal.getsignal(signal.SIGINT) is end_process:  # it prints the message, as Ctrl-C may come again
+                end_process()
+            print_error(INTERRUPTED)
+            ctx.exit(STATUS)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            from daskmeans.cli.session import report_error
+
+            if (status := report_error(error)) is None:
+                raise
+            ctx.exit(status)
+
+
+@click.group(
+    name="kmeans", cls=Commands, commands=LazyCommands(), context_settings={"help_option_names": ["-h", "--help"]}
 )
-from daskmeans.kmeans.estimator import KMeans
-from daskmeans.runtime.cluster import ClusterSettings
-from daskmeans.steps.settings import RunSettings, Storing
-from daskmeans.vectors.options import ReadOptions
-
-
-@click.group(name="kmeans", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="daskmeans")
 def kmeans() -> None:
     """Cluster embeddings and find their near-duplicates, with Dask."""
 
 
 main = kmeans
-
-
-# --- verbs ---
-
-
-@kmeans.command()
-@click.option("--out", default="daskmeans-demo", show_default=True, help="Directory to create.")
-@click.option("--n-clusters", type=click.IntRange(1), help="Default: one for every 500 docstrings.")
-@click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of duplicates.")
-@options.overwrite
-@options.cluster
-@options.output
-def demo(
-    out: str, n_clusters: int | None, threshold: float, overwrite: bool, cluster: ClusterSettings, output: Output
-) -> None:
-    """Find the near-duplicates among the docstrings of the Python packages installed here."""
-    from daskmeans.report.demo import demo
-
-    with open_session(cluster, output) as client:
-        result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite, client=client)
-    if output.json:
-        click.echo(json.dumps(result.facts | {"report": str(result.report)}, ensure_ascii=False))
-    else:
-        Console(highlight=False).print(result)
-
-
-@kmeans.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, help="Directory to write the embeddings to.")
-@click.option("--text-field", default="text", show_default=True, help="Column of texts.")
-@click.option("--encoder", default="wordllama", show_default=True)
-@options.make_flag(Storing, "embedding_dtype")
-@options.overwrite
-@options.reading("embedding_field")
-@options.cluster
-@options.output
-def embed(
-    inputs: tuple[str, ...], out: str, text_field: str, encoder: str, embedding_dtype: str, overwrite: bool,
-    reading: ReadOptions, cluster: ClusterSettings, output: Output,
-) -> None:  # fmt: skip
-    """Turn a column of texts into embeddings."""
-    from daskmeans.steps.embed import embed
-
-    with open_session(cluster, output) as client:
-        made = embed(
-            inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
-            encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
-            storage_options=reading.storage_options, overwrite=overwrite, client=client,
-        )  # fmt: skip
-    show_facts(made.facts, output)
-
-
-@kmeans.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--model", "out", required=True, help="Directory to write the model to.")
-@options.overwrite
-@options.kmeans
-@options.reading("metadata_fields")
-@options.cluster
-@options.output
-def fit(
-    inputs: tuple[str, ...], out: str, overwrite: bool, model: KMeans, reading: ReadOptions, cluster: ClusterSettings,
-    output: Output,
-) -> None:  # fmt: skip
-    """Find the centroids of embeddings."""
-    from daskmeans.steps.fit import fit as fit_files
-
-    with open_session(cluster, output) as client:
-        fit_files(inputs, out, model, reading, overwrite=overwrite, client=client)
-    facts = {
-        "model": out,
-        "n_clusters": model.n_clusters,
-        "n_features": model.n_features_in_,
-        "inertia": model.inertia_,
-        "n_iter": model.n_iter_,
-        "converged": model.converged_,
-    }
-    show_facts(facts, output)
-
-
-@kmeans.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--model", required=True, help="Directory of a fitted model.")
-@click.option("--out", required=True, help="Directory to write the clusters to.")
-@options.storing
-@options.overwrite
-@options.reading()
-@options.cluster
-@options.output
-def assign(
-    inputs: tuple[str, ...], model: str, out: str, storing: Storing, overwrite: bool, reading: ReadOptions,
-    cluster: ClusterSettings, output: Output,
-) -> None:  # fmt: skip
-    """Assign every row to its cluster, with distances, and group the rows by cluster."""
-    from daskmeans.steps.assign import assign_files
-
-    with open_session(cluster, output) as client:
-        buckets = assign_files(inputs, model, out, reading, storing, overwrite=overwrite, client=client)
-    show_facts({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
-           "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}
-          | index_facts(buckets.manifest), output)  # fmt: skip
-
-
-@kmeans.command()
-@click.argument("clusters")
-@click.option("--out", required=True, help="Directory to write the decisions to.")
-@options.deciding
-@click.option("--review", type=click.IntRange(1),
-              help="Write this many pairs around the threshold to OUT/_review/review.html.")  # fmt: skip
-@click.option("--against", multiple=True, metavar="CLUSTERS",
-              help="Clusters, or decisions, whose kept rows stay; their duplicates are dropped.")  # fmt: skip
-@click.option("--append", is_flag=True, help="Then append the kept rows to the clusters given with --against.")
-@options.fill_argument("deciding", Deciding, ["random_state"])
-@options.make_flag(ReadOptions, "storage_options")
-@options.overwrite
-@options.cluster
-@options.output
-def dedup(
-    clusters: str, out: str, deciding: Deciding, review: int | None, against: tuple[str, ...], append: bool,
-    storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
-) -> None:  # fmt: skip
-    """Decide which rows of clusters are duplicates."""
-    from daskmeans.report.review import write_review
-    from daskmeans.steps.dedup import dedup_step
-
-    with open_session(cluster, output) as client:
-        result = dedup_step(
-            clusters, deciding, out, against=against, append=append, storage_options=storage_options,
-            overwrite=overwrite, client=client,
-        )  # fmt: skip
-        page = {"review": str(write_review(result, review, client=client))} if review else {}
-    where = {"decisions": out} | ({"appended_to": str(result.against[0])} if append else {})
-    show_facts(where | page | result.summary, output)
-    hint_apply(out, ["INPUT"], result.summary.get("rejected", 0), bool(storage_options), cluster, output)
-
-
-@kmeans.command()
-@click.argument("train")
-@click.argument("test")
-@click.option("--out", required=True, help="Directory to create.")
-@click.option(
-    "--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of near-duplicates."
-)
-@options.overwrite
-@options.reading()
-@options.cluster
-@options.output
-def leak(
-    train: str, test: str, out: str, threshold: float, overwrite: bool, reading: ReadOptions, cluster: ClusterSettings,
-    output: Output,
-) -> None:  # fmt: skip
-    """List the rows of TEST that have a near-duplicate in TRAIN."""
-    from daskmeans.steps.leak import leak as find_leaks
-
-    with open_session(cluster, output) as client:
-        found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite, client=client)
-    show_facts({"leaks": out} | found.facts, output)
-
-
-@kmeans.command()
-@click.argument("decisions")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, help="Directory to write the kept rows to.")
-@options.make_flag(
-    ReadOptions, "id_field", default=None, help="Column of ids [default: the one the decisions were made with]."
-)
-@options.make_flag(ReadOptions, "storage_options")
-@options.make_flag(ReadOptions, "on_bad_row", help="What to do about rows without a decision.")
-@options.overwrite
-@options.cluster
-@options.output
-def apply(
-    decisions: str, inputs: tuple[str, ...], out: str, id_field: str | None, storage_options: dict[str, Any] | None,
-    on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
-) -> None:  # fmt: skip
-    """Write the kept rows of the original files, in the same format."""
-    from daskmeans.steps.apply import apply
-
-    with open_session(cluster, output) as client:
-        made = apply(
-            decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
-            overwrite=overwrite, client=client,
-        )  # fmt: skip
-    show_facts(made.facts, output)
-
-
-@kmeans.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
-@click.option("--out", required=True, help="Directory for the model, the clusters and the decisions.")
-@options.kmeans
-@options.deciding
-@options.storing
-@options.overwrite
-@options.reading()
-@options.cluster
-@options.output
-@options.fill_argument("settings", RunSettings, flags=False)
-def run(
-    inputs: tuple[str, ...], out: str, settings: RunSettings, overwrite: bool, cluster: ClusterSettings, output: Output
-) -> None:
-    """Fit, assign and dedup in one go; an interrupted run resumes where it stopped."""
-    from daskmeans.steps.run import run_steps
-
-    with open_session(cluster, output) as client:
-        result = run_steps(inputs, out, settings, overwrite=overwrite, client=client)
-    show_facts({"out": out} | result.summary, output)
-    decisions, with_options = out.rstrip("/") + "/dedup", bool(settings.reading.storage_options)
-    hint_apply(decisions, inputs, result.summary.get("rejected", 0), with_options, cluster, output)
-
-
-@kmeans.command()
-@click.argument("path", required=False)
-@click.option("--system", is_flag=True, help="Show what this machine has, and how much of it is used.")
-@click.option("--advise", is_flag=True, help="Suggest a number of clusters, and forecast what the steps take.")
-@click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this many too.")
-@options.make_flag(ReadOptions, "id_field", help=None)
-@options.make_flag(ReadOptions, "embedding_field")
-@options.make_flag(ReadOptions, "storage_options")
-@options.cluster
-@options.output
-def info(
-    path: str | None, system: bool, advise: bool, n_clusters: tuple[int, ...], id_field: str,
-    embedding_field: str | None, storage_options: dict[str, Any] | None, cluster: ClusterSettings, output: Output,
-) -> None:  # fmt: skip
-    """Describe a file, a directory or an output; show what this machine has; or forecast what the steps will take."""
-    from daskmeans.planner.advise import advise as find_advice
-    from daskmeans.planner.describe import describe
-    from daskmeans.planner.system import describe_system
-
-    if (path is None) != system or (advise and system):
-        raise UsageError("give exactly one of these", expected="PATH, PATH --advise, or --system")
-    _refuse_idle_flags([] if advise else ["n_clusters", *asdict(cluster)], "it is for forecasts only", "add --advise")
-    columns = ["id_field", "embedding_field"]
-    _refuse_idle_flags([*columns, "storage_options"] if system else [], "no file is read", "leave it out")
-    reading: dict[str, Any] = {
-        "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options
-    }  # fmt: skip
-    if path is None:
-        show_facts(describe_system(), output)
-    elif advise:
-        with open_session(cluster, output) as client:
-            facts = find_advice(path, **reading, n_clusters=n_clusters, client=client)
-        show_advice(facts, output)
-    else:
-        facts = describe(path, **reading)
-        is_output = "complete" in facts
-        _refuse_idle_flags(columns if is_output else [], "this is an output, whose columns are known", "leave it out")
-        show_facts(facts, output)
-
-
-def _refuse_idle_flags(names: list[str], found: str, remedy: str) -> None:
-    """Raise UsageError for given flags among `names`, which would have no effect."""
-    if idle := [each for each in options.find_given(click.get_current_context()) if each.name in names]:
-        raise UsageError(found, where=idle[0].opts[0], remedy=remedy)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import click
 from distributed import Client
 from distributed.comm import CommClosedError
 from rich.console import Console
 
-from daskmeans.cli import options
 from daskmeans.cli.displays import display_on
-from daskmeans.cli.interrupts import INTERRUPTED, STATUS, end_process, interrupt_once
+from daskmeans.cli.interrupts import interrupt_once
 from daskmeans.cli.options import Output
 from daskmeans.cli.output import escape_markup
 from daskmeans.errors import (
-    ClusterError,
     ClusterSizeWarning,
     ConvergenceWarning,
     DaskmeansError,
@@ -35,31 +31,21 @@ from daskmeans.runtime.liveness import scheduler_lost_error, translate_client_er
 from daskmeans.storage import objectstore
 
 
-class Commands(click.Group):
-    """Commands that report errors as messages; exit status 2 for wrong usage, 1 for failed work."""
+def report_error(error: Exception) -> int | None:
+    """Print what a user can mend, or wait out; the exit status, or None for what is a fault of ours.
 
-    command_class = options.StrictCommand
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DaskmeansError as error:
-            print_error(error)
-            ctx.exit(error.exit_status)
-        except CommClosedError:
-            print_error(scheduler_lost_error())
-            ctx.exit(ClusterError.exit_status)
-        except (KeyboardInterrupt, click.exceptions.Abort):
-            if signal.getsignal(signal.SIGINT) is end_process:  # it prints the message, as Ctrl-C may come again
-                end_process()
-            print_error(INTERRUPTED)
-            ctx.exit(STATUS)
-        except Exception as error:
-            if not objectstore.is_storage_error(error):
-                raise
-            # Such as a full disk, a missing permission, a lost connection, or storage options that no client accepts.
-            print_error(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
-            ctx.exit(1)
+    The exit status is 2 for wrong usage, 1 for failed work.
+    """
+    if isinstance(error, CommClosedError):
+        error = scheduler_lost_error()
+    if isinstance(error, DaskmeansError):
+        print_error(error)
+        return error.exit_status
+    if objectstore.is_storage_error(error):
+        # Such as a full disk, a missing permission, a lost connection, or storage options that no client accepts.
+        print_error(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+        return 1
+    return None
 
 
 def print_error(error: object) -> None:
