@@ -66,7 +66,7 @@ def test_the_notes_beside_the_rows_are_those_that_a_fit_makes(n_clusters):
 
 def test_what_fits_into_memory_needs_no_disk(disk):
     found = forecast_fit(1000, 64, 10, None)
-    assert (found.cached, found.disks) == (0, ())
+    assert (found.spilled, found.disks) == (0, ())
     assert found.blocks >= 1000 * 64 * 5
     assert found.worker >= found.blocks
 
@@ -74,9 +74,9 @@ def test_what_fits_into_memory_needs_no_disk(disk):
 def test_what_does_not_fit_is_cached_and_told(disk, little_memory, caplog):
     with caplog.at_level(logging.INFO, "daskmeans"):
         found = check_fit(1_000_000, 256, 1000, 0.5, None)
-    assert found.cached == found.blocks == forecast_fit(500_000, 256, 1000, None).blocks
+    assert found.spilled == found.blocks == forecast_fit(500_000, 256, 1000, None).blocks
     assert found.worker < forecast_fit(500_000, 256, 1000, None).blocks
-    for words in ("/scratch", "ext4", "1.00 TiB", dask.utils.format_bytes(found.cached), "until it ends"):
+    for words in ("/scratch", "ext4", "1.00 TiB", dask.utils.format_bytes(found.spilled), "until it ends"):
         assert words in caplog.text
 
 
@@ -119,10 +119,10 @@ def test_a_fit_larger_than_memory_takes_no_more_than_forecast_and_gives_the_same
             model = fit_files(path, tmp_path / limit, dkm.KMeans(20, max_iter=2), client=client)
         models[limit] = model.cluster_centers_.tobytes(), model.inertia_
         peak = json.loads((tmp_path / limit / "_manifest.json").read_text())["peak_bytes"]["worker"]
-        print(limit, peak >> 20, found[limit].worker >> 20, found[limit].cached >> 20)
+        print(limit, peak >> 20, found[limit].worker >> 20, found[limit].spilled >> 20)
         assert peak <= found[limit].worker
     assert models["600MiB"] == models["4GiB"]
-    assert found["600MiB"].cached > 0 == found["4GiB"].cached
+    assert found["600MiB"].spilled > 0 == found["4GiB"].spilled
 
 
 @pytest.mark.timeout(200)

@@ -1,4 +1,4 @@
-"""The cache on disk: bounded, zero where it must be, an error when the disk is full, and gone with its process."""
+"""The spill file: bounded, zero where it must be, an error when the disk is full, and gone with its process."""
 
 from __future__ import annotations
 

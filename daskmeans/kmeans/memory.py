@@ -66,7 +66,7 @@ class FitForecast:
         Memory of a worker. Without a cluster: of this process, beside what it takes already.
     blocks : int
         Vectors and the engine's state beside them, in all processes together.
-    cached : int
+    spilled : int
         The part of `blocks` that lies on local disks.
     disks : tuple of Disk
         Those disks; empty if all fits into memory.
@@ -74,7 +74,7 @@ class FitForecast:
 
     worker: int
     blocks: int
-    cached: int
+    spilled: int
     disks: tuple[resources.Disk, ...] = ()
 
     def __str__(self) -> str:
@@ -89,8 +89,8 @@ class FitForecast:
         return "; ".join(lines)
 
     def bytes_on(self, disk: resources.Disk) -> int:
-        """The part of `cached` that lies on `disk`."""
-        return self.cached * disk.processes // sum(each.processes for each in self.disks)
+        """The part of `spilled` that lies on `disk`."""
+        return self.spilled * disk.processes // sum(each.processes for each in self.disks)
 
 
 def forecast_fit(
@@ -107,10 +107,10 @@ def forecast_fit(
     worker = min(memory, blocks) + reading_bytes(client, 4 * rows * dimension) + engine
     # Workers take partitions as they have time, so some may be full before others.
     spread = int(EVEN * memory * n_processes(client))
-    cached = 0 if blocks <= memory else max(0, blocks - spread)
-    disks = tuple(resources.list_disks(client)) if cached else ()
+    spilled = 0 if blocks <= memory else max(0, blocks - spread)
+    disks = tuple(resources.list_disks(client)) if spilled else ()
     return FitForecast(
-        worker + (resources.BASE_BYTES + resources.COMPILE_BYTES if client is not None else 0), blocks, cached, disks
+        worker + (resources.BASE_BYTES + resources.COMPILE_BYTES if client is not None else 0), blocks, spilled, disks
     )
 
 

@@ -226,7 +226,7 @@ class CostModel:
         vectors = fit_bytes(rows, dimension)
         partition = min(partition_bytes(self._client), vectors // (PARTITIONS_PER_THREAD * self._threads))
         taken = {
-            "fit": (fit.blocks - fit.cached) // n_processes(self._client)
+            "fit": (fit.blocks - fit.spilled) // n_processes(self._client)
             + reading_bytes(self._client, partition)
             + each * engine_bytes(dimension, n_clusters),
             "assign": each * assign_bytes(dimension, n_clusters, partition),

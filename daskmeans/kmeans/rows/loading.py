@@ -136,8 +136,8 @@ class _LoadedBlocks(Blocks):
         if client is not None:
             self._balance()
         self._firsts = _start_offsets(self.lengths)
-        if cached := sum(self.map(_cached_bytes, name="count-rows")):
-            logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(cached))
+        if spilled := sum(self.map(_spilled_bytes, name="count-rows")):
+            logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(spilled))
 
     def _balance(self) -> None:
         """Move blocks away from workers that have more rows per thread than others, which would wait for them."""
@@ -187,7 +187,7 @@ def _pass_through(block: Block) -> Block:
     return block
 
 
-def _cached_bytes(group: list[Block]) -> int:
+def _spilled_bytes(group: list[Block]) -> int:
     return sum(4 * block.n_rows * block.dimension for block in group if block.on_disk)
 
 

@@ -114,9 +114,9 @@ class SpillFile:
                 raise
             os.ftruncate(self.fileno, offset)
             raise DiskError(
-                f"no disk space for {format_bytes(size)} more of cached vectors ({error.strerror})",
+                f"no disk space for {format_bytes(size)} more of spilled vectors ({error.strerror})",
                 where=self.directory,
-                expected=f"space beside the {format_bytes(self.size)} that are cached there",
+                expected=f"space beside the {format_bytes(self.size)} that lie there",
                 remedy="free some, or choose a directory on a larger disk: --local-directory, or the setting "
                 "temporary-directory of dask",
             ) from None
