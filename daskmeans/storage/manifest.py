@@ -1,8 +1,8 @@
 """Manifests: a step is finished when the ``_manifest.json`` in its directory says so.
 
 The manifest is written first with ``"finished": false`` and last with ``true``. No directory is renamed, so this also
-works on object stores. A step may name a directory below its own from which it can resume after an interruption. Its content
-is kept as long as the step has the same settings and inputs.
+works on object stores. A step may name a directory below its own from which it can resume after an interruption. The
+content of that is kept as long as the step has the same settings and inputs.
 
 Names of files other than data begin with an underscore and do not end in ``.parquet``. So other readers find only the
 rows: some skip hidden files, the others select by suffix.
