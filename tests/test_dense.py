@@ -152,7 +152,7 @@ def test_rows_that_lie_on_a_device_serve_as_those_in_memory(device):
     cosines = 1 - (wide * C[labels]).sum(axis=1) / lengths
     found = []
     for home in (CPU, Gpu(device)):
-        there = home.own(home.place(X))
+        there = home.copy_view(home.place(X))
         some = home.take(there, labels == 3)
         np.testing.assert_array_equal(home.to_host(some), X[labels == 3])
         for which in ([0, 1, 2], [5, 59, 3]):  # as they lie, and as they come

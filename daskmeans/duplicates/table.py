@@ -49,9 +49,9 @@ def to_table(
     columns = [
         ids,
         found.keep,
-        _named(names, found.kept),
+        _take_ids(names, found.kept),
         pa.array(found.kept_score, mask=np.isnan(found.kept_score)),
-        _named(names, found.best),
+        _take_ids(names, found.best),
         pa.array(found.score, mask=np.isnan(found.score)),
         pa.array(REASONS).take(pa.array(reason)),
         np.full(len(ids), centroid, np.int32),
@@ -60,7 +60,7 @@ def to_table(
     return pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
 
 
-def _named(names: pa.Array, rows: np.ndarray) -> pa.Array:
+def _take_ids(names: pa.Array, rows: np.ndarray) -> pa.Array:
     return names.take(pa.array(rows, mask=rows < 0))
 
 

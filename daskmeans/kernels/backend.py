@@ -68,7 +68,7 @@ class Cpu:
 
     # --- pairs ---
 
-    def comparable(self, X: np.ndarray, P: np.ndarray) -> Sketches:
+    def make_comparable(self, X: np.ndarray, P: np.ndarray) -> Sketches:
         """Prepare unit rows for :meth:`find_pairs`; on a CPU as sketches along the directions `P`."""
         return all_pairs.make_sketches(X, P)
 
@@ -90,7 +90,7 @@ class Cpu:
         """Copy rows from the process's memory to this one."""
         return X
 
-    def own(self, X: Any) -> Any:
+    def copy_view(self, X: Any) -> Any:
         """Return rows that keep no others in memory; a view of a larger column is copied."""
         return X if X.base is None else X.copy()
 
@@ -154,7 +154,7 @@ class Gpu:
 
     # --- pairs ---
 
-    def comparable(self, X: np.ndarray, P: np.ndarray) -> dense.DeviceRows:
+    def make_comparable(self, X: np.ndarray, P: np.ndarray) -> dense.DeviceRows:
         """Copy whole rows to the device; `P` is not used."""
         return dense.encode_unit_rows(self.device, X)
 
@@ -182,7 +182,7 @@ class Gpu:
     def place(self, X: np.ndarray) -> Any:
         return self.device.xp.asarray(X)
 
-    def own(self, X: Any) -> Any:
+    def copy_view(self, X: Any) -> Any:
         """Return the rows unchanged: a column is not copied."""
         return X
 

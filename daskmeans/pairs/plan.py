@@ -168,7 +168,9 @@ def _time_sample(
     """Seconds to compare a pair of rows of a sample, and to load a row, with one thread."""
     half = len(sample) // 2  # halves hold different clusters, so their pairs are as far apart as most pairs are
     backend = gpus.backend()
-    few, one, other = (backend.comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:]))
+    few, one, other = (
+        backend.make_comparable(rows, P) for rows in (sample[: min(half, 8)], sample[:half], sample[half:])
+    )
     comparing = warm_seconds(lambda rows: list(backend.find_pairs(rows, other, np.float32(floor))), few, one)
     cluster, start, _ = block.place[0]
     head = replace(block, rows=1, place=[(cluster, start, start + 1)])

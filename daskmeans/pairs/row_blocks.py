@@ -171,7 +171,7 @@ def load_rows(
         start,
         ids,
         numbers[distinct],
-        backend.comparable(X, P),
+        backend.make_comparable(X, P),
         backend,
         np.stack([numbers[copies], numbers[first[copies]]], axis=1),
         int(numbers[distinct[zeros[0]]]) if len(zeros) else -1,

@@ -87,12 +87,14 @@ def append(
     found, client = manifest.read_manifest(path, "dedup"), current_client(client)
     made, settings = found["inputs"], DedupSettings(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})
     new = open_buckets(open_path(made["clusters"], options))
-    against = [open_reference(open_path(_named(entry), options), options) for entry in made.get("against", ())]
+    against = [
+        open_reference(open_path(_named_reference(entry), options), options) for entry in made.get("against", ())
+    ]
     check_append(new, [each.buckets for each in against], path)
     old = against[0].buckets
     if not is_appended(old, new, settings, path, client, options):
         if dedup_inputs(new, [each.describe() for each in against]) != made:
-            raise _changed(old.path)
+            raise _changed_error(old.path)
         if path not in find_decisions(new, options):
             raise UsageError(
                 "these decisions are not noted in the clusters, so they may be temporary",
@@ -106,7 +108,7 @@ def append(
     return StepResult(old.path, {"appended": rows, "rows": after.rows})
 
 
-def _named(entry: dict[str, Any]) -> str:
+def _named_reference(entry: dict[str, Any]) -> str:
     """Path that was given as `against`: that of the clusters, or of decisions on them that alone count."""
     return str(entry["decided"][0]["decisions"] if entry.get("alone") else entry["clusters"])
 
@@ -253,10 +255,10 @@ def extend(old: Buckets, new: Buckets, decisions: UPath, client: Client | None) 
 
 def _refuse_changed(old: Buckets) -> None:
     if manifest.identity_hash(manifest.read_manifest(old.path, "assign")) != manifest.identity_hash(old.manifest):
-        raise _changed(old.path)
+        raise _changed_error(old.path)
 
 
-def _changed(old: UPath) -> OutputError:
+def _changed_error(old: UPath) -> OutputError:
     return OutputError(
         "the clusters have changed since the new rows were compared with them",
         where=str(old),

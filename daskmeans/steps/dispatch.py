@@ -78,7 +78,7 @@ def fit(
         _refuse("rows in memory", out=out, reading=None if reading is DEFAULTS else reading, overwrite=overwrite)
         return model.fit(inputs, column=column, client=client)
     _refuse("files", column=column)
-    return fit_files(inputs, _needed(out), model, reading, overwrite=overwrite, client=client)
+    return fit_files(inputs, _require_out(out), model, reading, overwrite=overwrite, client=client)
 
 
 def assign(
@@ -162,7 +162,7 @@ def assign(
     if not isinstance(assign, str):
         raise UsageError("an index is for rows in memory", where="assign", expected="'exact' or 'ann'")
     storing = Storing(layout, dtype, assign, assign_recall)
-    return assign_files(inputs, model, _needed(out), reading, storing, overwrite=overwrite, client=client)
+    return assign_files(inputs, model, _require_out(out), reading, storing, overwrite=overwrite, client=client)
 
 
 def _are_paths(inputs: Any) -> bool:
@@ -177,7 +177,7 @@ def _refuse(inputs: str, **given: Any) -> None:
         raise UsageError("it does nothing here", where=idle[0], expected=f"no such argument with {inputs}")
 
 
-def _needed(out: str | UPath | None) -> str | UPath:
+def _require_out(out: str | UPath | None) -> str | UPath:
     if out is None:
         raise UsageError("no directory for the output is given", where="out", expected="a path, as the input is files")
     return out

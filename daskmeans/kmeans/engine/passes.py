@@ -80,7 +80,7 @@ def assign_step(group: list[Block], now: PassState) -> PassDelta:
             begins = _prepare_block(block, now)
             _choose_groups(block, now)
             with block.open() as arrays:
-                block.copy = step.add(block.lying(arrays), arrays, begins, block.copy)
+                block.copy = step.add(block.rows_at_home(arrays), arrays, begins, block.copy)
             anew += block.n_rows if begins else 0
             block.notes["series"] = now.fit
             block.notes["pass"] = now.fit, now.number
@@ -138,7 +138,7 @@ def exact_inertia(group: list[Block], now: PassState, centroids: np.ndarray, end
     total = 0
     for block in group:
         with block.open() as arrays:
-            squares = block.home.squared_distances(block.lying(arrays), centroids, arrays["labels"])
+            squares = block.home.squared_distances(block.rows_at_home(arrays), centroids, arrays["labels"])
         total += exact_sum(squares)
         if ends:
             block.copy = None
@@ -177,4 +177,4 @@ def max_coordinate(group: list[Block]) -> float:
 
 def _block_max(block: Block) -> float:
     with block.open() as arrays:
-        return block.home.largest_coordinate(block.lying(arrays))
+        return block.home.largest_coordinate(block.rows_at_home(arrays))

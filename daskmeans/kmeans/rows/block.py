@@ -138,7 +138,7 @@ class Block:
         opened = self._store.open(self._arrays)
         return opened if self.device_rows is None else self._open_fetched(opened)
 
-    def lying(self, arrays: dict[str, np.ndarray]) -> Any:
+    def rows_at_home(self, arrays: dict[str, np.ndarray]) -> Any:
         """Return the rows where they lie, for methods of `home`; `arrays` are the open arrays of this block."""
         return arrays["rows"] if self.device_rows is None else self.device_rows
 

@@ -172,7 +172,7 @@ def _load_block(part: Any, where: str, first: int, options: LoadOptions) -> Bloc
         if options.fraction < 1.0:
             X = home.take(X, _choose_numbers(len(X), first, options))
     borrowed = options.given and np.may_share_memory(X, part)
-    block = Block(X if borrowed else home.own(X), options.budget, borrowed=borrowed, home=home)
+    block = Block(X if borrowed else home.copy_view(X), options.budget, borrowed=borrowed, home=home)
     block.rounding = None if is_cudf(part) else measure_rounding(part)
     return block
 

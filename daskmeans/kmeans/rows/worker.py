@@ -107,7 +107,7 @@ def copy_rows(group: list[Block], wanted: np.ndarray, X: np.ndarray) -> None:
     for block in group:
         places, mine = _match_numbers(wanted, block.numbers)
         with block.open() as arrays:
-            block.home.copy_rows(block.lying(arrays), mine, X, places)
+            block.home.copy_rows(block.rows_at_home(arrays), mine, X, places)
 
 
 def _match_numbers(wanted: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
