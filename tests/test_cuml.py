@@ -290,7 +290,9 @@ def test_rows_that_do_not_fit_onto_the_devices_stay_in_memory(install, two, capl
 
 def test_centroids_that_do_not_fit_onto_a_device_are_refused_with_the_numbers(install, two):
     made = install(memory=1 << 12)
-    with pytest.raises(MemoryForecastError, match=r"4 clusters of 16 dimensions(.|\n)*kiB of a device(.|\n)*--sample"):
+    with pytest.raises(
+        MemoryForecastError, match=r"4 clusters of 16 dimensions(.|\n)*kiB of device memory(.|\n)*--sample"
+    ):
         KMeans(4, engine="cuml").fit(blobs(), client=two)
     assert not made
 

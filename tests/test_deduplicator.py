@@ -142,7 +142,7 @@ def test_a_model_that_was_replaced(tmp_path, monkeypatch):
     assert [decide(frame_of()).centroid.nunique() for decide in (old, new)] == [2, 3]
     monkeypatch.setattr(module, "_models", {})
     assert new(frame_of()).centroid.nunique() == 3
-    with pytest.raises(DataError, match="the model is another one"):
+    with pytest.raises(DataError, match="the model has changed since"):
         old(frame_of())
 
 

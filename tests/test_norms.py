@@ -97,7 +97,7 @@ def test_comparing_bands_takes_no_more_than_was_forecast(shape):
 
 
 def test_a_device_that_is_too_small_is_told_of_with_the_remedy():
-    with pytest.raises(MemoryForecastError, match=r"GiB of a device(.|\n)*PARTITION_BYTES(.|\n)*DEVICE=cpu"):
+    with pytest.raises(MemoryForecastError, match=r"GiB of device memory(.|\n)*PARTITION_BYTES(.|\n)*DEVICE=cpu"):
         check_compare(1_000_000, 4096, 768, 1 << 30)
     check_compare(1_000_000, 4096, 768, 16 << 30)
     check_compare(1000, 4096, 768, 2 << 30)  # smaller partitions, as it says

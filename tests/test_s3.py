@@ -186,7 +186,7 @@ def test_the_whole_job_makes_what_it_makes_on_a_disk(store, whole, tmp_path):
     store.requests.clear()
     do(given, out)
     assert {request.path for request in store.requests if request.writes} == {"/bucket/out/summary.json"}
-    with pytest.raises(OutputError, match=r"finished here, with other settings.*n_clusters was 3, now 5"):
+    with pytest.raises(OutputError, match=r"finished here, but with other settings.*n_clusters was 3, now 5"):
         dkm.run(given, out, dkm.KMeans(5), 0.9, reading)
     with pytest.raises(OutputError, match="exists already"):
         fit_files(given, out / "model", dkm.KMeans(5), reading)
