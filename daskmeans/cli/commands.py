@@ -18,9 +18,7 @@ from daskmeans.cli.options import Output, StrictCommand
 from daskmeans.cli.output import hint_apply, show_advice, show_facts
 from daskmeans.cli.session import open_session
 from daskmeans.duplicates.settings import Deciding
-from daskmeans.errors import (
-    UsageError,
-)
+from daskmeans.errors import UsageError
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.runtime.cluster import ClusterSettings
 from daskmeans.steps.settings import RunSettings, Storing
