@@ -9,4 +9,4 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 source ci/gpu.sh
-measured "cupy numba" "${1:-gpu-native.json}" 150 300 tests/test_dense.py -- "${@:2}"
+measured "cupy numba" "${1:-gpu-native.json}" 150 300 tests/kernels/gpu/test_dense.py -- "${@:2}"

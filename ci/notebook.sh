@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every notebook of workflows/, from top to bottom. The scripts beside them run in tests/test_workflows.py.
+# Every notebook of workflows/, from top to bottom. The scripts beside them run in tests/project/test_workflows.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

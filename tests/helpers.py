@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import DaskmeansError, DataError
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.vectors.matrix import to_column
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
 
 def different(found: dict[str, object], expected: dict[str, object]) -> set[str]:
@@ -321,3 +325,30 @@ def call_until_killed(folder: Path, writes: int, function: Callable, args: tuple
     sys.addaudithook(watch)
     with contextlib.suppress(DaskmeansError):
         function(*args, **settings)
+
+
+class Outline(HTMLParser):
+    """Checks that elements are nested, and gathers what is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def outline(page: str) -> Outline:
+    parsed = Outline()
+    parsed.feed(page)
+    assert parsed.open == []
+    return parsed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +17,9 @@ from daskmeans.report.examples import Row, compare_texts, describe_place, find_e
 from daskmeans.report.html import read_run_facts, write_report
 from daskmeans.steps.run import run as run_files
 from daskmeans.vectors.options import ReadOptions
-from helpers import blobs, write_embeddings
+from helpers import blobs, outline, write_embeddings
 
-VOID = {"meta"}
 EVIL = '<script>alert(1)</script> & "quotes"'
-
-
-class Outline(HTMLParser):
-    """Checks that elements are nested, and gathers what is there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def outline(page: str) -> Outline:
-    parsed = Outline()
-    parsed.feed(page)
-    assert parsed.open == []
-    return parsed
 
 
 def text_of(number: int) -> str:

@@ -16,6 +16,7 @@ import pytest
 import daskmeans
 import oldest
 from daskmeans.cli import commands
+from helpers import ROOT
 
 PACKAGE = Path(daskmeans.__path__[0])
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -47,7 +48,7 @@ def test_every_extra_that_an_error_names_exists() -> None:
 
 
 def test_importing_every_module_brings_in_no_library_of_an_extra() -> None:
-    script = Path(__file__).parent.parent / "ci" / "imports.py"
+    script = ROOT / "ci" / "imports.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,11 +1,12 @@
 """Tests hand sizes to what they call; none of them changes a constant of a module behind its back."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-TESTS = sorted(Path(__file__).parent.glob("*.py"))
+from helpers import TESTS
+
+FILES = sorted(TESTS.rglob("*.py"))
 
 
 def patched_constants(source: str) -> list[str]:
@@ -25,7 +26,7 @@ def patched_constants(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_no_constant_is_patched(file):
     assert patched_constants(file.read_text()) == []
 

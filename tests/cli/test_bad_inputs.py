@@ -1,6 +1,6 @@
 """Every mistake gets a message that says what, where and what to do; no traceback, and nothing is written.
 
-As a program this writes them all: ``python tests/test_bad_inputs.py > docs/bad-inputs.md``.
+As a program this writes them all: ``PYTHONPATH=tests python tests/cli/test_bad_inputs.py > docs/bad-inputs.md``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 
 from daskmeans import KMeans
 from daskmeans.cli.main import main
-from helpers import blobs, write_embeddings
+from helpers import ROOT, blobs, write_embeddings
 
 X = blobs(n=60, d=8, copies=5)
 
@@ -304,15 +304,15 @@ def run(case: Case, at: Path, scheduler: str | None) -> Result:
     return result
 
 
-PAGE = Path(__file__).parent.parent / "docs" / "bad-inputs.md"
+PAGE = ROOT / "docs" / "bad-inputs.md"
 HEAD = """# Bad input
 
 What commands say to mistakes, and to files that are not what they should be. All of them end with the exit status that
 stands here, 2 for wrong use and 1 for work that failed, without a traceback, and write nothing. Many more, made at
 random, are fed by `ci/fuzz.py`.
 
-Made by `python tests/test_bad_inputs.py > docs/bad-inputs.md`, and checked by the same file. What stands in parentheses
-is said by the libraries beneath, in the versions of `ci/constraints.txt`.
+Made by `PYTHONPATH=tests python tests/cli/test_bad_inputs.py > docs/bad-inputs.md`, and checked by the same file.
+What stands in parentheses is said by the libraries beneath, in the versions of `ci/constraints.txt`.
 
 | mistake | `daskmeans` | status | message |
 | --- | --- | ---: | --- |"""

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "ci" / "check-rapids-api.py"
+from helpers import ROOT
+
+SCRIPT = ROOT / "ci" / "check-rapids-api.py"
 THEIRS = {
     "cuml/__init__.py": "from cuml._version import __version__\nfrom .cluster import *\n",
     "cuml/_version.py": "try:\n    __version__ = '26.10'\nexcept OSError:\n    pass\n",

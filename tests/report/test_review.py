@@ -11,8 +11,7 @@ from daskmeans.buckets.external_sort import write_buckets
 from daskmeans.errors import UsageError
 from daskmeans.report.review import write_review
 from daskmeans.vectors.matrix import to_column
-from helpers import make_rows, write_clusters
-from test_report import outline
+from helpers import make_rows, outline, write_clusters
 
 
 @pytest.mark.parametrize("search", ["clusters", "exact"])

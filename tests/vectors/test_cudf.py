@@ -33,8 +33,8 @@ from daskmeans.vectors import frames, parquet
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.partitioning import MAX_LIST_ELEMENTS, FileSurvey, Unit, balance_partitions
 from daskmeans.vectors.source import read_embeddings
+from fake_cuml import install, two  # noqa: F401
 from helpers import blobs, write_embeddings
-from test_cuml import install, two  # noqa: F401
 
 
 @pytest.fixture(params=["here", "there"])

@@ -24,6 +24,7 @@ from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.options import ReadOptions
 from faults import Wire, content, outside
 from helpers import (
+    TESTS,
     Trap,
     add_up,
     blobs,
@@ -208,7 +209,7 @@ def test_a_job_outlives_a_worker_that_is_paused_because_its_memory_is_full(rows,
 @pytest.fixture
 def wired(tmp_path, monkeypatch) -> Iterator[tuple[distributed.Client, list[Wire]]]:
     """A client of two workers, and the wires that one of them hangs on."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *filter(None, sys.path)]))
     with (
         outside(tmp_path, wired=True) as (_, wires, flags),
         distributed.Client(scheduler_file=flags[-1]) as client,

@@ -17,9 +17,9 @@ from distributed import LocalCluster
 from nbclient import NotebookClient
 
 import daskmeans as dkm
-from helpers import write_embeddings
+from helpers import ROOT, write_embeddings
 
-WORKFLOWS = Path(__file__).parent.parent / "workflows"
+WORKFLOWS = ROOT / "workflows"
 N_ROWS, N_COPIES, N_CLUSTERS = 300, 60, 5
 
 

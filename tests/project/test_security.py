@@ -27,10 +27,9 @@ from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.storage import manifest
 from daskmeans.vectors.files import join_inside
 from daskmeans.vectors.options import ReadOptions
-from helpers import blobs, write_embeddings
+from helpers import ROOT, blobs, write_embeddings
 
 PACKAGE = Path(dkm.__path__[0])
-ROOT = Path(__file__).parent.parent
 ROLES = ("client", "scheduler", "worker")
 REQUIRED = {"distributed.comm.require-encryption": True}
 
