@@ -21,11 +21,18 @@ from distributed.deploy.spec import SpecCluster
 from daskmeans.kernels.gpu.device import Cuda, Device
 from daskmeans.runtime import gpus
 from daskmeans.runtime.cluster import QUIET_CONFIG
-from helpers import blobs, write_embeddings
+from helpers import NIGHTLY, blobs, write_embeddings
 
 # The same cases in every run; the first call of a kernel compiles it, so time per case means nothing.
-hypothesis.settings.register_profile("daskmeans", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("daskmeans", deadline=None, derandomize=True, max_examples=200 if NIGHTLY else 25)
 hypothesis.settings.load_profile("daskmeans")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the nightly lane runs, unless this is it."""
+    late = [] if NIGHTLY else [item for item in items if item.get_closest_marker("nightly")]
+    config.hook.pytest_deselected(items=late)
+    items[:] = [item for item in items if item not in late]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

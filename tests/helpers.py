@@ -25,6 +25,8 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from _pytest.mark import ParameterSet
 from threadpoolctl import threadpool_info
 
 from daskmeans.buckets.external_sort import write_buckets
@@ -35,6 +37,13 @@ from daskmeans.vectors.matrix import to_column
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+# Set by ci/nightly.sh: tests of the nightly lane run too, and others take more cases.
+NIGHTLY = "DASKMEANS_NIGHTLY" in os.environ
+
+
+def nightly(*values: object) -> ParameterSet:
+    """Parameters of a test that only the nightly lane runs."""
+    return pytest.param(*values, marks=pytest.mark.nightly)
 
 
 def different(found: dict[str, object], expected: dict[str, object]) -> set[str]:

@@ -224,6 +224,7 @@ print(km.cluster_centers_.tobytes().hex())
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif("avx2" not in cpu_features(), reason="an instruction set of which this test knows no part")
 def test_the_same_bits_with_other_instructions(tmp_path):
     running = {}

@@ -33,7 +33,7 @@ from daskmeans.steps.fit import fit as fit_files
 from daskmeans.storage import manifest
 from daskmeans.tuning import Tuning
 from daskmeans.vectors.matrix import to_column
-from helpers import KINDS, adversarial, blobs, write_embeddings
+from helpers import KINDS, adversarial, blobs, nightly, write_embeddings
 
 
 def frame(X: np.ndarray, npartitions: int) -> dd.DataFrame:
@@ -112,7 +112,7 @@ def test_quality_is_that_of_scikit_learn():
     assert ours < 1.03 * theirs
 
 
-@pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
+@pytest.mark.parametrize("init", ["auto", "k-means||", nightly("random")])
 def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
     X = blobs(n=1300, d=24, k=12)
     settings = {"n_clusters": 12, "init": init, "max_iter": 8, "random_state": 5, "n_init": 2}

@@ -21,7 +21,7 @@ from daskmeans.pairs import join, plan, row_blocks
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.storage import manifest
 from daskmeans.tuning import Tuning
-from helpers import decisions_of, make_rows, tuned_dedup, write_clusters
+from helpers import decisions_of, make_rows, nightly, tuned_dedup, write_clusters
 
 THRESHOLD = 0.95
 # With many bands of few rows, which cut through clusters, and many tasks.
@@ -137,7 +137,7 @@ def test_tasks_compare_all_bands_once(rows, data):
     assert sorted(pairs) == [(i, j) for i in range(own) for j in (*range(i + 1), *range(own, len(rows)))]
 
 
-@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("n_workers", [nightly(1), 3])
 def test_decisions_are_the_same_on_workers(tmp_path, clusters, n_workers):
     dedup(clusters, THRESHOLD, out=tmp_path / "here", keep="random", search="exact")
     with open_cluster(ClusterSettings(n_workers=n_workers, dashboard_address=":0")) as client:

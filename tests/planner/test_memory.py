@@ -24,7 +24,7 @@ from daskmeans.runtime import executor, resources
 from daskmeans.steps.apply import _rewrite_files
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
-from helpers import blobs, resident, write_clusters, write_embeddings
+from helpers import blobs, nightly, resident, write_clusters, write_embeddings
 
 # Of a forecast, what a task takes at least.
 LEAST = 0.3
@@ -106,7 +106,7 @@ def test_assigning_rows_and_writing_buckets(worker, taken, tmp_path):
     assert LEAST * foreseen <= taken["write buckets"] <= foreseen  # of half a partition, and no centroids
 
 
-@pytest.mark.parametrize("layout", ["bucketed", "hive"])
+@pytest.mark.parametrize("layout", ["bucketed", nightly("hive")])
 def test_comparing_rows_inside_clusters(layout, worker, taken, tmp_path):
     X = rows(18_000, 1024)
     clusters = clusters_of(X, np.arange(len(X)) >= 8_000, tmp_path, layout)  # the large one comes second
@@ -116,6 +116,7 @@ def test_comparing_rows_inside_clusters(layout, worker, taken, tmp_path):
     assert taken["recall"] <= foreseen
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("probes", [0, 4])
 def test_comparing_rows_across_clusters(probes, worker, taken, tmp_path):
     X = rows(30_000, 512)

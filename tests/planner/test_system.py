@@ -96,6 +96,7 @@ print(Compiled.count > 0)
 """
 
 
+@pytest.mark.nightly
 def test_nothing_is_compiled_while_a_forecast_takes_the_time(tmp_path, embeddings):
     daskmeans.run(embeddings, tmp_path / "out", daskmeans.KMeans(4), 0.9)
     done = subprocess.run(

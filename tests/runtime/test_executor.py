@@ -18,7 +18,7 @@ from daskmeans import config, errors
 from daskmeans.cli.displays import RichProgress
 from daskmeans.runtime import executor, progress, resources
 from daskmeans.runtime.client import current_client, log_event, run_on_workers
-from helpers import DeadlyOnce, blas_threads, die, die_once, miss_a_file, square, take_memory
+from helpers import DeadlyOnce, blas_threads, die, die_once, miss_a_file, nightly, square, take_memory
 
 
 def tasks(numbers):
@@ -192,8 +192,18 @@ def test_a_step_does_not_wait_for_ever_for_workers(wait, state, words, thread_cl
             executor.gather_or_lost(client.map(square, range(3)), None, client)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["with what was sent to it", "alone"])
-@pytest.mark.parametrize(("end", "words"), [(take_memory, r"ran out of memory \(at \d"), (die, "were lost")])
+OUT_OF_MEMORY = r"ran out of memory \(at \d"
+
+
+@pytest.mark.parametrize(
+    ("end", "words", "shared"),
+    [
+        (take_memory, OUT_OF_MEMORY, True),
+        nightly(take_memory, OUT_OF_MEMORY, False),
+        nightly(die, "were lost", True),
+        (die, "were lost", False),
+    ],
+)
 def test_workers_that_are_lost_are_called_that(shared, end, words):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),

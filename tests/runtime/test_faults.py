@@ -33,6 +33,7 @@ from helpers import (
     different,
     fill_memory,
     make_rows,
+    nightly,
     rows_of,
     spare,
     stop,
@@ -72,14 +73,17 @@ def everything(blocks) -> list[np.ndarray]:
     return [held, np.concatenate(X)[order], *blocks.sample_rows(50, 3), blocks.rows(held[::-7])]
 
 
+PHASES = [
+    (phase, shelf, given, ("replaced", "not replaced")[(i + j) % 2])
+    for i, phase in enumerate(["load-block", "count-rows", "subset-block", "kmeans-sample", "test-visits"])
+    for j, (shelf, given) in enumerate([("memory", "matrix"), ("disk", "partitions")])
+]
+
+
 # Each phase by both kinds of cluster and on both shelves, though not by all four together.
 @pytest.mark.parametrize(
     ("phase", "shelf", "given", "mortal"),
-    [
-        (phase, shelf, given, ("replaced", "not replaced")[(i + j) % 2])
-        for i, phase in enumerate(["load-block", "count-rows", "subset-block", "kmeans-sample", "test-visits"])
-        for j, (shelf, given) in enumerate([("memory", "matrix"), ("disk", "partitions")])
-    ],
+    [PHASES[0], *(nightly(*phase) for phase in PHASES[1:-1]), PHASES[-1]],
     indirect=["mortal"],
 )
 def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path):
@@ -100,13 +104,13 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path):
 @pytest.mark.parametrize(
     ("phase", "nth", "mortal"),
     [
-        ("kmeans-reach", 1, "replaced"),
-        ("kmeans-pass", 1, "not replaced"),
+        nightly("kmeans-reach", 1, "replaced"),
+        nightly("kmeans-pass", 1, "not replaced"),
         ("kmeans-pass", 2, "replaced"),
-        ("kmeans-pass", 2, "not replaced"),
-        ("kmeans-pass", 4, "replaced"),
+        nightly("kmeans-pass", 2, "not replaced"),
+        nightly("kmeans-pass", 4, "replaced"),
         ("kmeans-pass", 9, "not replaced"),
-        ("kmeans-inertia", 1, "replaced"),
+        nightly("kmeans-inertia", 1, "replaced"),
     ],
     indirect=["mortal"],
 )
@@ -129,10 +133,10 @@ def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, 
 @pytest.mark.parametrize(
     ("phase", "nth", "mortal"),
     [
-        ("dedup-compare", 1, "replaced"),
+        nightly("dedup-compare", 1, "replaced"),
         ("dedup-compare", 4, "not replaced"),
-        ("dedup-rank", 1, "replaced"),
-        ("dedup-write", 1, "not replaced"),
+        nightly("dedup-rank", 1, "replaced"),
+        nightly("dedup-write", 1, "not replaced"),
     ],
     indirect=["mortal"],
 )
@@ -191,6 +195,7 @@ def test_a_job_outlives_a_worker_that_stops_for_a_while(rows, undisturbed, repla
     assert different(found, undisturbed) == set()
 
 
+@pytest.mark.nightly
 def test_a_job_outlives_a_worker_that_is_paused_because_its_memory_is_full(rows, undisturbed, tmp_path):
     with (
         dask.config.set({"distributed.worker.memory.terminate": False}),
@@ -237,6 +242,7 @@ def when(flag: Path, act: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.nightly
 def test_a_job_outlives_a_worker_that_nothing_reaches_for_a_while(rows, undisturbed, wired, tmp_path):
     client, wires = wired
 
@@ -255,6 +261,7 @@ def test_a_job_outlives_a_worker_that_nothing_reaches_for_a_while(rows, undistur
     assert wires[1].address in client.nthreads()
 
 
+@pytest.mark.nightly
 def test_a_job_outlives_a_worker_that_is_cut_off_for_good(rows, undisturbed, wired, tmp_path):
     client, wires = wired
     client.register_plugin(Trap("dedup-compare", tmp_path / "begun", 2, spare))

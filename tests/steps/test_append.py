@@ -33,7 +33,7 @@ from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import read_embeddings
-from helpers import decisions_of, make_rows, tuned_dedup, write_embeddings
+from helpers import decisions_of, make_rows, nightly, tuned_dedup, write_embeddings
 
 THRESHOLD = 0.995
 READING = ReadOptions(metadata_fields=("stars", "text"))
@@ -371,7 +371,10 @@ with dask.config.set(BYTES):
 MOMENTS = "decisions", "first files", "all files", "manifest aside", "manifest replaced"
 
 
-@pytest.mark.parametrize(("layout", "moments"), [("bucketed", MOMENTS), ("hive", MOMENTS[1:2])])
+@pytest.mark.parametrize(
+    ("layout", "moments"),
+    [("bucketed", MOMENTS[1::2]), nightly("bucketed", MOMENTS[::2]), nightly("hive", MOMENTS[1:2])],
+)
 def test_kill_9_leaves_the_old_clusters_or_the_extended_ones(tmp_path, stores, model, layout, moments):
     script = KILLED.replace("BYTES", repr(SMALL)).replace("THRESHOLD", repr(THRESHOLD))
     old, first, out = assigned(tmp_path / "clusters", OLD, model, layout), stores[1], tmp_path / "out"

@@ -25,6 +25,7 @@ from daskmeans.storage import manifest
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_column
 from daskmeans.vectors.options import ReadOptions
+from helpers import nightly
 
 N = 60
 
@@ -505,7 +506,7 @@ def test_decisions_of_before_their_column_was_noted(tmp_path, vectors):
     assert apply(path, tmp_path / "v.parquet", tmp_path / "out")["kept"] == made["kept"]
 
 
-@pytest.mark.parametrize("flags", [[], ["--storage-options", '{"auto_mkdir": true}']])
+@pytest.mark.parametrize("flags", [nightly([]), ["--storage-options", '{"auto_mkdir": true}']])
 def test_the_printed_command_is_whole(tmp_path, vectors, flags):
     """After rows were skipped, which have no decisions; values of storage options may be secrets."""
     vectors[7] = 0

@@ -14,7 +14,7 @@ import pytest
 import daskmeans as dkm
 from daskmeans.vectors.options import ReadOptions
 from faults import content
-from helpers import blobs, different, write_embeddings
+from helpers import blobs, different, nightly, write_embeddings
 
 SCRIPT = "from daskmeans.cli.main import main; main()"
 # Cores that OpenBLAS has kernels for, which add in different orders, and what a processor must have for them: on one
@@ -83,7 +83,7 @@ def test_the_kernels_of_the_cores_multiply_to_other_bits():
     assert len(found) > 1 or len(cores) < 2
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ["one worker", "two workers", nightly("three threads")])
 def test_the_whole_job_has_equal_bits(folder, expected, name):
     found = job(folder, name)
     tables = [len(table) for table in expected.values() if isinstance(table, pa.Table)]

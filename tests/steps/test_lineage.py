@@ -25,7 +25,7 @@ from daskmeans import KMeans, apply, dedup, open_buckets, run
 from daskmeans.errors import DaskmeansError, DataError
 from daskmeans.steps.assign import assign_files
 from daskmeans.storage import manifest
-from helpers import call_until_killed, decisions_of, write_embeddings
+from helpers import NIGHTLY, call_until_killed, decisions_of, write_embeddings
 
 DIMENSION, ROWS = 6, 18
 NAMES = ("base", "first", "second", "third")
@@ -304,10 +304,10 @@ def context() -> Iterator[Any]:
 
 def test_any_order_of_commands(tmp_path, context):
     Lineage.folder, Lineage.context, Lineage.count, Lineage.made = tmp_path, context, 0, {}
-    examples, steps = (int(os.environ.get(f"DASKMEANS_LINEAGE_{name}", 12)) for name in ("EXAMPLES", "STEPS"))
+    examples = int(os.environ.get("DASKMEANS_LINEAGE_EXAMPLES", 100 if NIGHTLY else 6))
     # A failure is told as it was found: making it smaller would take many times as long.
     phases = {"phases": [Phase.generate], "report_multiple_bugs": False}
-    run_state_machine_as_test(Lineage, settings=settings(max_examples=examples, stateful_step_count=steps, **phases))
+    run_state_machine_as_test(Lineage, settings=settings(max_examples=examples, stateful_step_count=12, **phases))
     print(Lineage.made)  # pytest -s shows what was done, and how often
     done = ("run", "assign", "dedup --against", "dedup --append", "dedup elsewhere", "killed -9", "append after a kill")
     assert all(Lineage.made.get(name) for name in done)

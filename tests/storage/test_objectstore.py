@@ -35,7 +35,7 @@ from daskmeans.storage import lock, manifest
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.options import ReadOptions
-from helpers import blobs
+from helpers import blobs, nightly
 from objectstore import SECRET, ObjectStore, Request, no_fault
 
 X = blobs(n=150, k=3, copies=15)
@@ -267,6 +267,7 @@ def test_new_rows_are_held_against_clusters_and_appended(store, whole):
 # --- a store that fails ---
 
 
+@pytest.mark.nightly
 def test_errors_that_pass_change_nothing(store, whole):
     given, out = write_input(store.at("in", store.impatient)), store.at("out", store.impatient)
     late = [("GET", "/bucket/in/part-0.parquet"), ("PUT", "/bucket/out/model/centroids.npy")]
@@ -293,7 +294,7 @@ def test_errors_that_pass_change_nothing(store, whole):
     assert made["late"] == 2 and min(made["unavailable"], made["lost"], made["cut"]) >= 2, made
 
 
-@pytest.mark.parametrize("writes", [2, 12, 22, 32])
+@pytest.mark.parametrize("writes", [12, *map(nightly, (2, 22, 32))])
 def test_a_job_whose_store_goes_away_is_finished_by_the_next(store, whole, writes, monkeypatch):
     monkeypatch.setattr(manifest, "time", SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None}))
     given, out = write_input(store.at("in")), store.at("out")
@@ -305,6 +306,7 @@ def test_a_job_whose_store_goes_away_is_finished_by_the_next(store, whole, write
     assert content(out) == content(whole / "out")
 
 
+@pytest.mark.nightly
 def test_a_job_that_is_killed_is_finished_by_the_next(store, whole):
     given, out = write_input(store.at("in")), store.at("out")
     words = [sys.executable, "-c", PROGRAM, str(given), str(out), json.dumps(store.options)]

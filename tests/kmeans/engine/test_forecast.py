@@ -125,6 +125,7 @@ def test_a_fit_larger_than_memory_takes_no_more_than_forecast_and_gives_the_same
     assert found["600MiB"].spilled > 0 == found["4GiB"].spilled
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(200)
 def test_a_search_takes_no_more_than_forecast_with_half_of_the_rows_in_one_cluster(tmp_path):
     X = blobs(n=40_000, d=256, k=50)
