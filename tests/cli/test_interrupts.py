@@ -17,6 +17,8 @@ from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from faults import content
 from helpers import NIGHTLY, different, hears_interrupts
 
+pytestmark = pytest.mark.usefixtures("spawned_workers")
+
 SCRIPT = "from daskmeans.__main__ import main; main()"
 SIGNALS = {"once": (os.killpg, 1), "to the command alone": (os.kill, 1), "five times": (os.killpg, 5)}
 

@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory) -> Iterator[distributed.Client]:
+def worker(tmp_path_factory, spawned_workers) -> Iterator[distributed.Client]:
     """A client of one worker of one thread that has done all steps once, so that all it needs is imported."""
     with (
         distributed.LocalCluster(

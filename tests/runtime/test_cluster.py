@@ -15,6 +15,8 @@ from daskmeans.runtime.client import cores
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from helpers import blas_threads, square
 
+pytestmark = pytest.mark.usefixtures("spawned_workers")
+
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (1, 2)])
 def test_worker_threads_times_kernel_threads_is_the_number_of_cores(workers, threads):

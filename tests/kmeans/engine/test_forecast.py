@@ -28,6 +28,8 @@ from daskmeans.runtime import resources
 from daskmeans.steps.fit import fit as fit_files
 from helpers import blobs, note_bytes, write_clusters, write_embeddings
 
+pytestmark = pytest.mark.usefixtures("spawned_workers")
+
 DISK = resources.Disk("here", "/scratch", "ext4", free=1 << 40)
 
 
