@@ -139,10 +139,8 @@ class Reader:
         patch.setenv(name, value)
         if name.startswith("DASK_"):
             key = name.removeprefix("DASK_").lower().replace("__", ".")
-            if (
-                key.startswith("daskmeans.")
-                and key.split(".", 1)[1].replace("_", "-") not in config._defaults["daskmeans"]
-            ):
+            package, _, setting = key.partition(".")
+            if package == "daskmeans" and setting.replace("_", "-") not in config._defaults[package]:
                 raise PageError(f"there is no setting {key}")
             stack.enter_context(dask.config.set({key: dask.config.interpret_value(value)}))
 
@@ -159,7 +157,7 @@ class Reader:
         target = Path(given[0] if given else Path(address).stem)
         target.mkdir()
         for each in ROOT.iterdir():
-            if each.name != "test":
+            if each.name not in os.listdir(self.data):
                 (target / each.name).symlink_to(each)
         link_files(self.data, target)
 
@@ -213,16 +211,14 @@ class Reader:
     def _check_program(self, words: list[str], how: str, status: int) -> None:
         """Make sure that a script of the repository, or that of a virtual environment, can be meant."""
         name = words[-1] if words[0] in (".", "source") else words[0]
-        known = name.endswith("bin/activate") or os.access(ROOT / name, os.X_OK) or shutil.which(name)
-        if not known and words[:3] != ["python", "-m", "venv"]:
+        if not (name.endswith("bin/activate") or os.access(ROOT / name, os.X_OK) or shutil.which(name)):
             raise PageError(f"there is no {name!r}")
 
     def _run_program(self, words: list[str], how: str, status: int) -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode != status:
-            raise PageError(
-                f"exit status {done.returncode}, not {status}: {(done.stdout + done.stderr)[-2000:].strip()}"
-            )
+            told = (done.stdout + done.stderr)[-2000:].strip()
+            raise PageError(f"exit status {done.returncode}, not {status}: {told}")
 
     def _run_python(self, block: Block, page: Path) -> None:
         text = "\n" * (block.number - 1) + self._substitute(block.text)
@@ -252,8 +248,9 @@ class Reader:
             storage = self.store.at("").fs
             for name in {*re.findall(r"s3://bucket/([\w.-]+)", text)} & {*os.listdir(self.data)}:
                 storage.put(str(self.data / name), f"bucket/{name}", recursive=True)
-            access = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET}
-            values = access | {
+            values = {
+                "AWS_ACCESS_KEY_ID": "testing",
+                "AWS_SECRET_ACCESS_KEY": SECRET,
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_ENDPOINT_URL": self.store.options["endpoint_url"],
             }

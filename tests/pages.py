@@ -140,6 +140,8 @@ def read_blocks(text: str) -> Iterator[Block]:
     start, lines = 0, []
     for number, line in enumerate(text.splitlines(), 1):
         if opened is None:
+            if re.match(r"[\s>]*(~~~|>\s*```)", line):
+                raise fail(number, "a block begins with ``` and is not in a quotation")
             if line.lstrip().startswith("```"):
                 opened, start, lines = FENCE.match(line), number, []
                 if opened is None or not opened["language"]:

@@ -168,9 +168,17 @@ def test_a_mistake_on_a_page_is_refused(reader: Reader, tmp_path: Path, language
         reader.follow(page)
 
 
-def test_a_block_without_an_end_is_refused() -> None:
-    with pytest.raises(PageError, match="line 3: the block has no end"):
-        list(treat("Text.\n\n```bash\nls\n"))
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Text.\n\n```bash\nls\n", "line 3: the block has no end"),
+        ("> Text:\n> ```bash\n> ls\n> ```\n", "line 2: a block .* not in a quotation"),
+        ("~~~\nls\n~~~\n", "line 1: a block begins with ```"),
+    ],
+)
+def test_a_block_that_would_be_overlooked_is_refused(text: str, told: str) -> None:
+    with pytest.raises(PageError, match=told):
+        list(treat(text))
 
 
 if __name__ == "__main__":
