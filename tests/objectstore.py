@@ -66,7 +66,8 @@ class ObjectStore:
             "config_kwargs": {"retries": {"max_attempts": 2}},
         }
         self.impatient = self.options | {"config_kwargs": {"read_timeout": PATIENCE, "retries": {"max_attempts": 2}}}
-        self.at("").fs.mkdir("bucket")
+        self.at("").fs.makedirs("bucket", exist_ok=True)  # what moto holds belongs to the process, not to a server
+        self.clear()
 
     def close(self) -> None:
         """Stop the server."""
