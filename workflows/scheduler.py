@@ -28,4 +28,7 @@ def main(address: str, vectors: str, out: str, n_clusters: str = "1000") -> None
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except dkm.DaskmeansError as error:  # such as results of an earlier run in the same directory
+        sys.exit(f"error {error}")

@@ -15,7 +15,7 @@ from daskmeans.cli import options
 from daskmeans.cli.config_file import from_yaml
 from daskmeans.cli.main import VERBS
 from daskmeans.cli.options import Output, StrictCommand
-from daskmeans.cli.output import hint_apply, show_advice, show_facts
+from daskmeans.cli.output import hint_apply, show_advice, show_decisions, show_facts
 from daskmeans.cli.session import open_session
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError
@@ -149,7 +149,7 @@ def dedup(
         )  # fmt: skip
         page = {"review": str(write_review(result, review, client=client))} if review else {}
     where = {"decisions": out} | ({"appended_to": str(result.against[0])} if append else {})
-    show_facts(where | page | result.summary, output)
+    show_decisions(result, where | page, output)
     hint_apply(out, ["INPUT"], result.summary.get("rejected", 0), bool(storage_options), cluster, output)
 
 
@@ -219,7 +219,7 @@ def run(
 
     with open_session(cluster, output) as client:
         result = run_steps(inputs, out, settings, overwrite=overwrite, client=client)
-    show_facts({"out": out} | result.summary, output)
+    show_decisions(result, {"out": out}, output)
     decisions, with_options = out.rstrip("/") + "/dedup", bool(settings.reading.storage_options)
     hint_apply(decisions, inputs, result.summary.get("rejected", 0), with_options, cluster, output)
 

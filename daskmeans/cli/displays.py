@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column
 from rich.text import Text
 
+from daskmeans.runtime.progress import format_left
+
 
 class RichProgress:
     """One progress bar for each task on a rich console; further lines of a note appear below its bar."""
@@ -86,7 +88,9 @@ class PlainProgress:
         shown.done, shown.note = shown.done + 1, note.replace("\n", " · ")
         if time.perf_counter() - shown.printed >= self._every:
             shown.printed = time.perf_counter()
-            self._print(shown, f"{shown.done:,}" + (f" of {shown.total:,}" if shown.total else ""))
+            left = format_left(shown.done, shown.total or 0, shown.printed - shown.started)
+            estimate = f", {left}" if left and " left" not in shown.note else ""  # some notes have one of their own
+            self._print(shown, f"{shown.done:,}" + (f" of {shown.total:,}" if shown.total else "") + estimate)
 
     def finish(self, line: int) -> None:
         shown = self._lines[line]

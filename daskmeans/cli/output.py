@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from dask.utils import format_bytes
@@ -14,6 +14,9 @@ from rich.table import Table
 
 from daskmeans.cli.options import Output
 from daskmeans.runtime.cluster import ClusterSettings
+
+if TYPE_CHECKING:
+    from daskmeans.duplicates.result import DedupResult
 
 
 def escape_markup(value: object) -> str:
@@ -29,6 +32,20 @@ def show_facts(facts: dict[str, Any], output: Output) -> None:
         for name, value in _flatten_facts(facts):
             table.add_row(f"[dim]{name}", escape_markup(value))
         Console(soft_wrap=True, highlight=False).print(table)
+
+
+def show_decisions(result: DedupResult, places: dict[str, Any], output: Output) -> None:
+    """Print what was decided in a few lines; all figures as JSON if that is asked for, as they are in _summary.json."""
+    if output.json:
+        show_facts(places | result.summary, output)
+        return
+    figures, rejected = result.figures(), result.summary.get("rejected", 0)
+    facts = {
+        "kept": f"{figures['kept']} of {figures['rows']} rows",
+        "removed": f"{figures['exact']} exact copies, {figures['semantic']} near-duplicates",
+        "recall": figures["recall"],
+    }
+    show_facts(facts | ({"rows left out": rejected} if rejected else {}) | places, output)
 
 
 def show_advice(facts: dict[str, Any], output: Output) -> None:
@@ -54,7 +71,7 @@ def show_advice(facts: dict[str, Any], output: Output) -> None:
 def hint_apply(
     decisions: str, inputs: Sequence[str], rejected: int, with_options: bool, cluster: ClusterSettings, output: Output
 ) -> None:
-    """Print on stderr the command that writes the kept rows, without values of storage options, which may be secret."""
+    """Print on stderr what to do next, without values of storage options, which may be secret."""
     if output.json or output.quiet:
         return
     command = shlex.join(["daskmeans", "apply", decisions, *inputs]) + " --out KEPT"
@@ -65,7 +82,9 @@ def hint_apply(
     for flag, value in (("--scheduler", cluster.scheduler), ("--scheduler-file", cluster.scheduler_file)):
         if value:
             command += f" {flag} {shlex.quote(value)}"
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[dim]for the kept rows: {escape_markup(command)}")
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"[dim]look:  {escape_markup(shlex.join(['daskmeans', 'info', decisions]))}")
+    console.print(f"[dim]apply: {escape_markup(command)}")
 
 
 def _flatten_facts(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

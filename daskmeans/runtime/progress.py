@@ -97,10 +97,19 @@ class ProgressEstimate:
         """Count the part `key` as done, and return a note on the progress."""
         self._done += self._sizes[key]
         said = f"{format_number(self._done)} of {format_number(self._total)} {self._unit}"
-        if not 0 < self._done < self._total:
-            return said
-        left = (time.perf_counter() - self._start) * (self._total / self._done - 1)
-        return f"{said}, about {format_duration(left)} left"
+        left = format_left(self._done, self._total, time.perf_counter() - self._start)
+        return f"{said}, {left}" if left else said
+
+
+def format_left(done: int, total: int, seconds: float) -> str:
+    """Format the time that is left if the rest goes on as the part that is done; empty where this is not known.
+
+    Examples
+    --------
+    >>> format_left(2, 5, 10.0), format_left(5, 5, 10.0)
+    ('about 15 s left', '')
+    """
+    return f"about {format_duration(seconds * (total / done - 1))} left" if 0 < done < total else ""
 
 
 def format_duration(seconds: float) -> str:

@@ -69,9 +69,18 @@ def test_a_log_hears_of_work_that_takes_long():
         with progress.open_line("k-means") as line:
             line.advance("all rows\nupdate 1")
     rows = text.getvalue().splitlines()
-    assert rows[:2] == ["assign: 1 of 1,200", "assign: 2 of 1,200"]
+    assert re.fullmatch(r"assign: 1 of 1,200, about .+ left", rows[0])
+    assert re.fullmatch(r"assign: 2 of 1,200, about .+ left", rows[1])
     assert rows[3] == "k-means: 1 · all rows · update 1"
     assert len(rows) == 5
+
+
+def test_a_log_shows_one_estimate_of_the_time_left():
+    text = io.StringIO()
+    display = PlainProgress(Console(file=text, width=80), every=0.0)
+    with progress.show_on(display), progress.open_line("duplicates", 3) as line:
+        line.advance("3k of 9k pairs, about 2 s left")
+    assert text.getvalue().splitlines()[0] == "duplicates: 1 of 3 · 3k of 9k pairs, about 2 s left"
 
 
 @pytest.mark.parametrize(
