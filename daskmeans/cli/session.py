@@ -22,7 +22,7 @@ from daskmeans.errors import (
     DaskmeansError,
     PrecisionWarning,
 )
-from daskmeans.planner.system import keeps_kernels
+from daskmeans.planner.system import uncompiled_work
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import logger, n_threads
 from daskmeans.runtime.cluster import ClusterSettings, describe_dashboard
@@ -64,9 +64,8 @@ def open_session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
     logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
     with start_cluster(cluster) as client:
         console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
-        if not (cluster.scheduler or cluster.scheduler_file or keeps_kernels()):
-            console.print("[dim]kernels are compiled on first use, which takes half a minute in all")
-        shown = display_on(console)
+        ours = not (cluster.scheduler or cluster.scheduler_file)
+        shown = display_on(console, compiling=uncompiled_work() if ours else frozenset())
         with (
             interrupt_once(),
             shown as display,

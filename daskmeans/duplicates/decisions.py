@@ -269,7 +269,7 @@ def _read_rows(buckets: Buckets, rows: np.ndarray, columns: list[str], client: C
         read(lean, part, columns, mine, dask_key_name=task_key("dedup-rank"))
         for part, mine in [each for each in parts if len(each[1])] or parts[:1]  # at least one, for the types
     ]
-    return pa.concat_tables(executor.compute(tasks, "rank", client))
+    return pa.concat_tables(executor.compute(tasks, "order rows", client))
 
 
 def _read_part_rows(buckets: Buckets, part: Part, columns: list[str], places: np.ndarray) -> pa.Table:

@@ -15,12 +15,21 @@ _SOURCES = tuple((file.name, (facts := file.stat()).st_mtime_ns, facts.st_size)
                  for file in sorted(Path(__file__).parent.rglob("*.py")))  # fmt: skip
 
 
+# All kernels of imported modules, by "module.function".
+_KERNELS: dict[str, Callable[..., Any]] = {}
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` with numba.
 
     No fast-math: the order of operations is part of a kernel's contract. Where no cache directory can be written, the
     kernel is compiled anew in each process.
     """
+    compiled = _KERNELS[f"{function.__module__.rpartition('.')[2]}.{function.__name__}"] = _compile(function)
+    return compiled
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba: "no locator available"
@@ -30,6 +39,16 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         file = compiled._cache._cache_file
         file._source_stamp = file._source_stamp, _SOURCES
     return compiled  # type: ignore[no-any-return]
+
+
+def is_compiled(name: str) -> bool:
+    """Return whether an earlier process has compiled the kernel `name` ("module.function") and the cache holds it.
+
+    Its module must have been imported.
+    """
+    cache: Any = getattr(_KERNELS[name], "_cache", None)
+    place = getattr(cache, "cache_path", None)
+    return place is not None and Path(place, cache._cache_file._index_name).exists()
 
 
 def warm_seconds(function: Callable[[Any], object], few: Any, much: Any) -> float:

@@ -61,7 +61,7 @@ def survey_probes(
     chosen = [numbers[slice(*np.searchsorted(numbers, [b.first, b.first + b.rows]))] - b.first for b in blocks]
     # Bound, not passed as arguments: dask would traverse the clusters of the blocks.
     added = executor.compute(
-        [delayed(partial(_sum_clusters, reader, block), pure=False)() for block in blocks], "survey", client
+        [delayed(partial(_sum_clusters, reader, block), pure=False)() for block in blocks], "average clusters", client
     )
     last = firsts[-1] + len(blocks[-1].place)
     sums, sizes = np.zeros((last, added[0][0].shape[1])), np.zeros(last, np.int64)
@@ -75,7 +75,7 @@ def survey_probes(
         delayed(partial(_write_probes, reader, block, first, min(probes, last), mine, file), pure=False)(known)
         for block, first, mine, file in zip(blocks, firsts, chosen, files, strict=True)
     ]
-    pairs, rows, near = zip(*executor.compute(tasks, "visit", client), strict=True)
+    pairs, rows, near = zip(*executor.compute(tasks, "find near clusters", client), strict=True)
     return ProbeSurvey(files, sum(pairs), np.concatenate(rows), np.concatenate(near))
 
 

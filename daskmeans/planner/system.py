@@ -13,6 +13,7 @@ from dask.system import CPU_COUNT
 from distributed.system import MEMORY_LIMIT
 from packaging.requirements import Requirement
 
+from daskmeans.kernels import all_pairs, jit, within_cluster, yinyang  # noqa: F401 (their kernels must be known)
 from daskmeans.kernels.hashing import hash_integers
 from daskmeans.kernels.microkernel import capability
 from daskmeans.runtime import gpus, resources
@@ -21,6 +22,13 @@ from daskmeans.storage import manifest
 
 # Extras that only developers of daskmeans install.
 _FOR_DEVELOPERS = {"dev", "docs", "test"}
+# A kernel of each kind of work that compiles for seconds, by the label of its progress line.
+KERNELS = {
+    "k-means": "yinyang.find_nearest",
+    "assign": "yinyang.find_nearest",
+    "compare": "all_pairs._collect_pairs",
+    "dedup": "within_cluster._scan_tile",
+}
 
 
 def describe_system() -> dict[str, Any]:
@@ -78,10 +86,9 @@ def _describe_memory() -> dict[str, Any]:
     }
 
 
-def keeps_kernels() -> bool:
-    """Whether compiled kernels are cached on this machine, so that processes need not compile them."""
-    place = hash_integers.stats.cache_path  # type: ignore[attr-defined]
-    return place is not None and any(Path(place).glob("*.nbi"))
+def uncompiled_work() -> frozenset[str]:
+    """Return the labels of the progress lines under which kernels will be compiled, for the first time here."""
+    return frozenset(label for label, name in KERNELS.items() if not jit.is_compiled(name))
 
 
 def _describe_kernel_cache() -> dict[str, Any]:

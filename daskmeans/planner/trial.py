@@ -163,18 +163,29 @@ def measure_costs(source: Source, reading: ReadOptions, client: Client | None) -
             expected=f"at least {LEAST_CLUSTERS} usable rows",
             remedy="choose any number of clusters: with so few rows, all steps take a moment",
         )
-    with tempfile.TemporaryDirectory(prefix="daskmeans-") as folder:
+    n_clusters = _choose_trials(len(table), source.rows)
+    # First let every worker compile or load its kernels: those for few clusters, and those that only many need.
+    warm = dict.fromkeys([n_clusters[0], n_clusters[-1]])
+    with (
+        tempfile.TemporaryDirectory(prefix="daskmeans-") as folder,
+        progress.open_line("trials", len(warm) + len(n_clusters) + 2) as line,
+    ):
+
+        def try_steps(path: Path, k: int) -> StepsTrial:
+            made = _run_trial(path, k, reading, client)
+            line.advance()
+            return made
+
         few, rows = Path(folder) / "few", Path(folder) / "rows"
         _write_sample(table.slice(0, FEW_ROWS), few, client)
         _write_sample(table, rows, client)
         again = reading.open(f"{rows}.parquet", client, allow_zero=False)
         read -= _time_reading(again, again.partitions, 0, client)[1]
-        n_clusters = _choose_trials(len(table), source.rows)
-        # First let every worker compile or load its kernels: those for few clusters, and those that only many need.
-        first, *_ = [_run_trial(rows, k, reading, client) for k in dict.fromkeys([n_clusters[0], n_clusters[-1]])]
-        trials = tuple(_run_trial(rows, k, reading, client) for k in n_clusters)
-        fixed = _run_trial(few, 2, reading, client)
+        first, *_ = [try_steps(rows, k) for k in warm]
+        trials = tuple(try_steps(rows, k) for k in n_clusters)
+        fixed = try_steps(few, 2)
         exact = _measure_exact(few, rows, client)
+        line.advance()
     X = np.array(to_matrix(table[source.embedding_field])[:COMPARED_ROWS])
     compare, pair = executor.compute([delayed(_measure_rates, pure=False)(X)], client=client)[0]
     loading = min(LOADING, max(0.0, first.seconds["fit"] - trials[0].seconds["fit"]))

@@ -21,8 +21,8 @@ class ProgressDisplay(Protocol):
     def advance(self, line: int, note: str = "") -> None:
         """Count one more unit of `line` as done; `note` describes the state, and may have several lines."""
 
-    def finish(self, line: int) -> None:
-        """Close `line`, which is complete."""
+    def finish(self, line: int, complete: bool = True) -> None:
+        """Close `line`, which is complete, or was given up."""
 
 
 class SilentDisplay:
@@ -34,7 +34,7 @@ class SilentDisplay:
     def advance(self, line: int, note: str = "") -> None:
         pass
 
-    def finish(self, line: int) -> None:
+    def finish(self, line: int, complete: bool = True) -> None:
         pass
 
 
@@ -58,8 +58,10 @@ def open_line(label: str, total: int | None = None) -> Iterator[ProgressLine]:
     handle = display.start(label, total)
     try:
         yield ProgressLine(display, handle)
-    finally:
-        display.finish(handle)
+    except BaseException:
+        display.finish(handle, complete=False)
+        raise
+    display.finish(handle)
 
 
 class ProgressLine:

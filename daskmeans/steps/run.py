@@ -124,13 +124,13 @@ def run_steps(
     def check_source() -> Source:  # before the fit, so that a duplicate id does not cost one
         return check_ids(source, reading.on_bad_row, client)
 
-    _run_once(
+    fitted = _run_once(
         paths["model"], "fit", fit_settings(resolved, reading), source.identity(), overwrite,
         lambda: fit_step(check_source(), paths["model"], resolved, reading, overwrite, client),
         resume=CHECKPOINTS,
     )  # fmt: skip
     adopt_fit(model, resolved if resolved.__sklearn_is_fitted__() else KMeans.load(paths["model"]))
-    _run_once(
+    stored = _run_once(
         paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
         lambda: assign_step(
             check_source(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
@@ -138,10 +138,12 @@ def run_steps(
     )  # fmt: skip
     buckets = _find_decided_clusters(open_buckets(paths["clusters"]), paths["dedup"])
     chosen = choose_search(deciding, n_pairs([buckets]), False)
-    _run_once(
+    decided = _run_once(
         paths["dedup"], "dedup", asdict(chosen), dedup_inputs(buckets), overwrite,
         lambda: dedup_step(paths["clusters"], asked, paths["dedup"], overwrite=overwrite, client=client),
     )  # fmt: skip
+    if not (fitted or stored or decided):
+        logger.info("nothing was done, as %s has all results already; --overwrite makes them again", root)
     result = open_decisions(paths["dedup"])
     steps = {m["step"]: {k: m[k] for k in ("seconds", "peak_bytes")} for m in map(_read_finished, paths.values())}
     assigned = manifest.read_manifest(paths["clusters"], "assign")
@@ -177,14 +179,14 @@ def _run_once(
     overwrite: bool,
     work: Callable[[], object],
     resume: str | None = None,
-) -> None:
-    """Do `work`, unless `path` already holds its finished result."""
+) -> bool:
+    """Do `work`, unless `path` already holds its finished result; return whether it was done."""
     found = manifest.peek_manifest(path)
     state, changed = manifest.status(found, name, settings, inputs)
     if state is manifest.State.DONE:
         remove_leftovers(path, resume)
         logger.info("%s is finished already: %s", name, path)
-        return
+        return False
     if found and found["finished"] and not overwrite:
         raise OutputError(
             f"the step {name!r} is finished here, but with other settings or another input: {'; '.join(changed)}",
@@ -194,6 +196,7 @@ def _run_once(
     if resume:
         is_resumable(path, name, settings, inputs, resume, overwrite=overwrite)
     work()
+    return True
 
 
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:

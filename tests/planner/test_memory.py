@@ -129,7 +129,7 @@ def test_comparing_rows_across_clusters(probes, worker, taken, tmp_path):
         search_bytes(band, len(X), room, 512, worker, probes, 500) - resources.BASE_BYTES - resources.COMPILE_BYTES
     )
     assert LEAST * foreseen <= taken["compare"] <= foreseen
-    for label in ("survey", "visit", "rank", "decide"):
+    for label in ("average clusters", "find near clusters", "order rows", "decide"):
         assert taken.get(label, 0) <= foreseen
 
 

@@ -110,15 +110,14 @@ def test_nothing_is_compiled_while_a_forecast_takes_the_time(tmp_path, embedding
     assert done.stdout.splitlines() == ["(0.0, 0.0)", "True"], done.stderr
 
 
-def test_whether_kernels_are_kept_is_known(tmp_path):
+def test_what_will_compile_kernels_is_known(tmp_path):
     script = (
-        "from daskmeans.kernels.hashing import hash_integers as f;"
-        "from daskmeans.planner.system import keeps_kernels as kept;"
-        "import numpy as np; print(kept()); f(np.zeros(1, np.uint64), 0); print(kept())"
+        "from daskmeans.planner.system import uncompiled_work as found; import daskmeans, numpy as np;"
+        "print(sorted(found())); daskmeans.KMeans(2).fit(np.eye(9)); print(sorted(found()))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+    assert done.stdout.splitlines() == ["['assign', 'compare', 'dedup', 'k-means']", "['compare', 'dedup']"]
 
 
 def test_a_kernel_cache_that_cannot_be_written(tmp_path):

@@ -100,3 +100,41 @@ def test_a_log_shows_one_estimate_of_the_time_left():
 )  # fmt: skip
 def test_a_note_tells_what_is_known(iterations, words):
     assert format_note(iterations) == words
+
+
+def test_what_compiles_kernels_says_so_until_it_has_done_something():
+    console, text = terminal(), io.StringIO()
+    with display_on(console, {"assign"}) as display, progress.show_on(display), progress.open_line("assign", 5) as line:
+        display._bars.refresh()
+        assert "compiling kernels, once on this machine" in console.file.getvalue()
+        line.advance()
+    assert "compiling" not in "".join(last_drawn(console))
+    with progress.show_on(display_on(Console(file=text, width=80), {"assign"})):
+        for _ in range(2):  # the second time they are compiled
+            with progress.open_line("assign", 1) as line:
+                line.advance()
+    assert [" compiling kernels" in row for row in text.getvalue().splitlines()] == [True, False, False]
+
+
+def test_work_that_was_given_up_leaves_no_spinner():
+    console, text = terminal(), io.StringIO()
+    for display in (display_on(console), display_on(Console(file=text, width=80))):
+        with (
+            pytest.raises(KeyboardInterrupt),
+            display,
+            progress.show_on(display),
+            progress.open_line("assign", 5) as line,
+        ):
+            line.advance()
+            raise KeyboardInterrupt
+    (row,) = last_drawn(console)
+    assert re.fullmatch(r"✗ assign +.+ 1/5 +0:00:00 *", row)
+    assert text.getvalue() == ""
+
+
+def test_a_bar_says_how_much_time_is_left():
+    console = terminal()
+    with display_on(console) as display, progress.show_on(display), progress.open_line("assign", 5) as line:
+        line.advance()
+        display._bars.refresh()
+        assert re.search(r"1/5 .*about .+ left", console.file.getvalue())

@@ -326,3 +326,13 @@ def test_a_fit_changes_no_parameter(way, tmp_path, embeddings):
         assert again.get_params() == before
     assert again.seed_ == km.seed_
     np.testing.assert_array_equal(again.cluster_centers_, km.cluster_centers_)
+
+
+def test_a_run_that_has_nothing_left_to_do_says_so(tmp_path, embeddings, caplog):
+    caplog.set_level("INFO", "daskmeans")
+    for _ in range(2):
+        made = dkm.run(embeddings, tmp_path / "out", dkm.KMeans(4), 0.9)
+        said = [message for message in caplog.messages if message.startswith("nothing was done")]
+        assert made.summary["rows"] == 600
+        caplog.clear()
+    assert said == [f"nothing was done, as {tmp_path / 'out'} has all results already; --overwrite makes them again"]
