@@ -1,6 +1,6 @@
 """Fit and deduplicate again and again on one client, and see whether its memory and descriptors stay what they are.
 
-python ci/soak.py [--minutes 60] [--seed 0] [--out soak.json] [--picture docs/soak.svg]
+python ci/soak.py [--minutes 60] [--seed 0] [--out soak.json] [--picture docs/internals/soak.svg]
 
 Jobs differ in rows, dimensions, clusters, searches and layouts, and some fail, as those of people do. After each, the
 memory, the open files and the threads of the client and of the workers are written down. The first third is a time in

@@ -1,4 +1,4 @@
-"""The house as docs/design.md draws it: who may import whom, what knows of Dask, how long a module may be."""
+"""The house as docs/internals/design.md draws it: who may import whom, what knows of Dask, how long a module may be."""
 
 from __future__ import annotations
 
