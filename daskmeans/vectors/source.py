@@ -269,7 +269,22 @@ def read_embeddings(
 ) -> dd.DataFrame:
     """Read embeddings as a Dask dataframe of ids, vectors and metadata; Arrow-backed, rows in the order of the input.
 
-    The parameters are those of :func:`open_source`.
+    Parameters
+    ----------
+    url : path, URL or list of these
+        Files, directories or globs: Parquet, JSON lines (plain, gz, zst) or ``.npy``.
+    id_field : str, default "id"
+        Column of integers or strings. The ids of ``.npy`` files are the numbers of the rows.
+    embedding_field : str, optional
+        Column of vectors; default: the only one whose values are lists of floats.
+    metadata_fields : str or iterable of str
+        Further columns to read.
+    storage_options : mapping, optional
+        Options for fsspec.
+    on_bad_row : {"error", "skip"}, default "error"
+        Raise an error for an invalid row, or skip it.
+    allow_zero : bool, default False
+        Accept zero vectors.
 
     Returns
     -------

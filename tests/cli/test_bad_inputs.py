@@ -1,13 +1,12 @@
 """Every mistake gets a message that says what, where and what to do; no traceback, and nothing is written.
 
-As a program this writes them all: ``PYTHONPATH=tests python tests/cli/test_bad_inputs.py > docs/bad-inputs.md``.
+As a program this writes them all: ``PYTHONPATH=tests python tests/cli/test_bad_inputs.py > docs/reference/errors.md``.
 """
 
 from __future__ import annotations
 
 import gc
 import gzip
-import html
 import re
 import tempfile
 import warnings
@@ -25,6 +24,7 @@ from click.testing import CliRunner, Result
 
 from daskmeans import KMeans
 from daskmeans.cli.main import main
+from daskmeans.errors import DaskmeansError
 from helpers import ROOT, blobs, write_embeddings
 
 X = blobs(n=60, d=8, copies=5)
@@ -304,26 +304,58 @@ def run(case: Case, at: Path, scheduler: str | None) -> Result:
     return result
 
 
-PAGE = ROOT / "docs" / "bad-inputs.md"
-HEAD = """# Bad input
+PAGE = ROOT / "docs" / "reference" / "errors.md"
+HEAD = """# Errors
 
-What commands say to mistakes, and to files that are not what they should be. All of them end with the exit status that
-stands here, 2 for wrong use and 1 for work that failed, without a traceback, and write nothing. Many more, made at
-random, are fed by `ci/fuzz.py`.
+A message says what was found, where, what was expected, and what you can do. A command that ends with an error has
+the exit status 2 if it was used wrongly, and 1 if the work failed. Ctrl-C ends it with 130. A traceback means a bug in
+daskmeans.
 
-Made by `PYTHONPATH=tests python tests/cli/test_bad_inputs.py > docs/bad-inputs.md`, and checked by the same file.
-What stands in parentheses is said by the libraries beneath, in the versions of `ci/constraints.txt`.
+In Python each error is an exception below `daskmeans.DaskmeansError`. Its attributes `found`, `where`, `expected` and
+`remedy` are the parts of the message.
 
-| mistake | `daskmeans` | status | message |
-| --- | --- | ---: | --- |"""
+## Exceptions
+
+The class, what else it is an instance of, the exit status, and what it means. They are in `daskmeans.errors`
+([reference](python.md#errors-and-warnings)).
+
+{tree}
+
+## Messages
+
+What the commands answer to mistakes, and to files that are not what they should be. None of them writes anything.
+`ci/fuzz.py` tries many more, made at random.
+
+`PYTHONPATH=tests python tests/cli/test_bad_inputs.py > docs/reference/errors.md` makes this page, and `pytest` compares
+it with what the commands say. Libraries say what stands in parentheses, in the versions of `ci/constraints.txt`.
+"""
 
 
-def line(case: Case, result: Result, at: Path) -> str:
+def tree(error: type[DaskmeansError] = DaskmeansError, depth: int = 0) -> list[str]:
+    """The class and those below it, as nested lists."""
+    others = [base.__name__ for base in error.__bases__ if base.__module__ == "builtins" and base is not Exception]
+    kinds = f" ({', '.join(f'`{name}`' for name in others)})" if others else ""
+    meaning = (error.__doc__ or "").splitlines()[0]
+    here = f"{'  ' * depth}- `{error.__name__}`{kinds}, status {error.exit_status}: {meaning}"
+    below = [each for each in error.__subclasses__() if each.__module__ == DaskmeansError.__module__]
+    return [here, *(line for each in below for line in tree(each, depth + 1))]
+
+
+def head() -> str:
+    return HEAD.format(tree="\n".join(tree()))
+
+
+def section(case: Case, result: Result, at: Path) -> str:
     """What the page says of a mistake, with paths below `at` cut short."""
     told = re.split(r"(?im)^(?=error:? )", result.stderr.replace(f"{at}/in/", "").replace(f"{at}/", ""))[-1]
-    message = html.escape(told.strip(), quote=False).replace("|", "\\|").split("\n")
-    command = case.command.replace("IN/", "").replace("OUT", "out").replace("|", "\\|")
-    return f"| {case.name} | `{command}` | {case.status} | {'<br>'.join(map(str.strip, message))} |"
+    first, *more = map(str.strip, told.strip().split("\n"))
+    command = case.command.replace("IN/", "").replace("OUT", "out")
+    lines = [f"$ daskmeans {command}", first, *(f"  {line}" for line in more), f"[exit status {case.status}]"]
+    return "\n".join([f"### {title(case)}", "", "```text", *lines, "```", ""])
+
+
+def title(case: Case) -> str:
+    return case.name[0].upper() + case.name[1:]
 
 
 def content(at: Path) -> dict[str, bytes]:
@@ -351,13 +383,13 @@ def test_a_mistake_is_named_and_changes_nothing(case, tmp_path, two_workers):
         assert word in result.stderr, result.stderr
     assert not (tmp_path / "out").exists()
     assert content(tmp_path / "in") == before
-    assert shown(line(case, result, tmp_path))[0] in shown(PAGE.read_text())
+    assert "\n".join(shown(section(case, result, tmp_path))) in "\n".join(shown(PAGE.read_text()))
 
 
 def test_the_page_has_these_mistakes():
-    lines = PAGE.read_text().splitlines()
-    assert lines[: HEAD.count("\n") + 1] == HEAD.splitlines()
-    assert [each.split(" | ")[0] for each in lines[HEAD.count("\n") + 1 :]] == [f"| {case.name}" for case in CASES]
+    page = PAGE.read_text()
+    assert page.startswith(head())
+    assert re.findall("(?m)^### (.*)$", page) == [title(case) for case in CASES]
 
 
 def test_skipped_rows_are_listed_with_their_reasons(tmp_path, two_workers):
@@ -378,8 +410,8 @@ def test_skipped_rows_are_listed_with_their_reasons(tmp_path, two_workers):
 
 
 if __name__ == "__main__":
-    print(HEAD)
+    print(head())
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
         for each in CASES:
             with tempfile.TemporaryDirectory() as folder:
-                print(line(each, run(each, Path(folder), cluster.scheduler_address), Path(folder)), flush=True)
+                print(section(each, run(each, Path(folder), cluster.scheduler_address), Path(folder)), flush=True)
