@@ -1,5 +1,6 @@
 """How Sphinx builds the pages of this folder; ci/docs.sh calls it."""
 
+import re
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -26,3 +27,12 @@ numpydoc_class_members_toctree = False
 
 # Every reference is to be found. The types in docstrings are words, such as "path, optional", and no references.
 nitpicky = True
+
+
+def name_files_outside(app, docname, source):
+    """Links to files that are no pages, which work where the pages are read as files, become their names."""
+    source[0] = re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?:benchmarks/)?[A-Z]+\.md)\)", r"\1 (`\2`)", source[0])
+
+
+def setup(app):
+    app.connect("source-read", name_files_outside)
