@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ask pip what the extras `gpu` and `gpu-cu12` would install, with daskmeans, and install nothing. Needs no GPU.
+# Ask pip what the extra `gpu` would install, or others that are named, with daskmeans; install nothing. Needs no GPU.
 # Where the package index does not know one of the packages, or cannot be reached, it says so, and that is no failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,7 @@ unset PIP_CONSTRAINT # which pins what CI installs, on machines without a GPU
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for extra in gpu gpu-cu12; do
+for extra in "${@:-gpu}"; do
     if ! "${PYTHON:-python3}" -m pip install --quiet --dry-run --ignore-installed --report "$work/report.json" \
         ".[$extra]" 2>"$work/said.txt"; then
         cat "$work/said.txt" >&2

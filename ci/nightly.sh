@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What takes too long for every change: all tests, those marked `nightly` among them, with the newest packages and more
 # cases of each property; then random faults, odd inputs and an hour of work. Takes some three hours on two cores.
-# `ci/nightly.sh STEP...` runs some of: tests fuzz faults away soak.
+# `ci/nightly.sh STEP...` runs some of: tests gpu fuzz faults away soak.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -11,11 +11,12 @@ trap 'rm -rf "$work"' EXIT
 . "$work/venv/bin/activate"
 pip install --quiet ".[test]" polars duckdb datasets || exit 1
 failed=()
-[ $# != 0 ] || set -- tests fuzz faults away soak
+[ $# != 0 ] || set -- tests gpu fuzz faults away soak
 for name; do
     printf '\n== %s\n' "$name"
     case $name in
         tests) DASKMEANS_NIGHTLY=1 pytest -n 2 --timeout 1800 ;;
+        gpu) ci/gpu-install.sh gpu gpu-cu12 ;;
         fuzz) python ci/fuzz.py --cases 10000 --seed "${SEED:-0}" ;;
         faults) python ci/faults.py --trials 20 --seed "${SEED:-0}" ;;
         away) python ci/faults.py --faults paused network cut --trials 5 --seed "${SEED:-0}" ;;

@@ -24,7 +24,7 @@ from daskmeans.runtime import executor, resources
 from daskmeans.steps.apply import _rewrite_files
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.fit import fit
-from helpers import blobs, nightly, resident, write_clusters, write_embeddings
+from helpers import blobs, resident, write_clusters, write_embeddings
 
 # Of a forecast, what a task takes at least.
 LEAST = 0.3
@@ -87,6 +87,7 @@ def clusters_of(X: np.ndarray, labels: np.ndarray, at, layout: str = "bucketed")
     )
 
 
+@pytest.mark.nightly
 def test_a_fit(worker, tmp_path):
     X, taken = rows(1 << 17, 256), {}
     path = write_embeddings(tmp_path / "rows.parquet", X, row_group_size=1 << 14)
@@ -96,6 +97,7 @@ def test_a_fit(worker, tmp_path):
     assert LEAST * foreseen <= taken["fit"] <= foreseen
 
 
+@pytest.mark.nightly
 def test_assigning_rows_and_writing_buckets(worker, taken, tmp_path):
     X = rows(1 << 17, 256)
     path = write_embeddings(tmp_path / "rows.parquet", X, row_group_size=1 << 14)
@@ -106,7 +108,8 @@ def test_assigning_rows_and_writing_buckets(worker, taken, tmp_path):
     assert LEAST * foreseen <= taken["write buckets"] <= foreseen  # of half a partition, and no centroids
 
 
-@pytest.mark.parametrize("layout", ["bucketed", nightly("hive")])
+@pytest.mark.nightly
+@pytest.mark.parametrize("layout", ["bucketed", "hive"])
 def test_comparing_rows_inside_clusters(layout, worker, taken, tmp_path):
     X = rows(18_000, 1024)
     clusters = clusters_of(X, np.arange(len(X)) >= 8_000, tmp_path, layout)  # the large one comes second
@@ -133,6 +136,7 @@ def test_comparing_rows_across_clusters(probes, worker, taken, tmp_path):
         assert taken.get(label, 0) <= foreseen
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("n", [15_000, 100_000])  # fewer and many more than are rewritten at a time
 def test_applying_decisions(n, worker, tmp_path):
     ids, taken = [f"a name that is rather long: {i:012d}" for i in range(500_000)], {}

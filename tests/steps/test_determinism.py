@@ -83,7 +83,7 @@ def test_the_kernels_of_the_cores_multiply_to_other_bits():
     assert len(found) > 1 or len(cores) < 2
 
 
-@pytest.mark.parametrize("name", ["one worker", "two workers", nightly("three threads")])
+@pytest.mark.parametrize("name", ["two workers", *map(nightly, ("one worker", "three threads"))])
 def test_the_whole_job_has_equal_bits(folder, expected, name):
     found = job(folder, name)
     tables = [len(table) for table in expected.values() if isinstance(table, pa.Table)]
