@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -120,6 +121,7 @@ def test_advice_in_words(embeddings, two_workers, monkeypatch):
     for words in ("clusters", "dedup", "rows²/k", "worker memory", "daskmeans run", "--n-clusters"):
         assert words in done.stdout
     assert "finished already" not in done.output and "search exact" not in done.stderr
+    assert re.search(r"(?m)^trials: \d+ in .* s$", done.stderr)
     dedup, _, fit, *_ = [line for line in done.stdout.splitlines() if line.startswith("·")]
     for line in (dedup, fit):  # none is told twice
         told = line.rpartition(": ")[2].split(", ")
