@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from collections import defaultdict
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +24,10 @@ def test_both_names_of_a_key_are_one_key(tmp_path, second: str) -> None:
 class Result:
     summary: dict = {}  # noqa: RUF012
 
+    @staticmethod
+    def figures() -> dict[str, str]:
+        return defaultdict(str)
+
 
 @pytest.mark.parametrize(
     ("words", "proposed"),
@@ -38,5 +43,5 @@ def test_a_proposed_command_survives_a_shell(monkeypatch, words: list[str], prop
     monkeypatch.setattr("daskmeans.steps.dedup.dedup_step", lambda *_, **__: Result)
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    command = done.output.rpartition("the kept rows: ")[2]
+    command = done.output.rpartition("apply: ")[2]
     assert shlex.split(command) == ["daskmeans", "apply", *proposed, "--out", "KEPT"]

@@ -15,7 +15,7 @@ import pytest
 import daskmeans as dkm
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from faults import content
-from helpers import NIGHTLY, different, hears_interrupts
+from helpers import NIGHTLY, different, hears_interrupts, nightly
 
 pytestmark = pytest.mark.usefixtures("spawned_workers")
 
@@ -82,7 +82,7 @@ MOMENTS = [
 
 def test_a_run_that_is_interrupted_at_any_moment_ends_and_goes_on(tmp_path, embeddings):
     words = ["run", embeddings, "--out", tmp_path / "out", "--n-clusters", 8, "--n-workers", 2, "--threshold", 0.9]
-    for moment, how in MOMENTS if NIGHTLY else MOMENTS[2:]:
+    for moment, how in MOMENTS if NIGHTLY else MOMENTS[3:]:
         running = started(*words)
         moment(running)
         send, times = SIGNALS[how]
@@ -128,7 +128,7 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["first", "restarted"])
+@pytest.mark.parametrize("again", [nightly(False), True])
 def test_workers_do_not_hear_interrupts(again):
     with open_cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
         if again:
@@ -137,6 +137,7 @@ def test_workers_do_not_hear_interrupts(again):
     assert hears_interrupts()
 
 
+@pytest.mark.nightly
 def test_a_command_in_the_background_ignores_interrupts(embeddings, tmp_path):
     """As shells have it: what they start there, without job control, inherits that Ctrl-C is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

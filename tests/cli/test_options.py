@@ -3,6 +3,7 @@
 import glob
 import inspect
 import json
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import fields
 from types import SimpleNamespace
@@ -148,11 +149,8 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What the command `run` hands over: where to run, then what."""
     found: list[object] = []
     monkeypatch.setattr(commands, "open_session", lambda cluster, output: (found.append(cluster), nullcontext())[1])
-    monkeypatch.setattr(
-        run,
-        "run_steps",
-        lambda inputs, out, settings, **others: (found.append(settings), SimpleNamespace(summary={}))[1],
-    )
+    made = SimpleNamespace(summary={}, figures=lambda: defaultdict(str))
+    monkeypatch.setattr(run, "run_steps", lambda inputs, out, settings, **others: (found.append(settings), made)[1])
     return found
 
 

@@ -112,7 +112,7 @@ def test_quality_is_that_of_scikit_learn():
     assert ours < 1.03 * theirs
 
 
-@pytest.mark.parametrize("init", ["auto", "k-means||", nightly("random")])
+@pytest.mark.parametrize("init", ["auto", *map(nightly, ("k-means||", "random"))])
 def test_equal_bits_for_any_partitions_and_workers(init, client, thread_client):
     X = blobs(n=1300, d=24, k=12)
     settings = {"n_clusters": 12, "init": init, "max_iter": 8, "random_state": 5, "n_init": 2}

@@ -100,7 +100,8 @@ def test_visiting_all_clusters_is_an_exact_search(tmp_path):
     assert decisions_of(tmp_path / "probes") == decisions_of(tmp_path / "exact")
 
 
-@pytest.mark.parametrize("n_workers", [nightly(1), 3])
+@pytest.mark.nightly
+@pytest.mark.parametrize("n_workers", [1, 3])
 def test_decisions_are_the_same_on_workers(tmp_path, n_workers):
     clusters = write_clusters(tmp_path / "clusters", near_rows())
     here = dedup(clusters, THRESHOLD, probes=3, out=tmp_path / "here")

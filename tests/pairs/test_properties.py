@@ -5,13 +5,13 @@ from unittest import mock
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskmeans.kernels.all_pairs import find_directions
 from daskmeans.pairs import plan
 from daskmeans.tuning import Tuning
-from helpers import decisions_of, tuned_dedup, write_clusters
+from helpers import NIGHTLY, decisions_of, tuned_dedup, write_clusters
 
 # How far a score may be from the one that is computed here. Within it of the threshold either decision is right.
 NEAR = 1e-6
@@ -163,6 +163,7 @@ def just_below(scores, share):
     cuts=st.lists(st.floats(0, 1), max_size=4),
     band=st.sampled_from([1, 7, 4096]),
 )
+@settings(max_examples=200 if NIGHTLY else 12)
 def test_all_pairs_decide(tmp_path_factory, kind, seed, n, d, dtype, rule, share, cuts, band):
     """The threshold lies just below one of the scores; partitions may have one row, or none."""
     rows = make(kind, seed, n, d, dtype)

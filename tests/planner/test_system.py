@@ -112,12 +112,13 @@ def test_nothing_is_compiled_while_a_forecast_takes_the_time(tmp_path, embedding
 
 def test_what_will_compile_kernels_is_known(tmp_path):
     script = (
-        "from daskmeans.planner.system import uncompiled_work as found; import daskmeans, numpy as np;"
-        "print(sorted(found())); daskmeans.KMeans(2).fit(np.eye(9)); print(sorted(found()))"
+        "from daskmeans.planner.system import uncompiled_work as found; from daskmeans.kernels import hashing, jit;"
+        "import numpy as np; print(sorted(found()), jit.is_compiled('hashing.hash_integers'));"
+        "hashing.hash_integers(np.zeros(1, np.uint64), 0); print(jit.is_compiled('hashing.hash_integers'))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["['assign', 'compare', 'dedup', 'k-means']", "['compare', 'dedup']"]
+    assert done.stdout.splitlines() == ["['assign', 'compare', 'dedup', 'k-means'] False", "True"]
 
 
 def test_a_kernel_cache_that_cannot_be_written(tmp_path):

@@ -237,6 +237,7 @@ def test_nothing_runs_any_more_once_an_error_is_out(monkeypatch):
     assert written == ["a file"]
 
 
+@pytest.mark.nightly
 def test_sending_to_all_outlives_a_worker_that_dies_of_it(tmp_path):
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "2s"}),  # for which the scheduler tries to reach it

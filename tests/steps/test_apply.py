@@ -482,7 +482,7 @@ def test_rows_go_by_the_column_that_decided(tmp_path, vectors):
         main, ["run", str(tmp_path / "v.parquet"), "--id-field", "key", "--n-clusters", "2", "--threshold", "0.9",
                "--out", str(tmp_path / "w")], catch_exceptions=False,
     )  # fmt: skip
-    command = shlex.split(ran.stderr.splitlines()[-1].partition("the kept rows: daskmeans ")[2])
+    command = shlex.split(ran.stderr.splitlines()[-1].partition("apply: daskmeans ")[2])
     command[command.index("KEPT")] = str(tmp_path / "kept")
     assert CliRunner().invoke(main, [*command, "--quiet"], catch_exceptions=False).exit_code == 0
     result = open_decisions(tmp_path / "w" / "dedup")
@@ -514,7 +514,7 @@ def test_the_printed_command_is_whole(tmp_path, vectors, flags):
     url = f"file://{tmp_path}/v w.parquet" if flags else str(tmp_path / "v w.parquet")
     settings = ["--n-clusters", "2", "--threshold", "0.9", "--on-bad-row", "skip", *flags]
     ran = CliRunner().invoke(main, ["run", url, *settings, "--out", str(tmp_path / "w")], catch_exceptions=False)
-    printed = ran.stderr.splitlines()[-1].partition("the kept rows: daskmeans ")[2]
+    printed = ran.stderr.splitlines()[-1].partition("apply: daskmeans ")[2]
     assert ("--storage-options '{...}'" in printed) == bool(flags)
     assert "auto_mkdir" not in printed
     command = shlex.split(printed.replace("{...}", '{"auto_mkdir": true}').replace("KEPT", str(tmp_path / "kept")))

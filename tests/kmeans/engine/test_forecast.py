@@ -103,6 +103,7 @@ def test_disks_are_those_of_the_workers(client):
     assert own.processes == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(200)
 def test_a_fit_larger_than_memory_takes_no_more_than_forecast_and_gives_the_same(tmp_path, caplog):
     rng = np.random.default_rng(0)
