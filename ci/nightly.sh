@@ -15,7 +15,7 @@ failed=()
 for name; do
     printf '\n== %s\n' "$name"
     case $name in
-        tests) DASKMEANS_NIGHTLY=1 pytest -n 2 --timeout 1800 ;;
+        tests) DASKMEANS_NIGHTLY=1 pytest -n 4 --timeout 1800 ;;
         gpu) ci/gpu-install.sh gpu gpu-cu12 ;;
         fuzz) python ci/fuzz.py --cases 10000 --seed "${SEED:-0}" ;;
         faults) python ci/faults.py --trials 20 --seed "${SEED:-0}" ;;

@@ -15,4 +15,4 @@ case ${1:-} in
 esac
 "${PYTHON:-$(command -v python3.11 || command -v python3)}" -m venv "$work/venv"
 "$work/venv/bin/pip" install --no-compile --constraint "$work/pins.txt" ".[test]"
-PATH="$work/venv/bin:$PATH" pytest -n 2 tests/vectors/test_{matrix,npy,source}.py tests/steps/test_{apply,run}.py
+PATH="$work/venv/bin:$PATH" pytest -n 4 tests/vectors/test_{matrix,npy,source}.py tests/steps/test_{apply,run}.py
