@@ -22,6 +22,7 @@ from __future__ import annotations
 __all__ = [
     "ClusterError",
     "ClusterSizeWarning",
+    "ConvergenceWarning",
     "DaskmeansError",
     "DataError",
     "DiskError",

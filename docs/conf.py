@@ -15,7 +15,9 @@ extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx_click"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"daskmeans {version}"
-html_copy_source = html_show_sphinx = False
+html_copy_source = html_show_copyright = html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 4  # the anchors that GitHub gives to headings
