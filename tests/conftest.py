@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import multiprocessing
 import os
@@ -20,10 +21,11 @@ import hypothesis
 import pytest
 from distributed.deploy.spec import SpecCluster
 
+from daskmeans import KMeans, dedup
 from daskmeans.kernels.gpu.device import Cuda, Device
 from daskmeans.runtime import gpus
 from daskmeans.runtime.cluster import QUIET_CONFIG
-from helpers import NIGHTLY, blobs, write_embeddings
+from helpers import NIGHTLY, blobs, make_rows, write_clusters, write_embeddings
 
 # The same cases in every run; the first call of a kernel compiles it, so time per case means nothing.
 hypothesis.settings.register_profile("daskmeans", deadline=None, derandomize=True, max_examples=200 if NIGHTLY else 25)
@@ -91,6 +93,34 @@ def forked_workers(temporary: Path) -> Iterator[None]:
     forkserver.ensure_running()
     with dask.config.set({METHOD: "spawn" if NIGHTLY else "forkserver"}):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> None:
+    """Kernels are compiled once, by two of the processes that test; else each would compile most of them for itself."""
+    number = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if not number:
+        return
+    shared, work = tmp_path_factory.getbasetemp().parent, [fit_few_rows, search_few_rows]
+    for compile_some in work if int(number) % 2 == 0 else reversed(work):
+        with (shared / compile_some.__name__).open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not file.tell():
+                with tempfile.TemporaryDirectory() as folder:
+                    compile_some(Path(folder))
+                file.write("done")
+
+
+def fit_few_rows(folder: Path) -> None:
+    """Run the kernels of a fit."""
+    KMeans(8).fit(blobs())
+
+
+def search_few_rows(folder: Path) -> None:
+    """Run the kernels of each search."""
+    clusters = write_clusters(folder / "clusters", make_rows())
+    for how in ({"search": "exact"}, {"search": "clusters"}, {"search": "clusters", "probes": 2}):
+        dedup(clusters, 0.9, **how)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
