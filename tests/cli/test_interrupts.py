@@ -133,6 +133,7 @@ def test_workers_do_not_hear_interrupts(again):
     with open_cluster(ClusterSettings(n_workers=1, dashboard_address=":0")) as client:
         if again:
             client.restart()
+            client.wait_for_workers(1)
         assert set(client.run(hears_interrupts).values()) == {False}
     assert hears_interrupts()
 

@@ -93,7 +93,7 @@ def test_decisions_are_those_of_the_definitions(kind, seed, n, d, threshold, rul
 
 @pytest.mark.parametrize("rule", ["survivors", "semdedup"])
 def test_a_larger_cluster(rule):
-    X = rows_of("near", 5, 700, 24)
+    X = rows_of("near", 5, 300, 24)
     found = decide_cluster(X, np.float32(0.99), rule, 1 << 14)
     expected = brute_force(X, np.float32(0.99), rule)
     assert found.keep.tolist() == [row[0] for row in expected]
