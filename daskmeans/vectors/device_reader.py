@@ -43,7 +43,7 @@ class DeviceReader:
     def _read(self, partition: Partition) -> Any:
         """Return the rows as cuDF reads them; None if they may be wrong."""
         try:
-            if all(map(_is_readable_by_cudf, partition.slices)):
+            if all(_is_readable_by_cudf(piece, self.reader.stored) for piece in partition.slices):
                 frame = self._read_slices(partition)
                 return frame if self._is_valid(frame, partition.rows) else None
         except (OSError, OverflowError, RuntimeError, TypeError, ValueError):
@@ -87,9 +87,15 @@ class DeviceReader:
         return bool(np.isfinite(X).all()) and (self.reader.allow_zero or bool((X != 0).any(axis=1).all()))
 
 
-def _is_readable_by_cudf(piece: Slice) -> bool:
-    """Whether cuDF can read a file: it is local, and unsigned, as only pyarrow verifies page checksums."""
-    return is_local(piece.path) and not is_signed(pq.read_schema(piece.path.path))
+def _is_readable_by_cudf(piece: Slice, stored: pa.Schema) -> bool:
+    """Whether cuDF can read the columns `stored`: the file is local and has them, none of them inside another.
+
+    It is unsigned, too, as only pyarrow verifies page checksums.
+    """
+    if not is_local(piece.path):
+        return False
+    schema = pq.read_schema(piece.path.path)
+    return not is_signed(schema) and {*stored.names} <= {*schema.names}
 
 
 def _has_same_types(found: list[pa.DataType], expected: list[pa.DataType]) -> bool:

@@ -15,8 +15,9 @@ from daskmeans.errors import DataError
 from daskmeans.storage import objectstore, signature
 from daskmeans.vectors import jsonl, npy, parquet, validate
 from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.hive import fill_keys
 from daskmeans.vectors.matrix import is_list, is_untyped
-from daskmeans.vectors.partitioning import Partition
+from daskmeans.vectors.partitioning import Partition, Slice
 
 SLICE_READERS = {"parquet": parquet.read_parquet, "jsonl": jsonl.read_jsonl, "npy": npy.read_npy}
 
@@ -30,6 +31,8 @@ class Reader:
     format : {"parquet", "jsonl", "npy"}
     schema : pyarrow.Schema
         Columns of the result: the id, the vector (a fixed-size list) or the text, and metadata.
+    stored : pyarrow.Schema
+        The same columns as they are read from files: with paths and layouts.
     fingerprint : str
         Fingerprint of the input, so that tasks that read a changed file have other keys.
     on_bad_row : {"error", "skip"}
@@ -41,6 +44,7 @@ class Reader:
 
     format: str
     schema: pa.Schema
+    stored: pa.Schema
     fingerprint: str
     on_bad_row: str = "error"
     allow_zero: bool = False
@@ -74,21 +78,26 @@ class Reader:
 
     def ids(self, partition: Partition) -> pa.ChunkedArray:
         """Return the ids of all rows of `partition`, including invalid ones; no other column is read."""
-        schema = pa.schema([self.schema.field(0)])
-        read = SLICE_READERS[self.format]
-        columns = [self._cast_column(raw, 0, piece.path) for piece in partition.slices for raw in read(piece, schema)]
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], schema.types[0])
+        stored = pa.schema([self.stored.field(0)])
+        columns = [
+            self._cast_column(raw, 0, piece.path) for piece in partition.slices for raw in self._read(piece, stored)
+        ]
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], self.schema.types[0])
+
+    def _read(self, piece: Slice, stored: pa.Schema) -> Iterator[pa.Table]:
+        """Yield blocks of the rows of `piece`, with the keys of its directories."""
+        for raw in SLICE_READERS[self.format](piece, stored):
+            yield fill_keys(raw, piece.path)
 
     def _read_blocks(self, partition: Partition) -> Iterator[tuple[UPath, int, pa.Table]]:
         """Yield blocks of rows as stored: file, number of the first row within it, rows."""
-        value = self.schema.field(1)
-        stored = pa.list_(value.type.value_type) if is_list(value.type) else value.type
-        columns = self.schema.set(1, value.with_type(stored))
+        value = self.stored.field(1)
         for piece in partition.slices:
             first = piece.first
-            for raw in SLICE_READERS[self.format](piece, columns):
+            for raw in self._read(piece, self.stored):
                 if is_untyped(raw.schema.field(value.name).type):  # no row of the file has a value
-                    raw = raw.set_column(raw.column_names.index(value.name), value.name, raw[value.name].cast(stored))
+                    column = raw[value.name].cast(value.type)
+                    raw = raw.set_column(raw.column_names.index(value.name), value.name, column)
                 yield piece.path, first, raw
                 first += len(raw)
 
@@ -108,7 +117,8 @@ class Reader:
         problem = validate.Problem(problems[row])
         column = self.schema.names[0 if problem in (validate.Problem.NULL_ID, validate.Problem.DUPLICATE) else 1]
         where = f"{path}, row {first + row} (counted from 0), column {column!r}"
-        return validate.problem_error(problem, where, raw.column(column)[row], self.schema.types[1])
+        values = raw.column(column).slice(row, 1).combine_chunks()
+        return validate.problem_error(problem, where, values, self.schema.types[1])
 
     def _finish_block(self, raw: pa.Table, ids: pa.ChunkedArray, path: UPath) -> pa.Table:
         """Return `raw`, whose rows are valid, with the types of the schema."""

@@ -23,11 +23,18 @@ from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
 from daskmeans.vectors.files import Input, as_list, common_parent, format_of, open_path, stat_file
 from daskmeans.vectors.listing import find_files, warn_of_added_files
-from daskmeans.vectors.looks import choose_survey, find_dimension, merge_schemas, survey_files, survey_first
-from daskmeans.vectors.partitioning import Partition, balance_partitions, pack_partitions
+from daskmeans.vectors.looks import (
+    choose_survey,
+    find_dimension,
+    measure_rows,
+    merge_schemas,
+    survey_first,
+    survey_rest,
+)
+from daskmeans.vectors.partitioning import FileSurvey, Partition, balance_partitions, pack_partitions
 from daskmeans.vectors.reader import Reader
 
-# A text counts as a vector of 1024 dimensions, about what an encoder makes of it.
+# A text counts at least as a vector of 1024 dimensions, about what an encoder makes of it.
 TEXT_BYTES = 4096
 # Number of files whose size and version are requested at once.
 STAT_THREADS = 16
@@ -106,8 +113,10 @@ class Source:
 
     def without_metadata(self) -> Source:
         """Return a source of the same rows without their metadata."""
-        schema = pa.schema([self.reader.schema.field(0), self.reader.schema.field(1)])
-        return replace(self, metadata_fields=(), reader=replace(self.reader, schema=schema))
+        schema, stored = (
+            pa.schema([each.field(0), each.field(1)]) for each in (self.reader.schema, self.reader.stored)
+        )
+        return replace(self, metadata_fields=(), reader=replace(self.reader, schema=schema, stored=stored))
 
     def with_rejects(self, rejects: UPath) -> Source:
         """Return a source of the same rows, with tables of skipped rows written to the directory `rejects`."""
@@ -223,15 +232,18 @@ def open_source(
     found = find_files(opened)
     stamps = _stamp_files(found)  # before anything is read, so that files written meanwhile are noticed
     survey_file = choose_survey(found, id_field)
-    first = survey_first(found, survey_file)
+    metadata = fields.as_names(metadata_fields)
+    first = survey_first(
+        found, survey_file, [name for name in (id_field, embedding_field, text_field, *metadata) if name]
+    )
     names = fields.choose_fields(
         merge_schemas(first), first[0][0], id_field, embedding_field, text_field, metadata_fields
     )
     dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
-    rows = max(1, limit // (4 * dimension or TEXT_BYTES))
-    surveys = first if first[0][1].complete else survey_files(found, survey_file, rows)
-    schema = fields.output_schema(names, surveys, dimension, like)
+    rows = max(1, limit // _row_bytes(names, first, dimension))
+    surveys = survey_rest(found, first, (names.id, *names.metadata), rows)
+    schema, stored = fields.output_schema(names, surveys, dimension, like)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
     n_rows = sum(survey.rows for _, survey in surveys)
     fingerprint = _hash_facts([stamps, names.id, names.embedding, names.text, n_rows])
@@ -253,7 +265,7 @@ def open_source(
         inputs=opened,
         given=tuple(found),
         stamps=stamps,
-        reader=Reader(format_of(found[0]), schema, fingerprint, on_bad_row, allow_zero, rejects),
+        reader=Reader(format_of(found[0]), schema, stored, fingerprint, on_bad_row, allow_zero, rejects),
     )
 
 
@@ -320,6 +332,13 @@ def read_embeddings(
         workers=n_processes(current_client()),
     )
     return source.frame()
+
+
+def _row_bytes(names: fields.Fields, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int) -> int:
+    """Return the bytes of a row in memory: of its float32 vector or of its text, and of metadata."""
+    beside = [name for name in (names.text, *names.metadata) if name]
+    measured = measure_rows(surveys, beside) if beside and format_of(surveys[0][0]) != "npy" else 0
+    return 4 * dimension + measured if dimension else max(TEXT_BYTES, measured)
 
 
 def _hash_facts(facts_: list[Any]) -> str:
