@@ -30,6 +30,13 @@ from daskmeans.vectors.nested import find_field, parse_path, unify_types
 from daskmeans.vectors.partitioning import FileSurvey, Unit
 
 HEAD_BYTES = 2**20
+VALUES = {
+    pa.bool_(): rb"true|false",
+    pa.int64(): rb"-?\d++(?![.eE])",
+    pa.float32(): rb"-?\d[\d.eE+-]*+",
+    pa.float64(): rb"-?\d[\d.eE+-]*+",
+    pa.string(): rb'"(?:[^"\\]|\\.)*+"',
+}
 
 
 def survey_jsonl(
@@ -90,15 +97,14 @@ class OpenTypes:
 
 
 def _new_values(name: str, type_: pa.DataType) -> re.Pattern[bytes] | None:
-    """Return a pattern for values of the field `name` that may be of another type than `type_`; None if none can be."""
+    """Return a pattern for values of the field `name` that may not be of `type_`; None if all must be.
+
+    It may find others, too: it is cheaper than parsing, and where it finds something, lines are parsed.
+    """
+    if not _is_open(type_):
+        return None
     last = [str(step) for step in parse_path(name) if isinstance(step, str)][-1]
-    keys = {json.dumps(key, ensure_ascii=ascii) for key in (name, last) for ascii in (True, False)}
-    key = b"(?:" + b"|".join(re.escape(one.encode()) for one in sorted(keys)) + rb")\s*:\s*"
-    if pa.types.is_null(type_):
-        return re.compile(key + rb"[^\sn]")
-    if pa.types.is_integer(type_):
-        return re.compile(key + rb"-?\d+[.eE]")
-    return re.compile(key) if _is_open(type_) else None
+    return re.compile(_key_pattern(name, last) + rb"(?!" + _value_pattern(type_) + rb")", re.DOTALL)
 
 
 def _is_open(type_: pa.DataType) -> bool:
@@ -106,6 +112,27 @@ def _is_open(type_: pa.DataType) -> bool:
     if is_list(type_):
         return _is_open(type_.value_type)
     return pa.types.is_null(type_) or pa.types.is_integer(type_) or pa.types.is_struct(type_)
+
+
+def _key_pattern(*names: str) -> bytes:
+    """Return a pattern for one of the keys `names`, written with or without escapes, and its colon."""
+    keys = {json.dumps(name, ensure_ascii=ascii_) for name in names for ascii_ in (True, False)}
+    return rb"(?:" + rb"|".join(re.escape(key.encode()) for key in sorted(keys)) + rb")\s*+:\s*+"
+
+
+def _value_pattern(type_: pa.DataType) -> bytes:
+    """Return a pattern for the values of `type_`."""
+    value = VALUES.get(type_, rb"(?!)")  # which never matches
+    if pa.types.is_struct(type_):
+        value = _series_pattern(b"{", [_key_pattern(field.name) + _value_pattern(field.type) for field in type_], b"}")
+    elif is_list(type_):
+        value = _series_pattern(b"[", [_value_pattern(type_.value_type)], b"]")
+    return rb"(?:null|" + value + rb")"
+
+
+def _series_pattern(start: bytes, items: Sequence[bytes], end: bytes) -> bytes:
+    item = rb"(?:" + rb"|".join(items) + rb")\s*+"
+    return re.escape(start) + rb"\s*+(?:" + item + rb"(?:,\s*+" + item + rb")*+)?" + re.escape(end)
 
 
 def _merge_columns(schema: pa.Schema, found: pa.Schema, names: Sequence[str]) -> pa.Schema:

@@ -24,6 +24,8 @@ from daskmeans.vectors.reader import SLICE_READERS
 # be read without them.
 MAX_SAMPLED_UNITS, SAMPLE_ROWS = 16, 2048
 SURVEY_THREADS = 16
+# A text counts at least as a vector of 1024 dimensions, about what an encoder makes of it.
+TEXT_BYTES = 4096
 # Rows of a piece when all rows are searched for a vector.
 SEARCH_ROWS = 65536
 
@@ -98,12 +100,19 @@ def merge_schemas(surveys: Sequence[SurveyedFile]) -> pa.Schema:
     return pa.schema([*typed, *((name, types[name]) for name in more)])
 
 
-def measure_rows(surveys: Sequence[SurveyedFile], names: Sequence[str]) -> int:
-    """Return the bytes of the columns `names` in one row, in memory: the most on average in a sample of units."""
-    n_units = sum(len(survey.units) for _, survey in surveys)
-    starts = list(_unit_starts(surveys, -(-SAMPLE_ROWS // min(MAX_SAMPLED_UNITS, n_units))))
-    with ThreadPoolExecutor(MAX_SAMPLED_UNITS) as pool:
-        return max(pool.map(partial(_measure_start, names), [starts[i] for i in _spread_indices(n_units)]))
+def row_bytes(surveys: Sequence[SurveyedFile], dimension: int, names: Sequence[str]) -> int:
+    """Return the bytes in memory of a row: of its float32 vector, and of the columns `names`, texts and metadata.
+
+    Those are measured in a sample of units; the unit with the most bytes per row counts. A row without a vector counts
+    as `TEXT_BYTES` at least.
+    """
+    measured = 0
+    if names and format_of(surveys[0][0]) != "npy":
+        n_units = sum(len(survey.units) for _, survey in surveys)
+        starts = list(_unit_starts(surveys, -(-SAMPLE_ROWS // min(MAX_SAMPLED_UNITS, n_units))))
+        with ThreadPoolExecutor(MAX_SAMPLED_UNITS) as pool:
+            measured = max(pool.map(partial(_measure_start, names), [starts[i] for i in _spread_indices(n_units)]))
+    return 4 * dimension + measured if dimension else max(TEXT_BYTES, measured)
 
 
 def _measure_start(names: Sequence[str], start: tuple[FileSurvey, Slice]) -> int:

@@ -26,16 +26,14 @@ from daskmeans.vectors.listing import find_files, warn_of_added_files
 from daskmeans.vectors.looks import (
     choose_survey,
     find_dimension,
-    measure_rows,
     merge_schemas,
+    row_bytes,
     survey_first,
     survey_rest,
 )
-from daskmeans.vectors.partitioning import FileSurvey, Partition, balance_partitions, pack_partitions
+from daskmeans.vectors.partitioning import Partition, balance_partitions, pack_partitions
 from daskmeans.vectors.reader import Reader
 
-# A text counts at least as a vector of 1024 dimensions, about what an encoder makes of it.
-TEXT_BYTES = 4096
 # Number of files whose size and version are requested at once.
 STAT_THREADS = 16
 # Dask's settings are global: two threads that changed one at the same time could leave it changed.
@@ -241,7 +239,7 @@ def open_source(
     )
     dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
-    rows = max(1, limit // _row_bytes(names, first, dimension))
+    rows = max(1, limit // row_bytes(first, dimension, [name for name in (names.text, *names.metadata) if name]))
     surveys = survey_rest(found, first, (names.id, *names.metadata), rows)
     schema, stored = fields.output_schema(names, surveys, dimension, like)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
@@ -332,13 +330,6 @@ def read_embeddings(
         workers=n_processes(current_client()),
     )
     return source.frame()
-
-
-def _row_bytes(names: fields.Fields, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int) -> int:
-    """Return the bytes of a row in memory: of its float32 vector or of its text, and of metadata."""
-    beside = [name for name in (names.text, *names.metadata) if name]
-    measured = measure_rows(surveys, beside) if beside and format_of(surveys[0][0]) != "npy" else 0
-    return 4 * dimension + measured if dimension else max(TEXT_BYTES, measured)
 
 
 def _hash_facts(facts_: list[Any]) -> str:
