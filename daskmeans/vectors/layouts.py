@@ -107,19 +107,24 @@ def has_several(vectors: pa.Array) -> np.ndarray:
 
 def describe_remedy(name: str, type_: pa.DataType) -> str:
     """Return how to make vectors of the column `name` of `type_`, which is no layout of them."""
-    column, made = f'table["{name}"]', ""
+    column = f'table["{name}"]'
     if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
-        made = f'np.frombuffer(b"".join({column}.to_pylist()), "<f4")'
+        kinds = {"float32": f'np.frombuffer(b"".join({column}.to_pylist()), "<f4")'}
     elif pa.types.is_string(type_) or pa.types.is_large_string(type_):
-        made = f'np.frombuffer(b"".join(map(base64.b64decode, {column}.to_pylist())), "<f4")'
+        decoded = f"map(base64.b64decode, {column}.to_pylist())"
+        kinds = {
+            "float32 in base64": f'np.frombuffer(b"".join({decoded}), "<f4")',
+            "JSON": f"np.array([json.loads(row) for row in {column}.to_pylist()], np.float32).ravel()",
+        }
     elif is_list(type_) and type_.value_type == BITS_TYPE:
-        made = f"({column}.combine_chunks().flatten().to_numpy().astype(np.uint32) << 16).view(np.float32)"
-    if not made:
+        elements = f"{column}.combine_chunks().flatten().to_numpy()"
+        kinds = {"bfloat16": f"({elements}.astype(np.uint32) << 16).view(np.float32)"}
+    else:
         return "name another column with --embedding-field"
-    kind = "bfloat16" if is_list(type_) else "float32, in base64" if "base64" in made else "float32"
     return (
-        f"name another column with --embedding-field; or, if it holds {kind}, write the table again with "
-        f"x = {made}; table = table.set_column(table.column_names.index({name!r}), {name!r}, "
+        "name another column with --embedding-field, or write the table again with "
+        + " or ".join(f"x = {made} (if it holds {kind})" for kind, made in kinds.items())
+        + f"; table = table.set_column(table.column_names.index({name!r}), {name!r}, "
         "pa.FixedSizeListArray.from_arrays(x, len(x) // len(table)))"
     )
 

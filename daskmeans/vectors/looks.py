@@ -53,8 +53,7 @@ def survey_first(files: Sequence[UPath], survey_file: SurveyFunction, names: Seq
     if survey_file is json_survey.survey_jsonl:
         found = survey_files([files[i] for i in _spread_indices(len(files))], survey_file)
         found = found or next(filter(None, (survey_files([file], survey_file) for file in files)), [])
-        known = merge_schemas(found) if found else pa.schema([])
-        if late := [name for name in names if find_field(known, name) is None]:
+        if found and (late := _late_fields(merge_schemas(found), names)):
             found = survey_files(files, partial(json_survey.survey_jsonl, names=late), SAMPLE_ROWS)
     else:
         found = survey_files(files, survey_file)
@@ -62,6 +61,14 @@ def survey_first(files: Sequence[UPath], survey_file: SurveyFunction, names: Seq
         where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         raise UsageError("the input is empty: it has no rows", where=where, expected="at least one row")
     return found
+
+
+def _late_fields(known: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Return those of the fields `names` of which nothing is known; and, without vectors, those that may be vectors."""
+    fields = {name: find_field(known, name) for name in names}
+    if not any(layouts.is_float(field.type) for field in known):
+        fields |= {field.name: field for field in known}
+    return [name for name, field in fields.items() if field is None or is_untyped(field.type)]
 
 
 def survey_files(files: Sequence[UPath], survey_file: SurveyFunction, rows: int | None = None) -> list[SurveyedFile]:

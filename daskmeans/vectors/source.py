@@ -240,7 +240,7 @@ def open_source(
     dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
     rows = max(1, limit // row_bytes(first, dimension, [name for name in (names.text, *names.metadata) if name]))
-    surveys = survey_rest(found, first, (names.id, *names.metadata), rows)
+    surveys = survey_rest(found, first, (names.id, names.value, *names.metadata), rows)
     schema, stored = fields.output_schema(names, surveys, dimension, like)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
     n_rows = sum(survey.rows for _, survey in surveys)

@@ -16,6 +16,7 @@ import pytest
 from daskmeans import KMeans, apply, run
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors.json_survey import HEAD_BYTES
+from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import open_source
 
@@ -243,6 +244,36 @@ def test_files_of_json_lines_that_differ(tmp_path) -> None:
     (tmp_path / "e.jsonl").write_text(json.dumps({"id": "e", "v": [1.0, 2.0], "x": "seven"}))
     with pytest.raises(DataError, match=r"e.jsonl: column 'x' is double in .*, but string here"):
         values(tmp_path, "x")
+
+
+@pytest.mark.parametrize("field", [None, "w"])
+def test_vectors_that_come_late(tmp_path, field: str | None) -> None:
+    lines = [json.dumps({"id": i, "w": None, "text": "x" * 1000}) for i in range(2 * HEAD_BYTES // 1000)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, json.dumps({"id": -1, "w": [1.0, 2.0]})]))
+    source = open_source(tmp_path, embedding_field=field, on_bad_row="skip")
+    assert source.frame().compute(scheduler="threads")["id"].to_list() == [-1]
+
+
+def test_a_time_that_no_type_for_all_holds_is_refused(tmp_path) -> None:
+    write(tmp_path / "a.parquet", x=pa.array([datetime(9999, 1, 1)] * 4, pa.timestamp("us")))
+    write(tmp_path / "b.parquet", 4, x=pa.array([WHEN] * 4, pa.timestamp("ns")))
+    with pytest.raises(DataError, match=r"a.parquet, column 'x': the column cannot be read as timestamp\[ns\]"):
+        values(tmp_path, "x")
+
+
+def test_files_whose_vectors_have_different_layouts(tmp_path) -> None:
+    X = np.arange(1, 13, dtype=np.float32).reshape(6, 2)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), 2)
+    layouts = [
+        flat,
+        pa.array(X.tolist(), pa.list_(pa.float16())),
+        pa.array([[row] for row in X.tolist()]),
+        pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [2]), flat),
+    ]
+    for i, column in enumerate(layouts):
+        pq.write_table(pa.table({"id": range(6 * i, 6 * i + 6), "v": column}), tmp_path / f"{i}.parquet")
+    frame = open_source(tmp_path).frame().compute(scheduler="threads")
+    np.testing.assert_array_equal(to_matrix(frame["v"]), np.concatenate([X] * 4))
 
 
 def test_a_field_that_no_line_has(tmp_path) -> None:
