@@ -13,7 +13,6 @@ from upath import UPath
 
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import jsonl, npy, parquet
-from daskmeans.vectors.files import format_of
 from daskmeans.vectors.matrix import is_untyped, list_lengths
 from daskmeans.vectors.partitioning import FileSurvey, Slice, cut_units
 from daskmeans.vectors.reader import SLICE_READERS
@@ -28,13 +27,11 @@ SEARCH_ROWS = 65536
 SurveyFunction = Callable[[UPath, int | None], FileSurvey]
 SurveyedFile = tuple[UPath, FileSurvey]
 
-
-def choose_survey(files: Sequence[UPath], id_field: str) -> SurveyFunction:
-    """Return the function that surveys one of `files`."""
-    format_ = format_of(files[0])
-    if format_ == "npy":
-        return partial(npy.survey_npy, id_field=id_field)
-    return parquet.survey_parquet if format_ == "parquet" else jsonl.survey_jsonl
+SURVEYS: dict[str, SurveyFunction] = {
+    "parquet": parquet.survey_parquet,
+    "jsonl": jsonl.survey_jsonl,
+    "npy": npy.survey_npy,
+}
 
 
 def survey_first(files: Sequence[UPath], survey_file: SurveyFunction) -> list[SurveyedFile]:
@@ -76,7 +73,7 @@ def merge_schemas(surveys: Sequence[SurveyedFile]) -> pa.Schema:
     return pa.schema([*typed, *(pa.field(name, types[name]) for name in more)])
 
 
-def find_dimension(surveys: Sequence[SurveyedFile], name: str) -> tuple[int, UPath]:
+def find_dimension(surveys: Sequence[SurveyedFile], name: str, format_: str) -> tuple[int, UPath]:
     """Return the most frequent length of vectors in a sample of column `name`, and a file that has it; ties: the first.
 
     Null and empty vectors do not count. If the sample has no others, all rows of `surveys` are searched.
@@ -89,9 +86,9 @@ def find_dimension(surveys: Sequence[SurveyedFile], name: str) -> tuple[int, UPa
     n_units = sum(len(survey.units) for _, survey in surveys)
     starts = list(_unit_starts(surveys, -(-SAMPLE_ROWS // min(MAX_SAMPLED_UNITS, n_units))))
     with ThreadPoolExecutor(MAX_SAMPLED_UNITS) as pool:
-        sampled = list(pool.map(partial(_count_lengths, name), [starts[i] for i in _spread_indices(n_units)]))
+        sampled = list(pool.map(partial(_count_lengths, name, format_), [starts[i] for i in _spread_indices(n_units)]))
     if not any(counts for _, counts in sampled):
-        sampled = _search_vectors(surveys, name)
+        sampled = _search_vectors(surveys, name, format_)
     if not sampled:
         where = f"{surveys[0][0]}, column {name!r}"
         raise DataError("all vectors are null or empty", where=where, expected="a vector in every row")
@@ -114,21 +111,21 @@ def _unit_starts(surveys: Sequence[SurveyedFile], rows: int) -> Iterator[tuple[F
             first += unit.rows
 
 
-def _count_lengths(name: str, start: tuple[FileSurvey, Slice]) -> tuple[UPath, Counter[int]]:
+def _count_lengths(name: str, format_: str, start: tuple[FileSurvey, Slice]) -> tuple[UPath, Counter[int]]:
     survey, piece = start
     total: Counter[int] = Counter()
-    for counts in _length_counts(survey, piece, name):
+    for counts in _length_counts(survey, piece, name, format_):
         total.update(counts)
         if total.total() >= piece.rows:  # a compressed file may have more
             break
     return piece.path, _drop_empty(total)
 
 
-def _search_vectors(surveys: Sequence[SurveyedFile], name: str) -> list[tuple[UPath, Counter[int]]]:
+def _search_vectors(surveys: Sequence[SurveyedFile], name: str, format_: str) -> list[tuple[UPath, Counter[int]]]:
     """Return the vector lengths of the first block with a vector, if there is one."""
     for path, survey in surveys:
         for piece in cut_units([(path, survey)], SEARCH_ROWS):
-            for counts in map(_drop_empty, _length_counts(survey, piece, name)):
+            for counts in map(_drop_empty, _length_counts(survey, piece, name, format_)):
                 if counts:
                     return [(path, counts)]
     return []
@@ -139,7 +136,7 @@ def _drop_empty(counts: Counter[int]) -> Counter[int]:
     return Counter({size: count for size, count in counts.items() if size})
 
 
-def _length_counts(survey: FileSurvey, piece: Slice, name: str) -> Iterator[Counter[int]]:
+def _length_counts(survey: FileSurvey, piece: Slice, name: str, format_: str) -> Iterator[Counter[int]]:
     """Yield the counts of vector lengths in column `name` of `piece`, 0 for null, block by block."""
     type_ = survey.schema.field(name).type if name in survey.schema.names else pa.null()
     if is_untyped(type_):
@@ -147,8 +144,8 @@ def _length_counts(survey: FileSurvey, piece: Slice, name: str) -> Iterator[Coun
     if pa.types.is_fixed_size_list(type_):
         yield Counter({type_.list_size: piece.rows})
         return
-    stored = pa.schema({name: pa.list_(pa.float32()) if format_of(piece.path) == "jsonl" else type_})
-    for table in SLICE_READERS[format_of(piece.path)](piece, stored):
+    stored = pa.schema({name: pa.list_(pa.float32()) if format_ == "jsonl" else type_})
+    for table in SLICE_READERS[format_](piece, stored):
         found = np.concatenate([list_lengths(chunk) for chunk in table[name].chunks])
         sizes, firsts, rows = np.unique(found, return_index=True, return_counts=True)
         yield Counter({int(sizes[i]): int(rows[i]) for i in np.argsort(firsts)})

@@ -1,4 +1,4 @@
-"""NumPy files: the rows of a 2-D array of floating-point numbers; the row numbers are the ids."""
+"""NumPy files: the rows of a 2-D array of floating-point numbers, which have no ids."""
 
 from __future__ import annotations
 
@@ -25,26 +25,19 @@ MAX_NESTING = 100
 _PARSE_LOCK = Lock()
 
 
-def survey_npy(path: UPath, rows: int | None, id_field: str) -> FileSurvey:
+def survey_npy(path: UPath, rows: int | None = None) -> FileSurvey:
     """Survey `path`: its schema and rows, from its header; `rows` is ignored."""
     count, dimension, dtype, start = read_header(path)
     if stat_file(path)[0] < start + count * dimension * dtype.itemsize:
         raise DataError("the file ends before its last row", where=str(path), remedy="write the file again")
     vectors = pa.list_(pa.from_numpy_dtype(dtype.newbyteorder("=")), dimension)
-    schema = pa.schema({id_field: pa.int64(), VECTOR_COLUMN: vectors})
-    return FileSurvey(schema, (Unit(count),) if count else ())
+    return FileSurvey(pa.schema({VECTOR_COLUMN: vectors}), (Unit(count),) if count else ())
 
 
 def read_npy(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Read the rows of `piece`, with those of the two columns that `schema` names."""
-    columns: dict[str, pa.Array] = {}
-    for name in schema.names:
-        if name == VECTOR_COLUMN:
-            X = _read_rows(piece)
-            columns[name] = to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
-        else:
-            columns[name] = pa.array(np.arange(piece.number, piece.number + piece.rows, dtype=np.int64))
-    yield pa.table(columns)
+    """Read the rows of `piece`; `schema` is that of the file."""
+    X = _read_rows(piece)
+    yield pa.table({VECTOR_COLUMN: to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])})
 
 
 def _read_rows(piece: Slice) -> np.ndarray:

@@ -15,7 +15,9 @@ from daskmeans.errors import DataError
 from daskmeans.storage import objectstore, signature
 from daskmeans.vectors import jsonl, npy, parquet, validate
 from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.id_types import ID_REMEDY, cast_ids
 from daskmeans.vectors.matrix import is_list, is_untyped
+from daskmeans.vectors.numbering import Numbering
 from daskmeans.vectors.partitioning import Partition
 
 SLICE_READERS = {"parquet": parquet.read_parquet, "jsonl": jsonl.read_jsonl, "npy": npy.read_npy}
@@ -37,6 +39,8 @@ class Reader:
         Whether zero vectors are valid.
     rejects : UPath or None
         Directory for a table of the rows left out.
+    numbering : Numbering or None
+        How ids are made; None if they are in the files.
     """
 
     format: str
@@ -45,6 +49,7 @@ class Reader:
     on_bad_row: str = "error"
     allow_zero: bool = False
     rejects: UPath | None = None
+    numbering: Numbering | None = None
 
     def __call__(self, partition: Partition) -> pd.DataFrame:
         """Return the rows of `partition`, Arrow-backed."""
@@ -75,6 +80,9 @@ class Reader:
     def ids(self, partition: Partition) -> pa.ChunkedArray:
         """Return the ids of all rows of `partition`, including invalid ones; no other column is read."""
         schema = pa.schema([self.schema.field(0)])
+        if self.numbering:
+            made = [self.numbering.make_ids(piece, piece.first, piece.rows) for piece in partition.slices]
+            return pa.chunked_array(made, schema.types[0])
         read = SLICE_READERS[self.format]
         columns = [self._cast_column(raw, 0, piece.path) for piece in partition.slices for raw in read(piece, schema)]
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], schema.types[0])
@@ -84,11 +92,15 @@ class Reader:
         value = self.schema.field(1)
         stored = pa.list_(value.type.value_type) if is_list(value.type) else value.type
         columns = self.schema.set(1, value.with_type(stored))
+        if self.numbering:
+            columns = columns.remove(0)
         for piece in partition.slices:
             first = piece.first
             for raw in SLICE_READERS[self.format](piece, columns):
                 if is_untyped(raw.schema.field(value.name).type):  # no row of the file has a value
                     raw = raw.set_column(raw.column_names.index(value.name), value.name, raw[value.name].cast(stored))
+                if self.numbering:
+                    raw = raw.add_column(0, self.schema.names[0], self.numbering.make_ids(piece, first, len(raw)))
                 yield piece.path, first, raw
                 first += len(raw)
 
@@ -123,11 +135,12 @@ class Reader:
             if is_list(type_) and number == 1:
                 return pa.chunked_array([validate.cast_vectors(chunk, type_) for chunk in column.chunks], type_)
             try:
-                column = column.cast(type_)
+                column = cast_ids(column, type_) if number == 0 else column.cast(type_)
                 column.validate(full=True)  # files may hold bytes that are not UTF-8
             except pa.ArrowInvalid as error:
                 found = f"the column cannot be read as {type_} ({error})"
-                raise DataError(found, where=f"{path}, column {name!r}", remedy="write the file again") from None
+                remedy = ID_REMEDY if number == 0 else "write the file again"
+                raise DataError(found, where=f"{path}, column {name!r}", remedy=remedy) from None
             return column
 
 
