@@ -41,7 +41,7 @@ from daskmeans.vectors.files import (
 from daskmeans.vectors.formats import format_of
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.looks import SURVEY_THREADS, SURVEYS
-from daskmeans.vectors.numbering import FIELD, ID_SOURCES, ROW, Numbering
+from daskmeans.vectors.numbering import FIELD, ROW, Numbering
 from daskmeans.vectors.rejects import write_rejects
 from daskmeans.vectors.source import open_source
 
@@ -199,7 +199,7 @@ def _check_same_files(
     source = open_source(
         inputs,
         id_field=id_field,
-        id_from=id_from if id_from in ID_SOURCES else FIELD,
+        id_from=id_from,
         embedding_field=decided.get("embedding_field"),
         storage_options=storage_options,
         format=format,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import unquote
 
+import pyarrow as pa
 from upath import UPath
 
 from daskmeans.errors import UsageError
 from daskmeans.storage import objectstore
-from daskmeans.vectors.files import is_local, open_path
+from daskmeans.vectors.files import is_local, join_inside
 
 # For each kind, the directory of the log below that of the table, and suffixes of its files.
 LOGS = {
@@ -22,7 +24,7 @@ LOGS = {
     "Hudi": (".hoodie", "hoodie.properties"),
 }
 # What a Delta table may ask of its readers that changes neither which rows its files hold nor how columns are called.
-HARMLESS_FEATURES = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
+HARMLESS_FEATURES = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "variantType"}
 # Commands that write the rows of a table to a file.
 COPIES = {
     "Delta": "duckdb -c \"COPY (FROM delta_scan('{}')) TO 'rows.parquet'\"",
@@ -56,15 +58,16 @@ def list_delta_files(root: UPath) -> list[UPath]:
         raise _lake_error("Delta", root, 'pip install "daskmeans[lakes]", with which the log is followed') from None
     try:
         table = DeltaTable(root.path if is_local(root) else str(root))
-        uris, asks = table.file_uris(), table.protocol()
-        renamed = table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
+        names, asks = pa.table(table.get_add_actions())["path"].to_pylist(), table.protocol()
+        renames = table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
     except Exception as error:  # whatever the log or the storage is like
-        raise _lake_error("Delta", root, found=f"its log cannot be read ({error})") from None
-    features = {*(asks.reader_features or ())} - HARMLESS_FEATURES - (set() if renamed else {"columnMapping"})
-    if features or renamed:
-        reasons = ", ".join(sorted(features | ({"columnMapping"} if renamed else set())))
-        raise _lake_error("Delta", root, found=f"its files alone do not show its rows ({reasons})")
-    return [open_path(uri, root.storage_options) for uri in uris]
+        why = str(error).partition("\n")[0]  # a trace of Rust may follow
+        raise _lake_error("Delta", root, found=f"and its log cannot be read ({why})") from None
+    features = {*(asks.reader_features or ())} - HARMLESS_FEATURES - {"columnMapping"}
+    if features or renames:
+        why = ", ".join(sorted(features) or ["columnMapping"])
+        raise _lake_error("Delta", root, found=f"and its files alone do not show its rows ({why})")
+    return [join_inside(root, unquote(name)) for name in names]
 
 
 def refuse_lake_tables(root: UPath, names: Sequence[str]) -> None:

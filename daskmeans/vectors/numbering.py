@@ -19,7 +19,7 @@ ID_FIELD = "id"
 
 # Where ids come from: a column, the number of a row in the whole input, or its file and its number there.
 FIELD, ROW, FILE_ROW = "field", "row", "file-row"
-ID_SOURCES = (FIELD, FILE_ROW)  # those that can be asked for; rows are numbered where there is no column
+ID_SOURCES = (FIELD, FILE_ROW)  # those that users ask for; rows are numbered where there is no column
 
 
 def id_settings(id_from: str) -> dict[str, str]:
@@ -71,8 +71,8 @@ def choose_numbering(
 ) -> Numbering | None:
     """Return how ids of rows in `files` are made, on request or for want of a column; None if they are in a column."""
     root = common_root(files)
-    if id_from == FILE_ROW:
-        return Numbering(FILE_ROW, root)
+    if id_from != FIELD:
+        return Numbering(id_from, root)
     if format == "npy":
         return Numbering(ROW, root)
     if id_field != ID_FIELD or any(id_field in schema.names for schema in schemas):

@@ -61,7 +61,7 @@ class Reader:
         rejects: list[pa.Table] = []
         for path, first, raw in self._read_blocks(partition):
             ids = self._cast_column(raw, 0, path)
-            problems = self._find_problems(raw, _rows_within(partition.left_out, begin, len(raw)), path)
+            problems = self._find_problems(raw, ids, _rows_within(partition.left_out, begin, len(raw)), path)
             if problems.any():
                 if self.on_bad_row == "error":
                     raise self._row_error(problems, raw, path, first)
@@ -104,7 +104,7 @@ class Reader:
                 yield piece.path, first, raw
                 first += len(raw)
 
-    def _find_problems(self, raw: pa.Table, duplicates: np.ndarray, path: UPath) -> np.ndarray:
+    def _find_problems(self, raw: pa.Table, ids: pa.ChunkedArray, duplicates: np.ndarray, path: UPath) -> np.ndarray:
         if is_list(self.schema.types[1]):
             chunks = raw.column(self.schema.names[1]).chunks
             dimension = self.schema.types[1].list_size
@@ -112,7 +112,7 @@ class Reader:
         else:
             found = validate.text_problems(self._cast_column(raw, 1, path))
         found[duplicates[found[duplicates] == 0]] = validate.Problem.DUPLICATE
-        null = validate.id_problems(raw.column(self.schema.names[0]))
+        null = validate.id_problems(ids)
         return np.where(null, null, found)
 
     def _row_error(self, problems: np.ndarray, raw: pa.Table, path: UPath, first: int) -> DataError:

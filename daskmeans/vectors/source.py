@@ -23,7 +23,7 @@ from daskmeans.vectors.files import Input, as_list, open_path
 from daskmeans.vectors.formats import FORMATS, format_of
 from daskmeans.vectors.listing import find_files, warn_of_added_files
 from daskmeans.vectors.looks import SURVEYS, find_dimension, merge_schemas, survey_files, survey_first
-from daskmeans.vectors.numbering import FIELD, FILE_ROW, ID_SOURCES, choose_numbering
+from daskmeans.vectors.numbering import FIELD, FILE_ROW, ID_SOURCES, ROW, choose_numbering
 from daskmeans.vectors.partitioning import Partition, balance_partitions, pack_partitions
 from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.stamps import hash_facts, stamp_files
@@ -193,8 +193,9 @@ def open_source(
         Options for fsspec.
     format : {"parquet", "jsonl", "npy"}, optional
         Format of the files; default: what their names show, else their first bytes.
-    id_from : {"field", "file-row"}, default "field"
-        Take ids from the column `id_field`, or make them of the file and the row, such as ``part-0.parquet:17``.
+    id_from : {"field", "row", "file-row"}, default "field"
+        Take ids from the column `id_field`; or make them, of the number of the row, or of its file and its number
+        there, such as ``part-0.parquet:17``.
     on_bad_row : {"error", "skip"}, default "error"
         Raise an error for an invalid row, or skip it.
     allow_zero : bool, default False
@@ -229,7 +230,7 @@ def open_source(
     (5, 3, 'float32')
     """
     check_choice("--on-bad-row", on_bad_row, ("error", "skip"))
-    check_choice("--id-from", id_from, ID_SOURCES)
+    check_choice("--id-from", id_from, (*ID_SOURCES, ROW))
     check_choice("--format", format, (None, *FORMATS))
     opened = tuple(open_path(one, storage_options) for one in as_list(inputs))
     found = find_files(opened, format=format)
