@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec.asyn
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as pf
@@ -201,8 +202,14 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="module")
+def loop() -> None:
+    """The loop of fsspec, which lasts."""
+    fsspec.asyn.get_loop()
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[str]:
+def site(loop: None, tmp_path: Path) -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranges, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
