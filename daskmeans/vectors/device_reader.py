@@ -37,8 +37,12 @@ class DeviceReader:
     def __call__(self, partition: Partition) -> Any:
         """Return the rows of `partition` as a cuDF dataframe."""
         with explain_full_memory():
-            frame = self._read(partition) if self.reader.format == "parquet" and partition.left_out is None else None
+            frame = self._read(partition) if self._is_plain(partition) else None
             return to_cudf(self.reader.table(partition)) if frame is None else frame
+
+    def _is_plain(self, partition: Partition) -> bool:
+        """Whether cuDF can read all columns of the rows of `partition`, and of no other rows, from files."""
+        return self.reader.format == "parquet" and self.reader.numbering is None and partition.left_out is None
 
     def _read(self, partition: Partition) -> Any:
         """Return the rows as cuDF reads them; None if they may be wrong."""

@@ -14,6 +14,7 @@ from upath import UPath
 from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime.client import logger
 from daskmeans.vectors import layouts
+from daskmeans.vectors.id_types import id_type, plain_type
 from daskmeans.vectors.matrix import is_untyped
 from daskmeans.vectors.nested import find_field, inner_paths, unify_types
 from daskmeans.vectors.partitioning import FileSurvey
@@ -56,8 +57,12 @@ def choose_fields(
     embedding_field: str | None,
     text_field: str | None,
     metadata: str | Iterable[str],
+    *,
+    has_ids: bool = True,
 ) -> Fields:
     """Choose the columns to read from files such as `path`, whose `schema` must have them.
+
+    Files that have no ids (`has_ids`) need no column `id_field`; ids that are made for them are called so.
 
     Raises
     ------
@@ -67,7 +72,8 @@ def choose_fields(
         A column name occurs twice.
     """
     names = tuple(dict.fromkeys(as_names(metadata)))
-    _require_column(schema, path, id_field, "--id-field")
+    if has_ids:
+        _require_column(schema, path, id_field, "--id-field")
     for name in names:
         _require_column(schema, path, name, "--metadata-field")
     if text_field is not None:
@@ -88,16 +94,29 @@ def choose_fields(
             expected=f"two of the columns {', '.join(schema.names)}",
             remedy=f"name another column with --id-field or {'--text-field' if text_field else '--embedding-field'}",
         )
+    if not has_ids and id_field in names:
+        raise UsageError(
+            f"the column {id_field!r} is to be kept, but the ids that are made are called so",
+            where=str(path),
+            expected="another name for them",
+            remedy="name them with --id-field, such as --id-field row",
+        )
     return Fields(id_field, embedding_field, text_field, tuple(name for name in names if name not in (id_field, value)))
 
 
 def output_schema(
-    fields: Fields, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int, like: UPath
+    fields: Fields,
+    surveys: Sequence[tuple[UPath, FileSurvey]],
+    dimension: int,
+    like: UPath,
+    made: pa.DataType | None = None,
 ) -> tuple[pa.Schema, pa.Schema]:
     """Return the schema of the rows of all files in `surveys`, and that of the columns to read them from.
 
     None of the files is empty; vectors in `like` have `dimension`. Metadata are null in files without them, and their
     types are promoted to one that holds all values.
+
+    If ids are made, `made` is their type, and they are not read.
 
     Raises
     ------
@@ -106,13 +125,14 @@ def output_schema(
     DataError
         Two files contradict each other.
     """
-    types = {fields.id: _common_type(fields.id, surveys, id_type)}
+    types = {fields.id: made or _id_type(fields.id, surveys)}
     if fields.embedding:
         types[fields.embedding] = _vector_type(fields.embedding, surveys, dimension, like)
     else:
         types[fields.value] = _common_type(fields.value, surveys, _text_type)
     types |= {name: _promoted_type(name, surveys) for name in fields.metadata}
-    stored = [_stored_field(name, type_, surveys, fields.embedding) for name, type_ in types.items()]
+    read = [name for name in types if made is None or name != fields.id]
+    stored = [_stored_field(name, types[name], surveys, fields.embedding) for name in read]
     return pa.schema(types), pa.schema(stored)
 
 
@@ -125,17 +145,6 @@ def _stored_field(
     if name != embedding:
         return field.with_type(type_)
     return field.with_type(layouts.with_elements(field.type, type_.value_type))
-
-
-def plain_type(type_: pa.DataType) -> pa.DataType:
-    """Return `type_` without dictionary, view or 64-bit offsets, so that all partitions have the same type."""
-    if pa.types.is_dictionary(type_):
-        return plain_type(type_.value_type)
-    if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
-        return pa.string()
-    if pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_):
-        return pa.binary()
-    return type_
 
 
 def _require_column(schema: pa.Schema, path: UPath, name: str, flag: str) -> pa.Field:
@@ -260,15 +269,10 @@ def _raise_contradiction(name: str, one: tuple[UPath, str], other: tuple[UPath, 
     )
 
 
-def id_type(type_: pa.DataType, where: str) -> pa.DataType:
-    """Return the type that ids of type `type_` are read as: int64 or string."""
-    bare = plain_type(type_)
-    if pa.types.is_integer(bare):
-        return pa.int64()
-    if pa.types.is_string(bare):
-        return pa.string()
-    expected = "integers or strings"
-    raise UsageError(f"the id is {type_}", where=where, expected=expected, remedy="name another --id-field")
+def _id_type(name: str, surveys: Sequence[tuple[UPath, FileSurvey]]) -> pa.DataType:
+    """Return the type of ids in column `name`; signed and unsigned integers in different files are read as signed."""
+    found = {id_type(stored, f"{path}, column {name!r}") for path, stored in _column_types(name, surveys)}
+    return pa.int64() if found == {pa.int64(), pa.uint64()} else _common_type(name, surveys, id_type)
 
 
 def _text_type(type_: pa.DataType, where: str) -> pa.DataType:

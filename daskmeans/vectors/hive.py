@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from upath import UPath
 
+from daskmeans.vectors.files import bare_path
 from daskmeans.vectors.partitioning import FileSurvey
 
 NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
@@ -24,7 +25,7 @@ def partition_keys(path: UPath) -> dict[str, str | None]:
     >>> partition_keys(UPath("in/lang=en/day=2026%2F01/0.parquet"))
     {'lang': 'en', 'day': '2026/01'}
     """
-    pairs = (folder.partition("=") for folder in path.path.split("/")[:-1] if "=" in folder)
+    pairs = (folder.partition("=") for folder in bare_path(path).split("/")[:-1] if "=" in folder)
     return {unquote(name): None if value == NULL_KEY else unquote(value) for name, _, value in pairs if name}
 
 

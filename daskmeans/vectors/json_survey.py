@@ -15,10 +15,10 @@ import pyarrow as pa
 from upath import UPath
 
 from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.formats import sniff_codec
 from daskmeans.vectors.jsonl import (
     ANY_OBJECT,
     BLOCK_BYTES,
-    codec,
     line_starts,
     open_text,
     parse_lines,
@@ -63,7 +63,7 @@ def survey_jsonl(
     types = OpenTypes(names, schema if known is None else _merge_columns(known, schema, known.names))
     with translate_read_errors(path), open_text(path) as read:
         blocks = map(types.see, read_blocks(read, block_bytes))
-        units = _find_units(blocks, 2**62 if codec(path) else rows)
+        units = _find_units(blocks, 2**62 if sniff_codec(path) else rows)
     return FileSurvey(_merge_columns(schema, types.schema, types.columns), tuple(units), complete=False)
 
 

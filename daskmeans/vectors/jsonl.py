@@ -13,11 +13,11 @@ from upath import UPath
 
 from daskmeans.errors import DataError
 from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.formats import sniff_codec
 from daskmeans.vectors.nested import select_fields, wrap_schema
 from daskmeans.vectors.partitioning import Slice
 
 BLOCK_BYTES = 8 * 2**20
-CODECS = {".gz": "gzip", ".zst": "zstd"}
 # Accepts one object per line, with any fields: no file has this one.
 ANY_OBJECT = pa.schema({"\0": pa.null()})
 NULL_LINE = re.compile(rb"\s*null")
@@ -40,17 +40,12 @@ def read_jsonl(piece: Slice, schema: pa.Schema, block_bytes: int = BLOCK_BYTES) 
         raise DataError(found, where=str(piece.path), remedy="leave the input alone while it is read, and run again")
 
 
-def codec(path: UPath) -> str | None:
-    """Return the compression of `path`, from its name; None if it is plain text."""
-    return CODECS.get(path.suffix.lower())
-
-
 @contextlib.contextmanager
 def open_text(path: UPath, start: int = 0, end: int = 0) -> Iterator[ReadBytes]:
     """Open the text in `path`; for a plain file, its bytes from `start` to `end` if `end` is given."""
     with path.open("rb") as file:
-        if codec(path):
-            with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec(path)) as stream:
+        if codec := sniff_codec(path):
+            with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as stream:
                 yield stream.read
         elif end:
             file.seek(start)

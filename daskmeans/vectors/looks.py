@@ -13,7 +13,6 @@ from upath import UPath
 
 from daskmeans.errors import DataError, UsageError
 from daskmeans.vectors import json_survey, jsonl, layouts, npy, parquet
-from daskmeans.vectors.files import format_of
 from daskmeans.vectors.hive import fill_keys, with_keys
 from daskmeans.vectors.matrix import is_list, is_untyped, list_lengths
 from daskmeans.vectors.nested import find_field, unify_types
@@ -32,13 +31,11 @@ SEARCH_ROWS = 65536
 SurveyFunction = Callable[[UPath, int | None], FileSurvey]
 SurveyedFile = tuple[UPath, FileSurvey]
 
-
-def choose_survey(files: Sequence[UPath], id_field: str) -> SurveyFunction:
-    """Return the function that surveys one of `files`."""
-    format_ = format_of(files[0])
-    if format_ == "npy":
-        return partial(npy.survey_npy, id_field=id_field)
-    return parquet.survey_parquet if format_ == "parquet" else json_survey.survey_jsonl
+SURVEYS: dict[str, SurveyFunction] = {
+    "parquet": parquet.survey_parquet,
+    "jsonl": json_survey.survey_jsonl,
+    "npy": npy.survey_npy,
+}
 
 
 def survey_first(files: Sequence[UPath], survey_file: SurveyFunction, names: Sequence[str] = ()) -> list[SurveyedFile]:
@@ -107,25 +104,26 @@ def merge_schemas(surveys: Sequence[SurveyedFile]) -> pa.Schema:
     return pa.schema([*typed, *((name, types[name]) for name in more)])
 
 
-def row_bytes(surveys: Sequence[SurveyedFile], dimension: int, names: Sequence[str]) -> int:
+def row_bytes(surveys: Sequence[SurveyedFile], dimension: int, names: Sequence[str], format_: str) -> int:
     """Return the bytes in memory of a row: of its float32 vector, and of the columns `names`, texts and metadata.
 
     Those are measured in a sample of units; the unit with the most bytes per row counts. A row without a vector counts
     as `TEXT_BYTES` at least.
     """
     measured = 0
-    if names and format_of(surveys[0][0]) != "npy":
+    if names and format_ != "npy":
         n_units = sum(len(survey.units) for _, survey in surveys)
         starts = list(_unit_starts(surveys, -(-SAMPLE_ROWS // min(MAX_SAMPLED_UNITS, n_units))))
+        chosen = [starts[i] for i in _spread_indices(n_units)]
         with ThreadPoolExecutor(MAX_SAMPLED_UNITS) as pool:
-            measured = max(pool.map(partial(_measure_start, names), [starts[i] for i in _spread_indices(n_units)]))
+            measured = max(pool.map(partial(_measure_start, names, format_), chosen))
     return 4 * dimension + measured if dimension else max(TEXT_BYTES, measured)
 
 
-def _measure_start(names: Sequence[str], start: tuple[FileSurvey, Slice]) -> int:
+def _measure_start(names: Sequence[str], format_: str, start: tuple[FileSurvey, Slice]) -> int:
     survey, piece = start
     fields = [field for name in names if (field := find_field(survey.schema, name)) is not None]
-    read = parquet.read_parquet if format_of(piece.path) == "parquet" else jsonl.read_jsonl
+    read = parquet.read_parquet if format_ == "parquet" else jsonl.read_jsonl
     table = next(read(piece, pa.schema(fields), json_survey.HEAD_BYTES))  # of which the types are known
     return -(-fill_keys(table, piece.path).nbytes // max(1, len(table)))
 
@@ -134,7 +132,7 @@ def _has_fields(type_: pa.DataType) -> bool:
     return pa.types.is_struct(type_) or (is_list(type_) and _has_fields(type_.value_type))
 
 
-def find_dimension(surveys: Sequence[SurveyedFile], name: str) -> tuple[int, UPath]:
+def find_dimension(surveys: Sequence[SurveyedFile], name: str, format_: str) -> tuple[int, UPath]:
     """Return the most frequent length of vectors in a sample of column `name`, and a file that has it; ties: the first.
 
     Null and empty vectors do not count. If the sample has no others, all rows of `surveys` are searched.
@@ -147,9 +145,9 @@ def find_dimension(surveys: Sequence[SurveyedFile], name: str) -> tuple[int, UPa
     n_units = sum(len(survey.units) for _, survey in surveys)
     starts = list(_unit_starts(surveys, -(-SAMPLE_ROWS // min(MAX_SAMPLED_UNITS, n_units))))
     with ThreadPoolExecutor(MAX_SAMPLED_UNITS) as pool:
-        sampled = list(pool.map(partial(_count_lengths, name), [starts[i] for i in _spread_indices(n_units)]))
+        sampled = list(pool.map(partial(_count_lengths, name, format_), [starts[i] for i in _spread_indices(n_units)]))
     if not any(counts for _, counts in sampled):
-        sampled = _search_vectors(surveys, name)
+        sampled = _search_vectors(surveys, name, format_)
     if not sampled:
         where = f"{surveys[0][0]}, column {name!r}"
         raise DataError("all vectors are null or empty", where=where, expected="a vector in every row")
@@ -172,21 +170,21 @@ def _unit_starts(surveys: Sequence[SurveyedFile], rows: int) -> Iterator[tuple[F
             first += unit.rows
 
 
-def _count_lengths(name: str, start: tuple[FileSurvey, Slice]) -> tuple[UPath, Counter[int]]:
+def _count_lengths(name: str, format_: str, start: tuple[FileSurvey, Slice]) -> tuple[UPath, Counter[int]]:
     survey, piece = start
     total: Counter[int] = Counter()
-    for counts in _length_counts(survey, piece, name):
+    for counts in _length_counts(survey, piece, name, format_):
         total.update(counts)
         if total.total() >= piece.rows:  # a compressed file may have more
             break
     return piece.path, _drop_empty(total)
 
 
-def _search_vectors(surveys: Sequence[SurveyedFile], name: str) -> list[tuple[UPath, Counter[int]]]:
+def _search_vectors(surveys: Sequence[SurveyedFile], name: str, format_: str) -> list[tuple[UPath, Counter[int]]]:
     """Return the vector lengths of the first block with a vector, if there is one."""
     for path, survey in surveys:
         for piece in cut_units([(path, survey)], SEARCH_ROWS):
-            for counts in map(_drop_empty, _length_counts(survey, piece, name)):
+            for counts in map(_drop_empty, _length_counts(survey, piece, name, format_)):
                 if counts:
                     return [(path, counts)]
     return []
@@ -197,7 +195,7 @@ def _drop_empty(counts: Counter[int]) -> Counter[int]:
     return Counter({size: count for size, count in counts.items() if size})
 
 
-def _length_counts(survey: FileSurvey, piece: Slice, name: str) -> Iterator[Counter[int]]:
+def _length_counts(survey: FileSurvey, piece: Slice, name: str, format_: str) -> Iterator[Counter[int]]:
     """Yield the counts of vector lengths in column `name` of `piece`, 0 for null, block by block."""
     field = find_field(survey.schema, name)
     if field is None or is_untyped(field.type):
@@ -206,9 +204,9 @@ def _length_counts(survey: FileSurvey, piece: Slice, name: str) -> Iterator[Coun
     if lists is not None and pa.types.is_fixed_size_list(lists):
         yield Counter({lists.list_size: piece.rows})
         return
-    if format_of(piece.path) == "jsonl":
+    if format_ == "jsonl":
         field = field.with_type(layouts.with_elements(field.type, pa.float32()))
-    for table in SLICE_READERS[format_of(piece.path)](piece, pa.schema([field])):
+    for table in SLICE_READERS[format_](piece, pa.schema([field])):
         found = np.concatenate([list_lengths(layouts.to_lists(chunk)) for chunk in table[name].chunks])
         sizes, firsts, rows = np.unique(found, return_index=True, return_counts=True)
         yield Counter({int(sizes[i]): int(rows[i]) for i in np.argsort(firsts)})

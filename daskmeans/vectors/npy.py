@@ -1,4 +1,4 @@
-"""NumPy files: the rows of a 2-D array of floating-point numbers; the row numbers are the ids."""
+"""NumPy files: the rows of a 2-D array of floating-point numbers, which have no ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from upath import UPath
 
 from daskmeans.errors import DataError
 from daskmeans.vectors.files import is_local, stat_file, translate_read_errors
-from daskmeans.vectors.hive import partition_keys
 from daskmeans.vectors.matrix import to_fixed_lists
 from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
 
@@ -26,30 +25,20 @@ MAX_NESTING = 100
 _PARSE_LOCK = Lock()
 
 
-def survey_npy(path: UPath, rows: int | None, id_field: str) -> FileSurvey:
+def survey_npy(path: UPath, rows: int | None = None) -> FileSurvey:
     """Survey `path`: its schema and rows, from its header; `rows` is ignored."""
     count, dimension, dtype, start = read_header(path)
     if stat_file(path)[0] < start + count * dimension * dtype.itemsize:
         raise DataError("the file ends before its last row", where=str(path), remedy="write the file again")
     element = pa.from_numpy_dtype(dtype.newbyteorder("=")) if dtype.kind == "f" else pa.float32()
-    vectors = pa.list_(element, dimension)
-    schema = pa.schema({id_field: pa.int64(), VECTOR_COLUMN: vectors})
-    return FileSurvey(schema, (Unit(count),) if count else ())
+    return FileSurvey(pa.schema({VECTOR_COLUMN: pa.list_(element, dimension)}), (Unit(count),) if count else ())
 
 
 def read_npy(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Read the rows of `piece`, with those of the two columns that `schema` names; keys of partitions are null."""
-    columns: dict[str, pa.Array] = {}
-    keys = partition_keys(piece.path)
-    for name in schema.names:
-        if name == VECTOR_COLUMN:
-            X = _read_rows(piece)
-            columns[name] = to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
-        elif name in keys:
-            columns[name] = pa.nulls(piece.rows)
-        else:
-            columns[name] = pa.array(np.arange(piece.number, piece.number + piece.rows, dtype=np.int64))
-    yield pa.table(columns)
+    """Read the rows of `piece`, with the columns of `schema`; those that are no vectors are null."""
+    X = _read_rows(piece)
+    vectors = to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
+    yield pa.table({name: vectors if name == VECTOR_COLUMN else pa.nulls(piece.rows) for name in schema.names})
 
 
 def _read_rows(piece: Slice) -> np.ndarray:

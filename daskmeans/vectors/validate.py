@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans.errors import DataError
+from daskmeans.vectors.files import public_name
+from daskmeans.vectors.id_types import ids_to_text
 from daskmeans.vectors.layouts import has_several, is_sparse, to_lists
 from daskmeans.vectors.matrix import list_lengths, null_mask, to_fixed_lists
 
@@ -109,8 +111,8 @@ def make_rejects(problems: np.ndarray, ids: pa.ChunkedArray, path: UPath, first:
     reasons = pa.array([found for found, _ in MESSAGES])
     return pa.table(
         {
-            "id": ids.take(pa.array(rows)).cast(pa.string()),
-            "file": pa.repeat(str(path), len(rows)),
+            "id": ids_to_text(ids.take(pa.array(rows))),
+            "file": pa.repeat(public_name(path), len(rows)),
             "row": pa.array(rows + first, pa.int64()),
             "reason": reasons.take(pa.array(problems[rows])),
         }
