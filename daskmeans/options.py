@@ -80,6 +80,12 @@ def check(settings: Any) -> None:
             raise UsageError(f"{value!r} is out of range", where=where, expected=facts.range.says)
 
 
+def check_choice(flag: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    """Raise UsageError if `value`, of the option `flag`, is none of `choices`."""
+    if value not in choices:
+        raise UsageError(f"unknown choice {value!r}", where=flag, expected=" or ".join(filter(None, choices)))
+
+
 def kind_of(settings: type, name: str) -> Any:
     """Return the type of the option `name` of a dataclass, without None; for Any, the type of its default."""
     hint = get_type_hints(settings)[name]

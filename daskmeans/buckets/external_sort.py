@@ -125,7 +125,8 @@ def regroup(
     ]
     found = executor.compute(tasks, "assign", client)
     sizes, dimension, schema = _cluster_sizes(found), _check_dimension(found, vectors), _unify_schemas(found, id_field)
-    per_bucket = _bucket_rows(sum(sizes.values()), dimension, client)
+    row_bytes = 4 * max(1, dimension) + max(written.metadata_bytes for written in found)
+    per_bucket = _bucket_rows(sum(sizes.values()), row_bytes, client)
     names = [runs / f"run-{i:05d}" for i, written in enumerate(found) if len(written.labels)]
     merge = dask.delayed(_write_bucket, pure=False)
     tasks = [
@@ -162,11 +163,11 @@ def _check_columns(frame: dd.DataFrame, id_field: str, embedding_field: str | No
     return vectors[0]
 
 
-def _bucket_rows(rows: int, dimension: int, client: Client | None) -> int:
+def _bucket_rows(rows: int, row_bytes: int, client: Client | None) -> int:
     """Return the rows to merge at once: at most half a partition, and few enough that each thread has some buckets."""
     client = current_client(client)
     size = min(config.get_bytes("bucket-bytes"), partition_bytes(client) // 2)
-    return max(1, min(size // (4 * max(1, dimension)), -(-rows // (4 * n_threads(client)))))
+    return max(1, min(size // row_bytes, -(-rows // (4 * n_threads(client)))))
 
 
 def _sort_rows(table: pa.Table, id_field: str) -> pa.Table:
@@ -185,6 +186,8 @@ class RunSummary(NamedTuple):
     schema: pa.Schema
     blank: list[str]
     """Columns without values, to which pandas may have given another type than in other partitions."""
+    metadata_bytes: int
+    """Bytes of the metadata of a row, on average."""
 
 
 def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> RunSummary:
@@ -195,7 +198,8 @@ def _write_run(part: Any, run: UPath, id_field: str, vectors: str) -> RunSummary
     labels, counts = np.unique(table[CENTROID].to_numpy(), return_counts=True)
     run.with_suffix(".index").write_bytes(np.stack([labels, np.cumsum(counts)]).astype(np.int64).tobytes())
     blank = [name for name in table.column_names if table[name].null_count == len(table)]
-    return RunSummary(labels, counts, table.schema, blank)
+    metadata = table.drop_columns([id_field, vectors, CENTROID, L2, COSINE])
+    return RunSummary(labels, counts, table.schema, blank, -(-metadata.nbytes // max(1, len(table))))
 
 
 def _unify_schemas(found: list[RunSummary], id_field: str) -> pa.Schema:

@@ -67,7 +67,8 @@ def embed(
         made = embed(
             inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
             encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
-            storage_options=reading.storage_options, overwrite=overwrite, client=client,
+            storage_options=reading.storage_options, format=reading.format, id_from=reading.id_from,
+            overwrite=overwrite, client=client,
         )  # fmt: skip
     show_facts(made.facts, output)
 
@@ -183,20 +184,21 @@ def leak(
     ReadOptions, "id_field", default=None, help="Column of ids [default: the one the decisions were made with]."
 )
 @options.make_flag(ReadOptions, "storage_options")
+@options.make_flag(ReadOptions, "format")
 @options.make_flag(ReadOptions, "on_bad_row", help="What to do about rows without a decision.")
 @options.overwrite
 @options.cluster
 @options.output
 def apply(
     decisions: str, inputs: tuple[str, ...], out: str, id_field: str | None, storage_options: dict[str, Any] | None,
-    on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
+    format: str | None, on_bad_row: str, overwrite: bool, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.steps.apply import apply
 
     with open_session(cluster, output) as client:
         made = apply(
-            decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
-            overwrite=overwrite, client=client,
+            decisions, inputs, out, id_field=id_field, storage_options=storage_options, format=format,
+            on_bad_row=on_bad_row, overwrite=overwrite, client=client,
         )  # fmt: skip
     show_facts(made.facts, output)
 
@@ -220,8 +222,9 @@ def run(
     with open_session(cluster, output) as client:
         result = run_steps(inputs, out, settings, overwrite=overwrite, client=client)
     show_decisions(result, {"out": out}, output)
-    decisions, with_options = out.rstrip("/") + "/dedup", bool(settings.reading.storage_options)
-    hint_apply(decisions, inputs, result.summary.get("rejected", 0), with_options, cluster, output)
+    decisions, reading = out.rstrip("/") + "/dedup", settings.reading
+    given = [*inputs, *(["--format", reading.format] if reading.format else [])]
+    hint_apply(decisions, given, result.summary.get("rejected", 0), bool(reading.storage_options), cluster, output)
 
 
 @verb(help=VERBS["info"])
@@ -232,11 +235,13 @@ def run(
 @options.make_flag(ReadOptions, "id_field", help=None)
 @options.make_flag(ReadOptions, "embedding_field")
 @options.make_flag(ReadOptions, "storage_options")
+@options.make_flag(ReadOptions, "format")
 @options.cluster
 @options.output
 def info(
     path: str | None, system: bool, advise: bool, n_clusters: tuple[int, ...], id_field: str,
-    embedding_field: str | None, storage_options: dict[str, Any] | None, cluster: ClusterSettings, output: Output,
+    embedding_field: str | None, storage_options: dict[str, Any] | None, format: str | None, cluster: ClusterSettings,
+    output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.planner.advise import advise as find_advice
     from daskmeans.planner.describe import describe
@@ -245,10 +250,10 @@ def info(
     if (path is None) != system or (advise and system):
         raise UsageError("give exactly one of these", expected="PATH, PATH --advise, or --system")
     _refuse_idle_flags([] if advise else ["n_clusters", *asdict(cluster)], "it is for forecasts only", "add --advise")
-    columns = ["id_field", "embedding_field"]
+    columns = ["id_field", "embedding_field", "format"]
     _refuse_idle_flags([*columns, "storage_options"] if system else [], "no file is read", "leave it out")
     reading: dict[str, Any] = {
-        "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options
+        "id_field": id_field, "embedding_field": embedding_field, "storage_options": storage_options, "format": format
     }  # fmt: skip
     if path is None:
         show_facts(describe_system(), output)

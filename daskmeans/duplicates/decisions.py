@@ -29,6 +29,8 @@ from daskmeans.runtime import executor, resources
 from daskmeans.runtime.client import logger, task_key
 from daskmeans.storage import manifest, objectstore
 from daskmeans.storage.step import Step
+from daskmeans.vectors.id_types import wide_type
+from daskmeans.vectors.numbering import FIELD
 
 SUMMARY = "_summary.json"
 # Folder in the directory of clusters, with a note of each decision on them. The notes are JSON but have no suffix, as
@@ -107,7 +109,9 @@ def finish_decisions(
     """
     manifest.write_json(step.path / SUMMARY, summary)
     step.facts |= {key: summary[key] for key in ("rows", "kept", "removed")} | {"outputs": outputs}
-    step.facts |= manifest.file_checksums(step.path, SUMMARY) | {"id_field": buckets.id_field}
+    step.facts |= manifest.file_checksums(step.path, SUMMARY)
+    known = {"id_from": buckets.manifest.get("id_from", FIELD)}
+    step.facts |= known | {name: getattr(buckets, name) for name in ("id_field", "embedding_field")}
     if noted and step.path != buckets.path.parent / RUN_FOLDER:
         _note_decisions(buckets, step.path)
 
@@ -250,8 +254,8 @@ def write_decisions(
 
 
 def _join_ids(columns: list[pa.ChunkedArray]) -> pa.Array:
-    """Concatenate ids, cast to one type; strings become large strings, whose total size is not limited."""
-    type_ = columns[-1].type if pa.types.is_integer(columns[-1].type) else pa.large_string()
+    """Concatenate ids, cast to one type whose total size is not limited."""
+    type_ = wide_type(columns[-1].type)
     return pa.concat_arrays([pa.array([], type_), *(chunk for c in columns for chunk in c.cast(type_).chunks)])
 
 

@@ -28,9 +28,9 @@ from daskmeans.kmeans.rows.inputs import vector_column
 from daskmeans.pairs.join import find_block_pairs
 from daskmeans.pairs.row_blocks import load_rows
 from daskmeans.pairs.store import SimilarPairs, check_pair_count
-from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import frame_to_device, frame_to_host, is_cudf
+from daskmeans.vectors.id_types import EXPECTED, cast_ids, id_type, quote_id
 
 # Columns that decisions add to a dataframe.
 DECISION_COLUMNS = [name for name in schema_of(pa.int64()).names if name != "id"]
@@ -226,21 +226,21 @@ class SemanticDeduplicator:
         if again.any():
             row = int(again.argmax())
             raise DataError(
-                f"the id {ids[row].as_py()!r} occurs twice in cluster {labels[row]}",
+                f"the id {quote_id(ids[row].as_py())} occurs twice in cluster {labels[row]}",
                 where=f"column {self.id_field!r}",
                 expected="ids that occur once, in all partitions",
             )
 
     def _read_ids(self, frame: pd.DataFrame) -> pa.Array:
-        """Ids as integers or strings, of whatever type the dataframe holds them."""
+        """Ids in a type that decisions have, of whatever type the dataframe holds them."""
         where = f"column {self.id_field!r}"
         try:
             ids = pa.array(frame[self.id_field], from_pandas=True)
             none = pa.types.is_null(ids.type)  # such as an object column without rows
-            ids = ids.cast(pa.string() if none else id_type(ids.type, where))
+            ids = cast_ids(ids, pa.string() if none else id_type(ids.type, where))
         except pa.ArrowException as error:
             raise DataError(
-                f"the ids are of several types ({error})", where=where, expected="integers or strings"
+                f"the ids are of several types, or have fractions ({error})", where=where, expected=EXPECTED
             ) from None
         return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
 

@@ -14,8 +14,8 @@ from daskmeans.duplicates.result import decision_files
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.storage.signature import VERIFY_PAGES
-from daskmeans.vectors.fields import id_type
 from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.id_types import cast_ids, decode_ids, id_type, is_exact, is_same_kind, wide_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def make_decision_index(ids: pa.ChunkedArray, keep: np.ndarray) -> DecisionIndex
     ([False, True], [-1])
     """
     # 32-bit offsets overflow at 2 GiB of ids.
-    ids = ids.cast(pa.large_string()) if pa.types.is_string(ids.type) else ids
+    ids = ids.cast(wide_type(ids.type))
     hashes = hash_column(ids)
     order = np.argsort(hashes, kind="stable")
     return DecisionIndex(hashes[order], ids.take(pa.array(order)).combine_chunks(), keep[order])
@@ -85,7 +85,7 @@ def check_id_type(lookup: DecisionIndex, type_: pa.DataType, file: UPath, id_fie
     """Make sure that ids of type `type_` can be those of the decisions; a column of nulls only matches none of them."""
     if pa.types.is_null(type_):
         return
-    if pa.types.is_integer(id_type(type_, f"{file}, column {id_field!r}")) != pa.types.is_integer(lookup.ids.type):
+    if not is_same_kind(id_type(type_, f"{file}, column {id_field!r}"), lookup.ids.type):
         raise DataError(
             f"column {id_field!r} is {type_}, and the ids of the decisions are {lookup.ids.type}",
             where=str(file),
@@ -96,10 +96,9 @@ def check_id_type(lookup: DecisionIndex, type_: pa.DataType, file: UPath, id_fie
 
 def _cast_ids(ids: pa.Array, type_: pa.DataType) -> pa.Array:
     """Cast `ids` to `type_`; a number that it cannot hold becomes null, since there is no decision on it."""
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
-    if ids.type == type_ or not pa.types.is_integer(ids.type):
-        return ids.cast(type_)
-    limits, numbers = np.iinfo(type_.to_pandas_dtype()), ids.fill_null(0).to_numpy(zero_copy_only=False)
-    fits = (numbers >= limits.min) & (numbers <= limits.max)
-    return pc.if_else(pa.array(fits), ids, pa.scalar(None, ids.type)).cast(type_)
+    ids = decode_ids(ids)
+    if pa.types.is_integer(type_) and ids.type != type_ and not pa.types.is_null(ids.type):
+        limits, numbers = np.iinfo(type_.to_pandas_dtype()), ids.fill_null(0).to_numpy(zero_copy_only=False)
+        fits = (numbers >= limits.min) & (numbers <= limits.max) & is_exact(numbers)
+        ids = pc.if_else(pa.array(fits), ids, pa.scalar(None, ids.type))
+    return cast_ids(ids, type_)

@@ -49,6 +49,7 @@ from daskmeans.storage import manifest
 from daskmeans.storage.result import Result
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import Input, join_inside, open_path, refuse_overlap, translate_read_errors
+from daskmeans.vectors.id_types import quote_id
 
 
 class DedupResult(Result):
@@ -154,7 +155,7 @@ class DedupResult(Result):
             known |= look_up_rows(other, find_ids(other, left))
         if missing := [id_ for id_ in ids.to_pylist() if id_ not in known]:
             raise DataError(
-                f"row {missing[0]!r} of the decisions is in none of the clusters that they were made from",
+                f"row {quote_id(missing[0])} of the decisions is in none of the clusters that they were made from",
                 where=str(self.path),
                 remedy="run `daskmeans dedup` again",
             )

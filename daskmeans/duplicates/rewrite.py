@@ -19,8 +19,12 @@ from daskmeans.errors import DataError
 from daskmeans.storage import signature
 from daskmeans.storage.signature import VERIFY_PAGES
 from daskmeans.vectors import jsonl, npy
-from daskmeans.vectors.files import format_of, translate_read_errors
+from daskmeans.vectors.files import public_name, translate_read_errors
+from daskmeans.vectors.formats import sniff_codec
+from daskmeans.vectors.id_types import ids_to_text, quote_id
+from daskmeans.vectors.numbering import Numbering
 from daskmeans.vectors.parquet import BUFFER_BYTES, cast_table, schema_without_views
+from daskmeans.vectors.partitioning import Slice
 
 BLOCK_BYTES = 8 * 2**20
 # Bytes of a row group that are rewritten at a time. Bytes that are decoded at a time, according to the footer, and most
@@ -47,12 +51,21 @@ class RowFilter:
 
     A row without a decision is an error or, if `skip` is set, a reject. With `skip`, a row whose id an earlier row had,
     in this file or in an earlier one, is a reject too; `taken` has the places in `lookup` of ids in earlier files.
+    Ids are in the column `id_field`; or `numbering` makes them, where `first` is the number of the first row.
     """
 
     def __init__(
-        self, file: UPath, id_field: str, lookup: DecisionIndex, skip: bool, taken: np.ndarray | None = None
+        self,
+        file: UPath,
+        id_field: str,
+        numbering: Numbering | None,
+        first: int,
+        lookup: DecisionIndex,
+        skip: bool,
+        taken: np.ndarray | None = None,
     ) -> None:
         self.file, self.id_field, self._lookup, self._skip = file, id_field, lookup, skip
+        self._numbering, self._piece = numbering, Slice(file, first=0, rows=0, number=first)
         self._rows = self._kept = self._removed = self._checksum = 0
         self._rejects = [REJECTS_SCHEMA.empty_table()]
         self._met = [np.empty(0, np.int64)]
@@ -60,8 +73,14 @@ class RowFilter:
         if taken is not None:
             self._seen[taken] = True
 
+    def id_columns(self) -> pa.Schema:
+        """Columns that ids are read from."""
+        return pa.schema({} if self._numbering else {self.id_field: self._lookup.ids.type})
+
     def check_schema(self, schema: pa.Schema) -> None:
-        """Make sure that `schema` has an id column of the right type."""
+        """Make sure that `schema` has an id column of the right type, if ids are in one."""
+        if self._numbering:
+            return
         if self.id_field not in schema.names:
             raise DataError(
                 f"no column {self.id_field!r}",
@@ -71,8 +90,14 @@ class RowFilter:
             )
         check_id_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
 
-    def keep(self, ids: pa.Array) -> np.ndarray:
-        """Which of the next rows are kept, given their ids."""
+    def keep(self, table: pa.Table) -> np.ndarray:
+        """Which of the next rows, those of `table`, are kept."""
+        if self._numbering:
+            ids = self._numbering.make_ids(self._piece, self._rows, len(table))
+        else:
+            ids = table[self.id_field].combine_chunks()
+            with translate_read_errors(self.file):
+                ids.validate(full=True)  # files may hold bytes that are not UTF-8
         places = self._lookup.find(ids)
         self._reject(ids, np.flatnonzero(places < 0), "no decision")
         if self._skip:
@@ -101,7 +126,9 @@ class RowFilter:
             return
         ids = ids.take(pa.array(rows))
         if not self._skip:
-            found = f"no decision on the row with id {ids[0].as_py()!r}" if ids[0].is_valid else "the row has no id"
+            found = (
+                f"no decision on the row with id {quote_id(ids[0].as_py())}" if ids[0].is_valid else "the row has no id"
+            )
             raise DataError(
                 found,
                 where=f"{self.file}, row {self._rows + int(rows[0])} (counted from 0)",
@@ -109,8 +136,8 @@ class RowFilter:
                 remedy="deduplicate these rows too, or add --on-bad-row skip to leave out rows without a decision",
             )
         columns = {
-            "id": ids.cast(pa.string()),
-            "file": pa.repeat(str(self.file), len(rows)),
+            "id": ids_to_text(ids),
+            "file": pa.repeat(public_name(self.file), len(rows)),
             "row": pa.array(self._rows + rows),
             "reason": pa.repeat(reason, len(rows)),
         }
@@ -125,7 +152,9 @@ class RowFilter:
 def rewrite_file(
     file: UPath,
     target: UPath,
+    format: str,
     id_field: str,
+    numbering: Numbering | None,
     first: int,
     lookup: DecisionIndex,
     skip: bool,
@@ -137,9 +166,12 @@ def rewrite_file(
     Parameters
     ----------
     file, target : UPath
+    format : {"parquet", "jsonl", "npy"}
     id_field : str
+    numbering : Numbering or None
+        How ids are made; None if they are in the column `id_field`.
     first : int
-        Id of the first row, where ids are row numbers.
+        Number of the first row in the whole input, where ids are made of that.
     lookup : DecisionIndex
     skip : bool
         Leave out rows without a decision, instead of refusing them.
@@ -149,14 +181,13 @@ def rewrite_file(
         Places of decisions that rows of earlier files have used.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    row_filter = RowFilter(file, id_field, lookup, skip, taken)
-    format_ = format_of(file)
-    if format_ == "parquet":
+    row_filter = RowFilter(file, id_field, numbering, first, lookup, skip, taken)
+    if format == "parquet":
         _rewrite_parquet(file, target, row_filter, free_bytes)
-    elif format_ == "jsonl":
-        _rewrite_jsonl(file, target, row_filter, lookup.ids.type)
+    elif format == "jsonl":
+        _rewrite_jsonl(file, target, row_filter)
     else:
-        _rewrite_npy(file, target, row_filter, first)
+        _rewrite_npy(file, target, row_filter)
     return row_filter.result()
 
 
@@ -179,10 +210,7 @@ def _rewrite_parquet(file: UPath, target: UPath, row_filter: RowFilter, free_byt
                 step = min(STEP_ROWS, max(1, STEP_BYTES * group.num_rows // max(1, group.total_byte_size)))
                 for table in _read_tables(source, number, step, file):
                     table = cast_table(table, plain)
-                    ids = table[row_filter.id_field].combine_chunks()
-                    with translate_read_errors(file):
-                        ids.validate(full=True)  # files may hold bytes that are not UTF-8
-                    keep = row_filter.keep(ids)
+                    keep = row_filter.keep(table)
                     if keep.any():
                         writer.write_table(cast_table(table.filter(pa.array(keep)), schema), row_group_size=len(table))
 
@@ -220,11 +248,10 @@ def _read_codecs(metadata: pq.FileMetaData) -> Any:
     return codecs | {re.sub(r"\.list\.\w+", ".list.element", path): codec for path, codec in codecs.items()}
 
 
-def _rewrite_jsonl(file: UPath, target: UPath, row_filter: RowFilter, id_type: pa.DataType) -> None:
-    schema = pa.schema({row_filter.id_field: id_type})
-    with _open_writer(target) as write:
-        for block, table in _parse_blocks(file, schema):
-            keep = row_filter.keep(table[row_filter.id_field].combine_chunks())
+def _rewrite_jsonl(file: UPath, target: UPath, row_filter: RowFilter) -> None:
+    with _open_writer(target, sniff_codec(file)) as write:
+        for block, table in _parse_blocks(file, row_filter.id_columns() or jsonl.ANY_OBJECT):
+            keep = row_filter.keep(table)
             write(_select_lines(block, jsonl.line_starts(block), keep))
 
 
@@ -247,19 +274,19 @@ def _select_lines(block: bytes, starts: np.ndarray, keep: np.ndarray) -> bytes:
 
 
 @contextlib.contextmanager
-def _open_writer(target: UPath) -> Iterator[Any]:
-    """Open a writer of bytes to `target`, compressed as its suffix says."""
+def _open_writer(target: UPath, codec: str | None) -> Iterator[Any]:
+    """Open a writer of bytes to `target`, compressed with `codec`."""
     with target.open("wb") as file:
-        if jsonl.codec(target):
-            with pa.CompressedOutputStream(pa.PythonFile(file, "w"), jsonl.codec(target)) as stream:
+        if codec:
+            with pa.CompressedOutputStream(pa.PythonFile(file, "w"), codec) as stream:
                 yield stream.write
         else:
             yield file.write
 
 
-def _rewrite_npy(file: UPath, target: UPath, row_filter: RowFilter, first: int) -> None:
+def _rewrite_npy(file: UPath, target: UPath, row_filter: RowFilter) -> None:
     rows, dimension, dtype, start = npy.read_header(file)
-    keep = row_filter.keep(pa.array(np.arange(first, first + rows)))
+    keep = row_filter.keep(pa.table({"row": np.arange(rows)}))
     shape = (int(keep.sum()), dimension)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     row_bytes = dimension * dtype.itemsize

@@ -76,12 +76,12 @@ def _hash_words(words, factors):  # type: ignore[no-untyped-def]
 
 
 def hash_column(column: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarray:
-    """Hash of each value of a column of integers or strings without nulls.
+    """Hash of each value of a column of ids without nulls.
 
     Parameters
     ----------
     column : pyarrow.Array or pyarrow.ChunkedArray
-        Integers of any width, or (large) strings or binaries.
+        Integers of any width, strings, bytes (of one length or not), or decimals of 128 bits.
     seed : int, default 0
 
     Returns
@@ -101,6 +101,8 @@ def hash_column(column: pa.Array | pa.ChunkedArray, seed: int = 0) -> np.ndarray
     if pa.types.is_integer(column.type):
         values = column.to_numpy(zero_copy_only=False)
         return hash_integers(values.astype(np.int64 if values.dtype.kind == "i" else np.uint64).view(np.uint64), seed)
+    if pa.types.is_decimal(column.type):
+        column = column.view(pa.binary(column.type.byte_width))
     column = column.cast(pa.large_binary())
     _, offsets, data = column.buffers()
     if len(column) == 0:

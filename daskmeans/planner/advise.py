@@ -6,7 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ def advise(
     id_field: str = "id",
     embedding_field: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    format: str | None = None,
     n_clusters: Iterable[int] = (),
     client: Client | None = None,
 ) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def advise(
     Parameters
     ----------
     url : str or UPath
-    id_field, embedding_field, storage_options
+    id_field, embedding_field, storage_options, format
         As in :func:`daskmeans.read_embeddings`.
     n_clusters : iterable of int, optional
         Further numbers of clusters to forecast for.
@@ -105,10 +106,11 @@ def advise(
     (True, ['assign', 'dedup', 'fit'])
     """
     start = time.perf_counter()
-    reading = ReadOptions(id_field, embedding_field, storage_options=storage_options, on_bad_row="skip")
+    reading = ReadOptions(id_field, embedding_field, storage_options=storage_options, format=format, on_bad_row="skip")
     client = current_client(client)
     source = reading.open(url, client, allow_zero=False)
-    model = CostModel(source.rows, source.dimension, measure_costs(source, reading, client), client)
+    costs = measure_costs(source, replace(reading, format=None), client)  # whose files are Parquet
+    model = CostModel(source.rows, source.dimension, costs, client)
     proposed, best = _propose_clusters(model)
     around = (proposed.n_clusters // 4, proposed.n_clusters, 4 * proposed.n_clusters, *n_clusters)
     shown = [model.forecast(k) for k in sorted({min(max(1, k), source.rows) for k in around})]
@@ -283,5 +285,6 @@ def _make_command(url: str | UPath, reading: ReadOptions, n_clusters: int) -> st
     words += ["--threshold", str(THRESHOLD)]
     words += ["--id-field", reading.id_field] if reading.id_field != "id" else []
     words += ["--embedding-field", reading.embedding_field] if reading.embedding_field else []
+    words += ["--format", reading.format] if reading.format else []
     options = ' --storage-options "$STORAGE_OPTIONS"' if reading.storage_options else ""  # may hold secrets
     return shlex.join(words) + options

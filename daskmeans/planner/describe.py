@@ -28,13 +28,14 @@ def describe(
     id_field: str = "id",
     embedding_field: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    format: str | None = None,
 ) -> dict[str, Any]:
     """Describe what `url` holds: a model, clusters, decisions, a run, or files of embeddings.
 
     Parameters
     ----------
     url : str or UPath
-    id_field, embedding_field, storage_options
+    id_field, embedding_field, storage_options, format
         As in :func:`daskmeans.read_embeddings`.
 
     Returns
@@ -52,7 +53,11 @@ def describe(
     if found is None:
         if path.is_dir() and manifest.peek_manifest(path / "model"):
             return _describe_run(path)
-        return _describe_embeddings(url, id_field, embedding_field, storage_options)
+        return _describe_embeddings(
+            open_source(
+                url, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options, format=format
+            )
+        )
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
     tail = {name: found.get(name) for name in ("settings", "versions")}
     if not found["finished"]:
@@ -132,10 +137,7 @@ def _count_nulls(source: Source) -> dict[str, int] | None:
     return found
 
 
-def _describe_embeddings(
-    url: str | UPath, id_field: str, embedding_field: str | None, storage_options: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    source = open_source(url, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options)
+def _describe_embeddings(source: Source) -> dict[str, Any]:
     partition = config.get_bytes("partition-bytes")
     return {
         "kind": f"embeddings ({source.format})",
@@ -145,6 +147,7 @@ def _describe_embeddings(
         "dtype": source.dtype,
         "nulls": _count_nulls(source),
         "id_field": source.id_field,
+        "id_from": source.id_from,
         "embedding_field": source.embedding_field,
         "partitions": source.n_partitions,
         "forecast": {

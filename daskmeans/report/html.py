@@ -22,6 +22,7 @@ from daskmeans.report.examples import Example, Row, compare_texts, describe_plac
 from daskmeans.runtime import executor
 from daskmeans.storage import manifest, objectstore
 from daskmeans.vectors.files import open_path, translate_read_errors
+from daskmeans.vectors.id_types import id_to_text
 
 STEPS = {"model": "fit", "clusters": "assign", "dedup": "dedup"}
 SCORE_BINS, SIZE_BINS = 50, 40
@@ -230,7 +231,7 @@ def render_pair(
 
 
 def _render_side(side: str, name: str, row: Row, text: str) -> str:
-    head = f'<h4><span class="{side}">{escape(name)}</span> {escape(str(row.id))}</h4>'
+    head = f'<h4><span class="{side}">{escape(name)}</span> {escape(id_to_text(row.id))}</h4>'
     place = f'<p class="place">{escape(describe_place(row))}</p>'
     return f'<div class="side">{head}{place}<p class="text">{text}</p></div>'
 

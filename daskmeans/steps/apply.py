@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,21 +24,28 @@ from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
-from daskmeans.vectors import npy
 from daskmeans.vectors.files import (
     Input,
     as_list,
+    bare_path,
     common_parent,
+    common_root,
     find_directories,
-    format_of,
     join_inside,
     open_path,
+    public_name,
     refuse_overlap,
     stat_file,
 )
+from daskmeans.vectors.formats import format_of
 from daskmeans.vectors.listing import find_files
+from daskmeans.vectors.looks import SURVEY_THREADS, SURVEYS
+from daskmeans.vectors.numbering import FIELD, ROW, Numbering
 from daskmeans.vectors.rejects import write_rejects
 from daskmeans.vectors.source import open_source
+
+# More rows than any file has, so that a survey need not cut it.
+MOST_ROWS = 2**62
 
 
 def apply(
@@ -46,6 +55,7 @@ def apply(
     *,
     id_field: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    format: str | None = None,
     on_bad_row: str = "error",
     overwrite: bool = False,
     client: Client | None = None,
@@ -64,10 +74,13 @@ def apply(
     out : path
         Directory to be made, outside the inputs.
     id_field : str, optional
-        Column of the ids. It must be the one that the decisions were made with, which is the default. The ids of
-        ``.npy`` files are row numbers, counted through all files.
+        Column of the ids. It must be the one that the decisions were made with, which is the default. If ids were made
+        of the numbers of the rows, as for ``.npy`` files, or of file and row, the input must be the very files that the
+        decisions were made from, in their order.
     storage_options : dict, optional
         Options of the filesystem.
+    format : {"parquet", "jsonl", "npy"}, optional
+        Format of the files; default: what their names show, else their first bytes.
     on_bad_row : {"error", "skip"}, default "error"
         What to do with a row without a decision: stop, or leave it out and list it in ``_rejects/rejects``.
     overwrite : bool, default False
@@ -110,16 +123,20 @@ def apply(
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
     decided = manifest.read_manifest(folder, "dedup")
     id_field = _find_id_field(decided, id_field, folder)
-    files = find_files(inputs, storage_options)
-    if format_of(files[0]) == "npy":
-        _check_npy_files(inputs, id_field, storage_options, decided)
+    files = find_files(inputs, storage_options, format)
+    format = format_of(files[0], format)
+    id_from = decided.get("id_from", FIELD)
+    if format == "npy" and id_from == FIELD:  # of an earlier version, or of clusters that were written from Python
+        id_from = ROW
+    if id_from != FIELD:
+        _check_same_files(inputs, id_field, id_from, storage_options, format, decided)
     given = as_list(inputs)
     roots = find_directories(inputs, storage_options)
     refuse_overlap(target, [*roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
     refuse_dropped_references(folder, client, storage_options)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
-    described = {"decisions": str(folder), "files": [str(file) for file in files]}
+    described = {"decisions": str(folder), "files": [public_name(file) for file in files]}
     need = sum(stat_file(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
     with open_step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
         lookup = read_decision_index(folder)
@@ -127,7 +144,9 @@ def apply(
         done = _rewrite_files(
             files,
             [join_inside(target, name) for name in names],
+            format,
             id_field,
+            None if id_from == FIELD else Numbering(id_from, common_root(files)),
             lookup,
             on_bad_row == "skip",
             free_bytes,
@@ -164,44 +183,54 @@ def _find_id_field(decided: dict[str, Any], given: str | None, folder: UPath) ->
     return str(known)
 
 
-def _check_npy_files(
-    inputs: Input | Sequence[Input], id_field: str, storage_options: Mapping[str, Any] | None, decided: dict[str, Any]
+def _check_same_files(
+    inputs: Input | Sequence[Input],
+    id_field: str,
+    id_from: str,
+    storage_options: Mapping[str, Any] | None,
+    format: str,
+    decided: dict[str, Any],
 ) -> None:
-    """Refuse ``.npy`` files other than those of the decisions, or in another order: their ids are row numbers."""
+    """Refuse files other than those of the decisions, or in another order: their ids were made of their rows."""
     then = decided["inputs"]["fingerprint"]  # None if the clusters were written from Python
     if then is None:
         return
-    source = open_source(inputs, id_field=id_field, storage_options=storage_options)
+    source = open_source(
+        inputs,
+        id_field=id_field,
+        id_from=id_from,
+        embedding_field=decided.get("embedding_field"),
+        storage_options=storage_options,
+        format=format,
+    )
     if source.fingerprint() != then:  # the fingerprint includes the name of the id column
         raise DataError(
             "these are not the files that the decisions were made from, or their order or content has changed",
             where=", ".join(map(str, as_list(inputs))),
-            expected="the same .npy files, given as they were to `daskmeans assign` or `run`",
+            expected="the same files, given as they were to `daskmeans assign` or `run`: ids were made of their rows",
             remedy="give the input as it was given there",
         )
 
 
 def _relative_names(files: list[UPath], root: UPath | None) -> list[str]:
     """Names of `files` relative to `root`, or else to the directory that all of them have in common."""
-    paths = [file.path for file in files]
+    paths = [bare_path(file) for file in files]
     base = common_parent(paths) if root is None else root.path.rstrip("/") + "/"
     return [path.removeprefix(base) for path in paths]
 
 
 def _rewrite_files(
-    files: list[UPath], targets: list[UPath], id_field: str, lookup: DecisionIndex, skip: bool, free_bytes: int | None,
-    client: Client | None,
+    files: list[UPath], targets: list[UPath], format: str, id_field: str, numbering: Numbering | None,
+    lookup: DecisionIndex, skip: bool, free_bytes: int | None, client: Client | None,
 ) -> list[RewriteResult]:  # fmt: skip
-    firsts = np.zeros(len(files), np.int64)
-    if format_of(files[0]) == "npy":
-        firsts[1:] = np.cumsum([npy.survey_npy(file, None, id_field).rows for file in files])[:-1]
+    firsts = _count_rows_before(files, format) if numbering and numbering.kind == ROW else [0] * len(files)
     shared = executor.broadcast(lookup, client)
 
     def rewrite_chosen(chosen: list[int], taken: dict[int, np.ndarray]) -> list[RewriteResult]:
         task, key = delayed(rewrite_file, pure=False), f"apply-{uuid.uuid4().hex}"
         tasks = [
             task(
-                files[i], targets[i], id_field, int(firsts[i]), shared, skip, free_bytes, taken.get(i),
+                files[i], targets[i], format, id_field, numbering, firsts[i], shared, skip, free_bytes, taken.get(i),
                 dask_key_name=f"{key}-{i}",
             )
             for i in chosen
@@ -214,6 +243,13 @@ def _rewrite_files(
     for i, one in zip(again, rewrite_chosen(list(again), again), strict=True):
         done[i] = one
     return done
+
+
+def _count_rows_before(files: list[UPath], format: str) -> list[int]:
+    """Return, for each of `files`, how many rows there are in those before it."""
+    survey = SURVEYS[format]
+    with ThreadPoolExecutor(min(SURVEY_THREADS, len(files))) as pool:
+        return [0, *accumulate(found.rows for found in pool.map(lambda file: survey(file, MOST_ROWS), files))][:-1]
 
 
 def _find_repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:

@@ -101,7 +101,7 @@ def assign_step(
         frame = assign_rows(rows, km, column=vectors, dtype=settings["embedding_dtype"], assign=how)
         step.facts |= regroup(
             frame, path, layout=settings["layout"], id_field=source.id_field, embedding_field=vectors, client=client
-        )
+        ) | {"id_from": source.id_from}
         rejected = step.facts["rejected"] = gather_rejects(path, "assign", source.rows)
         source.check_unchanged()
         manifest.check_row_counts("assign", source.rows, written=step.facts["rows"], rejected=rejected)

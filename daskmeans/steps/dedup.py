@@ -29,6 +29,7 @@ from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import Input, as_list, open_path, refuse_overlap
+from daskmeans.vectors.id_types import quote_id, wide_type
 
 # Bytes that a decision takes on disk, about.
 DECISION_BYTES = 16
@@ -275,8 +276,8 @@ def _check_others(buckets: Buckets, others: Sequence[Buckets], settings: DedupSe
 
 
 def _is_same_id_type(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether ids of these types can be compared: integers of the same type, or strings of any type."""
-    return one == other or not (pa.types.is_integer(one) or pa.types.is_integer(other))
+    """Whether ids of these types can be compared: they are of the same type, apart from how much it holds."""
+    return wide_type(one) == wide_type(other)
 
 
 def _refuse_shared_ids(buckets: Buckets, others: Sequence[Buckets], client: Client | None) -> None:
@@ -295,12 +296,14 @@ def _shared_id_error(id_: Any, one: Buckets, other: Buckets, *, new: bool) -> Us
     expected, remedy = (
         (
             "ids that distinguish new rows from old ones",
-            "give the new rows other ids (rows of .npy files are numbered from 0: write Parquet with ids)",
+            "give the new rows other ids (rows without ids are numbered from 0 in each input)",
         )
         if new
         else ("ids that are in one of them only", "give the rows of one new ids, or leave one out of --against")
     )
-    return UsageError(f"the id {id_!r} is in both", where=f"{one.path}, {other.path}", expected=expected, remedy=remedy)
+    return UsageError(
+        f"the id {quote_id(id_)} is in both", where=f"{one.path}, {other.path}", expected=expected, remedy=remedy
+    )
 
 
 def _ranking_schema(buckets: Buckets) -> pa.Schema:

@@ -19,8 +19,10 @@ from daskmeans.storage import manifest, signature
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.vectors.files import Input, find_directories, open_path, refuse_overlap
+from daskmeans.vectors.id_types import ids_to_text, quote_id
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.matrix import to_column
+from daskmeans.vectors.numbering import FIELD, id_settings
 from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
 from daskmeans.vectors.source import Source, open_source
 from daskmeans.vectors.validate import SKIP_REMEDY
@@ -43,6 +45,8 @@ def embed(
     dtype: str = "float32",
     on_bad_row: str = "error",
     storage_options: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    id_from: str = FIELD,
     overwrite: bool = False,
     client: Client | None = None,
 ) -> StepResult:
@@ -66,6 +70,8 @@ def embed(
         it in ``_rejects/rejects``.
     storage_options : mapping, optional
         For fsspec.
+    format, id_from : str, optional
+        As in :func:`read_embeddings`.
     overwrite : bool, default False
         Replace an earlier output.
     client : distributed.Client, optional
@@ -100,6 +106,8 @@ def embed(
         text_field=text_field,
         metadata_fields=metadata_fields,
         storage_options=storage_options,
+        format=format,
+        id_from=id_from,
         on_bad_row=on_bad_row,
         rejects=target / REJECTS_PARTS,
         partition_bytes=PARTITION_BYTES,
@@ -115,7 +123,7 @@ def embed(
         "encoder": encoder,
         "dtype": dtype,
         "on_bad_row": on_bad_row,
-    }
+    } | id_settings(id_from)
     need = source.rows * chosen.dimension * np.dtype(dtype).itemsize
     with open_step(target, "embed", settings, source.identity(), overwrite=overwrite, need=need, client=client) as step:
         rows = _encode(source, chosen, dtype, target, client)
@@ -170,13 +178,13 @@ def _reject_rows(source: Source, number: int, ids: pa.ChunkedArray, finite: np.n
     places = [source.place(number, row) for row in rows]
     if source.reader.on_bad_row == "error":
         raise DataError(
-            f"{reasons[0]} with id {ids[0].as_py()!r}",
+            f"{reasons[0]} with id {quote_id(ids[0].as_py())}",
             where=places[0],
             expected="a text with words that the encoder knows",
             remedy=f"repair the text, or {SKIP_REMEDY}",
         )
     files, numbers = zip(*(place.rsplit(", row ", 1) for place in places), strict=True)
-    rejects = {"id": ids.cast(pa.string()), "file": files, "row": np.array(numbers, np.int64), "reason": reasons}
+    rejects = {"id": ids_to_text(ids), "file": files, "row": np.array(numbers, np.int64), "reason": reasons}
     (target / REJECTS_PARTS).mkdir(parents=True, exist_ok=True)
     signature.write_table(pa.table(rejects), target / REJECTS_PARTS / f"part-{number:05d}-encoded.parquet", "embed")
 

@@ -32,6 +32,7 @@ from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import find_directories, refuse_overlap
+from daskmeans.vectors.id_types import wide_type
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.partitioning import Partition
@@ -247,8 +248,7 @@ def _read_unit_vectors(reader: Reader, partition: Partition) -> tuple[np.ndarray
     table = reader.table(partition)
     X = np.array(to_matrix(table[1]))
     normalize_rows(X)
-    type_ = pa.int64() if pa.types.is_integer(table[0].type) else pa.large_string()
-    return X, table[0].cast(type_).combine_chunks()
+    return X, table[0].cast(wide_type(table[0].type)).combine_chunks()
 
 
 def _sample_row_block(reader: Any, block: RowBlock) -> np.ndarray:

@@ -10,6 +10,7 @@ from daskmeans.duplicates.settings import Deciding
 from daskmeans.kmeans.centroid_index import TARGET_RECALL, check_assign
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.options import Need, option
+from daskmeans.vectors.numbering import id_settings
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
 
 
@@ -48,7 +49,7 @@ class Storing:
             "embedding_field": reading.embedding_field,
             "metadata_fields": list(reading.metadata_fields),
             "on_bad_row": reading.on_bad_row,
-        }
+        } | id_settings(reading.id_from)
 
 
 STORING = Storing()

@@ -37,13 +37,17 @@ class DeviceReader:
     def __call__(self, partition: Partition) -> Any:
         """Return the rows of `partition` as a cuDF dataframe."""
         with explain_full_memory():
-            frame = self._read(partition) if self.reader.format == "parquet" and partition.left_out is None else None
+            frame = self._read(partition) if self._is_plain(partition) else None
             return to_cudf(self.reader.table(partition)) if frame is None else frame
+
+    def _is_plain(self, partition: Partition) -> bool:
+        """Whether cuDF can read all columns of the rows of `partition`, and of no other rows, from files."""
+        return self.reader.format == "parquet" and self.reader.numbering is None and partition.left_out is None
 
     def _read(self, partition: Partition) -> Any:
         """Return the rows as cuDF reads them; None if they may be wrong."""
         try:
-            if all(map(_is_readable_by_cudf, partition.slices)):
+            if all(_is_readable_by_cudf(piece, self.reader.stored) for piece in partition.slices):
                 frame = self._read_slices(partition)
                 return frame if self._is_valid(frame, partition.rows) else None
         except (OSError, OverflowError, RuntimeError, TypeError, ValueError):
@@ -87,9 +91,15 @@ class DeviceReader:
         return bool(np.isfinite(X).all()) and (self.reader.allow_zero or bool((X != 0).any(axis=1).all()))
 
 
-def _is_readable_by_cudf(piece: Slice) -> bool:
-    """Whether cuDF can read a file: it is local, and unsigned, as only pyarrow verifies page checksums."""
-    return is_local(piece.path) and not is_signed(pq.read_schema(piece.path.path))
+def _is_readable_by_cudf(piece: Slice, stored: pa.Schema) -> bool:
+    """Whether cuDF can read the columns `stored`: the file is local and has them, none of them inside another.
+
+    It is unsigned, too, as only pyarrow verifies page checksums.
+    """
+    if not is_local(piece.path):
+        return False
+    schema = pq.read_schema(piece.path.path)
+    return not is_signed(schema) and {*stored.names} <= {*schema.names}
 
 
 def _has_same_types(found: list[pa.DataType], expected: list[pa.DataType]) -> bool:

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from upath import UPath
@@ -15,15 +16,6 @@ from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFo
 from daskmeans.storage import objectstore
 from daskmeans.storage.result import Result
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".npy": "npy",
-}
-COMPRESSIONS = (".gz", ".zst")
-SUFFIXES = ".parquet, .pq, .jsonl, .ndjson (also with .gz or .zst) or .npy"
 BACKEND_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs"}
 VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
 
@@ -60,17 +52,6 @@ def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
             )
 
 
-def format_of(path: UPath) -> str:
-    """Return ``parquet``, ``jsonl`` or ``npy``, from the name of `path`."""
-    name = path.name.lower()
-    stem = next((name.removesuffix(packing) for packing in COMPRESSIONS if name.endswith(packing)), name)
-    format_ = FORMATS.get("." + stem.rpartition(".")[2])
-    if format_ is None or (stem != name and format_ != "jsonl"):
-        expected = f"a name ending in {SUFFIXES}"
-        raise UsageError("the name does not show the format", where=str(path), expected=expected)
-    return format_
-
-
 def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> UPath:
     """Return `path`, or that of a result, as an absolute UPath whose file system is available."""
     if isinstance(path, Result):
@@ -78,7 +59,7 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
     if not str(path):
         raise UsageError("the path is empty", expected="a path or a URL")
     try:
-        opened = UPath(path)
+        opened = UPath(_decode_file_url(path))
         if is_local(opened):
             return opened.expanduser().absolute()
         opened = objectstore.disable_listing_cache(UPath(opened, **(storage_options or {})))
@@ -92,6 +73,20 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
             where=str(path),
             expected="a path, or a URL that fsspec supports, with valid storage options",
         ) from None
+
+
+def _decode_file_url(path: Input) -> Input:
+    """Return the path that a URL of a local file stands for, without percent-encoding; anything else as it is.
+
+    Examples
+    --------
+    >>> _decode_file_url("file:///tmp/with%20space/%C3%A9%25.parquet"), _decode_file_url("/tmp/100%25")
+    ('/tmp/with space/é%.parquet', '/tmp/100%25')
+    """
+    if not isinstance(path, str) or not path.startswith("file:"):
+        return path
+    place = path.removeprefix("file:").removeprefix("//")
+    return unquote(place.removeprefix("localhost") if place.startswith("localhost/") else place)
 
 
 def _redact(options: Any, text: str) -> str:
@@ -119,6 +114,27 @@ def join_inside(root: UPath, name: str) -> UPath:
     if not name or name.startswith("/") or "://" in name or {"..", "."} & set(name.replace("\\", "/").split("/")):
         raise DataError(f"it names the file {name!r}, which is not below it", where=str(root))
     return root / name
+
+
+def bare_path(path: UPath) -> str:
+    """Return the path of a file; of a web address, without the query, which may be a signature.
+
+    Examples
+    --------
+    >>> bare_path(UPath("/in/is it?.npy")), bare_path(UPath("https://host/x.npy?signature=ab"))
+    ('/in/is it?.npy', 'https://host/x.npy')
+    """
+    return path.path.partition("?")[0] if is_web(path) else path.path
+
+
+def public_name(path: UPath) -> str:
+    """Return `path` as files store it: a web address without its query, which may be a signature."""
+    return bare_path(path) if is_web(path) else str(path)
+
+
+def is_web(path: UPath) -> bool:
+    """Whether `path` is a web address."""
+    return path.protocol in ("http", "https")
 
 
 def is_local(path: UPath) -> bool:
@@ -200,3 +216,8 @@ def common_parent(paths: Sequence[str]) -> str:
     low, high = min(paths), max(paths)
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return low[: low.rfind("/", 0, length) + 1]
+
+
+def common_root(files: Sequence[UPath]) -> str:
+    """Return the directory that all `files` have in common, with a slash at its end."""
+    return common_parent([bare_path(path) for path in files])

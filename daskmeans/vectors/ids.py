@@ -19,7 +19,10 @@ from distributed import Client
 from daskmeans.errors import DataError
 from daskmeans.kernels.hashing import hash_column
 from daskmeans.runtime import executor
+from daskmeans.vectors.files import common_root
+from daskmeans.vectors.id_types import ids_to_text
 from daskmeans.vectors.matrix import null_mask
+from daskmeans.vectors.numbering import FILE_ROW, Numbering
 from daskmeans.vectors.partitioning import Partition
 from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.source import Source
@@ -48,7 +51,7 @@ def find_duplicate_ids(source: Source, client: Client | None = None, rows_per_ra
     >>> find_duplicate_ids(open_source("memory://doctest-ids")).to_pylist()
     [{'partition': 0, 'row': 2, 'id': 'a', 'first_partition': 0, 'first_row': 0}]
     """
-    suspects = np.empty(0, np.int64) if source.format == "npy" else _find_suspects(source, client, rows_per_range)
+    suspects = np.empty(0, np.int64) if source.reader.numbering else _find_suspects(source, client, rows_per_range)
     starts = np.cumsum([0, *(partition.rows for partition in source.partitions)])
     ids = _read_ids(source, suspects, starts, client)
     first, later = _find_repeats(ids)
@@ -58,7 +61,7 @@ def find_duplicate_ids(source: Source, client: Client | None = None, rows_per_ra
         {
             "partition": partition,
             "row": row,
-            "id": ids.take(pa.array(later)).cast(pa.string()),
+            "id": ids_to_text(ids.take(pa.array(later))),
             "first_partition": first_partition,
             "first_row": first_row,
         }
@@ -108,8 +111,14 @@ def _duplicates_error(source: Source, found: pa.Table) -> DataError:
         + ("; ..." if distinct > len(places) else ""),
         where=f"column {source.id_field!r}, rows counted from 0",
         expected="unique ids in the whole input",
-        remedy=f"make the ids unique, name another --id-field, or {SKIP_REMEDY} (the first row of each id stays)",
+        remedy="make the ids unique, name another --id-field, make ids of file and row with --id-from file-row "
+        f"(such as {_show_made_id(source)!r}), or {SKIP_REMEDY} (the first row of each id stays)",
     )
+
+
+def _show_made_id(source: Source) -> str:
+    piece = source.partitions[0].slices[0]
+    return str(Numbering(FILE_ROW, common_root(source.given)).make_ids(piece, piece.first, 1)[0])
 
 
 def _find_suspects(source: Source, client: Client | None, rows_per_range: int) -> np.ndarray:

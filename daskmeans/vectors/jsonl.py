@@ -1,9 +1,8 @@
-"""JSON lines, plain or compressed; units are byte ranges that end at line ends."""
+"""JSON lines, plain or compressed: blocks of lines, and the rows in them."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 from collections.abc import Callable, Iterator
 
@@ -14,12 +13,11 @@ from upath import UPath
 
 from daskmeans.errors import DataError
 from daskmeans.vectors.files import translate_read_errors
-from daskmeans.vectors.matrix import is_list
-from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
+from daskmeans.vectors.formats import sniff_codec
+from daskmeans.vectors.nested import select_fields, wrap_schema
+from daskmeans.vectors.partitioning import Slice
 
 BLOCK_BYTES = 8 * 2**20
-HEAD_BYTES = 2**20
-CODECS = {".gz": "gzip", ".zst": "zstd"}
 # Accepts one object per line, with any fields: no file has this one.
 ANY_OBJECT = pa.schema({"\0": pa.null()})
 NULL_LINE = re.compile(rb"\s*null")
@@ -27,50 +25,27 @@ NULL_LINE = re.compile(rb"\s*null")
 ReadBytes = Callable[[int], bytes]
 
 
-def survey_jsonl(
-    path: UPath, rows: int | None, head_bytes: int = HEAD_BYTES, block_bytes: int = BLOCK_BYTES
-) -> FileSurvey:
-    """Survey `path`: its schema from its first lines, and units of `rows` lines; without `rows`, only the first lines.
-
-    A compressed file is one unit.
-    """
-    with translate_read_errors(path), open_text(path) as read:
-        head = next((block for block in read_blocks(read, head_bytes) if len(line_starts(block))), b"")
-        if not head:
-            return FileSurvey(pa.schema([]), ())
-        schema = _infer_schema(head, path)
-        if rows is None:
-            return FileSurvey(schema, (Unit(len(line_starts(head)), 0, len(head), divisible=False),), complete=False)
-    with translate_read_errors(path), open_text(path) as read:
-        units = _find_units(read_blocks(read, block_bytes), 2**62 if codec(path) else rows)
-    return FileSurvey(schema, tuple(units), complete=False)
-
-
 def read_jsonl(piece: Slice, schema: pa.Schema, block_bytes: int = BLOCK_BYTES) -> Iterator[pa.Table]:
-    """Read the rows of `piece` in order, with the columns and types of `schema`."""
+    """Read the rows of `piece` in order, with the fields and types of `schema`."""
+    whole = wrap_schema(schema)
     row, end = piece.first, piece.first + piece.rows
     with translate_read_errors(piece.path), open_text(piece.path, piece.start, piece.end) as read:
         for block in read_blocks(read, block_bytes):
-            table = parse_or_refuse(block, schema, piece.path, row)
+            table = parse_or_refuse(block, whole, piece.path, row)
             row += len(table)
             if len(table):
-                yield table
+                yield select_fields(table, schema)
     if row != end:
         found = f"the file had {end} rows, and has {row} now"
         raise DataError(found, where=str(piece.path), remedy="leave the input alone while it is read, and run again")
-
-
-def codec(path: UPath) -> str | None:
-    """Return the compression of `path`, from its name; None if it is plain text."""
-    return CODECS.get(path.suffix.lower())
 
 
 @contextlib.contextmanager
 def open_text(path: UPath, start: int = 0, end: int = 0) -> Iterator[ReadBytes]:
     """Open the text in `path`; for a plain file, its bytes from `start` to `end` if `end` is given."""
     with path.open("rb") as file:
-        if codec(path):
-            with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec(path)) as stream:
+        if codec := sniff_codec(path):
+            with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as stream:
                 yield stream.read
         elif end:
             file.seek(start)
@@ -103,43 +78,7 @@ def line_starts(block: bytes) -> np.ndarray:
     return np.delete(starts, blank)
 
 
-def _find_units(blocks: Iterator[bytes], rows: int) -> list[Unit]:
-    """Return units of `rows` lines each, and one for the rest."""
-    cuts, lines, offset = [], 0, 0
-    for block in blocks:
-        starts = line_starts(block)
-        cuts += (offset + starts[-lines % rows :: rows]).tolist()
-        lines += len(starts)
-        offset += len(block)
-    sizes = [min(rows, lines - i * rows) for i in range(len(cuts))]
-    ranges = itertools.pairwise([*cuts, offset])
-    return [Unit(size, start, end, divisible=False) for size, (start, end) in zip(sizes, ranges, strict=True)]
-
-
-def _infer_schema(head: bytes, path: UPath) -> pa.Schema:
-    """Infer the types of the fields in `head`; numbers in lists become float32, dates stay strings."""
-    try:
-        found = _parse_lines(head, None).schema
-    except ValueError:
-        parse_or_refuse(head, ANY_OBJECT, path, 0)
-        # Lines that are valid alone contradict each other; the first decides the types.
-        found = _parse_lines(head[: line_starts(head)[1]], None).schema
-    floats = any(is_list(type_) and pa.types.is_floating(type_.value_type) for type_ in found.types)
-    return pa.schema([field.with_type(_field_type(field.type, lists_of_integers=floats)) for field in found])
-
-
-def _field_type(type_: pa.DataType, lists_of_integers: bool) -> pa.DataType:
-    """Return the type to read a field of inferred `type_` as; without `lists_of_integers`, such lists are vectors."""
-    if pa.types.is_timestamp(type_):
-        return pa.string()
-    if is_list(type_) and pa.types.is_floating(type_.value_type):
-        return pa.list_(pa.float32())
-    if is_list(type_) and pa.types.is_integer(type_.value_type) and not lists_of_integers:
-        return pa.list_(pa.float32())
-    return type_
-
-
-def _parse_lines(block: bytes, schema: pa.Schema | None) -> pa.Table:
+def parse_lines(block: bytes, schema: pa.Schema | None) -> pa.Table:
     """Parse the lines in `block`; raise ValueError if one of them is not a single object of `schema`."""
     starts = line_starts(block)
     if not len(starts):
@@ -161,7 +100,7 @@ def _parse_lines(block: bytes, schema: pa.Schema | None) -> pa.Table:
 def parse_or_refuse(block: bytes, schema: pa.Schema, path: UPath, first: int) -> pa.Table:
     """Parse the lines in `block`, or raise DataError; `first` is the number of its first row."""
     try:
-        return _parse_lines(block, schema)
+        return parse_lines(block, schema)
     except ValueError:
         row, message = _find_bad_line(block, schema)
         fields = ", ".join(f"{field.name} ({field.type})" for field in schema if schema is not ANY_OBJECT)
@@ -180,7 +119,7 @@ def _find_bad_line(block: bytes, schema: pa.Schema) -> tuple[int, str]:
     while good < bad:
         middle = (good + bad) // 2
         try:
-            _parse_lines(block[: ends[middle]], schema)
+            parse_lines(block[: ends[middle]], schema)
             good = middle + 1
         except ValueError as error:
             bad, message = middle, str(error)

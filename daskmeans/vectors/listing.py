@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,20 +16,20 @@ from upath import UPath
 
 from daskmeans.errors import NotFoundError, UsageError
 from daskmeans.runtime.client import logger
-from daskmeans.storage import manifest, objectstore
+from daskmeans.storage import manifest
 from daskmeans.storage.signature import is_signed
 from daskmeans.vectors.files import (
-    SUFFIXES,
     Input,
     as_list,
-    format_of,
+    bare_path,
     is_local,
     join_inside,
     open_path,
     real_path,
     translate_read_errors,
 )
-from daskmeans.vectors.lakes import refuse_lake_parts, refuse_lake_tables
+from daskmeans.vectors.formats import SUFFIXES, conversion, format_of, named_format, sniff_format
+from daskmeans.vectors.lakes import is_delta_table, list_delta_files, refuse_lake_parts, refuse_lake_tables
 
 # File of rejected rows in older outputs, beside their data.
 OLD_REJECTS = "rejects.parquet"
@@ -39,16 +40,20 @@ MAX_PROBED_FILES, PROBE_THREADS, MAX_NAMED_FILES = 1000, 16, 3
 class InputFiles(NamedTuple):
     """Files of an input."""
 
-    files: list[UPath]
-    """Files to read."""
+    files: dict[UPath, str]
+    """Files to read, with their formats."""
     others: list[UPath]
     """Files left out because their names show no format; files known not to be data are not among them."""
 
 
-def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None) -> list[UPath]:
+def find_files(
+    inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None, format: str | None = None
+) -> list[UPath]:
     """Return the files of `inputs`: those of a directory or a glob sorted by path, those of a list in its order.
 
-    Files of a directory or a glob whose names show no format are left out, and a warning names them.
+    Numbers in paths sort as numbers, 2 before 10. In a directory or a glob, files whose names show a format are read;
+    if there are none, those whose first bytes do. A warning names those that are left out. With a `format` given, it is
+    that of all files that are named, and those of a directory or a glob that have another one are left out.
 
     Raises
     ------
@@ -56,23 +61,14 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
         A path does not exist, or a glob matches nothing.
     UsageError
         A file of an unknown format, files of several formats, a file named twice, an unknown kind of URL, a Parquet
-        file that would be left out because of its name, or a table whose log lists the valid files.
+        file that would be left out because of its name, or a table whose log cannot be followed.
     """
     opened = [open_path(one, storage_options) for one in as_list(inputs)]
-    each = [_expand_input(path) for path in opened]
+    each = [_expand_input(path, format) for path in opened]
     found = [file for one in each for file in one.files]
     if not found:
         raise UsageError("the input is an empty list", expected=f"files: {SUFFIXES}")
-    formats: dict[str, UPath] = {}
-    for file in found:
-        formats.setdefault(format_of(file), file)
-    if len(formats) > 1:
-        examples = " and ".join(f"{file} ({name})" for name, file in formats.items())
-        raise UsageError(
-            f"the input mixes formats: {examples}",
-            expected="files of one format",
-            remedy="name the files of one format, such as 'vectors/*.parquet'",
-        )
+    _refuse_mixed_formats(each)
     seen: dict[str, UPath] = {}
     for file in found:
         place = real_path(file)
@@ -86,10 +82,24 @@ def find_files(inputs: Input | Sequence[Input], storage_options: Mapping[str, An
     return found
 
 
+def _refuse_mixed_formats(found: Sequence[InputFiles]) -> None:
+    formats: dict[str, UPath] = {}
+    for one in found:
+        for file, format_ in one.files.items():
+            formats.setdefault(format_, file)
+    if len(formats) > 1:
+        examples = " and ".join(f"{file} ({name})" for name, file in formats.items())
+        raise UsageError(
+            f"the input mixes formats: {examples}",
+            expected="files of one format",
+            remedy=f"name the files of one format, such as 'vectors/*.parquet', or add --format {next(iter(formats))}",
+        )
+
+
 def warn_of_added_files(inputs: Sequence[UPath], known: Sequence[UPath]) -> None:
     """Log a warning that names the files of `inputs`, as from :func:`open_path`, that are not among `known`."""
     before = {file.path for file in known}
-    new = [file for path in inputs for file in _list_files(path) if file.path not in before and _has_known_format(file)]
+    new = [file for path in inputs for file in _list_files(path) if file.path not in before and named_format(file)]
     if new:
         logger.warning(
             "%s: %s files were added while the input was being read, and are not in the output: %s",
@@ -99,14 +109,13 @@ def warn_of_added_files(inputs: Sequence[UPath], known: Sequence[UPath]) -> None
         )
 
 
-def _expand_input(path: UPath) -> InputFiles:
+def _expand_input(path: UPath, format: str | None) -> InputFiles:
     files = _list_files(path)
     if files == [path]:
-        format_of(path)
-        return InputFiles(files, [])
+        return InputFiles({path: format_of(path, format)}, [])
     with translate_read_errors(path):
-        refuse_lake_parts(dict.fromkeys(file.parent for file in files))
-        return _split_by_format(files, path)
+        refuse_lake_parts(dict.fromkeys(file.parent for file in files), path)
+        return _split_by_format(files, path, format)
 
 
 def _list_files(path: UPath) -> list[UPath]:
@@ -116,7 +125,7 @@ def _list_files(path: UPath) -> list[UPath]:
             return [path]
         if path.is_dir():
             return _list_directory(path, _open_filesystem(path))
-        if _has_wildcard(path.path):
+        if _has_wildcard(bare_path(path)):
             return _list_glob(path)
     raise NotFoundError("no such path", where=str(path), expected="a file, a directory or a glob")
 
@@ -157,8 +166,22 @@ def _list_directory(root: UPath, fs: AbstractFileSystem) -> list[UPath]:
         return [join_inside(root, name) for name in sorted(file["path"] for file in ours["outputs"])]
     prefix = root.path.rstrip("/") + "/"
     names = [found.removeprefix(prefix) for found in fs.find(root.path)]
+    if is_delta_table(names):
+        return sorted(list_delta_files(root), key=lambda file: _natural_key(file.path))
     refuse_lake_tables(root, names)
-    return [root / name for name in sorted(names) if not any(map(_is_hidden, name.split("/")))]
+    return [root / name for name in sorted(names, key=_natural_key) if not any(map(_is_hidden, name.split("/")))]
+
+
+def _natural_key(path: str) -> tuple[list[Any], str]:
+    """Return a key by which numbers in paths sort as numbers.
+
+    Examples
+    --------
+    >>> sorted(["b/1", "a10", "a9", "a09"], key=_natural_key)
+    ['a09', 'a9', 'a10', 'b/1']
+    """
+    parts = re.split("([0-9]+)", path)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path
 
 
 def _list_glob(pattern: UPath) -> list[UPath]:
@@ -179,41 +202,43 @@ def _list_glob(pattern: UPath) -> list[UPath]:
             files[match.path] = match
         elif asked or not _is_hidden(match.name):  # `**` matches a directory and its files too
             files |= {file.path: file for file in _list_directory(match, fs)}
-    return [files[path] for path in sorted(files)]
+    return [files[path] for path in sorted(files, key=_natural_key)]
 
 
-def _split_by_format(files: list[UPath], where: UPath) -> InputFiles:
-    """Split the `files` of the input `where` into those to read and others."""
-    known = [file for file in files if _has_known_format(file) and not _is_old_rejects(file)]
-    others = [file for file in files if not _has_known_format(file) and not _is_sidecar(file)]
-    _refuse_parquet(others, where)
+def _split_by_format(files: list[UPath], where: UPath, format: str | None) -> InputFiles:
+    """Split the `files` of the input `where` into those to read, of any or of the given `format`, and others."""
+    named = {file: shown for file in files if (shown := named_format(file)) and not _is_old_rejects(file)}
+    unnamed = [file for file in files if not named_format(file) and not _is_sidecar(file)]
+    looks: dict[UPath, str | None] = {}
+    if format is None and named:
+        _refuse_parquet(unnamed, where)
+    else:
+        with ThreadPoolExecutor(PROBE_THREADS) as pool:
+            looks = dict(zip(unnamed, pool.map(sniff_format, unnamed), strict=True))
+    formats = {file: named.get(file) or looks.get(file) for file in files}
+    known = {file: shown for file, shown in formats.items() if shown and format in (None, shown)}
+    others = [file for file in unnamed if file not in known]
     if not known:
         example = f", but {others[0].name} and the like" if others else ""
-        raise UsageError(f"no file that can be read{example}", where=str(where), expected=f"files: {SUFFIXES}")
+        remedy = conversion(others[0]) if others else ""
+        expected = f"files: {SUFFIXES}" if format is None else f"files of the format {format}"
+        raise UsageError(f"no file that can be read{example}", where=str(where), expected=expected, remedy=remedy)
     return InputFiles(known, others)
 
 
 def _refuse_parquet(others: list[UPath], where: UPath) -> None:
     """Raise UsageError if one of the first of `others` is Parquet: its rows would be missed."""
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        looks = list(pool.map(_is_parquet, others[:MAX_PROBED_FILES]))
-    found = [file for file, is_parquet in zip(others, looks, strict=False) if is_parquet]
+        looks = list(pool.map(sniff_format, others[:MAX_PROBED_FILES]))
+    found = [file for file, shown in zip(others, looks, strict=False) if shown == "parquet"]
     if found:
         raise UsageError(
             f"the input contains Parquet files whose names do not say so: {_name_some(found)}",
             where=str(where),
             expected=f"names ending in {SUFFIXES}",
-            remedy="rename the files to end in .parquet, or name those to read with a glob such as 'vectors/*.parquet'",
+            remedy="read all of them with --format parquet, or name those to read with a glob such as "
+            "'vectors/*.parquet'",
         )
-
-
-def _is_parquet(file: UPath) -> bool:
-    if is_local(file) and not os.path.isfile(file.path):  # such as a pipe, which would never end
-        return False
-    start = b""
-    with objectstore.suppress_storage_errors(), file.open("rb") as stream:  # such as a broken link
-        start = stream.read(4)
-    return start == b"PAR1"
 
 
 def _warn_of_left_out(where: UPath, found: InputFiles) -> None:
@@ -231,13 +256,6 @@ def _warn_of_left_out(where: UPath, found: InputFiles) -> None:
 def _name_some(files: list[UPath]) -> str:
     more = f" and {len(files) - MAX_NAMED_FILES:,} more" if len(files) > MAX_NAMED_FILES else ""
     return ", ".join(file.name for file in files[:MAX_NAMED_FILES]) + more
-
-
-def _has_known_format(path: UPath) -> bool:
-    try:
-        return bool(format_of(path))
-    except UsageError:
-        return False
 
 
 def _is_old_rejects(file: UPath) -> bool:

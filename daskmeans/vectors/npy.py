@@ -1,4 +1,4 @@
-"""NumPy files: the rows of a 2-D array of floating-point numbers; the row numbers are the ids."""
+"""NumPy files: the rows of a 2-D array of floating-point numbers, which have no ids."""
 
 from __future__ import annotations
 
@@ -25,26 +25,20 @@ MAX_NESTING = 100
 _PARSE_LOCK = Lock()
 
 
-def survey_npy(path: UPath, rows: int | None, id_field: str) -> FileSurvey:
+def survey_npy(path: UPath, rows: int | None = None) -> FileSurvey:
     """Survey `path`: its schema and rows, from its header; `rows` is ignored."""
     count, dimension, dtype, start = read_header(path)
     if stat_file(path)[0] < start + count * dimension * dtype.itemsize:
         raise DataError("the file ends before its last row", where=str(path), remedy="write the file again")
-    vectors = pa.list_(pa.from_numpy_dtype(dtype.newbyteorder("=")), dimension)
-    schema = pa.schema({id_field: pa.int64(), VECTOR_COLUMN: vectors})
-    return FileSurvey(schema, (Unit(count),) if count else ())
+    element = pa.from_numpy_dtype(dtype.newbyteorder("=")) if dtype.kind == "f" else pa.float32()
+    return FileSurvey(pa.schema({VECTOR_COLUMN: pa.list_(element, dimension)}), (Unit(count),) if count else ())
 
 
 def read_npy(piece: Slice, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Read the rows of `piece`, with those of the two columns that `schema` names."""
-    columns: dict[str, pa.Array] = {}
-    for name in schema.names:
-        if name == VECTOR_COLUMN:
-            X = _read_rows(piece)
-            columns[name] = to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
-        else:
-            columns[name] = pa.array(np.arange(piece.number, piece.number + piece.rows, dtype=np.int64))
-    yield pa.table(columns)
+    """Read the rows of `piece`, with the columns of `schema`; those that are no vectors are null."""
+    X = _read_rows(piece)
+    vectors = to_fixed_lists(pa.array(X.reshape(-1)), X.shape[1], X.shape[0])
+    yield pa.table({name: vectors if name == VECTOR_COLUMN else pa.nulls(piece.rows) for name in schema.names})
 
 
 def _read_rows(piece: Slice) -> np.ndarray:
@@ -66,15 +60,27 @@ def read_header(path: UPath) -> tuple[int, int, np.dtype, int]:
     with translate_read_errors(path), path.open("rb") as file:
         shape, fortran_order, dtype = _parse_header(file, path)
         start = file.tell()
-    expected = "a 2-D array of float16, float32 or float64, one vector per row"
-    if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or shape[1] == 0:
-        raise DataError(f"the array is {dtype} of shape {shape}", where=str(path), expected=expected)
+    expected = "a 2-D array of float16, float32, float64, int8 or uint8, one vector per row"
+    is_number = (dtype.kind == "f" and dtype.itemsize <= 8) or dtype in (np.int8, np.uint8)
+    if len(shape) != 2 or not is_number or shape[1] == 0:
+        raise DataError(
+            f"the array is {dtype} of shape {shape}", where=str(path), expected=expected, remedy=_remedy(shape, dtype)
+        )
     if shape[0] < 0 or shape[1] < 0 or bool in map(type, shape):
         raise DataError(f"the array has the shape {shape}", where=str(path), expected=expected)
     if fortran_order and min(shape) > 1:
         remedy = "save it again with np.save(path, np.ascontiguousarray(X))"
         raise DataError("the array is stored column by column", where=str(path), expected=expected, remedy=remedy)
     return shape[0], shape[1], dtype, start
+
+
+def _remedy(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    if dtype == np.dtype("V2"):  # what NumPy makes of a type that it does not know
+        widened = "(X.view(np.uint16).astype(np.uint32) << 16).view(np.float32)"
+        return f"if it holds bfloat16, save it again with np.save(path, {widened})"
+    if len(shape) > 2 and np.prod(shape) == shape[0] * max(shape[1:]):
+        return "save it again with np.save(path, X.reshape(len(X), -1))"
+    return "save it again with np.save(path, X.astype(np.float32))" if len(shape) == 2 and dtype.kind in "iu" else ""
 
 
 def _parse_header(file: BinaryIO, path: UPath) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -14,6 +14,8 @@ from daskmeans.runtime.client import n_processes, n_threads
 from daskmeans.runtime.memory import partition_bytes
 from daskmeans.vectors.fields import as_names
 from daskmeans.vectors.files import Input, open_path
+from daskmeans.vectors.formats import FORMATS
+from daskmeans.vectors.numbering import FIELD, ID_SOURCES
 from daskmeans.vectors.source import Source, open_source
 
 # Partitions per thread, so that none waits long for the others. More would cost time: a row group that is cut is
@@ -33,6 +35,10 @@ class ReadOptions:
     storage_options: Mapping[str, Any] | None = option(  # may hold secrets
         None, "Options of the file system, as JSON.", shown=False
     )
+    format: str | None = option(
+        None, "Format of the files; default: what their names show, else their first bytes.", choices=FORMATS
+    )
+    id_from: str = option(FIELD, "file-row: make ids of file and row, such as part-0.parquet:17.", choices=ID_SOURCES)
     on_bad_row: str = option(
         "error",
         "Stop at a bad row, or leave it out and list it below _rejects in the output.",
@@ -50,6 +56,8 @@ class ReadOptions:
             embedding_field=self.embedding_field,
             metadata_fields=self.metadata_fields,
             storage_options=self.storage_options,
+            format=self.format,
+            id_from=self.id_from,
             on_bad_row=self.on_bad_row,
             allow_zero=allow_zero,
             partition_bytes=partition_bytes(client),

@@ -12,6 +12,7 @@ from daskmeans.storage.signature import VERIFY_PAGES
 from daskmeans.vectors.files import translate_read_errors
 from daskmeans.vectors.frames import is_cudf_wanted
 from daskmeans.vectors.matrix import is_list
+from daskmeans.vectors.nested import column_names, select_fields
 from daskmeans.vectors.partitioning import FileSurvey, Slice, Unit
 
 BATCH_BYTES = 4 * 2**20
@@ -34,8 +35,8 @@ def _count_values(group: pq.RowGroupMetaData) -> int:
 
 
 def read_parquet(piece: Slice, schema: pa.Schema, batch_bytes: int = BATCH_BYTES) -> Iterator[pa.Table]:
-    """Read the rows of `piece` in order, with the columns of `schema` in the types of the file."""
-    path, columns = piece.path, schema.names
+    """Read the rows of `piece` in order, with the fields of `schema`, in the types of the file; null if missing."""
+    path, columns = piece.path, column_names(schema)
     with translate_read_errors(path):
         metadata = pq.read_metadata(path.path, filesystem=path.fs)
         groups, skipped = _find_groups(metadata, piece)
@@ -44,14 +45,14 @@ def read_parquet(piece: Slice, schema: pa.Schema, batch_bytes: int = BATCH_BYTES
             with pq.ParquetFile(
                 path.path, filesystem=path.fs, metadata=metadata, pre_buffer=True, **VERIFY_PAGES
             ) as file:
-                yield _drop_views(file.read_row_groups(numbers, columns=columns, use_threads=False))
+                yield _select_fields(file.read_row_groups(numbers, columns=columns, use_threads=False), schema)
             return
         # Pages come through a small buffer, so that a row group too large for memory can be read in parts.
         stream = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
         with pq.ParquetFile(path.path, filesystem=path.fs, metadata=metadata, **VERIFY_PAGES, **stream) as file:
             size = min(_batch_rows(metadata, batch_bytes), skipped + piece.rows)
             batches = file.iter_batches(size, numbers, columns=columns, use_threads=False)
-            yield from map(_drop_views, _cut_batches(batches, skipped, piece.rows))
+            yield from (_select_fields(table, schema) for table in _cut_batches(batches, skipped, piece.rows))
 
 
 def _cut_batches(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> Iterator[pa.Table]:
@@ -66,8 +67,8 @@ def _cut_batches(batches: Iterable[pa.RecordBatch], skipped: int, rows: int) -> 
             return
 
 
-def _drop_views(table: pa.Table) -> pa.Table:
-    return cast_table(table, schema_without_views(table.schema))
+def _select_fields(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return select_fields(cast_table(table, schema_without_views(table.schema)), schema)
 
 
 def schema_without_views(schema: pa.Schema) -> pa.Schema:

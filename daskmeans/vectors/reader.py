@@ -15,8 +15,11 @@ from daskmeans.errors import DataError
 from daskmeans.storage import objectstore, signature
 from daskmeans.vectors import jsonl, npy, parquet, validate
 from daskmeans.vectors.files import translate_read_errors
+from daskmeans.vectors.hive import fill_keys
+from daskmeans.vectors.id_types import ID_REMEDY, cast_ids
 from daskmeans.vectors.matrix import is_list, is_untyped
-from daskmeans.vectors.partitioning import Partition
+from daskmeans.vectors.numbering import Numbering
+from daskmeans.vectors.partitioning import Partition, Slice
 
 SLICE_READERS = {"parquet": parquet.read_parquet, "jsonl": jsonl.read_jsonl, "npy": npy.read_npy}
 
@@ -30,6 +33,8 @@ class Reader:
     format : {"parquet", "jsonl", "npy"}
     schema : pyarrow.Schema
         Columns of the result: the id, the vector (a fixed-size list) or the text, and metadata.
+    stored : pyarrow.Schema
+        The same columns as they are read from files: with paths and layouts, and without ids that are made.
     fingerprint : str
         Fingerprint of the input, so that tasks that read a changed file have other keys.
     on_bad_row : {"error", "skip"}
@@ -37,14 +42,18 @@ class Reader:
         Whether zero vectors are valid.
     rejects : UPath or None
         Directory for a table of the rows left out.
+    numbering : Numbering or None
+        How ids are made; None if they are in the files.
     """
 
     format: str
     schema: pa.Schema
+    stored: pa.Schema
     fingerprint: str
     on_bad_row: str = "error"
     allow_zero: bool = False
     rejects: UPath | None = None
+    numbering: Numbering | None = None
 
     def __call__(self, partition: Partition) -> pd.DataFrame:
         """Return the rows of `partition`, Arrow-backed."""
@@ -56,7 +65,7 @@ class Reader:
         rejects: list[pa.Table] = []
         for path, first, raw in self._read_blocks(partition):
             ids = self._cast_column(raw, 0, path)
-            problems = self._find_problems(raw, _rows_within(partition.left_out, begin, len(raw)), path)
+            problems = self._find_problems(raw, ids, _rows_within(partition.left_out, begin, len(raw)), path)
             if problems.any():
                 if self.on_bad_row == "error":
                     raise self._row_error(problems, raw, path, first)
@@ -74,25 +83,36 @@ class Reader:
 
     def ids(self, partition: Partition) -> pa.ChunkedArray:
         """Return the ids of all rows of `partition`, including invalid ones; no other column is read."""
-        schema = pa.schema([self.schema.field(0)])
-        read = SLICE_READERS[self.format]
-        columns = [self._cast_column(raw, 0, piece.path) for piece in partition.slices for raw in read(piece, schema)]
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], schema.types[0])
+        type_ = self.schema.types[0]
+        if self.numbering:
+            made = [self.numbering.make_ids(piece, piece.first, piece.rows) for piece in partition.slices]
+            return pa.chunked_array(made, type_)
+        stored = pa.schema([self.stored.field(0)])
+        columns = [
+            self._cast_column(raw, 0, piece.path) for piece in partition.slices for raw in self._read(piece, stored)
+        ]
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type_)
+
+    def _read(self, piece: Slice, stored: pa.Schema) -> Iterator[pa.Table]:
+        """Yield blocks of the rows of `piece`, with the keys of its directories."""
+        for raw in SLICE_READERS[self.format](piece, stored):
+            yield fill_keys(raw, piece.path)
 
     def _read_blocks(self, partition: Partition) -> Iterator[tuple[UPath, int, pa.Table]]:
         """Yield blocks of rows as stored: file, number of the first row within it, rows."""
-        value = self.schema.field(1)
-        stored = pa.list_(value.type.value_type) if is_list(value.type) else value.type
-        columns = self.schema.set(1, value.with_type(stored))
+        value = self.stored.field(self.schema.names[1])
         for piece in partition.slices:
             first = piece.first
-            for raw in SLICE_READERS[self.format](piece, columns):
+            for raw in self._read(piece, self.stored):
                 if is_untyped(raw.schema.field(value.name).type):  # no row of the file has a value
-                    raw = raw.set_column(raw.column_names.index(value.name), value.name, raw[value.name].cast(stored))
+                    column = raw[value.name].cast(value.type)
+                    raw = raw.set_column(raw.column_names.index(value.name), value.name, column)
+                if self.numbering:
+                    raw = raw.add_column(0, self.schema.names[0], self.numbering.make_ids(piece, first, len(raw)))
                 yield piece.path, first, raw
                 first += len(raw)
 
-    def _find_problems(self, raw: pa.Table, duplicates: np.ndarray, path: UPath) -> np.ndarray:
+    def _find_problems(self, raw: pa.Table, ids: pa.ChunkedArray, duplicates: np.ndarray, path: UPath) -> np.ndarray:
         if is_list(self.schema.types[1]):
             chunks = raw.column(self.schema.names[1]).chunks
             dimension = self.schema.types[1].list_size
@@ -100,7 +120,7 @@ class Reader:
         else:
             found = validate.text_problems(self._cast_column(raw, 1, path))
         found[duplicates[found[duplicates] == 0]] = validate.Problem.DUPLICATE
-        null = validate.id_problems(raw.column(self.schema.names[0]))
+        null = validate.id_problems(ids)
         return np.where(null, null, found)
 
     def _row_error(self, problems: np.ndarray, raw: pa.Table, path: UPath, first: int) -> DataError:
@@ -108,7 +128,8 @@ class Reader:
         problem = validate.Problem(problems[row])
         column = self.schema.names[0 if problem in (validate.Problem.NULL_ID, validate.Problem.DUPLICATE) else 1]
         where = f"{path}, row {first + row} (counted from 0), column {column!r}"
-        return validate.problem_error(problem, where, raw.column(column)[row], self.schema.types[1])
+        values = raw.column(column).slice(row, 1).combine_chunks()
+        return validate.problem_error(problem, where, values, self.schema.types[1])
 
     def _finish_block(self, raw: pa.Table, ids: pa.ChunkedArray, path: UPath) -> pa.Table:
         """Return `raw`, whose rows are valid, with the types of the schema."""
@@ -123,11 +144,12 @@ class Reader:
             if is_list(type_) and number == 1:
                 return pa.chunked_array([validate.cast_vectors(chunk, type_) for chunk in column.chunks], type_)
             try:
-                column = column.cast(type_)
+                column = cast_ids(column, type_) if number == 0 else column.cast(type_)
                 column.validate(full=True)  # files may hold bytes that are not UTF-8
             except pa.ArrowInvalid as error:
                 found = f"the column cannot be read as {type_} ({error})"
-                raise DataError(found, where=f"{path}, column {name!r}", remedy="write the file again") from None
+                remedy = ID_REMEDY if number == 0 else "write the file again"
+                raise DataError(found, where=f"{path}, column {name!r}", remedy=remedy) from None
             return column
 
 

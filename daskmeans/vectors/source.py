@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
@@ -17,20 +14,20 @@ import pyarrow as pa
 from upath import UPath
 
 from daskmeans import config
-from daskmeans.errors import DataError, UsageError
+from daskmeans.errors import DataError
+from daskmeans.options import check_choice
 from daskmeans.runtime.client import current_client, n_processes
 from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
-from daskmeans.vectors.files import Input, as_list, common_parent, format_of, open_path, stat_file
+from daskmeans.vectors.files import Input, as_list, open_path
+from daskmeans.vectors.formats import FORMATS, format_of
 from daskmeans.vectors.listing import find_files, warn_of_added_files
-from daskmeans.vectors.looks import choose_survey, find_dimension, merge_schemas, survey_files, survey_first
+from daskmeans.vectors.looks import SURVEYS, find_dimension, merge_schemas, row_bytes, survey_first, survey_rest
+from daskmeans.vectors.numbering import FIELD, FILE_ROW, ID_SOURCES, ROW, choose_numbering
 from daskmeans.vectors.partitioning import Partition, balance_partitions, pack_partitions
 from daskmeans.vectors.reader import Reader
+from daskmeans.vectors.stamps import hash_facts, stamp_files
 
-# A text counts as a vector of 1024 dimensions, about what an encoder makes of it.
-TEXT_BYTES = 4096
-# Number of files whose size and version are requested at once.
-STAT_THREADS = 16
 # Dask's settings are global: two threads that changed one at the same time could leave it changed.
 _CONFIG_LOCK = Lock()
 
@@ -80,6 +77,11 @@ class Source:
     reader: Reader
 
     @property
+    def id_from(self) -> str:
+        """Where ids come from: ``field``, or made as :class:`Numbering` says."""
+        return self.reader.numbering.kind if self.reader.numbering else FIELD
+
+    @property
     def n_partitions(self) -> int:
         """Number of tasks that read the input, and of partitions of :meth:`frame`."""
         return len(self.partitions)
@@ -106,8 +108,10 @@ class Source:
 
     def without_metadata(self) -> Source:
         """Return a source of the same rows without their metadata."""
-        schema = pa.schema([self.reader.schema.field(0), self.reader.schema.field(1)])
-        return replace(self, metadata_fields=(), reader=replace(self.reader, schema=schema))
+        read = self.reader
+        schema = pa.schema([read.schema.field(0), read.schema.field(1)])
+        stored = pa.schema([field for field in read.stored if field.name in schema.names])
+        return replace(self, metadata_fields=(), reader=replace(read, schema=schema, stored=stored))
 
     def with_rejects(self, rejects: UPath) -> Source:
         """Return a source of the same rows, with tables of skipped rows written to the directory `rejects`."""
@@ -142,7 +146,7 @@ class Source:
         DataError, NotFoundError
             A file has been written or removed since. Added files are reported in a warning.
         """
-        for path, before, now in zip(self.given, self.stamps, _stamp_files(self.given), strict=True):
+        for path, before, now in zip(self.given, self.stamps, stamp_files(self.given), strict=True):
             if before != now:
                 raise DataError(
                     "the file was written while it was being read",
@@ -160,6 +164,8 @@ def open_source(
     text_field: str | None = None,
     metadata_fields: str | Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    id_from: str = FIELD,
     on_bad_row: str = "error",
     allow_zero: bool = False,
     rejects: UPath | None = None,
@@ -174,7 +180,8 @@ def open_source(
     inputs : path, URL or list of these
         Files, directories or globs: Parquet, JSON lines (plain, gz, zst) or ``.npy``.
     id_field : str, default "id"
-        Column of integers or strings. The ids of ``.npy`` files are the numbers of the rows.
+        Column of ids: integers, strings, bytes or decimals. Without a column of this name, and for ``.npy`` files, the
+        ids are the numbers of the rows.
     embedding_field : str, optional
         Column of vectors; default: the only one whose values are lists of floats. The dimension is that of most rows of
         a sample; rows with another one are invalid.
@@ -184,6 +191,11 @@ def open_source(
         Further columns to read.
     storage_options : mapping, optional
         Options for fsspec.
+    format : {"parquet", "jsonl", "npy"}, optional
+        Format of the files; default: what their names show, else their first bytes.
+    id_from : {"field", "row", "file-row"}, default "field"
+        Take ids from the column `id_field`; or make them, of the number of the row, or of its file and its number
+        there, such as ``part-0.parquet:17``.
     on_bad_row : {"error", "skip"}, default "error"
         Raise an error for an invalid row, or skip it.
     allow_zero : bool, default False
@@ -217,27 +229,34 @@ def open_source(
     >>> source.rows, source.dimension, source.dtype
     (5, 3, 'float32')
     """
-    if on_bad_row not in ("error", "skip"):
-        raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
+    check_choice("--on-bad-row", on_bad_row, ("error", "skip"))
+    check_choice("--id-from", id_from, (*ID_SOURCES, ROW))
+    check_choice("--format", format, (None, *FORMATS))
     opened = tuple(open_path(one, storage_options) for one in as_list(inputs))
-    found = find_files(opened)
-    stamps = _stamp_files(found)  # before anything is read, so that files written meanwhile are noticed
-    survey_file = choose_survey(found, id_field)
-    first = survey_first(found, survey_file)
+    found = find_files(opened, format=format)
+    format_ = format_of(found[0], format)
+    stamps = stamp_files(found)  # before anything is read, so that files written meanwhile are noticed
+    metadata = fields.as_names(metadata_fields)
+    named = [name for name in (id_field, embedding_field, text_field, *metadata) if name]
+    first = survey_first(found, SURVEYS[format_], named)
+    numbering = choose_numbering(id_from, id_field, format_, [survey.schema for _, survey in first], found)
     names = fields.choose_fields(
-        merge_schemas(first), first[0][0], id_field, embedding_field, text_field, metadata_fields
-    )
-    dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
+        merge_schemas(first), first[0][0], id_field, embedding_field, text_field, metadata_fields,
+        has_ids=numbering is None,
+    )  # fmt: skip
+    dimension, like = find_dimension(first, names.embedding, format_) if names.embedding else (0, first[0][0])
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
-    rows = max(1, limit // (4 * dimension or TEXT_BYTES))
-    surveys = first if first[0][1].complete else survey_files(found, survey_file, rows)
-    schema = fields.output_schema(names, surveys, dimension, like)
+    beside = [name for name in (names.text, *names.metadata) if name]
+    rows = max(1, limit // row_bytes(first, dimension, beside, format_))
+    surveys = survey_rest(found, first, (names.id, names.value, *names.metadata), rows)
+    schema, stored = fields.output_schema(names, surveys, dimension, like, numbering and numbering.type)
     dtype = str(schema.types[1].value_type.to_pandas_dtype().__name__) if names.embedding else ""
     n_rows = sum(survey.rows for _, survey in surveys)
-    fingerprint = _hash_facts([stamps, names.id, names.embedding, names.text, n_rows])
+    made = [FILE_ROW] if id_from == FILE_ROW else []
+    fingerprint = hash_facts([stamps, names.id, names.embedding, names.text, n_rows, *made])
     return Source(
         files=tuple(path for path, _ in surveys),
-        format=format_of(found[0]),
+        format=format_,
         id_field=id_field,
         embedding_field=names.embedding,
         text_field=names.text,
@@ -253,7 +272,7 @@ def open_source(
         inputs=opened,
         given=tuple(found),
         stamps=stamps,
-        reader=Reader(format_of(found[0]), schema, fingerprint, on_bad_row, allow_zero, rejects),
+        reader=Reader(format_, schema, stored, fingerprint, on_bad_row, allow_zero, rejects, numbering),
     )
 
 
@@ -264,6 +283,8 @@ def read_embeddings(
     embedding_field: str | None = None,
     metadata_fields: str | Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    id_from: str = FIELD,
     on_bad_row: str = "error",
     allow_zero: bool = False,
 ) -> dd.DataFrame:
@@ -274,13 +295,18 @@ def read_embeddings(
     url : path, URL or list of these
         Files, directories or globs: Parquet, JSON lines (plain, gz, zst) or ``.npy``.
     id_field : str, default "id"
-        Column of integers or strings. The ids of ``.npy`` files are the numbers of the rows.
+        Column of ids: integers, strings, bytes or decimals. Without a column of this name, and for ``.npy`` files, the
+        ids are the numbers of the rows.
     embedding_field : str, optional
         Column of vectors; default: the only one whose values are lists of floats.
     metadata_fields : str or iterable of str
         Further columns to read.
     storage_options : mapping, optional
         Options for fsspec.
+    format : {"parquet", "jsonl", "npy"}, optional
+        Format of the files; default: what their names show, else their first bytes.
+    id_from : {"field", "file-row"}, default "field"
+        Take ids from the column `id_field`, or make them of the file and the row, such as ``part-0.parquet:17``.
     on_bad_row : {"error", "skip"}, default "error"
         Raise an error for an invalid row, or skip it.
     allow_zero : bool, default False
@@ -315,21 +341,10 @@ def read_embeddings(
         embedding_field=embedding_field,
         metadata_fields=metadata_fields,
         storage_options=storage_options,
+        format=format,
+        id_from=id_from,
         on_bad_row=on_bad_row,
         allow_zero=allow_zero,
         workers=n_processes(current_client()),
     )
     return source.frame()
-
-
-def _hash_facts(facts_: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(facts_).encode()).hexdigest()
-
-
-def _stamp_files(files: Sequence[UPath]) -> tuple[tuple[str, int, str], ...]:
-    """Return the name below the common directory, the size and the version of each file."""
-    with ThreadPoolExecutor(min(STAT_THREADS, len(files))) as pool:
-        sizes = list(pool.map(stat_file, files))
-    common = common_parent([path.path for path in files])
-    names = [path.path.removeprefix(common) for path in files]
-    return tuple((name, size, version) for name, (size, version) in zip(names, sizes, strict=True))

@@ -10,11 +10,14 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from daskmeans.errors import DataError
+from daskmeans.vectors.files import public_name
+from daskmeans.vectors.id_types import ids_to_text
+from daskmeans.vectors.layouts import has_several, is_sparse, to_lists
 from daskmeans.vectors.matrix import list_lengths, null_mask, to_fixed_lists
 
 
 class Problem(IntEnum):
-    """The problem of a row; of several, the first in this order."""
+    """The problem of a row."""
 
     NONE = 0
     NULL_ID = 1
@@ -26,6 +29,8 @@ class Problem(IntEnum):
     NULL_TEXT = 7
     EMPTY_TEXT = 8
     DUPLICATE = 9
+    SPARSE = 10
+    SEVERAL = 11
 
 
 # Found and expected, by problem number.
@@ -40,6 +45,8 @@ MESSAGES = (
     ("the text is null", "a text in every row"),
     ("the text is empty", "a text that is not blank"),
     ("duplicate id", "unique ids"),
+    ("the vector is sparse", "dense vectors, as Spark's vector_to_array makes them"),
+    ("the row has several vectors, or an empty list of them", "one vector in every row"),
 )
 SKIP_REMEDY = "leave such rows out with --on-bad-row skip"
 
@@ -56,9 +63,13 @@ def text_problems(texts: pa.ChunkedArray) -> np.ndarray:
     return np.where(null_mask(texts), Problem.NULL_TEXT, found).astype(np.int8)
 
 
-def vector_problems(vectors: pa.Array, dimension: int, allow_zero: bool) -> np.ndarray:
-    """Return the problem of each vector. Shape (n,), int8."""
+def vector_problems(stored: pa.Array, dimension: int, allow_zero: bool) -> np.ndarray:
+    """Return the problem of each vector, which may be stored in any layout. Shape (n,), int8."""
+    vectors = to_lists(stored)
     problems = np.where(null_mask(vectors), Problem.NULL_VECTOR, Problem.NONE).astype(np.int8)
+    if vectors is not stored:
+        problems[is_sparse(stored)] = Problem.SPARSE
+        problems[has_several(stored)] = Problem.SEVERAL
     problems[(problems == Problem.NONE) & (list_lengths(vectors) != dimension)] = Problem.LENGTH
     whole = problems == Problem.NONE
     elements = (vectors if whole.all() else vectors.filter(pa.array(whole))).flatten()
@@ -77,16 +88,17 @@ def _element_problems(elements: pa.Array, dimension: int, allow_zero: bool) -> n
     return problems
 
 
-def cast_vectors(vectors: pa.Array, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
-    """Return valid `vectors` as `type_`; not copied if the elements have its type."""
+def cast_vectors(stored: pa.Array, type_: pa.FixedSizeListType) -> pa.FixedSizeListArray:
+    """Return valid vectors as `type_`; lists of elements of its type are not copied."""
+    vectors = to_lists(stored)
     return to_fixed_lists(vectors.flatten().cast(type_.value_type, safe=False), type_.list_size, len(vectors))
 
 
-def problem_error(problem: Problem, where: str, value: pa.Scalar, type_: pa.DataType) -> DataError:
-    """Return the error for `value`, which should be of `type_`."""
+def problem_error(problem: Problem, where: str, values: pa.Array, type_: pa.DataType) -> DataError:
+    """Return the error for the only value of `values`, which should be of `type_`."""
     found, expected = MESSAGES[problem]
     if problem == Problem.LENGTH:
-        found = f"the vector has {len(value)} elements, but the dimension is {type_.list_size}"
+        found = f"the vector has {list_lengths(to_lists(values))[0]} elements, but the dimension is {type_.list_size}"
     remedy = f"repair the row, or {SKIP_REMEDY}"
     if problem == Problem.ZERO:
         remedy = f"repair the row, {SKIP_REMEDY}, or use --no-normalize"
@@ -99,8 +111,8 @@ def make_rejects(problems: np.ndarray, ids: pa.ChunkedArray, path: UPath, first:
     reasons = pa.array([found for found, _ in MESSAGES])
     return pa.table(
         {
-            "id": ids.take(pa.array(rows)).cast(pa.string()),
-            "file": pa.repeat(str(path), len(rows)),
+            "id": ids_to_text(ids.take(pa.array(rows))),
+            "file": pa.repeat(public_name(path), len(rows)),
             "row": pa.array(rows + first, pa.int64()),
             "reason": reasons.take(pa.array(problems[rows])),
         }

@@ -72,6 +72,17 @@ def test_rows_of_another_dimension_are_refused(model):
         assign(frame(np.ones((4, 5), np.float32)), model).compute()
 
 
+def test_texts_count_when_rows_are_gathered(tmp_path, model):
+    """No more than 20 rows of 10 kB are merged at once; a row group is made of these."""
+    ddf = frame(blobs(n=600))
+    long = ddf.assign(text=ddf["text"].str.ljust(10_000))
+    with dask.config.set({"daskmeans.bucket-bytes": 200_000}):
+        buckets = write_buckets(assign(long, model), tmp_path / "c")
+    groups = [pq.read_metadata(file) for file in (tmp_path / "c").glob("*.parquet")]
+    assert max(footer.row_group(i).num_rows for footer in groups for i in range(footer.num_row_groups)) <= 20
+    assert everything(buckets).num_rows == 600
+
+
 @pytest.mark.parametrize("layout", ["bucketed", "hive"])
 @pytest.mark.parametrize("bucket_bytes", ["1kB", "8kB", "64MiB"])
 def test_every_row_lies_in_its_cluster_sorted_by_distance(tmp_path, model, layout, bucket_bytes):

@@ -69,7 +69,10 @@ def flags_of(verb: click.Command) -> set[str]:
 
 def test_the_flags_of_reading_are_those_that_a_verb_has_a_use_for() -> None:
     assert isinstance(main, click.Group)
-    reading = {"--id-field", "--embedding-field", "--metadata-field", "--storage-options", "--on-bad-row"}
+    reading = {
+        "--id-field", "--embedding-field", "--metadata-field", "--storage-options", "--format", "--id-from",
+        "--on-bad-row",
+    }  # fmt: skip
     missing = {name: reading - flags_of(verb) for name, verb in main.commands.items()}
     assert missing == {
         "demo": reading,
@@ -78,9 +81,9 @@ def test_the_flags_of_reading_are_those_that_a_verb_has_a_use_for() -> None:
         "assign": set(),
         "dedup": reading - {"--storage-options"},
         "leak": set(),
-        "apply": {"--embedding-field", "--metadata-field"},
+        "apply": {"--embedding-field", "--metadata-field", "--id-from"},
         "run": set(),
-        "info": {"--metadata-field", "--on-bad-row"},
+        "info": {"--metadata-field", "--on-bad-row", "--id-from"},
     }
 
 
@@ -118,7 +121,7 @@ ASKED = {
     "storing": {"layout": "hive", "embedding_dtype": "float16", "assign": "ann", "assign_recall": 0.5},
     "reading": {
         "id_field": "key", "embedding_field": "v", "metadata_fields": ("a", "b"), "storage_options": {"anon": True},
-        "on_bad_row": "skip",
+        "format": "parquet", "id_from": "file-row", "on_bad_row": "skip",
     },
 }  # fmt: skip
 ASKED_OF_CLUSTERS = {
@@ -211,7 +214,7 @@ def test_what_a_run_is_asked_stands_in_its_manifests(tmp_path) -> None:
     dkm.run(given, tmp_path / "out", dkm.KMeans(2), 0.9)
     found = {name: json.loads((tmp_path / "out" / name / "_manifest.json").read_text())["settings"]
              for name in ("model", "clusters", "dedup")}  # fmt: skip
-    reading = names(ReadOptions) - {"storage_options"}
+    reading = names(ReadOptions) - {"storage_options", "format", "id_from"}  # which the files and the ids show
     assert set(found["model"]) == names(dkm.KMeans) - {"max_samples_per_batch"} | {"embedding_field", "on_bad_row"}
     assert set(found["clusters"]) == names(Storing) | reading
     assert set(found["dedup"]) == names(Deciding) - {"eps"} == names(DedupSettings)

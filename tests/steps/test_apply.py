@@ -1,8 +1,11 @@
 """The kept rows of the original files, in their format."""
 
+import datetime
 import gzip
 import json
 import shlex
+from decimal import Decimal
+from uuid import uuid4
 
 import dask
 import dask.dataframe as dd
@@ -20,11 +23,14 @@ from daskmeans.cli.main import main
 from daskmeans.duplicates.lookup import DecisionIndex, make_decision_index
 from daskmeans.duplicates.rewrite import BLOCK_BYTES
 from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
+from daskmeans.report.review import write_review
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.storage import manifest
+from daskmeans.vectors.id_types import id_to_text
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_column
 from daskmeans.vectors.options import ReadOptions
+from daskmeans.vectors.source import open_source
 from helpers import nightly
 
 N = 60
@@ -354,15 +360,85 @@ def test_views_of_strings_and_bytes(tmp_path, vectors, text_ids):
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"), [([["x"]], "list<element: string>"), ([b"\xff\xfe"], "binary"), ([0.5], "double")]
+    ("values", "kind"), [([["x"]], "list<element: string>"), ([True], "bool"), ([datetime.date(2026, 1, 1)], "date32")]
 )
 def test_a_column_that_cannot_be_ids(tmp_path, vectors, text_ids, values, kind):
     pq.write_table(pa.table({"id": values * N}), tmp_path / "rows.parquet")
     decisions, _ = decide(tmp_path, vectors, text_ids)
-    message = f"rows.parquet, column 'id': the id is {kind}\n  expected: integers or strings\n"
+    message = f"rows.parquet, column 'id': the id is {kind}.*\n  expected: integers, strings, bytes, "
     with pytest.raises(UsageError, match=message):
         apply(decisions, tmp_path / "rows.parquet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("values", "kind"), [([b"x"], "binary"), ([0.5], "double"), ([Decimal(1)], r"decimal128\(.*")])
+def test_a_column_of_other_ids(tmp_path, vectors, text_ids, values, kind):
+    pq.write_table(pa.table({"id": values * N}), tmp_path / "rows.parquet")
+    decisions, _ = decide(tmp_path, vectors, text_ids)
+    with pytest.raises(DataError, match=f"column 'id' is {kind}, and the ids of the decisions are large_string"):
+        apply(decisions, tmp_path / "rows.parquet", tmp_path / "out")
+
+
+KINDS = {
+    "uint64": pa.array([2**64 - 1 - i for i in range(N)], pa.uint64()),
+    "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([uuid4().bytes for _ in range(N)], pa.binary(16))),
+    "binary": pa.array([b"\xff%d" % i for i in range(N)]),
+    "decimal": pa.array([Decimal(10**30 + i) for i in range(N)], pa.decimal128(35, 0)),
+    "double": pa.array(np.arange(N, dtype=float)),
+}
+STORED = {"uuid": pa.binary(16), "decimal": pa.decimal128(38, 0), "double": pa.int64()}
+
+
+@pytest.mark.parametrize("search", ["exact", "clusters"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_every_kind(tmp_path, vectors, kind, search):
+    """Decisions name rows by what the files call them, and pages show what people can read."""
+    ids, noise = KINDS[kind], np.random.default_rng(1).normal(0, 1e-3, vectors.shape).astype(np.float32)
+    table = pa.table({"id": ids, "v": list(vectors + noise), "text": [f"text {i}" for i in range(N)]})
+    pq.write_table(table.slice(0, 7), tmp_path / "a.parquet")
+    pq.write_table(table.slice(7), tmp_path / "b.parquet")
+    given, reading = [tmp_path / "a.parquet", tmp_path / "b.parquet"], ReadOptions(metadata_fields="text")
+    result = run(given, tmp_path / "w", KMeans(2), 0.9, reading, search=search)
+    decided = pq.read_table(tmp_path / "w" / "dedup" / "decisions")
+    assert decided["id"].type == decided["kept_id"].type == decided["max_id"].type == STORED.get(kind, ids.type)
+    plain = pa.chunked_array([ids.storage if kind == "uuid" else ids])
+    assert set(decided["id"].to_pylist()) == set(plain.to_pylist())
+    apply(result.path, given, tmp_path / "kept")
+    kept = [pq.read_table(tmp_path / "kept" / f"{name}.parquet") for name in "ab"]
+    stays = set(decided.filter(decided["keep"])["id"].to_pylist())
+    mask = pa.array([value in stays for value in plain.to_pylist()])
+    assert pa.concat_tables(kept) == table.filter(mask)
+    assert 0 < len(stays) < N
+    shown = id_to_text(result.groups()[0].id)
+    assert shown in write_review(result, N, tmp_path / "review").read_text()
+
+
+@pytest.mark.parametrize("id_from", ["field", "file-row"])
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "jsonl.gz"])
+def test_rows_without_ids(tmp_path, vectors, format, id_from):
+    """The very files that were deduplicated, in their order, and no others."""
+    for i, first in enumerate(range(0, N, 5)):  # 10 comes after 9
+        rows = pa.table({"v": list(vectors[first : first + 5]), "row": range(first, first + 5)})
+        if format == "parquet":
+            (tmp_path / "in").mkdir(exist_ok=True)
+            pq.write_table(rows, tmp_path / "in" / f"{i}.parquet")
+        else:
+            (tmp_path / "in").mkdir(exist_ok=True)
+            with pa.output_stream(str(tmp_path / "in" / f"{i}.{format}")) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows.to_pylist()).encode())
+    reading = ReadOptions(id_from=id_from, metadata_fields="row")
+    result = run(tmp_path / "in", tmp_path / "w", KMeans(2), 0.9, reading)
+    decided = pq.read_table(result.path / "decisions")
+    apply(result.path, tmp_path / "in", tmp_path / "kept")
+    kept = open_source(tmp_path / "kept", metadata_fields="row").frame().compute(scheduler="threads")["row"].to_list()
+    numbers = [int(id_.split(".")[0]) * 5 + int(id_.split(":")[1]) if id_from == "file-row" else id_
+               for id_ in decided.filter(decided["keep"])["id"].to_pylist()]  # fmt: skip
+    assert kept == sorted(numbers)
+    assert 0 < len(kept) < N
+    (tmp_path / "in" / f"0.{format}").rename(tmp_path / "in" / f"20.{format}")
+    with pytest.raises(DataError, match="give the input as it was given there"):
+        apply(result.path, tmp_path / "in", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_ids_that_are_not_utf8(tmp_path, vectors, text_ids):

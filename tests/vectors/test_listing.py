@@ -1,8 +1,11 @@
 """No file of an input is left out or taken in without a word."""
 
+import json
 import logging
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +14,7 @@ import pytest
 from upath import UPath
 
 from daskmeans import KMeans
-from daskmeans.errors import NotFoundError, UsageError
+from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.embed import embed
 from daskmeans.steps.fit import fit
@@ -53,16 +56,15 @@ def test_what_writers_of_data_leave_beside_it_is_no_data(tmp_path, caplog, given
 
 @pytest.mark.parametrize("name", ["b.parquet.snappy", "000000_0", "sub/part-0"])
 @pytest.mark.parametrize("given", ["", "/**"])
-@pytest.mark.parametrize("alone", [True, False])
-def test_parquet_under_another_name_is_refused(tmp_path, name: str, given: str, alone: bool) -> None:
+def test_parquet_under_another_name_beside_others_is_refused(tmp_path, name: str, given: str) -> None:
     write_embeddings(tmp_path / name, X)
-    if not alone:
-        write_embeddings(tmp_path / "a.parquet", X)
+    write_embeddings(tmp_path / "a.parquet", X[:10])
     with pytest.raises(UsageError, match=f"Parquet files whose names do not say so: {Path(name).name}") as caught:
         open_source(f"{tmp_path}{given}")
     assert "glob" in caught.value.remedy
-    if not alone:
-        assert names(f"{tmp_path}/*.parquet", tmp_path) == ["a.parquet"]
+    assert "--format parquet" in caught.value.remedy
+    assert names(f"{tmp_path}/*.parquet", tmp_path) == ["a.parquet"]
+    assert open_source(f"{tmp_path}{given}", format="parquet").rows == 110
 
 
 def test_a_link_to_nowhere_is_named(tmp_path, caplog) -> None:
@@ -109,7 +111,8 @@ LOGS = {
         ("in/sub/sub", "a.parquet", "in"),
     ],
 )
-def test_tables_whose_log_tells_the_files_are_refused(tmp_path, scheme, kind, table, data, given) -> None:
+def test_tables_whose_log_tells_the_files_are_refused(tmp_path, monkeypatch, scheme, kind, table, data, given) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)  # not installed
     at = UPath(f"{scheme}{tmp_path}")
     write_embeddings(tmp_path / "a.parquet", X)
     for name, content in {data: (tmp_path / "a.parquet").read_bytes(), LOGS[kind]: b"{}"}.items():
@@ -119,6 +122,103 @@ def test_tables_whose_log_tells_the_files_are_refused(tmp_path, scheme, kind, ta
         open_source(f"{at}/{given}")
     assert caught.value.where == str(at / table)
     assert open_source([at / table / data]).rows == 100  # as the log tells
+
+
+class FakeDeltaTable:
+    """What a Delta table answers; its log is a file of names, one per line, and of what it asks of readers."""
+
+    def __init__(self, root: str) -> None:
+        self._names, self._asks = json.loads((Path(root) / "_delta_log" / "0.json").read_text())
+
+    def get_add_actions(self) -> pa.RecordBatch:
+        return pa.RecordBatch.from_pydict({"path": self._names})
+
+    def protocol(self) -> SimpleNamespace:
+        return SimpleNamespace(reader_features=self._asks.get("features"))
+
+    def metadata(self) -> SimpleNamespace:
+        return SimpleNamespace(configuration=self._asks.get("configuration", {}))
+
+
+def write_log(folder: Path, names: list[str], **asks: object) -> None:
+    (folder / "_delta_log").mkdir(parents=True, exist_ok=True)
+    (folder / "_delta_log" / "0.json").write_text(json.dumps([names, asks]))
+
+
+@pytest.fixture
+def delta(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", SimpleNamespace(DeltaTable=FakeDeltaTable))
+
+
+def test_the_log_of_a_delta_table_is_followed(tmp_path, delta) -> None:
+    folder = tmp_path / "in"
+    for name in ("2.parquet", "10.parquet", "gone.parquet", "day=a%20b/3.parquet"):  # as its partitions are called
+        write_embeddings(folder / name, X)
+    write_log(folder, ["10.parquet", "2.parquet", "day=a%2520b/3.parquet"], features=["timestampNtz"])
+    assert names(folder, folder) == ["2.parquet", "10.parquet", "day=a%20b/3.parquet"]
+    assert open_source([folder]).rows == 300
+    for given in ("in/*.parquet", "in/day=*", ""):
+        with pytest.raises(UsageError, match="a Delta table") as caught:
+            open_source(f"{tmp_path}/{given}")
+        assert "name the directory of the table" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("asks", "told"),
+    [
+        ({"features": ["deletionVectors"]}, "deletionVectors"),
+        ({"features": ["columnMapping"], "configuration": {"delta.columnMapping.mode": "name"}}, "columnMapping"),
+        ({"configuration": {"delta.columnMapping.mode": "id"}}, "columnMapping"),
+    ],
+)
+def test_a_delta_table_whose_files_alone_do_not_show_its_rows(tmp_path, delta, asks: dict, told: str) -> None:
+    write_embeddings(tmp_path / "a.parquet", X)
+    write_log(tmp_path, ["a.parquet"], **asks)
+    with pytest.raises(UsageError, match=f"its files alone do not show its rows \\({told}\\)"):
+        open_source(tmp_path)
+
+
+def test_a_delta_table_whose_log_cannot_be_followed(tmp_path, delta, monkeypatch) -> None:
+    write_embeddings(tmp_path / "in" / "a.parquet", X)
+    write_embeddings(tmp_path / "b.parquet", X)
+    write_log(tmp_path / "in", ["../b.parquet"])
+    with pytest.raises(DataError, match="not below it"):
+        open_source(tmp_path / "in")
+    (tmp_path / "in" / "_delta_log" / "0.json").write_text("no JSON\nat all")
+    with pytest.raises(UsageError, match=r"its log cannot be read \(.*\)"):
+        open_source(tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(UsageError, match="a Delta table") as caught:
+        open_source(tmp_path / "in")
+    assert 'pip install "daskmeans[lakes]"' in caught.value.remedy
+
+
+@pytest.fixture(scope="module")
+def deltalake(tmp_path_factory):
+    """The package, whose threads last."""
+    package = pytest.importorskip("deltalake", reason='no deltalake: pip install "daskmeans[lakes]"')
+    package.write_deltalake(str(tmp_path_factory.mktemp("first")), pa.table({"id": [1]}))
+    return package
+
+
+def test_a_delta_table_of_its_own_package(tmp_path, deltalake) -> None:
+    folder = tmp_path / "with space"
+    for first in (0, 10):
+        rows = range(first, first + 10)
+        table = pa.table({"id": rows, "v": pa.array([[1.0 + i] for i in rows]), "of": [f"{i % 2} é%" for i in rows]})
+        deltalake.write_deltalake(str(folder), table, mode="append", partition_by=["of"])
+    deltalake.DeltaTable(str(folder)).delete("id < 5")
+    assert sorted(open_source(folder).frame().compute(scheduler="threads")["id"]) == list(range(5, 20))
+
+
+def test_numbers_in_names_sort_as_numbers(tmp_path) -> None:
+    expected = ["b2/a.npy", "b10/a.npy", "x_0.npy", "x_1.npy", "x_2.npy", "x_010.npy", "x_10.npy", "x_11.npy"]
+    for name in sorted(expected):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, X)
+    for given in ("", "/**/*.npy"):
+        assert names(f"{tmp_path}{given}", tmp_path) == expected
+    assert names([tmp_path / "x_10.npy", tmp_path / "x_2.npy"], tmp_path) == ["x_10.npy", "x_2.npy"]
 
 
 def test_a_directory_of_metadata_is_no_table(tmp_path) -> None:

@@ -18,7 +18,7 @@ from upath import UPath
 
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
 from daskmeans.storage import manifest
-from daskmeans.vectors import jsonl, parquet
+from daskmeans.vectors import json_survey, jsonl, parquet
 from daskmeans.vectors.files import open_path, refuse_overlap
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_matrix
@@ -113,7 +113,7 @@ def test_json_lines_across_the_bounds_of_blocks(tmp_path, block: int) -> None:
     text = "\n\n" + "\r\n".join(json_lines(X))  # and no end of line at the end
     path = UPath(tmp_path / "a.jsonl")
     path.write_bytes(text.encode())
-    found, rows = jsonl.survey_jsonl(path, 6, block, block), []
+    found, rows = json_survey.survey_jsonl(path, 6, block, block), []
     for unit in found.units:
         piece = Slice(path, len(rows), unit.rows, len(rows), unit.start, unit.end)
         rows += pa.concat_tables(jsonl.read_jsonl(piece, found.schema, block)).to_pylist()
@@ -181,7 +181,7 @@ def test_ids_and_metadata_have_one_type_however_they_are_stored(tmp_path, ids: p
     pq.write_table(pa.table({"id": ids, "embedding": lists(vectors(4)), "copy": ids}), tmp_path / "a.parquet")
     got = read_embeddings(tmp_path, metadata_fields=["copy"]).compute(scheduler="threads")
     assert got["id"].to_list() == got["copy"].to_list() == ids.to_pylist()
-    assert got["id"].dtype.pyarrow_dtype in (pa.int64(), pa.string())
+    assert got["id"].dtype.pyarrow_dtype in ({pa.uint64()} & {ids.type} or {pa.int64(), pa.string()})
     assert not pa.types.is_dictionary(got["copy"].dtype.pyarrow_dtype)
 
 
@@ -429,10 +429,10 @@ def test_permission_denied(tmp_path) -> None:
 
 def test_columns_that_are_missing(tmp_path) -> None:
     path = one(tmp_path, {"doc_id": [1], "embeddings": lists(vectors(1)), "source": ["a"]})
-    text = message(UsageError, path)
-    assert "'id'" in text
+    text = message(UsageError, path, id_field="docid")
+    assert "'docid'" in text
     assert "doc_id, embeddings, source" in text
-    assert "--id-field doc_id" in message(UsageError, path, id_field="docid")
+    assert "--id-field doc_id" in text
     assert "--embedding-field embeddings" in message(UsageError, path, id_field="doc_id", embedding_field="embedding")
     text = message(UsageError, path, id_field="doc_id", metadata_fields=["sauce"])
     assert "--metadata-field source" in text
@@ -440,13 +440,15 @@ def test_columns_that_are_missing(tmp_path) -> None:
     assert "--text-field" in message(UsageError, path, id_field="doc_id", text_field="text")
 
 
-def test_a_column_missing_in_a_later_file(tmp_path) -> None:
-    one(tmp_path, {"id": [1], "embedding": lists(vectors(1)), "lang": ["en"]})
-    one(tmp_path, {"id": [2], "embedding": lists(vectors(1))}, "b.parquet")
-    text = message(UsageError, tmp_path, metadata_fields=["lang"])
-    assert "a.parquet" in text
-    assert "b.parquet" in text
-    assert "lang" in text
+def test_ids_or_vectors_missing_in_a_file(tmp_path) -> None:
+    one(tmp_path, {"id": [1], "embedding": lists(vectors(1))})
+    for columns in ({"id": [2]}, {"embedding": lists(vectors(1))}):
+        for other in ("0.parquet", "b.parquet"):
+            path = one(tmp_path, columns, other)
+            text = message(UsageError, tmp_path)
+            assert f"{path}: there is no column" in text
+            assert "other files, such as " + str(tmp_path / "a.parquet") in text
+            path.unlink()
 
 
 def test_columns_of_vectors(tmp_path) -> None:
@@ -461,7 +463,7 @@ def test_columns_of_vectors(tmp_path) -> None:
         text = message(UsageError, one(tmp_path, {"id": [1], "v": wrong}), embedding_field="v")
         assert "column 'v'" in text
         assert "--embedding-field" in text
-    assert "--id-field" in message(UsageError, one(tmp_path, {"id": [1.5], "v": lists(vectors(1))}))
+    assert "--id-field" in message(UsageError, one(tmp_path, {"id": [[1]], "v": lists(vectors(1))}))
     assert "--text-field" in message(UsageError, one(tmp_path, {"id": [1], "t": [1]}), text_field="t")
 
 
@@ -525,6 +527,32 @@ def test_json_lines_that_cannot_be_read(tmp_path) -> None:
                 continue  # then the ids are strings, and row 1 is the odd one
             text = message(DataError, tmp_path, partition_bytes=12 * 9)
             assert f"a.jsonl, row {row} (counted from 0)" in text
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_numpy_files_of_bytes(tmp_path, dtype: str) -> None:
+    X = np.arange(30, dtype=dtype).reshape(10, 3)
+    np.save(tmp_path / "a.npy", X)
+    check(open_source(tmp_path), X.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "one vector in each row", "integers"])
+def test_the_message_tells_how_to_save_an_array_again(tmp_path, kind: str) -> None:
+    expected = vectors(5)
+    X = {
+        "bfloat16": (expected.view(np.uint32) >> 16).astype(np.uint16).view("V2"),
+        "one vector in each row": expected[:, None, :],
+        "integers": (expected * 8).astype(np.int64),
+    }[kind]
+    path = tmp_path / "a.npy"
+    np.save(path, X)
+    code = message(DataError, path).partition("save it again with ")[2]
+    exec(code, {"np": np, "X": X, "path": path})
+    expected = {
+        "bfloat16": (expected.view(np.uint32) & 0xFFFF0000).view(np.float32),
+        "integers": np.trunc(expected * 8),
+    }.get(kind, expected)
+    check(open_source(path), expected)
 
 
 def test_bytes_that_are_not_text(tmp_path) -> None:
