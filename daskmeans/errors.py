@@ -32,6 +32,7 @@ __all__ = [
     "OutputError",
     "PrecisionWarning",
     "RunError",
+    "ScalingWarning",
     "UsageError",
 ]
 
@@ -132,8 +133,12 @@ class ClusterSizeWarning(UserWarning):
 
 
 class ConvergenceWarning(UserWarning):
-    """A fit reached its maximum number of updates before it converged."""
+    """A fit reached its maximum number of updates before it converged, or found fewer clusters than asked for."""
 
 
 class PrecisionWarning(UserWarning):
     """Rows differ by less than float32, in which they are compared, can resolve."""
+
+
+class ScalingWarning(UserWarning):
+    """Rows are scaled to unit length although much of what tells them apart is their length."""

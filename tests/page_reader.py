@@ -30,7 +30,7 @@ from distributed.deploy.cluster import Cluster
 
 from daskmeans import config
 from daskmeans.cli.main import main
-from daskmeans.errors import ClusterSizeWarning, ConvergenceWarning, DaskmeansError, PrecisionWarning
+from daskmeans.errors import ClusterSizeWarning, ConvergenceWarning, DaskmeansError, PrecisionWarning, ScalingWarning
 from daskmeans.runtime.cluster import ClusterSettings
 from helpers import ROOT
 from objectstore import SECRET, ObjectStore
@@ -289,7 +289,7 @@ METHODS = {
 
 def ignore_advice() -> None:
     """Ignore what daskmeans says about rows as few as these."""
-    for each in (ClusterSizeWarning, ConvergenceWarning, PrecisionWarning):
+    for each in (ClusterSizeWarning, ConvergenceWarning, PrecisionWarning, ScalingWarning):
         warnings.simplefilter("ignore", each)
 
 

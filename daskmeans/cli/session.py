@@ -21,6 +21,7 @@ from daskmeans.errors import (
     ConvergenceWarning,
     DaskmeansError,
     PrecisionWarning,
+    ScalingWarning,
 )
 from daskmeans.planner.system import uncompiled_work
 from daskmeans.runtime import progress
@@ -83,7 +84,7 @@ def _log_warnings() -> Iterator[None]:
         others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-            if issubclass(category, ConvergenceWarning | ClusterSizeWarning | PrecisionWarning):
+            if issubclass(category, ConvergenceWarning | ClusterSizeWarning | PrecisionWarning | ScalingWarning):
                 logger.warning("%s", message)
             else:
                 others(message, category, *where)

@@ -23,31 +23,32 @@ from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.backend import CPU, Backend
 from daskmeans.kernels.distances import all_distances, nearest_labels
 from daskmeans.kmeans import centroid_index, model
+from daskmeans.kmeans.contract import Contract
 from daskmeans.kmeans.engine import cuml
-from daskmeans.kmeans.engine.lloyd import fit_blocks, measure_inertia
+from daskmeans.kmeans.engine.lloyd import fit_blocks, measure_centroids
 from daskmeans.kmeans.engine.seeding import resolve_init, seed_centroids
 from daskmeans.kmeans.engine.split import split_clusters
 from daskmeans.kmeans.engine.state import Checkpoints, FitState
 from daskmeans.kmeans.memory import check_compare
 from daskmeans.kmeans.names import check_names, feature_names
-from daskmeans.kmeans.params import Parameters, seed_from
+from daskmeans.kmeans.params import count_runs, seed_from
 from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import check_column, is_lazy, list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.loading import load_blocks
+from daskmeans.kmeans.scaling import warn_of_scaling
 from daskmeans.kmeans.values import check_flag, to_python
 from daskmeans.runtime import executor, gpus
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.runtime.dashboard import add_page
 from daskmeans.storage import manifest
-from daskmeans.storage.result import html_table
 from daskmeans.storage.step import open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.frames import is_cudf
 
 
-class KMeans(Parameters):
+class KMeans(Contract):
     """k-means clustering of vectors that may be spread over many workers.
 
     The same rows in the same order give bitwise identical centroids and labels on any number of workers, threads and
@@ -62,13 +63,18 @@ class KMeans(Parameters):
         Stop when the sum of squared shifts of the centroids falls to `tol` times the mean variance of a feature.
     random_state : int, numpy.random.Generator, numpy.random.RandomState or None, default 42
         None draws a seed from the system.
-    init : {"auto", "k-means||", "random"}, path, array of shape (n_clusters, n_features) or KMeans, default "auto"
+    init : {"auto", "k-means||", "k-means++", "random"}, path, array, callable or KMeans, default "auto"
         "auto" seeds by hierarchical k-means++ on a sample (by k-means|| for up to 512 clusters), improves the seeds on
         growing samples and takes longer steps than Lloyd's. That reaches a lower inertia sooner. Any other choice runs
         Lloyd's algorithm on all rows, starting from k-means|| on a sample, random rows, a ``.npy`` file or a model
-        directory, an array, or a fitted estimator.
-    n_init : int, default 1
-        Runs with different seeds; the one with the lowest inertia is kept.
+        directory, an array of shape (n_clusters, n_features), or a fitted estimator. "k-means++" is another name of
+        "k-means||", which ends with scikit-learn's greedy k-means++ on its candidates.
+        A callable is called as ``init(X, n_clusters, random_state=RandomState)`` for each run and returns such an
+        array. `X` is a numpy array of the rows as they are compared (float32, scaled if `normalize` is set): all rows
+        up to 32,768 (or 32 a cluster, if that is more), and a sample of that size otherwise, for dask input too.
+    n_init : int or "auto", default 1
+        Runs with different seeds; the one with the lowest inertia is kept. From given centroids it is always one.
+        "auto", as in scikit-learn: 10 if `init` is "random" or a callable, otherwise 1.
     oversampling_factor : float, default 2.0
         Rows that k-means|| draws as candidates, as a multiple of half of `n_clusters` in each of five rounds.
     max_samples_per_batch : int, default 32768
@@ -120,34 +126,6 @@ class KMeans(Parameters):
     >>> bool(km.labels_[0] == km.labels_[1] != km.labels_[2] == km.labels_[3])
     True
     """
-
-    # --- scikit-learn's contract, without scikit-learn ---
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-
-        class Tagged(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-            pass
-
-        return Tagged().__sklearn_tags__()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state to pickle, without dask collections: futures of the input must not travel with the model."""
-        return {name: value for name, value in vars(self).items() if not dask.is_dask_collection(value)}
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "cluster_centers_")
-
-    def _repr_html_(self) -> str:
-        """The parameters that differ from the defaults and, once fitted, the results; for notebooks."""
-        facts: dict[str, Any] = {}
-        if self.__sklearn_is_fitted__():
-            shape = " × ".join(map(str, self.cluster_centers_.shape))
-            facts = {"centroids": shape, "inertia": f"{self.inertia_:,.6g}", "updates": self.n_iter_}
-            facts["converged"] = "yes" if self.converged_ else "no"
-        return html_table(repr(self), facts)
-
-    # --- work ---
 
     def fit(
         self,
@@ -203,7 +181,7 @@ class KMeans(Parameters):
         if self._is_cuml():
             cuml.device_memory(client)  # before anything is read
         memory = gpus.memory(client)
-        blocks = load_blocks(
+        with load_blocks(
             X,
             column,
             self.normalize,
@@ -214,7 +192,32 @@ class KMeans(Parameters):
             on_gpus=memory > 0,
             stay=self._is_cuml(),
             tuning=tuning,
-        )
+        ) as blocks:
+            self._check_blocks(blocks, memory)
+            warn_of_rounding(blocks.roundings)
+            warn_of_scaling(blocks.moments)
+            with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many
+                runs = [
+                    self._run_once(blocks, init, run, checkpoints, tuning)
+                    for run in range(count_runs(self.n_init, init))
+                ]
+            best, labels = min(runs, key=lambda run: run[0].inertia)
+            self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
+            if self.max_cluster_size is not None:
+                self.cluster_centers_ = split_clusters(blocks, best.centroids, self.max_cluster_size, seed)
+                measured, labels = measure_centroids(blocks, self.cluster_centers_)
+                self.inertia_ = measured.inertia
+            self.inertia_history_, self.iterations_ = best.history, best.iterations
+            self.n_iter_, self.converged_ = best.n_iter, best.converged
+            self.n_features_in_ = best.centroids.shape[1]
+            self._warn_of_convergence(best.occupied)
+            self._set_feature_names(feature_names(X, column))
+            known = not is_lazy(X) and self.sample_fraction == 1.0
+            self.labels_ = labels() if known else self.predict(X, column=column)
+        return self
+
+    def _check_blocks(self, blocks: Blocks, memory: int) -> None:
+        """Raise if there are too few rows, or too little `memory` on a GPU to compare them."""
         if blocks.n_rows < self.n_clusters:
             raise UsageError(
                 f"n_samples={blocks.n_rows} should be >= n_clusters={self.n_clusters}",
@@ -223,29 +226,19 @@ class KMeans(Parameters):
                 if self.sample_fraction < 1.0
                 else f"set n_clusters to {blocks.n_rows} or less",
             )
-        warn_of_rounding(blocks.roundings)
         check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
-        with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many calls
-            runs = [self._run_once(blocks, init, run, checkpoints, tuning) for run in range(self.n_init)]
-        best, labels = min(runs, key=lambda run: run[0].inertia)
-        self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
-        if self.max_cluster_size is not None:
-            self.cluster_centers_ = split_clusters(blocks, best.centroids, self.max_cluster_size, seed)
-            self.inertia_, labels = measure_inertia(blocks, self.cluster_centers_)
-        self.inertia_history_, self.iterations_ = best.history, best.iterations
-        self.n_iter_, self.converged_ = best.n_iter, best.converged
-        self.n_features_in_ = best.centroids.shape[1]
+
+    def _warn_of_convergence(self, occupied: int) -> None:
+        found = ""
         if self.max_iter and not self.converged_:
-            warnings.warn(
-                f"k-means stopped after max_iter = {self.max_iter} updates, before it converged to tol = {self.tol}",
-                ConvergenceWarning,
-                stacklevel=3,
+            found = f"k-means stopped after max_iter = {self.max_iter} updates, before it converged to tol = {self.tol}"
+        elif self.max_iter and occupied < self.n_clusters:
+            found = (
+                f"only {occupied} of n_clusters = {self.n_clusters} clusters have rows, as there are too few distinct "
+                f"rows; set n_clusters to {occupied} or less"
             )
-        self._set_feature_names(feature_names(X, column))
-        known = not is_lazy(X) and self.sample_fraction == 1.0
-        self.labels_ = labels() if known else self.predict(X, column=column)
-        blocks.release()
-        return self
+        if found:
+            warnings.warn(found, ConvergenceWarning, stacklevel=4)
 
     def _run_once(
         self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None, tuning: Tuning
@@ -376,31 +369,26 @@ class KMeans(Parameters):
         return index
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
-        """Return the Euclidean distance of each row of `X` to each centroid; float32, (n_samples, n_clusters)."""
+        """Return the Euclidean distance of each row of `X` to each centroid; float32, (n_samples, n_clusters).
+
+        An array, lazy for dask input, unless :meth:`set_output` chooses a dataframe.
+        """
         self._check_columns(X, column)
-        return self._map_rows(_compute_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
+        meta = np.empty((0, len(self.cluster_centers_)), np.float32)
+        return self._wrap_output(self._map_rows(_compute_distances, X, column, meta), X)
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Return the negative sum of squared distances of the rows of `X` to their nearest centroids."""
         self._check_columns(X, column)
-        blocks = load_blocks(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0)
-        if not blocks.n_rows:
-            raise UsageError("Found array with 0 sample(s)", expected="at least one row")
-        inertia, _ = measure_inertia(blocks, self.cluster_centers_)
-        blocks.release()
-        return -inertia
-
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            try:
-                from sklearn.exceptions import NotFittedError
-            except ImportError:
-                NotFittedError = UsageError
-            raise NotFittedError("This KMeans instance is not fitted yet. Call fit, or KMeans.load.")
+        with load_blocks(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0) as blocks:
+            if not blocks.n_rows:
+                raise UsageError("Found array with 0 sample(s)", expected="at least one row")
+            self._check_dimension(blocks.dimension)
+            return -measure_centroids(blocks, self.cluster_centers_)[0].inertia
 
     def _check_columns(self, X: Any, column: str | None) -> None:
         """Raise if there is no model yet, or if it was fitted on other columns."""
-        self._check_fitted()
+        self.check_fitted()
         check_column(X, column)
         check_names(feature_names(X, column), getattr(self, "feature_names_in_", None))
 
@@ -438,19 +426,22 @@ class KMeans(Parameters):
         if not len(X):  # an empty column of lists does not know its dimension
             return np.empty((0, self.n_features_in_), np.float32)
         rows = prepare_on_device(home if is_cudf(X) else CPU, X, self.normalize, where)
-        if rows.shape[1] != self.n_features_in_:
+        self._check_dimension(rows.shape[1], where)
+        return rows
+
+    def _check_dimension(self, dimension: int, where: str = "") -> None:
+        if dimension != self.n_features_in_:
             raise DataError(
-                f"X has {rows.shape[1]} features, but KMeans is expecting {self.n_features_in_} features as input",
+                f"X has {dimension} features, but KMeans is expecting {self.n_features_in_} features as input",
                 where=where,
                 remedy="use the model that was fitted on vectors of this dimension, or fit a new one",
             )
-        return rows
 
     # --- on disk ---
 
     def save(self, url: Any, *, storage_options: dict[str, Any] | None = None, overwrite: bool = False) -> None:
         """Write the model into the directory `url`: ``centroids.npy``, ``model.json`` and a manifest."""
-        self._check_fitted()
+        self.check_fitted()
         check_flag("overwrite", overwrite)
         path, settings = open_path(url, storage_options), {"normalize": bool(self.normalize)}
         # What it was fitted on is unknown here. Steps that use the model must not mistake it for another.

@@ -56,6 +56,21 @@ def check_names(names: np.ndarray | None, fitted: np.ndarray | None) -> None:
     )
 
 
+def check_input_features(names: Any, fitted: np.ndarray | None, n_features: int) -> None:
+    """Raise UsageError if `names`, unless None, are not those of the columns of a fit on `n_features` of them.
+
+    `fitted` is None if these had no names.
+    """
+    if names is None:
+        return
+    if fitted is not None and not np.array_equal(names, fitted):
+        raise UsageError("input_features is not equal to feature_names_in_", expected="the columns of the fit")
+    if len(names) != n_features:
+        raise UsageError(
+            f"input_features should have length equal to number of features ({n_features}), got {len(names)}"
+        )
+
+
 def _list_names(title: str, names: Sequence[str]) -> list[str]:
     more = ["- ..."] if len(names) > LISTED else []
     return [title, *(f"- {name}" for name in names[:LISTED]), *more] if names else []

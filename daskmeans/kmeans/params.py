@@ -13,11 +13,17 @@ from daskmeans.errors import UsageError
 from daskmeans.kmeans.values import is_flag, is_whole, to_number
 from daskmeans.options import Need, Range, option, options
 
+# Runs of n_init="auto" where seeds are drawn without looking at distances, as in scikit-learn.
+RANDOM_RUNS = 10
 ENGINES = ("auto", "native", "cuml")
 
 
 def _whole(least: int) -> Range:
     return Range(lambda value: is_whole(value, least), f"an integer >= {least}")
+
+
+def _is_word(value: Any, *words: str) -> bool:
+    return isinstance(value, str) and value in words
 
 
 @dataclass(eq=False, repr=False)
@@ -31,13 +37,17 @@ class Parameters:
         1e-4, "Relative shift at which to stop.", range=Range(lambda value: to_number(value) >= 0, "a number >= 0")
     )
     random_state: Any = option(42, "Seed of all that is random.")
-    init: Any = option("auto", "auto, k-means||, random, a .npy file or a model directory.")
-    n_init: int = option(1, "Runs, of which the best is kept.", range=_whole(1))
+    init: Any = option("auto", "auto, k-means|| (or k-means++), random, a .npy file or a model directory.")
+    n_init: Any = option(
+        1,
+        "Runs, of which the best is kept.",
+        range=Range(lambda value: is_whole(value, 1) or _is_word(value, "auto"), "an integer >= 1, or 'auto'"),
+    )
     oversampling_factor: float = option(
         2.0,
         "Of k-means||.",
         range=Range(lambda value: 0 < to_number(value) < math.inf, "a number > 0"),
-        need=Need({"init": ("auto", "k-means||")}, "--init auto or k-means||"),
+        need=Need({"init": ("auto", "k-means||", "k-means++")}, "--init auto or k-means||"),
     )
     max_samples_per_batch: int = option(
         32768,
@@ -58,7 +68,7 @@ class Parameters:
         "auto",
         "cuml: cuML on the workers' GPUs finds the centroids; auto is native.",
         choices=ENGINES,
-        range=Range(lambda value: isinstance(value, str) and value in ENGINES, "'auto', 'native' or 'cuml'"),
+        range=Range(lambda value: _is_word(value, *ENGINES), "'auto', 'native' or 'cuml'"),
     )
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -82,17 +92,27 @@ class Parameters:
             setattr(self, name, value)
         return self
 
-    def __repr__(self) -> str:
-        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v is not defaults[k] and v != defaults[k]]
-        return f"{type(self).__name__}({', '.join(changed)})"
-
     def check_params(self) -> None:
         """Raise UsageError if a parameter is out of its range."""
         for each, facts in options(self):
             value = getattr(self, each.name)
             if facts.range and not facts.range.holds(value):
                 raise UsageError(f"{each.name}={value!r}", expected=facts.range.says)
+
+
+def count_runs(n_init: Any, init: Any) -> int:
+    """Return how many runs `n_init` asks for, given the resolved `init`; from given centroids all would be the same.
+
+    Examples
+    --------
+    >>> count_runs(3, "auto"), count_runs("auto", "auto"), count_runs("auto", "random"), count_runs(3, np.eye(2))
+    (3, 1, 10, 1)
+    """
+    if isinstance(init, np.ndarray):
+        return 1
+    if isinstance(n_init, str):
+        return RANDOM_RUNS if callable(init) or init == "random" else 1
+    return int(n_init)
 
 
 def seed_from(random_state: Any) -> int:

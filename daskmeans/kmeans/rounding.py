@@ -50,7 +50,9 @@ def measure_rounding(X: Any, column: str | None = None) -> Rounding | None:
     Rounding(rows=3, mean=array([16777217.]), spread=2.0, error=1.0)
     >>> measure_rounding(np.eye(3, dtype=np.float32))
     """
-    found = _pick_rows(X, column)
+    if isinstance(X, pd.DataFrame) and not is_frame_of_numbers(X, column):
+        X = X[vector_column(X, column)]
+    found = None if _is_exact(getattr(X, "dtype", None)) else pick_rows(X)
     if found is None or not found.size:
         return None
     wide = found[:, :: math.ceil(found.shape[1] / COLUMNS)].astype(np.float64)
@@ -61,11 +63,12 @@ def measure_rounding(X: Any, column: str | None = None) -> Rounding | None:
         return Rounding(len(wide), wide[0] + middle, float(np.square(apart - middle).sum()), float(error))
 
 
-def _pick_rows(X: Any, column: str | None) -> np.ndarray | None:
-    if isinstance(X, pd.DataFrame) and not is_frame_of_numbers(X, column):
-        X = X[vector_column(X, column)]
-    on_device = hasattr(X, "__cuda_array_interface__") or hasattr(X, "to_arrow")
-    if on_device or not len(X) or _is_exact(getattr(X, "dtype", None)):
+def pick_rows(X: Any) -> np.ndarray | None:
+    """Return an evenly spaced sample of the rows of a matrix or a column of vectors; None if empty or on a device."""
+    if hasattr(X, "__cuda_array_interface__") or hasattr(X, "to_arrow"):
+        return None
+    X = X if hasattr(X, "__len__") else np.asarray(X)
+    if not len(X):
         return None
     rows = np.unique(np.linspace(0, len(X) - 1, min(len(X), ROWS)).astype(int))
     if isinstance(X, pd.DataFrame):

@@ -100,6 +100,7 @@ def scatter_map(
     with (
         _translate_dask_errors(label, client, lambda: list(filter(None, futures))) as monitor,
         _open_line(label, calls) as line,
+        _cancel_on_error(futures, client),
     ):
         todo, numbers, done = deque(range(len(calls))), {}, distributed.as_completed(loop=client.loop)
         while todo or not done.is_empty():
@@ -141,21 +142,21 @@ def locate_futures(futures: Sequence[Future], client: Client) -> list[str]:
 
 def wait(futures: Sequence[Future], label: str, client: Client) -> None:
     """Wait for `futures`, which are kept; an error of one cancels the others and is raised unchanged."""
-    with _translate_dask_errors(label, client, lambda: futures), _open_line(label, futures) as line:
-        try:
-            for future in distributed.as_completed(futures, loop=client.loop):
-                if future.status != "finished":
-                    future.result()
-                if line is not None:
-                    line.advance()
-        except BaseException:
-            _cancel(futures, client)
-            raise
+    with (
+        _translate_dask_errors(label, client, lambda: futures),
+        _open_line(label, futures) as line,
+        _cancel_on_error(futures, client),
+    ):
+        for future in distributed.as_completed(futures, loop=client.loop):
+            if future.status != "finished":
+                future.result()
+            if line is not None:
+                line.advance()
 
 
 def gather_or_lost(futures: Sequence[Future], lost: Any, client: Client) -> list[Any]:
     """Gather results as :func:`gather` does, with `lost` for tasks whose arguments were lost with a worker."""
-    with StallMonitor(client, lambda: futures):
+    with _cancel_on_error(futures, client), StallMonitor(client, lambda: futures):
         for _ in distributed.as_completed(futures, loop=client.loop):
             pass
     gone = [future.cancelled() and client.status == "running" for future in futures]
@@ -177,6 +178,16 @@ def gather(
             return client.gather(futures)  # type: ignore[no-any-return]
     finally:
         _cancel(futures, client)
+
+
+@contextlib.contextmanager
+def _cancel_on_error(futures: Sequence[Future | None], client: Client) -> Iterator[None]:
+    """Cancel `futures` if the ``with`` block fails: a traceback of Ctrl-C that is kept would keep their results too."""
+    try:
+        yield
+    except BaseException:
+        _cancel([future for future in futures if future is not None], client)
+        raise
 
 
 def _cancel(futures: Sequence[Future], client: Client) -> None:

@@ -38,6 +38,12 @@ def resolve_params(model: KMeans, reading: ReadOptions, out: UPath, path: UPath,
     """
     check_flag("overwrite", overwrite)
     model.check_params()  # before any file is read
+    if callable(model.init):
+        raise UsageError(
+            "a fit on files could not be resumed from a function, whose name says nothing about what it returns",
+            where="init",
+            remedy="give the centroids that it returns, as an array",
+        )
     init = resolve_init(model.init, model.n_clusters, reading.storage_options)
     if isinstance(init, np.ndarray) and is_path(model.init):  # it would be gone when the fit resumes
         refuse_overlap(out, [reading.path(model.init)])

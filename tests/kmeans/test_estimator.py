@@ -270,7 +270,7 @@ def test_contract_of_scikit_learn():
         ({"tol": False}, np.eye(9), UsageError, ["tol=False", "number"]),
         ({"tol": 1j}, np.eye(9), UsageError, ["tol=1j", "number"]),
         ({"oversampling_factor": np.inf}, np.eye(9), UsageError, ["oversampling_factor=inf", "number"]),
-        ({"n_init": "auto"}, np.eye(9), UsageError, ["n_init='auto'", "integer"]),
+        ({"n_init": "many"}, np.eye(9), UsageError, ["n_init='many'", "integer", "auto"]),
         ({"n_init": 2.0}, np.eye(9), UsageError, ["n_init=2.0", "integer"]),
         ({"max_iter": None}, np.eye(9), UsageError, ["max_iter=None", "integer"]),
         ({"max_cluster_size": "9"}, np.eye(9), UsageError, ["max_cluster_size='9'", "integer"]),

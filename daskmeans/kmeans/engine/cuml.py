@@ -21,7 +21,7 @@ from distributed import Client
 from daskmeans import config
 from daskmeans.errors import ClusterError, DaskmeansError, MissingExtraError, RunError, UsageError
 from daskmeans.kernels.gpu.device import Cuda
-from daskmeans.kmeans.engine.lloyd import CENTER_ROWS, measure_inertia
+from daskmeans.kmeans.engine.lloyd import CENTER_ROWS, measure_centroids
 from daskmeans.kmeans.engine.seeding import seed_centroids
 from daskmeans.kmeans.engine.state import Checkpoints, FitState, NoCheckpoints
 from daskmeans.kmeans.memory import check_devices
@@ -113,7 +113,7 @@ def fit_cuml(
     Parameters
     ----------
     blocks : Blocks
-    init : {"auto", "k-means||", "random"} or ndarray
+    init : {"auto", "k-means||", "random"}, callable or ndarray
     n_clusters, max_iter, tol, oversampling_factor, max_samples_per_batch
         As in :class:`daskmeans.KMeans`.
     seed, run, checkpoints
@@ -131,7 +131,7 @@ def fit_cuml(
     checkpoints = checkpoints or NoCheckpoints()
     fit = checkpoints.last(run)
     if fit is not None:
-        return fit, measure_inertia(blocks, fit.centroids)[1]
+        return fit, measure_centroids(blocks, fit.centroids)[1]
     start = time.perf_counter()
     sample = blocks.sample_rows(CENTER_ROWS, seed)[1]
     variance = float(sample.var(axis=0, dtype=np.float64).mean())
@@ -145,8 +145,8 @@ def fit_cuml(
     )
     if buffer:
         logger.info("the rows do not fit onto the devices: cuML gets %s of them at a time", f"{buffer:,}")
-        if isinstance(init, str):  # cuML's k-means|| needs all rows on the devices
-            init = seed_centroids(blocks, init, n_clusters, oversampling_factor, seed)
+    if callable(init) or (buffer and isinstance(init, str)):  # cuML's k-means|| needs all rows on the devices
+        init = seed_centroids(blocks, init, n_clusters, oversampling_factor, seed)
     knobs = {
         "init": _send_seeds(blocks, init, n_clusters, seed),
         "n_clusters": n_clusters,
@@ -159,14 +159,15 @@ def fit_cuml(
         "device_buffer_samples": buffer,
     }
     found = _run_cuml(blocks, knobs)
-    inertia, labels = measure_inertia(blocks, found.centroids)
-    _check_inertia(found.inertia, inertia, TOLERANCE * variance * blocks.dimension * blocks.n_rows)
+    measured, labels = measure_centroids(blocks, found.centroids)
+    _check_inertia(found.inertia, measured.inertia, TOLERANCE * variance * blocks.dimension * blocks.n_rows)
     n_iter = min(found.n_iter, max_iter)  # cuML counts one too many where it stops at max_iter
     facts: dict[str, Any] = {"phase": 0, "phases": 1, "rows": blocks.n_rows, "iteration": n_iter}
     facts |= {"inertia": found.inertia, "seconds": time.perf_counter() - start, "cuml": found.version}
     log_event("daskmeans-kmeans", facts | {"run": run, "n_clusters": n_clusters}, blocks.client)
     fit = FitState(found.centroids, found.centroids, found.centroids, n_iter=n_iter, converged=n_iter < max_iter)
-    fit.inertia, fit.history, fit.iterations = inertia, [found.inertia], [facts]
+    fit.inertia, fit.occupied = measured.inertia, measured.occupied
+    fit.history, fit.iterations = [found.inertia], [facts]
     checkpoints.save(run, fit)
     return fit, labels
 

@@ -136,22 +136,20 @@ def fit_blocks(
         near = n_near(len(fit.centroids), tuning.near_groups) if grow and not blocks.on_gpus else 0
         while fit.phase < len(sizes):
             size = sizes[fit.phase]
-            sample = blocks.subset(size, seed)
             stop = StopRule(SAMPLE_UPDATES, -1.0, SAMPLE_GAIN * len(fit.centroids) / size)
-            _LloydLoop(sample, fit, span, relax=True, near=near).improve(stop, report)
-            sample.release()
+            with blocks.subset(size, seed) as sample:
+                _LloydLoop(sample, fit, span, relax=True, near=near).improve(stop, report)
         loop = _LloydLoop(blocks, fit, span, relax=grow, near=near)
         if math.isinf(fit.inertia):
             loop.improve(StopRule(max_iter, tol), report)
-            fit.inertia = loop.inertia()
+            fit.inertia, fit.occupied = loop.inertia(), int(np.count_nonzero(loop.counts))
             checkpoints.save(run, fit)
     return fit, loop.labels
 
 
-def measure_inertia(blocks: Blocks, centroids: np.ndarray) -> tuple[float, Callable[[], np.ndarray]]:
-    """Return the sum of squared distances of all rows to the nearest of `centroids`, and a function for the labels."""
-    fit, labels = fit_blocks(blocks, lambda: centroids, max_iter=0, tol=0.0, seed=0, grow=False)
-    return fit.inertia, labels
+def measure_centroids(blocks: Blocks, centroids: np.ndarray) -> tuple[FitState, Callable[[], np.ndarray]]:
+    """Return the state of a fit that ends with `centroids`, such as its inertia, and a function for the labels."""
+    return fit_blocks(blocks, lambda: centroids, max_iter=0, tol=0.0, seed=0, grow=False)
 
 
 class _Span(NamedTuple):

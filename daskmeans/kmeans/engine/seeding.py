@@ -31,6 +31,8 @@ OVERSAMPLED_PER_CLUSTER, OVERSAMPLED_AT_LEAST = 32, 1 << 15
 OVERSAMPLE_UP_TO = 512
 SAMPLE_BYTES = 1 << 29
 ROUNDS = 5
+# Other names of ways to initialise: the draw among the candidates of k-means|| is scikit-learn's greedy k-means++.
+ALIASES = {"k-means++": "k-means||"}
 # Clusters that are seeded within one region; rows for each region, and updates, with which regions are found.
 PER_REGION, ROWS_PER_REGION, REGION_UPDATES = 16, 64, 4
 
@@ -41,7 +43,7 @@ def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_fact
     Parameters
     ----------
     blocks : Blocks
-    init : {"auto", "k-means||", "random"} or ndarray
+    init : {"auto", "k-means||", "random"}, callable or ndarray
     n_clusters, oversampling_factor, seed
         As in :class:`daskmeans.KMeans`.
     """
@@ -53,6 +55,8 @@ def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_fact
     oversampled = max(OVERSAMPLED_PER_CLUSTER * n_clusters, OVERSAMPLED_AT_LEAST)
     affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * blocks.dimension))
     numbers, X = blocks.sample_rows(min(SAMPLE_PER_CLUSTER * n_clusters if regional else oversampled, affordable), seed)
+    if callable(init):
+        return check_centroids(init(X, n_clusters, random_state=np.random.RandomState(seed % 2**32)), n_clusters)
     if regional:
         return X[seed_hierarchical(X, n_clusters, seed)]
     candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, seed)
@@ -235,25 +239,30 @@ def _copy_init(init: Any) -> np.ndarray:
         raise UsageError(
             f"initial centroids cannot be made of {type(init).__name__}",
             where="init",
-            expected="'auto', 'k-means||', 'random', a path, an array of numbers or a fitted KMeans",
+            expected="'auto', 'k-means||', 'random', a path, an array of numbers, a function or a fitted KMeans",
+            remedy="give km.cluster_centers_: scikit-learn empties models among the values of a grid"
+            if hasattr(init, "get_params")
+            else "",
         ) from None
 
 
 def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
-    """Return `init` as "auto", "k-means||", "random" or a float32 matrix of centroids.
+    """Return `init` as "auto", "k-means||", "random", a function or a float32 matrix of centroids.
 
     Raises
     ------
     UsageError
         The number of centroids is not `n_clusters`, or they are not numbers.
     NotFoundError
-        A string is neither one of the three names nor a path that exists.
+        A string is neither one of these names, or "k-means++", nor a path that exists.
     DataError
         The centroids are not finite or too large, or their file cannot be read.
     """
     from daskmeans.kmeans import model
 
-    if isinstance(init, str) and init in ("auto", "k-means||", "random"):
+    if isinstance(init, str) and (name := ALIASES.get(init, init)) in ("auto", "k-means||", "random"):
+        return name
+    if callable(init):
         return init
     if is_path(init):
         path = open_path(init, storage_options)
@@ -263,9 +272,13 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
                 where="init",
                 expected="'auto', 'k-means||', 'random', a .npy file or a model directory",
             )
-        centroids = model.read_centroids(path / model.CENTROIDS if path.is_dir() else path)
-    else:
-        centroids = _copy_init(getattr(init, "cluster_centers_", init))
+        return check_centroids(model.read_centroids(path / model.CENTROIDS if path.is_dir() else path), n_clusters)
+    return check_centroids(getattr(init, "cluster_centers_", init), n_clusters)
+
+
+def check_centroids(given: Any, n_clusters: int) -> np.ndarray:
+    """Return a copy of initial centroids as a float32 matrix, or raise as :func:`resolve_init` does."""
+    centroids = _copy_init(given)
     if centroids.ndim != 2 or len(centroids) != n_clusters:
         raise UsageError(
             f"the initial centroids have shape {centroids.shape}",
@@ -277,4 +290,4 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
         raise DataError("the initial centroids hold NaN or infinity", where="init", expected="finite numbers")
     if np.abs(centroids).max() > 1e15:
         raise DataError("the initial centroids hold a number above 1e15", where="init", remedy="scale vectors down")
-    return np.ascontiguousarray(centroids)
+    return centroids

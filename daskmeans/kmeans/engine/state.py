@@ -33,6 +33,8 @@ class FitState:
     converged : bool
     inertia : float
         Sum of squared distances of all rows to their nearest centroid, once the fit has ended.
+    occupied : int
+        Clusters that have rows, once the fit has ended.
     history : list of float
         After each update on all rows: sum of squared distances of the rows to the means of their clusters.
     iterations : list of dict
@@ -48,6 +50,7 @@ class FitState:
     n_iter: int = 0
     converged: bool = False
     inertia: float = math.inf
+    occupied: int = 0
     history: list[float] = field(default_factory=list)
     iterations: list[dict[str, Any]] = field(default_factory=list)
 

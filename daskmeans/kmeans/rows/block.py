@@ -16,6 +16,7 @@ from daskmeans.kernels.gpu.device import Copy
 from daskmeans.kmeans.memory import engine_bytes, note_bytes
 from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.rows.spill import choose_store
+from daskmeans.kmeans.scaling import Moments
 from daskmeans.runtime import gpus
 
 
@@ -75,6 +76,8 @@ class Block:
         Number of the first row, if no numbers were given; :class:`Blocks` sets it.
     rounding : Rounding or None
         Rounding error of the conversion to float32; set by the creator of the block.
+    moments : Moments or None
+        Of the rows before they were scaled; set by the creator of the block.
 
     Examples
     --------
@@ -108,6 +111,7 @@ class Block:
         self.notes: dict[str, Any] = {}
         self.first = 0
         self.rounding: Rounding | None = None
+        self.moments: Moments | None = None
         self._numbers = None if numbers is None else {"numbers": self._store.keep(numbers)}
         self._arrays = {} if away else {"rows": self._store.keep(rows)}
 

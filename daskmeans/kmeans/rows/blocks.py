@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import dask.array as da
 import numpy as np
@@ -26,6 +27,7 @@ from daskmeans.kmeans.rows.worker import (
     select_by_hash,
     take_rows,
 )
+from daskmeans.kmeans.scaling import Moments
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import n_threads, task_key
 
@@ -33,7 +35,8 @@ from daskmeans.runtime.client import n_threads, task_key
 class Blocks:
     """Rows in blocks that stay on the workers (or in this process); a row is identified by its number in the input.
 
-    A block that is lost with its worker is loaded again, without the state that the engine kept beside it.
+    A block that is lost with its worker is loaded again, without the state that the engine kept beside it. A ``with``
+    statement releases all blocks at its end, however it ends.
 
     Attributes
     ----------
@@ -43,6 +46,8 @@ class Blocks:
     n_rows, dimension : int
     roundings : list of Rounding
         Rounding error of each block whose rows came in a wider type than float32.
+    moments : list of Moments
+        Of each block whose rows were scaled to unit length and have few dimensions.
     """
 
     def __init__(self, held: list[Any], budget: MemoryBudget, client: Client | None) -> None:
@@ -52,7 +57,24 @@ class Blocks:
         self.lengths, self._firsts = [0] * len(held), [0] * len(held)
         self.dimension = 0
         self.roundings: list[Rounding] = []
-        self._groups = self._measure_groups(range(len(held)))
+        self.moments: list[Moments] = []
+        with self._release_on_error():
+            self._groups = self._measure_groups(range(len(held)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @contextlib.contextmanager
+    def _release_on_error(self) -> Iterator[None]:
+        """Release the blocks if the ``with`` block fails: a traceback of Ctrl-C that is kept would keep them too."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def on_gpus(self) -> bool:
@@ -150,9 +172,10 @@ class Blocks:
         """Find the lengths of the blocks `members`; return groups of those that have rows."""
         answers = self._run_groups(self._group_by_worker(members), read_shapes, (), "count-rows")
         for group, shapes in answers:
-            for i, (rows, dimension, rounding) in zip(group.members, shapes, strict=True):
+            for i, (rows, dimension, rounding, moments) in zip(group.members, shapes, strict=True):
                 self.lengths[i] = rows
                 self.roundings += [rounding] if rounding else []
+                self.moments += [moments] if moments else []
                 self._check_dimension(i, rows, dimension)
         groups = [BlockGroup(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
         return [group for group in groups if group.members]

@@ -169,6 +169,7 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
     elif isinstance(X, pd.DataFrame):
         X = to_matrix(X[vector_column(X, column)], "the dataframe")
     refuse_masked(X)
+    refuse_sparse(X)
     X = np.asarray(array_to_host(X))
     if X.ndim != 2:
         raise UsageError(
@@ -177,9 +178,10 @@ def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
             remedy="Reshape your data: X.reshape(1, -1) for a single vector",
         )
     if X.dtype.kind not in "fiub":
-        raise UsageError(f"the array holds {X.dtype}", expected="numbers")
+        complex_ = "Complex data not supported: " if X.dtype.kind == "c" else ""
+        raise UsageError(f"{complex_}the array holds {X.dtype}", expected="real numbers")
     if X.shape[1] == 0:
-        raise UsageError(f"Found array with 0 feature(s) (shape={X.shape})", expected="at least one number a row")
+        raise UsageError(f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required for a row")
     return np.ascontiguousarray(X, np.float32)
 
 
@@ -191,6 +193,16 @@ def refuse_masked(X: Any, where: str = "") -> None:
             where=where,
             expected="an array without a mask",
             remedy="leave masked rows out (np.ma.compress_rows), or fill them in (X.filled)",
+        )
+
+
+def refuse_sparse(X: Any) -> None:
+    """Raise UsageError for a sparse matrix, which numpy would take for a single object."""
+    if hasattr(X, "tocsr"):
+        raise UsageError(
+            f"sparse input is not supported ({type(X).__name__})",
+            expected="rows as a dense array",
+            remedy="pass X.toarray(), a part of the rows at a time if need be",
         )
 
 

@@ -26,6 +26,7 @@ from daskmeans.kmeans.rounding import measure_rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import as_matrix, fuse_tasks, is_lazy, join_chunks, list_partitions, prepare_on_device
+from daskmeans.kmeans.scaling import measure_moments
 from daskmeans.runtime import executor, gpus, resources
 from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_per_process
 from daskmeans.runtime.memory import reading_bytes
@@ -133,10 +134,12 @@ class _LoadedBlocks(Blocks):
     ):
         self._read, self._calls = read, calls
         super().__init__(read(calls, "load vectors"), budget, client)
-        if client is not None:
-            self._balance()
-        self._firsts = _start_offsets(self.lengths)
-        if spilled := sum(self.map(_spilled_bytes, name="count-rows")):
+        with self._release_on_error():
+            if client is not None:
+                self._balance()
+            self._firsts = _start_offsets(self.lengths)
+            spilled = sum(self.map(_spilled_bytes, name="count-rows"))
+        if spilled:
             logger.info("%s of vectors are in unnamed files until the fit ends", format_bytes(spilled))
 
     def _balance(self) -> None:
@@ -173,7 +176,9 @@ def _load_block(part: Any, where: str, first: int, options: LoadOptions) -> Bloc
             X = home.take(X, _choose_numbers(len(X), first, options))
     borrowed = options.given and np.may_share_memory(X, part)
     block = Block(X if borrowed else home.copy_view(X), options.budget, borrowed=borrowed, home=home)
-    block.rounding = None if is_cudf(part) else measure_rounding(part)
+    if not is_cudf(part):
+        block.rounding = measure_rounding(part)
+        block.moments = measure_moments(part, X.shape[1]) if options.normalize else None
     return block
 
 

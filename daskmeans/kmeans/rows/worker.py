@@ -14,6 +14,7 @@ from daskmeans import config
 from daskmeans.kernels.hashing import hash_integers, is_sampled, to_uniform
 from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
+from daskmeans.kmeans.scaling import Moments
 
 # Added to the seed of a subset; otherwise a sample of it would be chosen by the same hashes as the subset itself.
 SUBSET_SEED = 0x5B5E7
@@ -70,8 +71,8 @@ def _find_block(key: str) -> Any:
 _known_blocks: WeakValueDictionary[str, Block] = WeakValueDictionary()
 
 
-def read_shapes(group: list[Block]) -> list[tuple[int, int, Rounding | None]]:
-    return [(block.n_rows, block.dimension, block.rounding) for block in group]
+def read_shapes(group: list[Block]) -> list[tuple[int, int, Rounding | None, Moments | None]]:
+    return [(block.n_rows, block.dimension, block.rounding, block.moments) for block in group]
 
 
 def choose_rows(group: list[Block], budget: MemoryBudget, share: float, seed: int) -> Block:
