@@ -160,19 +160,20 @@ def dedup(
 @click.option(
     "--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of near-duplicates."
 )
+@click.option("--apply", metavar="DIR", help="Also write the files of TEST, without the rows that leaked, to DIR.")
 @options.overwrite
 @options.reading()
 @options.cluster
 @options.output
 def leak(
-    train: str, test: str, out: str, threshold: float, overwrite: bool, reading: ReadOptions, cluster: ClusterSettings,
-    output: Output,
+    train: str, test: str, out: str, threshold: float, apply: str | None, overwrite: bool, reading: ReadOptions,
+    cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.steps.leak import leak as find_leaks
 
     with open_session(cluster, output) as client:
-        found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite, client=client)
-    show_facts({"leaks": out} | found.facts, output)
+        found = find_leaks(train, test, out, threshold, reading, apply=apply, overwrite=overwrite, client=client)
+    show_facts({"leaks": out} | ({"clean": apply} if apply else {}) | found.facts, output)
 
 
 @verb(help=VERBS["apply"])

@@ -75,7 +75,7 @@ class RowFilter:
         """Which of the next rows are kept, given their ids."""
         places = self._lookup.find(ids)
         self._reject(ids, np.flatnonzero(places < 0), "no decision")
-        if self._skip:
+        if self._skip and self._lookup.each_once:
             repeated = self._find_repeated(places)
             self._reject(ids, repeated, "duplicate id")
             places[repeated] = -1
