@@ -16,6 +16,7 @@ from daskmeans.duplicates.result import open_decisions
 from daskmeans.kmeans import model
 from daskmeans.kmeans.memory import assign_bytes, fit_bytes
 from daskmeans.pairs.memory import dedup_bytes
+from daskmeans.steps.foreign import describe_folders
 from daskmeans.storage import manifest
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.matrix import is_untyped
@@ -52,7 +53,7 @@ def describe(
     if found is None:
         if path.is_dir() and manifest.peek_manifest(path / "model"):
             return _describe_run(path)
-        return _describe_embeddings(url, id_field, embedding_field, storage_options)
+        return _describe_embeddings(url, id_field, embedding_field, storage_options) | describe_folders(path)
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
     tail = {name: found.get(name) for name in ("settings", "versions")}
     if not found["finished"]:

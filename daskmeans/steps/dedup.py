@@ -11,7 +11,7 @@ import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
+from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, read_ids
 from daskmeans.duplicates.against import Reference, open_reference
 from daskmeans.duplicates.decisions import decide_from_pairs, dedup_inputs, finish_decisions, make_temporary_folder
 from daskmeans.duplicates.ranking import check_ranking_columns
@@ -25,10 +25,12 @@ from daskmeans.pairs.store import PAIRS_FOLDER, find_stored_pairs
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
+from daskmeans.steps.foreign import open_clusters
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import Input, as_list, open_path, refuse_overlap
+from daskmeans.vectors.options import ReadOptions
 
 # Bytes that a decision takes on disk, about.
 DECISION_BYTES = 16
@@ -61,7 +63,8 @@ def dedup(
     Parameters
     ----------
     clusters : path
-        Directory that `assign` wrote, in either layout.
+        Directory that `assign` wrote, in either layout; or directories ``centroid=<i>`` of Parquet that another tool
+        wrote, which are first written beside `out` as `assign` does, with the distances that they lack.
     threshold : float
         Cosine similarity in [0, 1] from which two rows are duplicates. Give this or `eps`.
     eps : float
@@ -151,7 +154,10 @@ def dedup_step(
 ) -> DedupResult:
     """Run :func:`dedup` with its options in one object, and tasks of the sizes in `tuning`."""
     settings = deciding.settings()
-    buckets = open_buckets(open_path(clusters, storage_options))
+    client = current_client(client)
+    target = None if out is None else open_path(out, storage_options)
+    reading = ReadOptions(storage_options=storage_options)
+    buckets = open_clusters(reading.path(clusters), target, reading, overwrite, client)
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
     check_ranking_columns(settings.keep, _ranking_schema(buckets))
@@ -161,11 +167,10 @@ def dedup_step(
     _check_others(buckets, others, settings)
     if append:
         check_append(buckets, others, out)
-    client = current_client(client)
     settings = _choose_search(settings, [buckets, *others])
     if not settings.stores_pairs:
         check_largest_cluster(buckets, client)
-    target = make_temporary_folder() if out is None else open_path(out, storage_options)
+    target = target or make_temporary_folder()
     decisions = [path for each in references for path in each.decisions]
     refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
     if append and is_appended(others[0], buckets, settings, target, client, storage_options):
