@@ -17,6 +17,7 @@ from daskmeans.cli.main import VERBS
 from daskmeans.cli.options import Output, StrictCommand
 from daskmeans.cli.output import hint_apply, show_advice, show_decisions, show_facts
 from daskmeans.cli.session import open_session
+from daskmeans.duplicates.export import EXPORTS
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError
 from daskmeans.kmeans.estimator import KMeans
@@ -130,6 +131,8 @@ def assign(
 @click.option("--against", multiple=True, metavar="CLUSTERS",
               help="Clusters, or decisions, whose kept rows stay; their duplicates are dropped.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then append the kept rows to the clusters given with --against.")
+@click.option("--export", type=click.Choice(EXPORTS),
+              help="Also write the decisions as NeMo Curator stores its own, to OUT-nemo.")  # fmt: skip
 @options.fill_argument("deciding", Deciding, ["random_state"])
 @options.make_flag(ReadOptions, "storage_options")
 @options.overwrite
@@ -137,14 +140,15 @@ def assign(
 @options.output
 def dedup(
     clusters: str, out: str, deciding: Deciding, review: int | None, against: tuple[str, ...], append: bool,
-    storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
+    export: str | None, storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings,
+    output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.report.review import write_review
     from daskmeans.steps.dedup import dedup_step
 
     with open_session(cluster, output) as client:
         result = dedup_step(
-            clusters, deciding, out, against=against, append=append, storage_options=storage_options,
+            clusters, deciding, out, against=against, append=append, export=export, storage_options=storage_options,
             overwrite=overwrite, client=client,
         )  # fmt: skip
         page = {"review": str(write_review(result, review, client=client))} if review else {}

@@ -14,6 +14,7 @@ from upath import UPath
 from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, read_ids
 from daskmeans.duplicates.against import Reference, open_reference
 from daskmeans.duplicates.decisions import decide_from_pairs, dedup_inputs, finish_decisions, make_temporary_folder
+from daskmeans.duplicates.export import check_export, export_decisions
 from daskmeans.duplicates.ranking import check_ranking_columns
 from daskmeans.duplicates.result import DedupResult
 from daskmeans.duplicates.settings import Deciding, DedupSettings, choose_search
@@ -49,6 +50,7 @@ def dedup(
     floor: float | None = None,
     against: Input | Sequence[Input] = (),
     append: bool = False,
+    export: str | None = None,
     random_state: int = 42,
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -101,6 +103,9 @@ def dedup(
         readers see the clusters before or after, never in between. An interrupted call can simply be repeated; a
         finished one does nothing more. This takes exactly one `against`, and `out`. Extended clusters cannot be
         deduplicated again, because rows of the batch were dropped as duplicates of rows that must stay in them.
+    export : {"nemo"}, optional
+        Also write the decisions as another tool stores its own, into the directory beside `out` that has ``-nemo``
+        after its name: ``pairwise_results/`` and ``duplicates/`` of NeMo Curator's semantic deduplication.
     random_state : int, default 42
         Seed of the ranking ``random`` and of the recall sample.
     storage_options : dict, optional
@@ -135,8 +140,8 @@ def dedup(
     """
     deciding = Deciding(threshold, eps, keep, rule, search, probes, floor, random_state)
     return dedup_step(
-        clusters, deciding, out, against=against, append=append, storage_options=storage_options, overwrite=overwrite,
-        client=client,
+        clusters, deciding, out, against=against, append=append, export=export, storage_options=storage_options,
+        overwrite=overwrite, client=client,
     )  # fmt: skip
 
 
@@ -147,6 +152,7 @@ def dedup_step(
     *,
     against: Input | Sequence[Input] = (),
     append: bool = False,
+    export: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -156,6 +162,7 @@ def dedup_step(
     settings = deciding.settings()
     client = current_client(client)
     target = None if out is None else open_path(out, storage_options)
+    exported = check_export(export, target, overwrite) if export else None
     reading = ReadOptions(storage_options=storage_options)
     buckets = open_clusters(reading.path(clusters), target, reading, overwrite, client)
     if not buckets.rows:
@@ -183,6 +190,8 @@ def dedup_step(
         )
     if append:
         extend(others[0], buckets, target, client)
+    if exported:
+        export_decisions(target, exported, overwrite, client)
     return DedupResult(target, buckets.path)
 
 
