@@ -13,6 +13,7 @@ from rich.console import Console
 from daskmeans.buckets.buckets import index_facts
 from daskmeans.cli import options
 from daskmeans.cli.config_file import from_yaml
+from daskmeans.cli.jobs import JobCommand
 from daskmeans.cli.main import VERBS
 from daskmeans.cli.options import Output, StrictCommand
 from daskmeans.cli.output import hint_apply, show_advice, show_decisions, show_facts
@@ -206,7 +207,7 @@ def apply(
     show_facts(made.facts, output)
 
 
-@verb(help=VERBS["run"])
+@click.command(cls=JobCommand, help=VERBS["run"])
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
 @click.option("--out", required=True, help="Directory for the model, the clusters and the decisions.")
 @options.kmeans

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +45,12 @@ def check_export(export: str, out: UPath | None, overwrite: bool) -> UPath:
     return target
 
 
+def export_identity(decisions: UPath) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of an export, and the identity of the decisions that it is made from."""
+    made = manifest.identity_hash(manifest.read_manifest(decisions, "dedup"))
+    return {"format": "nemo"}, {"decisions": str(decisions), "made": made}
+
+
 def export_decisions(decisions: UPath, target: UPath, overwrite: bool, client: Client | None) -> None:
     """Write the decisions in the directory `decisions` into `target`, as NeMo Curator stores its own.
 
@@ -50,9 +58,7 @@ def export_decisions(decisions: UPath, target: UPath, overwrite: bool, client: C
     comes earlier; itself if there is none) and ``cosine_sim_score`` (then 0); ``duplicates/*.parquet`` the ``id`` of
     each row that is dropped, sorted.
     """
-    made = manifest.identity_hash(manifest.read_manifest(decisions, "dedup"))
-    described = {"decisions": str(decisions), "made": made}
-    with open_step(target, "export", {"format": "nemo"}, described, overwrite=overwrite, client=client) as step:
+    with open_step(target, "export", *export_identity(decisions), overwrite=overwrite, client=client) as step:
         for folder in (PAIRS, DUPLICATES):
             (target / folder).mkdir(parents=True, exist_ok=True)
         tasks = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,7 +111,7 @@ def apply(
     client = current_client(client)
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
     decided = _read_decided(folder)
-    id_field = _find_id_field(decided, id_field, folder)
+    id_field = find_id_field(folder, id_field)
     files = find_files(inputs, storage_options)
     if format_of(files[0]) == "npy":
         _check_npy_files(inputs, id_field, storage_options, decided)
@@ -121,7 +122,7 @@ def apply(
     if decided["step"] == "dedup":
         refuse_dropped_references(folder, client, storage_options)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
-    described = {"decisions": str(folder), "files": [str(file) for file in files]}
+    described = apply_inputs(folder, files)
     need = sum(stat_file(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
     with open_step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
         lookup = read_leak_index(folder) if decided["step"] == "leak" else read_decision_index(folder)
@@ -160,8 +161,18 @@ def _read_decided(folder: UPath) -> dict[str, Any]:
     return found | of_test | {"id_field": found["settings"]["id_field"]}
 
 
-def _find_id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
+def apply_inputs(folder: UPath, files: list[UPath]) -> dict[str, Any]:
+    """Identity of what the kept rows are made from: the decisions in `folder`, and the original `files`."""
+    made = manifest.identity_hash(manifest.read_manifest(folder, "dedup", "leak"))
+    stamps = {str(file): stat_file(file) for file in files}
+    given = {name: f"{size} bytes of version {version or 'unknown'}" for name, (size, version) in stamps.items()}
+    fingerprint = manifest.checksum(json.dumps(list(given.items())).encode())
+    return {"decisions": str(folder), "made": made, "fingerprint": fingerprint, "files": given}
+
+
+def find_id_field(folder: UPath, given: str | None) -> str:
     """The column of ids that the decisions in `folder` were made with; if one is `given`, it must be the same."""
+    decided = _read_decided(folder)
     known = decided.get("id_field")
     if known is None:  # an earlier version did not store it; the clusters may still tell
         made = decided["inputs"]

@@ -26,9 +26,9 @@ from daskmeans.pairs.store import PAIRS_FOLDER, find_stored_pairs
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
-from daskmeans.steps.foreign import open_clusters
+from daskmeans.steps.foreign import find_cluster_folders, open_clusters
 from daskmeans.storage import manifest
-from daskmeans.storage.step import open_step
+from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import Input, as_list, open_path, refuse_overlap
 from daskmeans.vectors.options import ReadOptions
@@ -164,7 +164,10 @@ def dedup_step(
     target = None if out is None else open_path(out, storage_options)
     exported = check_export(export, target, overwrite) if export else None
     reading = ReadOptions(storage_options=storage_options)
-    buckets = open_clusters(reading.path(clusters), target, reading, overwrite, client)
+    given = reading.path(clusters)
+    if target is not None and find_cluster_folders(given):  # before they are written once more
+        check_output_free(target, "dedup", overwrite=overwrite)
+    buckets = open_clusters(given, target, reading, overwrite, client)
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
     check_ranking_columns(settings.keep, _ranking_schema(buckets))

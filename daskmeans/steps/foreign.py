@@ -27,7 +27,7 @@ from daskmeans.kernels.sums import add_rows, compute_means, scale_for
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import logger, task_key
 from daskmeans.storage import manifest
-from daskmeans.storage.step import check_output_free, open_step
+from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import format_of, refuse_overlap, translate_read_errors
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.listing import find_files
@@ -79,8 +79,6 @@ def open_clusters(
         return open_buckets(path)
     target = make_temporary_folder() if out is None else out.parent / f"{out.name}-clusters"
     refuse_overlap(target, [path])
-    if out is not None:
-        check_output_free(out, "dedup", overwrite=overwrite)
     source = _open_source(folders, reading, client)
     settings = {
         "layout": "bucketed",
@@ -129,7 +127,7 @@ def _write_clusters(
         need=8 * source.rows * source.dimension,
     ) as step:  # fmt: skip
         labels, means = _find_means(source, client) if missing else (np.empty(0, np.int32), np.empty((0, 0)))
-        own = [np.searchsorted(labels, np.unique(_file_labels(each))) if missing else [] for each in source.partitions]
+        own = [np.flatnonzero(np.isin(labels, _file_labels(each))) for each in source.partitions]
         centers = [(labels[places], means[places]) for places in own]
         frame = dd.from_map(
             _read_clusters, list(source.partitions), centers, reader=source.reader, meta=_make_meta(source),

@@ -133,9 +133,7 @@ def find_leaks(
     tuning: Tuning = DEFAULT,
 ) -> StepResult:
     """Run :func:`leak` with tasks of the sizes in `tuning`."""
-    least = round_to_float32(check_share("--threshold", threshold))
-    if least < LEAST_FLOOR:
-        raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
+    settings = leak_settings(threshold, reading)
     client = current_client(client)
     target = reading.path(out)
     opened = [reading.open(each, client, allow_zero=False) for each in (test, train)]
@@ -149,8 +147,7 @@ def find_leaks(
             expected=f"{sources[1].dimension}, as those of {sources[1].files[0]}",
         )
     _refuse_column_names(opened[0])
-    settings = {"threshold": least} | {key: value for key, value in asdict(reading).items() if key != "storage_options"}
-    inputs = {"test": sources[0].identity(), "train": sources[1].identity()}
+    inputs, least = leak_inputs(sources), settings["threshold"]
     with open_step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
         sources = [each.with_rejects(target / REJECTS_PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
         found, rows = _find_leaks(sources, np.float32(least), client, tuning)
@@ -165,6 +162,19 @@ def find_leaks(
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}
     return StepResult(target, facts)
+
+
+def leak_settings(threshold: float, reading: ReadOptions) -> dict[str, Any]:
+    """Everything that determines leaks, besides the two sets; raises UsageError for a threshold out of its range."""
+    least = round_to_float32(check_share("--threshold", threshold))
+    if least < LEAST_FLOOR:
+        raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
+    return {"threshold": least} | {key: value for key, value in asdict(reading).items() if key != "storage_options"}
+
+
+def leak_inputs(sources: Sequence[Source]) -> dict[str, Any]:
+    """Identity of the test set and the training set."""
+    return {name: source.identity() for name, source in zip(INPUTS, sources, strict=True)}
 
 
 def _find_leaks(
