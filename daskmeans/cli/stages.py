@@ -246,6 +246,7 @@ def _show_stages(out: str, stages: Sequence[Stage], made: Mapping[str, bool], ou
 
 def _summarize(facts: Mapping[str, Any]) -> str:
     words = {"rows": "rows", "n_clusters": "clusters", "kept": "kept", "leaked": "leaked", "rejected": "left out"}
-    shown = [f"{facts[name]:,} {word}" for name, word in words.items() if facts.get(name)]
+    named = [name for name in words if name in facts and (facts[name] or name != "rejected")]
+    shown = [f"{facts[name]:,} {words[name]}" for name in named]
     state = f"{facts['seconds']:.1f} s" if facts["made"] else "done before"
-    return " · ".join([facts["operator"], *shown, state, facts["out"]])
+    return " · ".join([facts["operator"], *shown, state])

@@ -87,11 +87,14 @@ def test_a_job_does_what_its_commands_do_and_nothing_twice(at, monkeypatch) -> N
     (at / "work/kept/_manifest.json").unlink()
     (at / "work/kept/a.parquet").unlink()
     (at / "work/kept").rmdir()
-    third = run(whole_job(), "--json", *LOCAL)
-    assert third.exit_code == 0, third.output
-    made = {name: each["made"] for name, each in json.loads(third.stdout)["stages"].items()}
-    assert made["kept"]
-    assert not made["model"] | made["clusters"] | made["decisions"]
+    third = run(whole_job(), *LOCAL)
+    assert third.exit_code == 2
+    assert "stage 'leaks': " in third.output
+    assert "train: the file a.parquet was" in third.output  # written anew, so what was made of it is old
+    last = run(whole_job(), "--json", "--overwrite", *LOCAL)
+    assert last.exit_code == 0, last.output
+    made = {name: each["made"] for name, each in json.loads(last.stdout)["stages"].items()}
+    assert made == dict.fromkeys(("model", "clusters", "decisions", "kept"), False) | {"leaks": True}
 
 
 def test_a_change_is_told_and_done_with_overwrite(at) -> None:
