@@ -16,6 +16,8 @@ from daskmeans.cli.options import Json
 from daskmeans.errors import NotFoundError, UsageError
 from daskmeans.vectors.files import open_path
 
+# The key of a job whose file lists stages.
+STAGES = "stages"
 SETTINGS = "lines such as `n_clusters: 1000`"
 # Types of values that can be written as one word on a command line.
 WORDS = str | int | float | datetime.date
@@ -72,7 +74,7 @@ def read_settings(file: UPath) -> dict[Any, Any]:
     if not isinstance(found, dict):
         raise UsageError("the file holds no settings", where=str(file), expected=SETTINGS)
     if found:
-        _refuse_repeated(node, f"{file}")
+        _refuse_repeated(node, f"{file}", set())
     return found
 
 
@@ -129,17 +131,23 @@ def _key_of(parameter: click.Parameter) -> str:
     return "input" if parameter.name == "inputs" else str(parameter.name)
 
 
-def _refuse_repeated(node: yaml.Node, where: str) -> None:
-    """Raise UsageError if a key stands twice in a mapping, of which YAML would take the last."""
+def _refuse_repeated(node: yaml.Node, where: str, seen: set[int]) -> None:
+    """Raise UsageError if a key stands twice in a mapping, of which YAML would take the last.
+
+    An alias is the node itself, once more: `seen` has those that were visited, by identity.
+    """
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UsageError(f"the key {twice[0]!r} appears twice", where=where, expected="each setting once")
         for _, value in node.value:
-            _refuse_repeated(value, where)
+            _refuse_repeated(value, where, seen)
     elif isinstance(node, yaml.SequenceNode):
         for each in node.value:
-            _refuse_repeated(each, where)
+            _refuse_repeated(each, where, seen)
 
 
 def _parse_value(value: Any, parameter: click.Parameter, where: str, ctx: click.Context) -> Any:

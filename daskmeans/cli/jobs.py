@@ -7,11 +7,9 @@ from typing import Any
 import click
 import yaml
 
-from daskmeans.cli.config_file import is_yaml
+from daskmeans.cli.config_file import STAGES, is_yaml
 from daskmeans.cli.options import StrictCommand
 from daskmeans.vectors.files import open_path
-
-STAGES = "stages"
 
 
 class JobCommand(StrictCommand):

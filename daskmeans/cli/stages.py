@@ -13,8 +13,7 @@ import click
 from distributed import Client
 
 from daskmeans.cli import options
-from daskmeans.cli.config_file import parse_settings, read_settings, refuse_unknown
-from daskmeans.cli.jobs import STAGES
+from daskmeans.cli.config_file import STAGES, parse_settings, read_settings, refuse_unknown
 from daskmeans.cli.main import VERBS, LazyCommands
 from daskmeans.cli.options import Output, StrictCommand
 from daskmeans.cli.output import show_facts

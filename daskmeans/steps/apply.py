@@ -117,7 +117,7 @@ def apply(
         _check_npy_files(inputs, id_field, storage_options, decided)
     given = as_list(inputs)
     roots = find_directories(inputs, storage_options)
-    refuse_overlap(target, [*roots, *files])
+    refuse_overlap(target, [folder, *roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
     if decided["step"] == "dedup":
         refuse_dropped_references(folder, client, storage_options)

@@ -26,7 +26,7 @@ from daskmeans.pairs.store import PAIRS_FOLDER, find_stored_pairs
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
-from daskmeans.steps.foreign import find_cluster_folders, open_clusters
+from daskmeans.steps.foreign import find_cluster_folders, open_clusters, refuse_foreign_references
 from daskmeans.storage import manifest
 from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.tuning import DEFAULT, Tuning
@@ -172,6 +172,7 @@ def dedup_step(
         raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
     check_ranking_columns(settings.keep, _ranking_schema(buckets))
     _refuse_extended(buckets)
+    refuse_foreign_references([reading.path(each) for each in as_list(against)])
     references = [open_reference(path, storage_options) for path in as_list(against)]
     others = [each.buckets for each in references]
     _check_others(buckets, others, settings)

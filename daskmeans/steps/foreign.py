@@ -6,6 +6,7 @@ What the files lack is worked out: distances are those of the rows, scaled to un
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from upath import UPath
 from daskmeans.buckets.buckets import CENTROID, COSINE, L2, Buckets, open_buckets
 from daskmeans.buckets.external_sort import regroup
 from daskmeans.duplicates.decisions import NOTES, make_temporary_folder
-from daskmeans.errors import DataError
+from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.kernels.backend import CPU
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.sums import add_rows, compute_means, scale_for
@@ -76,6 +77,7 @@ def open_clusters(
     """
     folders = find_cluster_folders(path)
     if not folders:
+        _refuse_parent(path)
         return open_buckets(path)
     target = make_temporary_folder() if out is None else out.parent / f"{out.name}-clusters"
     refuse_overlap(target, [path])
@@ -92,6 +94,32 @@ def open_clusters(
     else:
         _write_clusters(path, source, target, settings, overwrite, client)
     return open_buckets(target)
+
+
+def _refuse_parent(path: UPath) -> None:
+    """Name the directory to give instead of `path` if that holds clusters of another tool one level further down."""
+    with translate_read_errors(path):
+        below = [] if manifest.peek_manifest(path) or not path.is_dir() else sorted(path.iterdir(), key=str)
+    for child in below:
+        if find_cluster_folders(child):
+            raise NotFoundError(
+                "the clusters are not here, but one directory further down",
+                where=str(path),
+                expected="a directory that holds a directory for each cluster",
+                remedy=f"give {child}",
+            )
+
+
+def refuse_foreign_references(paths: Sequence[UPath]) -> None:
+    """Refuse clusters of another tool where rows are compared with clusters that stay as they are."""
+    for path in paths:
+        if find_cluster_folders(path):
+            raise UsageError(
+                "these clusters are of another tool",
+                where=f"--against {path}",
+                expected="the output directory of `daskmeans assign` or `daskmeans dedup`",
+                remedy=f"daskmeans dedup {path} --out OUT, then give OUT to --against",
+            )
 
 
 def _open_source(folders: list[UPath], reading: ReadOptions, client: Client | None) -> Source:

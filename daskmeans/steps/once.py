@@ -7,6 +7,7 @@ from typing import Any
 
 from upath import UPath
 
+from daskmeans.buckets.buckets import Buckets, as_of
 from daskmeans.errors import OutputError
 from daskmeans.runtime.client import logger
 from daskmeans.storage import manifest
@@ -52,3 +53,18 @@ def run_once(
         is_resumable(path, name, settings, inputs, resume, overwrite=overwrite)
     work()
     return True
+
+
+def find_decided_clusters(buckets: Buckets, path: UPath) -> Buckets:
+    """`buckets` as they were when the decisions in `path` were made on them, if rows were only appended since."""
+    found = manifest.peek_manifest(path)
+    before = as_of(buckets, found["inputs"].get("made", "")) if found else None
+    if before is None:
+        return buckets
+    if before.rows < buckets.rows:
+        logger.info(
+            "%s: %s rows were appended since the decisions were made; they stay as they are",
+            buckets.path,
+            f"{buckets.rows - before.rows:,}",
+        )
+    return before  # also after a batch of which no row was kept: it changed the identity of the clusters

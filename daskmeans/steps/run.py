@@ -11,7 +11,7 @@ import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import COSINE, L2, Buckets, as_of, index_facts, open_buckets
+from daskmeans.buckets.buckets import COSINE, L2, index_facts, open_buckets
 from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.ranking import check_ranking_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
@@ -26,7 +26,7 @@ from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.assign import assign_inputs, assign_step, clusters_bytes
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.fit import adopt_fit, fit_settings, fit_step, refuse_misfit, resolve_params
-from daskmeans.steps.once import run_once
+from daskmeans.steps.once import find_decided_clusters, run_once
 from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import diskspace, manifest
 from daskmeans.vectors.files import find_directories, refuse_overlap
@@ -136,7 +136,7 @@ def run_steps(
             check_source(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
         ),
     )  # fmt: skip
-    buckets = _find_decided_clusters(open_buckets(paths["clusters"]), paths["dedup"])
+    buckets = find_decided_clusters(open_buckets(paths["clusters"]), paths["dedup"])
     chosen = choose_search(deciding, n_pairs([buckets]), False)
     decided = run_once(
         paths["dedup"], "dedup", asdict(chosen), dedup_inputs(buckets), overwrite,
@@ -150,21 +150,6 @@ def run_steps(
     result.summary |= {"rejected": assigned["rejected"], "steps": steps} | index_facts(assigned)
     manifest.write_json(root / "summary.json", result.summary)
     return result
-
-
-def _find_decided_clusters(buckets: Buckets, path: UPath) -> Buckets:
-    """`buckets` as they were when the decisions in `path` were made on them, if rows were only appended since."""
-    found = manifest.peek_manifest(path)
-    before = as_of(buckets, found["inputs"].get("made", "")) if found else None
-    if before is None:
-        return buckets
-    if before.rows < buckets.rows:
-        logger.info(
-            "%s: %s rows were appended since the decisions were made; they stay as they are",
-            buckets.path,
-            f"{buckets.rows - before.rows:,}",
-        )
-    return before  # also after a batch of which no row was kept: it changed the identity of the clusters
 
 
 def _read_finished(path: UPath) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from daskmeans.steps.assign import assign_files, assign_inputs
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.embed import embed, embed_settings
 from daskmeans.steps.fit import fit, fit_settings, resolve_params
-from daskmeans.steps.foreign import find_cluster_folders, open_clusters
+from daskmeans.steps.foreign import find_cluster_folders, open_clusters, refuse_foreign_references
 from daskmeans.steps.leak import find_leaks, leak_inputs, leak_settings
+from daskmeans.steps.once import find_decided_clusters
 from daskmeans.steps.settings import Storing
 from daskmeans.storage import manifest
 from daskmeans.storage.step import check_output_free
@@ -178,6 +179,7 @@ def _check_dedup(values: Values, is_made: IsMade) -> None:
     if values["export"]:
         check_export(values["export"], open_path(values["out"], values["storage_options"]), overwrite=True)
     _check_manifest(values, is_made, "clusters", "assign")
+    refuse_foreign_references([open_path(each, values["storage_options"]) for each in values["against"]])
     for each in values["against"]:
         _check_manifest({**values, "against": each}, is_made, "against", "assign", "dedup")
 
@@ -194,7 +196,7 @@ def _plan_dedup(values: Values, client: Client | None) -> Iterator[Planned | Non
         yield None
         work()
     else:
-        buckets = open_buckets(clusters)
+        buckets = find_decided_clusters(open_buckets(clusters), path)
         references = [open_reference(each, options) for each in values["against"]]
         pairs = n_pairs([buckets, *(each.buckets for each in references)])
         settings = asdict(choose_search(deciding.settings(), pairs, bool(references)))

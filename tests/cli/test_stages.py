@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+import daskmeans as dkm
 from daskmeans.cli import stages
 from daskmeans.cli.main import LazyCommands, main
 from daskmeans.steps.stages import OPERATORS
@@ -137,6 +138,33 @@ def test_clusters_of_another_tool_are_an_input(at) -> None:
     again = run(job, "--out", "work", "--json", *LOCAL)
     assert again.exit_code == 0, again.output
     assert (at / "work/decisions-clusters/_manifest.json").exists()
+
+
+def test_rows_that_a_stage_appends_make_no_earlier_one_old(at) -> None:
+    clusters = stage("clusters", "Assign", input="vectors/", model="${model}")
+    batch = stage("batch", "Assign", input="test/", model="${model}")
+    decided = stage("decisions", "SemanticDeduplicator", clusters="${clusters}", threshold=0.98)
+    appended = stage(
+        "new", "SemanticDeduplicator", clusters="${batch}", against=["${clusters}"], append=True, threshold=0.98
+    )
+    write_embeddings(at / "test/a.parquet", X[:30] * -1, [f"new {i}" for i in range(30)])
+    job = {"stages": [FIT, clusters, decided, batch, appended]}
+    rows = []
+    for _ in range(2):
+        done = run(job, "--out", "work", "--json", *LOCAL)
+        assert done.exit_code == 0, done.output
+        rows.append({name: each["rows"] for name, each in json.loads(done.stdout)["stages"].items()})
+        assert dkm.open_buckets("work/clusters").rows == 330
+    assert rows[0] == rows[1]
+
+
+def test_aliases_of_yaml_are_followed_once(at) -> None:
+    job = "stages:\n- {name: a, operator: Fit, params: &p {input: vectors, n_clusters: 3}}\n"
+    job += "- {name: b, operator: Fit, params: {<<: *p, n_clusters: 4}}\n"
+    done = run(job, "--out", "work", "--json", *LOCAL)
+    assert done.exit_code == 0, done.output
+    lists = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    assert run(f"a0: &a0 [x, x]\n{lists}stages: *a39\n", "--out", "work").exit_code == 2
 
 
 FIT = stage("model", "Fit", input="vectors/", n_clusters=5)

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 import daskmeans as dkm
 from daskmeans.cli.main import main
-from daskmeans.errors import DataError, OutputError, UsageError
+from daskmeans.errors import DataError, NotFoundError, OutputError, UsageError
 from daskmeans.planner.describe import describe
-from helpers import blobs, parquet_below
+from helpers import blobs, parquet_below, write_embeddings
 
 K = 5
 X = blobs(400, copies=20)
@@ -143,4 +143,17 @@ def test_what_cannot_be_clusters_is_named(tmp_path) -> None:
         pq.write_table(pq.ParquetFile(file).read().rename_columns(["key", "embeddings"]), file)
     with pytest.raises(UsageError, match="no column 'id'"):
         dkm.dedup(renamed, 0.9, out=tmp_path / "out")
+    with pytest.raises(NotFoundError, match=f"remedy: give .*{given.name}"):
+        dkm.dedup(tmp_path, 0.9, out=tmp_path.parent / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_rows_cannot_be_compared_with_them_but_with_what_is_made_of_them(tmp_path) -> None:
+    given = write_clusters(tmp_path / "kmeans")
+    batch = write_embeddings(tmp_path / "batch.parquet", X[:20], list(range(1000, 1020)))
+    dkm.fit(batch, dkm.KMeans(2), tmp_path / "model")
+    dkm.assign(batch, tmp_path / "model", tmp_path / "batch")
+    with pytest.raises(UsageError, match=r"--against .*: these clusters are of another tool"):
+        dkm.dedup(tmp_path / "batch", 0.98, against=given, out=tmp_path / "out")
+    dkm.dedup(given, 0.98, out=tmp_path / "old")
+    assert dkm.dedup(tmp_path / "batch", 0.98, against=tmp_path / "old").summary["kept"] == 0
