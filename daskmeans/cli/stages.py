@@ -14,7 +14,7 @@ from distributed import Client
 
 from daskmeans.cli import options
 from daskmeans.cli.config_file import STAGES, parse_settings, read_settings, refuse_unknown
-from daskmeans.cli.main import VERBS, LazyCommands
+from daskmeans.cli.main import LazyCommands
 from daskmeans.cli.options import Output, StrictCommand
 from daskmeans.cli.output import show_facts
 from daskmeans.cli.session import open_session
@@ -59,7 +59,7 @@ def _read_job(ctx: click.Context, param: click.Parameter, job: str) -> tuple[str
     return job, stages
 
 
-@click.command(cls=StrictCommand, help=VERBS["run"])
+@click.command("run", cls=StrictCommand, help="Do the stages of a job that are not done yet, one after the other.")
 @click.argument("job", callback=_read_job, is_eager=True)
 @click.option("--out", required=True, help="Directory for the outputs of the stages, each in a directory of its name.")
 @options.overwrite
