@@ -13,10 +13,12 @@ from rich.console import Console
 from daskmeans.buckets.buckets import index_facts
 from daskmeans.cli import options
 from daskmeans.cli.config_file import from_yaml
+from daskmeans.cli.jobs import JobCommand
 from daskmeans.cli.main import VERBS
 from daskmeans.cli.options import Output, StrictCommand
 from daskmeans.cli.output import hint_apply, show_advice, show_decisions, show_facts
 from daskmeans.cli.session import open_session
+from daskmeans.duplicates.export import EXPORTS
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError
 from daskmeans.kmeans.estimator import KMeans
@@ -131,6 +133,8 @@ def assign(
 @click.option("--against", multiple=True, metavar="CLUSTERS",
               help="Clusters, or decisions, whose kept rows stay; their duplicates are dropped.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then append the kept rows to the clusters given with --against.")
+@click.option("--export", type=click.Choice(EXPORTS),
+              help="Also write the decisions as NeMo Curator stores its own, to OUT-nemo.")  # fmt: skip
 @options.fill_argument("deciding", Deciding, ["random_state"])
 @options.make_flag(ReadOptions, "storage_options")
 @options.overwrite
@@ -138,14 +142,15 @@ def assign(
 @options.output
 def dedup(
     clusters: str, out: str, deciding: Deciding, review: int | None, against: tuple[str, ...], append: bool,
-    storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
+    export: str | None, storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings,
+    output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.report.review import write_review
     from daskmeans.steps.dedup import dedup_step
 
     with open_session(cluster, output) as client:
         result = dedup_step(
-            clusters, deciding, out, against=against, append=append, storage_options=storage_options,
+            clusters, deciding, out, against=against, append=append, export=export, storage_options=storage_options,
             overwrite=overwrite, client=client,
         )  # fmt: skip
         page = {"review": str(write_review(result, review, client=client))} if review else {}
@@ -161,19 +166,20 @@ def dedup(
 @click.option(
     "--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of near-duplicates."
 )
+@click.option("--apply", metavar="DIR", help="Also write the files of TEST, without the rows that leaked, to DIR.")
 @options.overwrite
 @options.reading()
 @options.cluster
 @options.output
 def leak(
-    train: str, test: str, out: str, threshold: float, overwrite: bool, reading: ReadOptions, cluster: ClusterSettings,
-    output: Output,
+    train: str, test: str, out: str, threshold: float, apply: str | None, overwrite: bool, reading: ReadOptions,
+    cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.steps.leak import leak as find_leaks
 
     with open_session(cluster, output) as client:
-        found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite, client=client)
-    show_facts({"leaks": out} | found.facts, output)
+        found = find_leaks(train, test, out, threshold, reading, apply=apply, overwrite=overwrite, client=client)
+    show_facts({"leaks": out} | ({"clean": apply} if apply else {}) | found.facts, output)
 
 
 @verb(help=VERBS["apply"])
@@ -203,7 +209,7 @@ def apply(
     show_facts(made.facts, output)
 
 
-@verb(help=VERBS["run"])
+@click.command(cls=JobCommand, help=VERBS["run"])
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
 @click.option("--out", required=True, help="Directory for the model, the clusters and the decisions.")
 @options.kmeans

@@ -56,11 +56,16 @@ class StrictCommand(click.Command):
     """A command that refuses a flag that would have no effect."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        for each in find_given(ctx):
-            if isinstance(each, Flag) and each.need and each.is_idle(ctx.params):
-                remedy = "leave it out, or give the expected flag too"
-                raise UsageError("it has no effect here", where=each.opts[0], expected=each.need.says, remedy=remedy)
+        refuse_idle(ctx)
         return super().invoke(ctx)
+
+
+def refuse_idle(ctx: click.Context) -> None:
+    """Raise UsageError for a given flag that would have no effect with the values of the others."""
+    for each in find_given(ctx):
+        if isinstance(each, Flag) and each.need and each.is_idle(ctx.params):
+            remedy = "leave it out, or give the expected flag too"
+            raise UsageError("it has no effect here", where=each.opts[0], expected=each.need.says, remedy=remedy)
 
 
 def find_given(ctx: click.Context) -> list[click.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,8 @@ class DecisionIndex:
     ids: pa.Array
     keep: np.ndarray
     """bool, shape (n,)"""
+    each_once: ClassVar[bool] = True
+    """Whether each decision is on one row only."""
 
     @property
     def nbytes(self) -> int:

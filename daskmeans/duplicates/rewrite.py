@@ -100,7 +100,7 @@ class RowFilter:
                 ids.validate(full=True)  # files may hold bytes that are not UTF-8
         places = self._lookup.find(ids)
         self._reject(ids, np.flatnonzero(places < 0), "no decision")
-        if self._skip:
+        if self._skip and self._lookup.each_once:
             repeated = self._find_repeated(places)
             self._reject(ids, repeated, "duplicate id")
             places[repeated] = -1

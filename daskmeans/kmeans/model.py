@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from daskmeans.errors import DataError, NotFoundError
+from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.storage import manifest
 from daskmeans.vectors import npy
 
 CENTROIDS = "centroids.npy"
 MODEL = "model.json"
+# Suffixes of files that run code when they are loaded, with the Python that makes an array of their centroids.
+PICKLES = {
+    ".pkl": "pickle.load(open({name!r}, 'rb')).cluster_centers_",
+    ".pickle": "pickle.load(open({name!r}, 'rb')).cluster_centers_",
+    ".joblib": "joblib.load({name!r}).cluster_centers_",
+    ".pt": "torch.load({name!r}).numpy()",
+    ".pth": "torch.load({name!r}).numpy()",
+}
 
 
 def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> dict[str, Any]:
@@ -31,9 +39,12 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
     ------
     NotFoundError, OutputError
         `path` is not a model directory, or an unfinished one.
+    UsageError
+        It is a pickle.
     DataError
         A file of the model is damaged.
     """
+    refuse_pickle(path)
     made = manifest.read_manifest(path, "fit")
     facts = json.loads(manifest.read_verified(path, MODEL, made))
     centroids = _parse_matrix(manifest.read_verified(path, CENTROIDS, made), path / CENTROIDS)
@@ -48,13 +59,36 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def read_centroids(path: UPath) -> np.ndarray:
-    """Return the array in the ``.npy`` file `path`, as float32."""
+    """Return the array in the ``.npy`` file `path`, as float32; a pickle is refused."""
+    refuse_pickle(path)
     try:
         return _parse_matrix(path.read_bytes(), path)
     except (FileNotFoundError, IsADirectoryError):
         raise NotFoundError("no such file", where=str(path), expected="a .npy file of centroids") from None
     except OSError as error:
         raise DataError(f"the file cannot be read ({error})", where=str(path), remedy="fit the model again") from None
+
+
+def refuse_pickle(path: UPath) -> None:
+    """Raise UsageError if the name of `path` is that of a pickle, in which other libraries store models.
+
+    Examples
+    --------
+    >>> refuse_pickle(UPath("/models/km.joblib"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    daskmeans.errors.UsageError: /models/km.joblib: a pickle can run any code when it is loaded, so it is not loaded
+      ...
+    """
+    if (loading := PICKLES.get(path.suffix.lower())) is None:
+        return
+    package, array = loading.partition(".")[0], loading.format(name=path.name)
+    raise UsageError(
+        "a pickle can run any code when it is loaded, so it is not loaded",
+        where=str(path),
+        expected="a model directory, or centroids in a .npy file for --init",
+        remedy=f"python -c \"import {package}, numpy; numpy.save('centroids.npy', {array})\" where you trust the file, "
+        f"then daskmeans fit INPUT --model MODEL --n-clusters K --init centroids.npy --max-iter 0",
+    )
 
 
 def _parse_matrix(content: bytes, path: UPath) -> np.ndarray:

@@ -16,6 +16,7 @@ from daskmeans.duplicates.result import open_decisions
 from daskmeans.kmeans import model
 from daskmeans.kmeans.memory import assign_bytes, fit_bytes
 from daskmeans.pairs.memory import dedup_bytes
+from daskmeans.steps.foreign import describe_folders
 from daskmeans.storage import manifest
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.matrix import is_untyped
@@ -57,7 +58,7 @@ def describe(
             open_source(
                 url, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options, format=format
             )
-        )
+        ) | describe_folders(path)
     head = {"kind": f"output of `daskmeans {found['step']}`", "complete": found["finished"]}
     tail = {name: found.get(name) for name in ("settings", "versions")}
     if not found["finished"]:

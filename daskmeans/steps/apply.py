@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans.duplicates.against import refuse_dropped_references
+from daskmeans.duplicates.leaks import read_leak_index
 from daskmeans.duplicates.lookup import DecisionIndex, read_decision_index
 from daskmeans.duplicates.memory import check_apply
 from daskmeans.duplicates.rewrite import RewriteResult, rewrite_file
@@ -33,7 +35,6 @@ from daskmeans.vectors.files import (
     find_directories,
     join_inside,
     open_path,
-    public_name,
     refuse_overlap,
     stat_file,
 )
@@ -68,7 +69,7 @@ def apply(
     Parameters
     ----------
     decisions : path
-        Directory that `dedup` wrote.
+        Directory that `dedup` or `leak` wrote. With leaks, the rows of the test set that did not leak are kept.
     inputs : path or sequence of paths
         The files that the rows came from: a file, a directory, a glob or a list of these.
     out : path
@@ -98,8 +99,8 @@ def apply(
     UsageError
         `id_field` is not the column that the decisions were made with.
     DataError
-        A row has no decision, or a decision no row. Or rows were dropped as duplicates of rows in other clusters that
-        have been dropped themselves since.
+        A row has no decision, or a decision no row. With leaks, the files are not the test set. Or rows were dropped as
+        duplicates of rows in other clusters that have been dropped themselves since.
     OutputError
         `out` holds something else, or is inside an input.
     MemoryForecastError
@@ -121,8 +122,8 @@ def apply(
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
     client = current_client(client)
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
-    decided = manifest.read_manifest(folder, "dedup")
-    id_field = _find_id_field(decided, id_field, folder)
+    decided = _read_decided(folder)
+    id_field = find_id_field(folder, id_field)
     files = find_files(inputs, storage_options, format)
     format = format_of(files[0], format)
     id_from = decided.get("id_from", FIELD)
@@ -132,14 +133,15 @@ def apply(
         _check_same_files(inputs, id_field, id_from, storage_options, format, decided)
     given = as_list(inputs)
     roots = find_directories(inputs, storage_options)
-    refuse_overlap(target, [*roots, *files])
+    refuse_overlap(target, [folder, *roots, *files])
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
-    refuse_dropped_references(folder, client, storage_options)
+    if decided["step"] == "dedup":
+        refuse_dropped_references(folder, client, storage_options)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
-    described = {"decisions": str(folder), "files": [public_name(file) for file in files]}
+    described = apply_inputs(folder, files)
     need = sum(stat_file(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
     with open_step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
-        lookup = read_decision_index(folder)
+        lookup = read_leak_index(folder) if decided["step"] == "leak" else read_decision_index(folder)
         free_bytes = check_apply(lookup.nbytes, str(folder), client)
         done = _rewrite_files(
             files,
@@ -153,20 +155,42 @@ def apply(
             client,
         )
         rejects = pa.concat_tables([one.rejects for one in done])
-        if on_bad_row == "error":
-            _check_all_used(lookup, done, ", ".join(str(one) for one in given))
-        elif len(rejects):
-            write_rejects(rejects, target, "apply", sum(one.rows for one in done))
         rows, kept = sum(one.rows for one in done), sum(one.kept for one in done)
-        removed = sum(one.removed for one in done)
+        removed, where = sum(one.removed for one in done), ", ".join(str(one) for one in given)
+        if decided["step"] == "leak":
+            _check_test_set(rows - len(rejects), removed, decided, where)
+        elif on_bad_row == "error":
+            _check_all_used(lookup, done, where)
+        if len(rejects):
+            write_rejects(rejects, target, "apply", rows)
         manifest.check_row_counts("apply", rows, kept=kept, removed=removed, rejected=len(rejects))
         summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
         step.facts |= {"counts": summary}
     return StepResult(target, summary)
 
 
-def _find_id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:
+def _read_decided(folder: UPath) -> dict[str, Any]:
+    """The manifest of the decisions in `folder`; that of leaks has the same entries, of the test set."""
+    found = manifest.read_manifest(folder, "dedup", "leak")
+    if found["step"] == "dedup":
+        return found
+    rows, leaked = found["counts"]["test"], found["counts"]["leaked"]
+    of_test = {"rows": rows, "kept": rows - leaked, "removed": leaked, "inputs": found["inputs"]["test"]}
+    return found | of_test | {"id_field": found["settings"]["id_field"]}
+
+
+def apply_inputs(folder: UPath, files: list[UPath]) -> dict[str, Any]:
+    """Identity of what the kept rows are made from: the decisions in `folder`, and the original `files`."""
+    made = manifest.identity_hash(manifest.read_manifest(folder, "dedup", "leak"))
+    stamps = {str(file): stat_file(file) for file in files}
+    given = {name: f"{size} bytes of version {version or 'unknown'}" for name, (size, version) in stamps.items()}
+    fingerprint = manifest.checksum(json.dumps(list(given.items())).encode())
+    return {"decisions": str(folder), "made": made, "fingerprint": fingerprint, "files": given}
+
+
+def find_id_field(folder: UPath, given: str | None) -> str:
     """The column of ids that the decisions in `folder` were made with; if one is `given`, it must be the same."""
+    decided = _read_decided(folder)
     known = decided.get("id_field")
     if known is None:  # an earlier version did not store it; the clusters may still tell
         made = decided["inputs"]
@@ -259,6 +283,17 @@ def _find_repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:
     later = np.ones(len(places), bool)
     later[np.unique(places, return_index=True)[1]] = False  # files come in order, so the first is the earliest
     return {int(i): places[later & (files == i)] for i in np.unique(files[later])}
+
+
+def _check_test_set(compared: int, removed: int, decided: dict[str, Any], where: str) -> None:
+    """Make sure that the rows are those of the test set: as many, and each leak is one row."""
+    if (compared, removed) != (decided["rows"], decided["removed"]):
+        raise DataError(
+            f"{compared:,} rows, {removed:,} of which have the id of a leaked row",
+            where=where,
+            expected=f"the test set of {decided['rows']:,} rows, {decided['removed']:,} of which leaked",
+            remedy="pass the files of the test set and no others; no id may occur twice in them",
+        )
 
 
 def _check_all_used(lookup: DecisionIndex, done: list[RewriteResult], where: str) -> None:

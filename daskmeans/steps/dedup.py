@@ -11,9 +11,10 @@ import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
+from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, read_ids
 from daskmeans.duplicates.against import Reference, open_reference
 from daskmeans.duplicates.decisions import decide_from_pairs, dedup_inputs, finish_decisions, make_temporary_folder
+from daskmeans.duplicates.export import check_export, export_decisions
 from daskmeans.duplicates.ranking import check_ranking_columns
 from daskmeans.duplicates.result import DedupResult
 from daskmeans.duplicates.settings import Deciding, DedupSettings, choose_search
@@ -25,11 +26,13 @@ from daskmeans.pairs.store import PAIRS_FOLDER, find_stored_pairs
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
+from daskmeans.steps.foreign import find_cluster_folders, open_clusters, refuse_foreign_references
 from daskmeans.storage import manifest
-from daskmeans.storage.step import open_step
+from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import Input, as_list, open_path, refuse_overlap
 from daskmeans.vectors.id_types import quote_id, wide_type
+from daskmeans.vectors.options import ReadOptions
 
 # Bytes that a decision takes on disk, about.
 DECISION_BYTES = 16
@@ -48,6 +51,7 @@ def dedup(
     floor: float | None = None,
     against: Input | Sequence[Input] = (),
     append: bool = False,
+    export: str | None = None,
     random_state: int = 42,
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -62,7 +66,8 @@ def dedup(
     Parameters
     ----------
     clusters : path
-        Directory that `assign` wrote, in either layout.
+        Directory that `assign` wrote, in either layout; or directories ``centroid=<i>`` of Parquet that another tool
+        wrote, which are first written beside `out` as `assign` does, with the distances that they lack.
     threshold : float
         Cosine similarity in [0, 1] from which two rows are duplicates. Give this or `eps`.
     eps : float
@@ -99,6 +104,9 @@ def dedup(
         readers see the clusters before or after, never in between. An interrupted call can simply be repeated; a
         finished one does nothing more. This takes exactly one `against`, and `out`. Extended clusters cannot be
         deduplicated again, because rows of the batch were dropped as duplicates of rows that must stay in them.
+    export : {"nemo"}, optional
+        Also write the decisions as another tool stores its own, into the directory beside `out` that has ``-nemo``
+        after its name: ``pairwise_results/`` and ``duplicates/`` of NeMo Curator's semantic deduplication.
     random_state : int, default 42
         Seed of the ranking ``random`` and of the recall sample.
     storage_options : dict, optional
@@ -133,8 +141,8 @@ def dedup(
     """
     deciding = Deciding(threshold, eps, keep, rule, search, probes, floor, random_state)
     return dedup_step(
-        clusters, deciding, out, against=against, append=append, storage_options=storage_options, overwrite=overwrite,
-        client=client,
+        clusters, deciding, out, against=against, append=append, export=export, storage_options=storage_options,
+        overwrite=overwrite, client=client,
     )  # fmt: skip
 
 
@@ -145,6 +153,7 @@ def dedup_step(
     *,
     against: Input | Sequence[Input] = (),
     append: bool = False,
+    export: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     client: Client | None = None,
@@ -152,21 +161,28 @@ def dedup_step(
 ) -> DedupResult:
     """Run :func:`dedup` with its options in one object, and tasks of the sizes in `tuning`."""
     settings = deciding.settings()
-    buckets = open_buckets(open_path(clusters, storage_options))
+    client = current_client(client)
+    target = None if out is None else open_path(out, storage_options)
+    exported = check_export(export, target, overwrite) if export else None
+    reading = ReadOptions(storage_options=storage_options)
+    given = reading.path(clusters)
+    if target is not None and find_cluster_folders(given):  # before they are written once more
+        check_output_free(target, "dedup", overwrite=overwrite)
+    buckets = open_clusters(given, target, reading, overwrite, client)
     if not buckets.rows:
         raise UsageError("the clusters hold no rows", where=str(buckets.path), remedy="assign some rows first")
     check_ranking_columns(settings.keep, _ranking_schema(buckets))
     _refuse_extended(buckets)
+    refuse_foreign_references([reading.path(each) for each in as_list(against)])
     references = [open_reference(path, storage_options) for path in as_list(against)]
     others = [each.buckets for each in references]
     _check_others(buckets, others, settings)
     if append:
         check_append(buckets, others, out)
-    client = current_client(client)
     settings = _choose_search(settings, [buckets, *others])
     if not settings.stores_pairs:
         check_largest_cluster(buckets, client)
-    target = make_temporary_folder() if out is None else open_path(out, storage_options)
+    target = target or make_temporary_folder()
     decisions = [path for each in references for path in each.decisions]
     refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
     if append and is_appended(others[0], buckets, settings, target, client, storage_options):
@@ -179,6 +195,8 @@ def dedup_step(
         )
     if append:
         extend(others[0], buckets, target, client)
+    if exported:
+        export_decisions(target, exported, overwrite, client)
     return DedupResult(target, buckets.path)
 
 

@@ -116,14 +116,7 @@ def embed(
     refuse_overlap(target, [*find_directories(inputs, storage_options), *source.files])
     check_output_free(target, "embed", overwrite=overwrite)
     source = check_ids(source, on_bad_row, client)
-    settings = {
-        "text_field": text_field,
-        "id_field": id_field,
-        "metadata_fields": list(source.metadata_fields),
-        "encoder": encoder,
-        "dtype": dtype,
-        "on_bad_row": on_bad_row,
-    } | id_settings(id_from)
+    settings = embed_settings(source, encoder, dtype, on_bad_row)
     need = source.rows * chosen.dimension * np.dtype(dtype).itemsize
     with open_step(target, "embed", settings, source.identity(), overwrite=overwrite, need=need, client=client) as step:
         rows = _encode(source, chosen, dtype, target, client)
@@ -139,6 +132,18 @@ def embed(
             "files": source.n_partitions,
         }
     return StepResult(target, step.facts)
+
+
+def embed_settings(source: Source, encoder: str, dtype: str, on_bad_row: str) -> dict[str, Any]:
+    """Everything that determines the embeddings, besides the rows of `source`."""
+    return {
+        "text_field": source.text_field,
+        "id_field": source.id_field,
+        "metadata_fields": list(source.metadata_fields),
+        "encoder": encoder,
+        "dtype": dtype,
+        "on_bad_row": on_bad_row,
+    } | id_settings(source.id_from)
 
 
 def _encode(source: Source, encoder: Encoder, dtype: str, target: UPath, client: Client | None) -> int:

@@ -15,6 +15,7 @@ from dask import delayed
 from distributed import Client
 from upath import UPath
 
+from daskmeans.duplicates.leaks import LEAKS_FILE
 from daskmeans.duplicates.settings import check_share, round_to_float32
 from daskmeans.errors import UsageError
 from daskmeans.kernels.all_pairs import find_directions, n_sample_rows
@@ -27,9 +28,10 @@ from daskmeans.pairs.settings import LEAST_FLOOR
 from daskmeans.pairs.store import SimilarPairs
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client, task_key
+from daskmeans.steps.apply import apply as apply_decisions
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.result import StepResult
-from daskmeans.storage.step import open_step
+from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import find_directories, refuse_overlap
 from daskmeans.vectors.id_types import wide_type
@@ -40,7 +42,6 @@ from daskmeans.vectors.reader import Reader
 from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
 from daskmeans.vectors.source import Source
 
-LEAKS_FILE = "leaks.parquet"
 LEAK_COLUMNS = ("id", "twin_id", "score", "exact", "twins")
 # The inputs, in the order of the search.
 INPUTS = ("test", "train")
@@ -57,10 +58,11 @@ def leak(
     threshold: float,
     reading: ReadOptions = DEFAULTS,
     *,
+    apply: str | UPath | None = None,
     overwrite: bool = False,
     client: Client | None = None,
 ) -> StepResult:
-    """Find the rows of `test` that have a near-duplicate in `train`. All pairs are compared; no row is dropped.
+    """Find the rows of `test` that have a near-duplicate in `train`. All pairs are compared.
 
     Parameters
     ----------
@@ -77,6 +79,9 @@ def leak(
         Cosine similarity in [0.5, 1] from which two rows are near-duplicates.
     reading : ReadOptions
         How both inputs are read.
+    apply : path, optional
+        Directory to make for the files of `test` without the rows that leaked, as :func:`apply` writes them. Default:
+        no row is dropped.
     overwrite : bool, default False
     client : distributed.Client, optional
 
@@ -85,13 +90,14 @@ def leak(
     StepResult
         A mapping: ``train`` and ``test`` (rows of each that were compared), ``rejected`` (rows that were left out),
         ``leaked`` (rows of `test` with a near-duplicate), ``exact`` (how many of these are copies) and ``threshold``.
+        With `apply` also ``kept``: rows of `test` that were written.
 
     Raises
     ------
     UsageError
         The threshold is out of range, the vectors have different dimensions, or two columns would have the same name.
     DataError
-        A row cannot be used.
+        A row cannot be used; with `apply`, an id of `test` occurs twice.
 
     Examples
     --------
@@ -103,7 +109,18 @@ def leak(
     >>> leak(f"{folder}/train.jsonl", f"{folder}/test.jsonl", f"{folder}/out", 0.9, overwrite=True)["leaked"]
     1
     """
-    return find_leaks(train, test, out, threshold, reading, overwrite, client)
+    target, clean = reading.path(out), None if apply is None else reading.path(apply)
+    if clean is not None:
+        refuse_overlap(clean, [target, *find_directories(test, reading.storage_options)])
+        check_output_free(clean, "apply", overwrite=overwrite)
+    found = find_leaks(train, test, target, threshold, reading, overwrite, client)
+    if clean is None:
+        return found
+    made = apply_decisions(
+        target, test, clean, storage_options=reading.storage_options, on_bad_row=reading.on_bad_row,
+        overwrite=overwrite, client=client,
+    )  # fmt: skip
+    return StepResult(target, found.facts | {"kept": made["kept"]})
 
 
 def find_leaks(
@@ -117,9 +134,7 @@ def find_leaks(
     tuning: Tuning = DEFAULT,
 ) -> StepResult:
     """Run :func:`leak` with tasks of the sizes in `tuning`."""
-    least = round_to_float32(check_share("--threshold", threshold))
-    if least < LEAST_FLOOR:
-        raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
+    settings = leak_settings(threshold, reading)
     client = current_client(client)
     target = reading.path(out)
     opened = [reading.open(each, client, allow_zero=False) for each in (test, train)]
@@ -133,8 +148,7 @@ def find_leaks(
             expected=f"{sources[1].dimension}, as those of {sources[1].files[0]}",
         )
     _refuse_column_names(opened[0])
-    settings = {"threshold": least} | {key: value for key, value in asdict(reading).items() if key != "storage_options"}
-    inputs = {"test": sources[0].identity(), "train": sources[1].identity()}
+    inputs, least = leak_inputs(sources), settings["threshold"]
     with open_step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
         sources = [each.with_rejects(target / REJECTS_PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
         found, rows = _find_leaks(sources, np.float32(least), client, tuning)
@@ -149,6 +163,19 @@ def find_leaks(
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
         step.facts |= {"counts": facts}
     return StepResult(target, facts)
+
+
+def leak_settings(threshold: float, reading: ReadOptions) -> dict[str, Any]:
+    """Everything that determines leaks, besides the two sets; raises UsageError for a threshold out of its range."""
+    least = round_to_float32(check_share("--threshold", threshold))
+    if least < LEAST_FLOOR:
+        raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
+    return {"threshold": least} | {key: value for key, value in asdict(reading).items() if key != "storage_options"}
+
+
+def leak_inputs(sources: Sequence[Source]) -> dict[str, Any]:
+    """Identity of the test set and the training set."""
+    return {name: source.identity() for name, source in zip(INPUTS, sources, strict=True)}
 
 
 def _find_leaks(
@@ -260,7 +287,10 @@ def _sample_row_block(reader: Any, block: RowBlock) -> np.ndarray:
 def _compare_row_blocks(cache: RowBlockCache, work: Task, threshold: np.float32) -> tuple[pa.Table, dict[int, int]]:
     """Find the rows of a block that have a near-duplicate in the other blocks of a task; count the rows of each."""
     one = cache.get(work.row)
-    best, rows = _select_best(_to_leaks_table(one, one, SimilarPairs.none())), {work.row: len(one.ids)}
+    none = _to_leaks_table(
+        one, cache.get(work.columns[0]), SimilarPairs.none()
+    )  # ids of the two sets may differ in type
+    best, rows = _select_best(none), {work.row: len(one.ids)}
     for i in work.columns:
         other = cache.get(i)  # one at a time: there is memory for two blocks
         rows[i] = len(other.ids)

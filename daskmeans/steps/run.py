@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import COSINE, L2, Buckets, as_of, index_facts, open_buckets
+from daskmeans.buckets.buckets import COSINE, L2, index_facts, open_buckets
 from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.ranking import check_ranking_columns
 from daskmeans.duplicates.result import DedupResult, open_decisions
@@ -26,9 +26,9 @@ from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.assign import assign_inputs, assign_step, clusters_bytes
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.fit import adopt_fit, fit_settings, fit_step, refuse_misfit, resolve_params
+from daskmeans.steps.once import find_decided_clusters, run_once
 from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import diskspace, manifest
-from daskmeans.storage.step import is_resumable, remove_leftovers
 from daskmeans.vectors.files import find_directories, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
@@ -124,21 +124,21 @@ def run_steps(
     def check_source() -> Source:  # before the fit, so that a duplicate id does not cost one
         return check_ids(source, reading.on_bad_row, client)
 
-    fitted = _run_once(
+    fitted = run_once(
         paths["model"], "fit", fit_settings(resolved, reading), source.identity(), overwrite,
         lambda: fit_step(check_source(), paths["model"], resolved, reading, overwrite, client),
         resume=CHECKPOINTS,
     )  # fmt: skip
     adopt_fit(model, resolved if resolved.__sklearn_is_fitted__() else KMeans.load(paths["model"]))
-    stored = _run_once(
+    stored = run_once(
         paths["clusters"], "assign", assigning, assign_inputs(source, paths["model"]), overwrite,
         lambda: assign_step(
             check_source(), KMeans.load(paths["model"]), paths["model"], paths["clusters"], assigning, overwrite, client
         ),
     )  # fmt: skip
-    buckets = _find_decided_clusters(open_buckets(paths["clusters"]), paths["dedup"])
+    buckets = find_decided_clusters(open_buckets(paths["clusters"]), paths["dedup"])
     chosen = choose_search(deciding, n_pairs([buckets]), False)
-    decided = _run_once(
+    decided = run_once(
         paths["dedup"], "dedup", asdict(chosen), dedup_inputs(buckets), overwrite,
         lambda: dedup_step(paths["clusters"], asked, paths["dedup"], overwrite=overwrite, client=client),
     )  # fmt: skip
@@ -152,51 +152,8 @@ def run_steps(
     return result
 
 
-def _find_decided_clusters(buckets: Buckets, path: UPath) -> Buckets:
-    """`buckets` as they were when the decisions in `path` were made on them, if rows were only appended since."""
-    found = manifest.peek_manifest(path)
-    before = as_of(buckets, found["inputs"].get("made", "")) if found else None
-    if before is None:
-        return buckets
-    if before.rows < buckets.rows:
-        logger.info(
-            "%s: %s rows were appended since the decisions were made; they stay as they are",
-            buckets.path,
-            f"{buckets.rows - before.rows:,}",
-        )
-    return before  # also after a batch of which no row was kept: it changed the identity of the clusters
-
-
 def _read_finished(path: UPath) -> dict[str, Any]:
     return manifest.read_manifest(path, "fit", "assign", "dedup")
-
-
-def _run_once(
-    path: UPath,
-    name: str,
-    settings: dict[str, Any],
-    inputs: dict[str, Any],
-    overwrite: bool,
-    work: Callable[[], object],
-    resume: str | None = None,
-) -> bool:
-    """Do `work`, unless `path` already holds its finished result; return whether it was done."""
-    found = manifest.peek_manifest(path)
-    state, changed = manifest.status(found, name, settings, inputs)
-    if state is manifest.State.DONE:
-        remove_leftovers(path, resume)
-        logger.info("%s is finished already: %s", name, path)
-        return False
-    if found and found["finished"] and not overwrite:
-        raise OutputError(
-            f"the step {name!r} is finished here, but with other settings or another input: {'; '.join(changed)}",
-            where=str(path),
-            remedy="choose another --out, or add --overwrite to do it again",
-        )
-    if resume:
-        is_resumable(path, name, settings, inputs, resume, overwrite=overwrite)
-    work()
-    return True
 
 
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:

@@ -100,10 +100,17 @@ def describe_changes(found: dict[str, Any], settings: dict[str, Any], inputs: di
     """
     before = found.get("settings", {}) | found.get("inputs", {})
     now = json.loads(json.dumps(settings | inputs))
-    reported = _describe_file_changes(before, now) if "files" in before and "files" in now else []
+    of_inputs = all({"files", "fingerprint"} <= each.keys() for each in (before, now))
+    reported = _describe_file_changes(before, now) if of_inputs else []
     of_files = {"files", "fingerprint", "rows"} if reported else {"files"}  # else the fingerprint shows it
     changed = [key for key in sorted({*before, *now} - of_files) if before.get(key) != now.get(key)]
-    return reported + [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed]
+    for key in changed:
+        one, other = before.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict) and "files" in one and "files" in other:  # one of several
+            reported += [f"{key}: {phrase}" for phrase in describe_changes({"inputs": one}, {}, other)]
+        else:
+            reported.append(f"{key} was {one!r}, now {other!r}")
+    return reported
 
 
 def _describe_file_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -67,7 +67,7 @@ def open_step(
         A directory that does not exist, is empty, holds an unfinished output of the same step, or (with `overwrite`)
         a finished one.
     name : str
-        ``embed``, ``fit``, ``assign``, ``dedup``, ``pairs``, ``apply`` or ``leak``.
+        ``embed``, ``fit``, ``assign``, ``dedup``, ``pairs``, ``export``, ``apply`` or ``leak``.
     settings, inputs : dict
         Everything that determines the result; JSON types only.
     overwrite : bool, default False

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from daskmeans import apply
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
@@ -202,3 +203,102 @@ def test_of_equal_scores_that_of_a_copy_comes_first(tmp_path):
     rows = write_embeddings(tmp_path / "rows.parquet", X)
     facts = leak(rows, rows, tmp_path / "out", 1.0)
     assert (facts["leaked"], facts["exact"]) == (5, 5)
+
+
+@pytest.fixture
+def some_leak(sets):
+    """The same two sets, but of the test set only some rows have a near-duplicate."""
+    train, test, A, B = sets
+    B[50:99] = np.random.default_rng(5).standard_normal((49, B.shape[1]))
+    write_embeddings(test, B, row_group_size=23)
+    return train, test, A, B
+
+
+def clean_rows(A, B):
+    """Numbers of the rows of the test set that did not leak."""
+    unit = B / np.linalg.norm(B, axis=1, keepdims=True)
+    leaked = expected_leaks(A, unit.astype(np.float32))
+    return [i for i in range(len(B)) if name(i) not in leaked]
+
+
+@pytest.mark.parametrize("format_", ["parquet", "jsonl", "npy"])
+def test_apply_writes_the_test_set_without_the_rows_that_leaked(tmp_path, some_leak, format_):
+    train, _, A, B = some_leak
+    folder = tmp_path / "in"
+    folder.mkdir()
+    halves = np.array_split(np.arange(len(B)), 2)
+    for part, rows in enumerate(halves):
+        path, ids = folder / f"{part}.{format_}", [name(i) for i in rows]
+        if format_ == "npy":
+            np.save(path, B[rows].astype(np.float64))
+        elif format_ == "parquet":
+            write_embeddings(path, B[rows], ids, 7, stars=rows.tolist())
+        else:
+            lines = [json.dumps({"id": id_, "v": v.tolist()}) for id_, v in zip(ids, B[rows], strict=True)]
+            path.write_text("\n".join(lines) + "\n")
+    others = np.save(tmp_path / "train.npy", A) or tmp_path / "train.npy" if format_ == "npy" else train
+    words = ["leak", str(others), str(folder), "--out", str(tmp_path / "leaks"), "--threshold", "0.95"]
+    words += ["--apply", str(tmp_path / "clean"), "--json", "--n-workers", "1", "--dashboard-address", ":0"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    kept = clean_rows(A, B)
+    assert 0 < len(kept) < len(B)
+    facts = json.loads(done.stdout)
+    assert (facts["kept"], facts["leaked"], facts["clean"]) == (len(kept), len(B) - len(kept), f"{tmp_path}/clean")
+    apply(tmp_path / "leaks", folder, tmp_path / "again")  # the same, later
+    for part, rows in enumerate(halves):
+        mine = [i for i in rows if i in kept]
+        file = tmp_path / "clean" / f"{part}.{format_}"
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+        if format_ == "npy":
+            assert np.array_equal(np.load(file), B[mine].astype(np.float64))
+        elif format_ == "parquet":
+            assert pq.read_table(file)["stars"].to_pylist() == mine
+        else:
+            given = (folder / file.name).read_text().splitlines(keepends=True)
+            assert file.read_text() == "".join(given[i - rows[0]] for i in mine)
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_rows_that_were_not_compared_are_not_clean(tmp_path, some_leak, numbers):
+    train, test, A, B = some_leak
+    clean = clean_rows(A, B)
+    B[[3, 70]] = np.nan
+    ids = list(range(100)) if numbers else [name(i) for i in range(100)]
+    write_embeddings(test, B, ids, row_group_size=23)
+    reading = ReadOptions(on_bad_row="skip")
+    kept = [i for i in clean if i not in (3, 70)]
+    facts = leak(train, test, tmp_path / "leaks", THRESHOLD, reading, apply=tmp_path / "clean")
+    assert facts["kept"] == len(kept)
+    assert pq.read_table(tmp_path / "clean" / "test.parquet")["id"].to_pylist() == [ids[i] for i in kept]
+    assert pq.read_table(tmp_path / "clean" / "_rejects/rejects")["row"].to_pylist() == [3, 70]
+    with pytest.raises(DataError, match=f"no decision on the row with id {ids[3]!r}"):
+        apply(tmp_path / "leaks", test, tmp_path / "strict")
+
+
+def test_leaks_are_applied_to_their_test_set_only(tmp_path, some_leak):
+    train, test, _, B = some_leak
+    leak(train, test, tmp_path / "leaks", THRESHOLD)
+    with pytest.raises(DataError, match=r"200 rows, .*\n  expected: the test set of 100 rows"):
+        apply(tmp_path / "leaks", train, tmp_path / "clean", on_bad_row="skip")
+    with pytest.raises(UsageError, match="another column than 'key'"):
+        apply(tmp_path / "leaks", test, tmp_path / "clean", id_field="key")
+    repeated = write_embeddings(tmp_path / "repeated.parquet", B, ["same"] * len(B))
+    with pytest.raises(DataError, match="no id may occur twice"):
+        leak(train, repeated, tmp_path / "more", THRESHOLD, apply=tmp_path / "clean")
+    assert (tmp_path / "more" / "leaks.parquet").exists()
+    with pytest.raises(OutputError, match="lies inside the input"):
+        leak(train, test, tmp_path / "third", THRESHOLD, apply=tmp_path / "third" / "clean")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    with pytest.raises(OutputError, match="did not write"):
+        leak(train, test, tmp_path / "third", THRESHOLD, apply=tmp_path / "mine")
+    assert not (tmp_path / "third").exists()
+    assert not (tmp_path / "clean").exists()
+
+
+def test_leaks_of_nothing_keep_everything(tmp_path):
+    for i, side in enumerate("ab"):
+        write_embeddings(tmp_path / f"{side}.parquet", np.eye(8, dtype=np.float32)[4 * i : 4 * i + 4])
+    facts = leak(tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out", 0.5, apply=tmp_path / "clean")
+    assert (facts["leaked"], facts["kept"]) == (0, 4)

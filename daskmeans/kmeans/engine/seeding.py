@@ -252,7 +252,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
     Raises
     ------
     UsageError
-        The number of centroids is not `n_clusters`, or they are not numbers.
+        The number of centroids is not `n_clusters`, or they are not numbers. Or a path is that of a pickle.
     NotFoundError
         A string is neither one of these names, or "k-means++", nor a path that exists.
     DataError
@@ -266,6 +266,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
         return init
     if is_path(init):
         path = open_path(init, storage_options)
+        model.refuse_pickle(path)
         if not path.exists():
             raise NotFoundError(
                 f"{init!r} is neither a way to initialise nor a path that exists",
