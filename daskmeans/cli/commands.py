@@ -39,8 +39,8 @@ def demo(
 ) -> None:
     from daskmeans.report.demo import demo
 
-    with open_session(cluster, output) as client:
-        result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite, client=client)
+    with open_session(cluster, output):
+        result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite)
     if output.json:
         click.echo(json.dumps(result.facts | {"report": str(result.report)}, ensure_ascii=False))
     else:
@@ -51,7 +51,7 @@ def demo(
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, help="Directory to write the embeddings to.")
 @click.option("--text-field", default="text", show_default=True, help="Column of texts.")
-@click.option("--encoder", default="wordllama", show_default=True)
+@click.option("--encoder", default="wordllama", show_default=True, help="What turns texts into vectors.")
 @options.make_flag(Storing, "embedding_dtype")
 @options.overwrite
 @options.reading("embedding_field")
@@ -63,11 +63,11 @@ def embed(
 ) -> None:  # fmt: skip
     from daskmeans.steps.embed import embed
 
-    with open_session(cluster, output) as client:
+    with open_session(cluster, output):
         made = embed(
             inputs, out, text_field=text_field, id_field=reading.id_field, metadata_fields=reading.metadata_fields,
             encoder=encoder, dtype=embedding_dtype, on_bad_row=reading.on_bad_row,
-            storage_options=reading.storage_options, overwrite=overwrite, client=client,
+            storage_options=reading.storage_options, overwrite=overwrite,
         )  # fmt: skip
     show_facts(made.facts, output)
 
@@ -86,11 +86,11 @@ def fit(
 ) -> None:  # fmt: skip
     from daskmeans.steps.fit import fit as fit_files
 
-    with open_session(cluster, output) as client:
-        fit_files(inputs, out, model, reading, overwrite=overwrite, client=client)
+    with open_session(cluster, output):
+        fit_files(inputs, out, model, reading, overwrite=overwrite)
     facts = {
         "model": out,
-        "n_clusters": model.n_clusters,
+        "n_clusters": len(model.cluster_centers_) if model.n_clusters == "auto" else model.n_clusters,
         "n_features": model.n_features_in_,
         "inertia": model.inertia_,
         "n_iter": model.n_iter_,
@@ -114,8 +114,8 @@ def assign(
 ) -> None:  # fmt: skip
     from daskmeans.steps.assign import assign_files
 
-    with open_session(cluster, output) as client:
-        buckets = assign_files(inputs, model, out, reading, storing, overwrite=overwrite, client=client)
+    with open_session(cluster, output):
+        buckets = assign_files(inputs, model, out, reading, storing, overwrite=overwrite)
     show_facts({"clusters": out, "rows": buckets.rows, "rejected": buckets.manifest["rejected"],
            "clusters_with_rows": buckets.n_clusters, "files": len(buckets.manifest["outputs"])}
           | index_facts(buckets.manifest), output)  # fmt: skip
@@ -142,12 +142,12 @@ def dedup(
     from daskmeans.report.review import write_review
     from daskmeans.steps.dedup import dedup_step
 
-    with open_session(cluster, output) as client:
+    with open_session(cluster, output):
         result = dedup_step(
             clusters, deciding, out, against=against, append=append, storage_options=storage_options,
-            overwrite=overwrite, client=client,
+            overwrite=overwrite,
         )  # fmt: skip
-        page = {"review": str(write_review(result, review, client=client))} if review else {}
+        page = {"review": str(write_review(result, review))} if review else {}
     where = {"decisions": out} | ({"appended_to": str(result.against[0])} if append else {})
     show_decisions(result, where | page, output)
     hint_apply(out, ["INPUT"], result.summary.get("rejected", 0), bool(storage_options), cluster, output)
@@ -170,8 +170,8 @@ def leak(
 ) -> None:  # fmt: skip
     from daskmeans.steps.leak import leak as find_leaks
 
-    with open_session(cluster, output) as client:
-        found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite, client=client)
+    with open_session(cluster, output):
+        found = find_leaks(train, test, out, threshold, reading, overwrite=overwrite)
     show_facts({"leaks": out} | found.facts, output)
 
 
@@ -193,10 +193,10 @@ def apply(
 ) -> None:  # fmt: skip
     from daskmeans.steps.apply import apply
 
-    with open_session(cluster, output) as client:
+    with open_session(cluster, output):
         made = apply(
             decisions, inputs, out, id_field=id_field, storage_options=storage_options, on_bad_row=on_bad_row,
-            overwrite=overwrite, client=client,
+            overwrite=overwrite,
         )  # fmt: skip
     show_facts(made.facts, output)
 
@@ -217,8 +217,8 @@ def run(
 ) -> None:
     from daskmeans.steps.run import run_steps
 
-    with open_session(cluster, output) as client:
-        result = run_steps(inputs, out, settings, overwrite=overwrite, client=client)
+    with open_session(cluster, output):
+        result = run_steps(inputs, out, settings, overwrite=overwrite)
     show_decisions(result, {"out": out}, output)
     decisions, with_options = out.rstrip("/") + "/dedup", bool(settings.reading.storage_options)
     hint_apply(decisions, inputs, result.summary.get("rejected", 0), with_options, cluster, output)
@@ -253,8 +253,8 @@ def info(
     if path is None:
         show_facts(describe_system(), output)
     elif advise:
-        with open_session(cluster, output) as client:
-            facts = find_advice(path, **reading, n_clusters=n_clusters, client=client)
+        with open_session(cluster, output):
+            facts = find_advice(path, **reading, n_clusters=n_clusters)
         show_advice(facts, output)
     else:
         facts = describe(path, **reading)

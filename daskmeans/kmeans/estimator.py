@@ -23,6 +23,7 @@ from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.backend import CPU, Backend
 from daskmeans.kernels.distances import all_distances, nearest_labels
 from daskmeans.kmeans import centroid_index, model
+from daskmeans.kmeans.cluster_count import count_clusters, propose_clusters
 from daskmeans.kmeans.engine import cuml
 from daskmeans.kmeans.engine.lloyd import fit_blocks, measure_inertia
 from daskmeans.kmeans.engine.seeding import resolve_init, seed_centroids
@@ -35,7 +36,7 @@ from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import check_column, is_lazy, list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.loading import load_blocks
-from daskmeans.kmeans.values import check_flag, to_python
+from daskmeans.kmeans.values import check_flag, is_auto, to_python
 from daskmeans.runtime import executor, gpus
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.runtime.dashboard import add_page
@@ -55,7 +56,8 @@ class KMeans(Parameters):
 
     Parameters
     ----------
-    n_clusters : int, default 8
+    n_clusters : int or "auto", default 8
+        "auto": a round number of about the square root of the number of rows; of given centroids, their number.
     max_iter : int, default 300
         Updates at most; 0 keeps the initial centroids as they are.
     tol : float, default 1e-4
@@ -196,6 +198,7 @@ class KMeans(Parameters):
         self.check_params()
         check_column(X, column)
         init = resolve_init(self.init, self.n_clusters)
+        n_clusters = len(init) if isinstance(init, np.ndarray) else self.n_clusters
         seed = self.seed_ = seed_from(self.random_state)
         client = current_client(client)
         if client is not None:
@@ -210,23 +213,24 @@ class KMeans(Parameters):
             self.sample_fraction,
             seed,
             client,
-            self.n_clusters,
+            propose_clusters(0 if is_lazy(X) else len(X), 1) if is_auto(n_clusters) else n_clusters,
             on_gpus=memory > 0,
             stay=self._is_cuml(),
             tuning=tuning,
         )
-        if blocks.n_rows < self.n_clusters:
+        n_clusters = count_clusters(n_clusters, blocks.n_rows, blocks.dimension)
+        if blocks.n_rows < n_clusters:
             raise UsageError(
-                f"n_samples={blocks.n_rows} should be >= n_clusters={self.n_clusters}",
+                f"n_samples={blocks.n_rows} should be >= n_clusters={n_clusters}",
                 where="n_clusters",
                 remedy="use a larger sample_fraction"
                 if self.sample_fraction < 1.0
                 else f"set n_clusters to {blocks.n_rows} or less",
             )
         warn_of_rounding(blocks.roundings)
-        check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
+        check_compare(max(blocks.lengths), n_clusters, blocks.dimension, memory)
         with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many calls
-            runs = [self._run_once(blocks, init, run, checkpoints, tuning) for run in range(self.n_init)]
+            runs = [self._run_once(blocks, init, n_clusters, run, checkpoints, tuning) for run in range(self.n_init)]
         best, labels = min(runs, key=lambda run: run[0].inertia)
         self.cluster_centers_, self.inertia_ = best.centroids, best.inertia
         if self.max_cluster_size is not None:
@@ -248,10 +252,10 @@ class KMeans(Parameters):
         return self
 
     def _run_once(
-        self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None, tuning: Tuning
+        self, blocks: Blocks, init: Any, n_clusters: int, run: int, checkpoints: Checkpoints | None, tuning: Tuning
     ) -> tuple[FitState, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
-        n_clusters, max_iter, tol = map(to_python, (self.n_clusters, self.max_iter, self.tol))
+        max_iter, tol = map(to_python, (self.max_iter, self.tol))
         if self._is_cuml():
             return cuml.fit_cuml(
                 blocks,

@@ -37,12 +37,13 @@ QUIET_CONFIG = {
 
 
 HERE = "workers on this machine: no --scheduler, no --scheduler-file"
-GPU_HELP = "GPU: as in dask-cuda."
+# Group of the options of workers with GPUs, which only `--help-gpu` shows.
+GPU = "gpu"
 
 
-def _of_gpus(default: Any, **facts: Any) -> Any:
+def _of_gpus(default: Any, help: str) -> Any:
     """Return the field of an argument of ``dask_cuda.LocalCUDACluster``, with its name and default."""
-    return option(default, GPU_HELP, group="gpu", **facts)
+    return option(default, help, group=GPU)
 
 
 def _of_any(default: Any, help: str | None = None, **facts: Any) -> Any:
@@ -66,20 +67,22 @@ class ClusterSettings:
     scheduler: str | None = _of_any(None, "Address of a running scheduler, instead of workers on this machine.")
     scheduler_file: str | None = _of_any(None, "File written by a running scheduler.")
     dashboard_address: str = _of_any(
-        "127.0.0.1:8787", need=Need({"scheduler": (None, ""), "scheduler_file": (None, "")}, HERE)
+        "127.0.0.1:8787",
+        "Address of the dashboard of workers on this machine.",
+        need=Need({"scheduler": (None, ""), "scheduler_file": (None, "")}, HERE),
     )
     local_directory: str | None = option(None, "Directory that workers spill to.")
-    rmm_pool_size: str | None = _of_gpus(None)
-    rmm_maximum_pool_size: str | None = _of_gpus(None)
-    rmm_managed_memory: bool = _of_gpus(False)
-    rmm_async: bool = _of_gpus(False)
-    device_memory_limit: str = _of_gpus("default")
-    enable_cudf_spill: bool = _of_gpus(False)
-    protocol: str | None = _of_gpus(None)
-    enable_tcp_over_ucx: bool | None = _of_gpus(None)
-    enable_infiniband: bool | None = _of_gpus(None)
-    enable_nvlink: bool | None = _of_gpus(None)
-    enable_rdmacm: bool | None = _of_gpus(None)
+    rmm_pool_size: str | None = _of_gpus(None, "Memory that each worker takes of its GPU at once, such as 16GB.")
+    rmm_maximum_pool_size: str | None = _of_gpus(None, "Most memory that this pool may grow to.")
+    rmm_managed_memory: bool = _of_gpus(False, "Let memory of the GPU move to that of the machine.")
+    rmm_async: bool = _of_gpus(False, "Use CUDA's own pool of memory.")
+    device_memory_limit: str = _of_gpus("default", "Memory of the GPU from which a worker spills.")
+    enable_cudf_spill: bool = _of_gpus(False, "Let cuDF spill its dataframes.")
+    protocol: str | None = _of_gpus(None, "How workers talk: tcp or ucx.")
+    enable_tcp_over_ucx: bool | None = _of_gpus(None, "With ucx: use TCP.")
+    enable_infiniband: bool | None = _of_gpus(None, "With ucx: use InfiniBand.")
+    enable_nvlink: bool | None = _of_gpus(None, "With ucx: use NVLink.")
+    enable_rdmacm: bool | None = _of_gpus(None, "With ucx: connect by RDMA.")
 
 
 @contextlib.contextmanager
@@ -107,7 +110,7 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
             yield client
     else:
         on_gpus = _is_gpu_cluster(settings)
-        if not on_gpus and (given := _changed_fields(settings, "gpu")):
+        if not on_gpus and (given := _changed_fields(settings, GPU)):
             raise UsageError(
                 "the workers to start have no GPU",
                 where=", ".join(given),
@@ -138,7 +141,7 @@ def _changed_fields(settings: ClusterSettings, *groups: str) -> list[str]:
 
 def _connect(settings: ClusterSettings) -> Client:
     timeout = config.get("connect-timeout")
-    if given := _changed_fields(settings, "", "gpu"):
+    if given := _changed_fields(settings, "", GPU):
         raise UsageError(
             "the workers of a running scheduler cannot be configured here",
             where=", ".join(given),
@@ -253,7 +256,7 @@ def _start_gpu_cluster(settings: ClusterSettings) -> LocalCluster:
             local_directory=settings.local_directory,
             dashboard_address=settings.dashboard_address,
             silence_logs=logging.CRITICAL,
-            **_of(settings, "gpu"),
+            **_of(settings, GPU),
         )
 
 

@@ -26,7 +26,7 @@ from daskmeans.runtime import progress
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
 from daskmeans.storage import manifest
-from daskmeans.storage.step import open_step
+from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import Input, as_list, open_path, refuse_overlap
 
@@ -62,9 +62,9 @@ def dedup(
     ----------
     clusters : path
         Directory that `assign` wrote, in either layout.
-    threshold : float
-        Cosine similarity in [0, 1] from which two rows are duplicates. Give this or `eps`.
-    eps : float
+    threshold : float, optional
+        Cosine similarity in [0, 1] from which two rows are duplicates. Default: 0.9, unless `eps` is given.
+    eps : float, optional
         1 - threshold.
     out : path, optional
         Directory for the decisions. Default: a temporary one on this machine, for as long as Python runs.
@@ -161,13 +161,15 @@ def dedup_step(
     _check_others(buckets, others, settings)
     if append:
         check_append(buckets, others, out)
+    target = make_temporary_folder() if out is None else open_path(out, storage_options)
+    decisions = [path for each in references for path in each.decisions]
+    refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
+    if not append:  # an append that is repeated finds its own decisions there
+        check_output_free(target, "dedup", overwrite=overwrite)
     client = current_client(client)
     settings = _choose_search(settings, [buckets, *others])
     if not settings.stores_pairs:
         check_largest_cluster(buckets, client)
-    target = make_temporary_folder() if out is None else open_path(out, storage_options)
-    decisions = [path for each in references for path in each.decisions]
-    refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
     if append and is_appended(others[0], buckets, settings, target, client, storage_options):
         return DedupResult(target, buckets.path)
     inputs = dedup_inputs(buckets, [each.describe() for each in references])

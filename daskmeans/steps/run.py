@@ -25,11 +25,18 @@ from daskmeans.pairs.plan import n_pairs
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.assign import assign_inputs, assign_step, clusters_bytes
 from daskmeans.steps.dedup import dedup_step
-from daskmeans.steps.fit import adopt_fit, fit_settings, fit_step, refuse_misfit, resolve_params
+from daskmeans.steps.fit import (
+    adopt_fit,
+    fit_settings,
+    fit_step,
+    refuse_misfit,
+    resolve_params,
+    with_cluster_count,
+)
 from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import diskspace, manifest
 from daskmeans.storage.step import is_resumable, remove_leftovers
-from daskmeans.vectors.files import find_directories, refuse_overlap
+from daskmeans.vectors.files import refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.source import Source
@@ -64,8 +71,8 @@ def run(
     ----------
     inputs, out, model, reading, overwrite, client
         As in :func:`fit`.
-    threshold, eps : float
-        Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
+    threshold, eps : float, optional
+        Cosine similarity from which two rows are duplicates, or 1 minus it. Default: a threshold of 0.9.
     layout, embedding_dtype, assign, assign_recall
         As in :func:`daskmeans.assign`, where `embedding_dtype` is called `dtype`.
     keep, rule, search, probes, floor
@@ -102,22 +109,24 @@ def run_steps(
 ) -> DedupResult:
     """Run :func:`run` with its options in one object."""
     model, reading = settings.model, settings.reading
-    client = current_client(client)
     root = reading.path(out)
     resolved = resolve_params(model, reading, root, root / "model", overwrite)
     assigning = settings.storing.settings(reading)
     asked = replace(settings.deciding, random_state=resolved.random_state)
     deciding = asked.settings()
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
-    source = reading.open(inputs, client, allow_zero=not model.normalize)
+    refuse_overlap(root, reading.paths(inputs))
+    _refuse_foreign(root, paths)
     # Check before the fit, not after it, that the columns can be stored and that rows can be ranked by them.
-    refuse_reserved_columns([source.id_field, *source.metadata_fields])
+    refuse_reserved_columns([reading.id_field, *reading.metadata_fields])
+    source = reading.open(inputs, client, allow_zero=not model.normalize)
+    client = current_client(client)
     distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
     check_ranking_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
-    refuse_overlap(root, [*find_directories(inputs, reading.storage_options), *source.files])
-    _refuse_foreign(root, paths)
+    refuse_overlap(root, source.files)
     if not (manifest.peek_manifest(paths["clusters"]) or {"finished": False})["finished"]:  # before the fit, not after
         diskspace.check_space(root, clusters_bytes(source, settings.storing.embedding_dtype))
+    resolved = with_cluster_count(resolved, source)
     refuse_misfit(source, resolved)
 
     @cache

@@ -62,13 +62,25 @@ def refuse_overlap(out: UPath, inputs: Sequence[UPath]) -> None:
 
 def format_of(path: UPath) -> str:
     """Return ``parquet``, ``jsonl`` or ``npy``, from the name of `path`."""
-    name = path.name.lower()
-    stem = next((name.removesuffix(packing) for packing in COMPRESSIONS if name.endswith(packing)), name)
-    format_ = FORMATS.get("." + stem.rpartition(".")[2])
-    if format_ is None or (stem != name and format_ != "jsonl"):
+    format_ = format_from_name(path.name)
+    if format_ is None:
         expected = f"a name ending in {SUFFIXES}"
         raise UsageError("the name does not show the format", where=str(path), expected=expected)
     return format_
+
+
+def format_from_name(name: str) -> str | None:
+    """Return the format that `name` shows, if any.
+
+    Examples
+    --------
+    >>> format_from_name("rows.jsonl.gz"), format_from_name("a sentence.")
+    ('jsonl', None)
+    """
+    name = name.lower()
+    stem = next((name.removesuffix(packing) for packing in COMPRESSIONS if name.endswith(packing)), name)
+    format_ = FORMATS.get("." + stem.rpartition(".")[2])
+    return None if stem != name and format_ != "jsonl" else format_
 
 
 def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> UPath:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import dask.dataframe as dd
@@ -152,6 +152,14 @@ class Source:
         warn_of_added_files(self.inputs, self.given)
 
 
+class PartitionLimits(NamedTuple):
+    """How large and how many partitions are; arguments of :func:`open_source`."""
+
+    partition_bytes: int
+    min_partitions: int
+    workers: int
+
+
 def open_source(
     inputs: Input | Sequence[Input],
     *,
@@ -166,6 +174,7 @@ def open_source(
     partition_bytes: int | None = None,
     min_partitions: int = 1,
     workers: int = 1,
+    limits: Callable[[], PartitionLimits] | None = None,
 ) -> Source:
     """Open files of embeddings or texts: read their metadata, but not yet their rows.
 
@@ -196,6 +205,8 @@ def open_source(
         Make partitions smaller where the files can be cut, so that there are about this many.
     workers : int, default 1
         Number of workers to balance the partitions over, with cuDF dataframes.
+    limits : callable, optional
+        Returns the last three; called once files and columns are known to be right.
 
     Returns
     -------
@@ -228,6 +239,8 @@ def open_source(
         merge_schemas(first), first[0][0], id_field, embedding_field, text_field, metadata_fields
     )
     dimension, like = find_dimension(first, names.embedding) if names.embedding else (0, first[0][0])
+    if limits is not None:
+        partition_bytes, min_partitions, workers = limits()
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
     rows = max(1, limit // (4 * dimension or TEXT_BYTES))
     surveys = first if first[0][1].complete else survey_files(found, survey_file, rows)

@@ -239,13 +239,13 @@ def _copy_init(init: Any) -> np.ndarray:
         ) from None
 
 
-def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
+def resolve_init(init: Any, n_clusters: int | str, storage_options: Mapping[str, Any] | None = None) -> Any:
     """Return `init` as "auto", "k-means||", "random" or a float32 matrix of centroids.
 
     Raises
     ------
     UsageError
-        The number of centroids is not `n_clusters`, or they are not numbers.
+        The number of centroids is not `n_clusters` (unless that is "auto"), or they are not numbers.
     NotFoundError
         A string is neither one of the three names nor a path that exists.
     DataError
@@ -266,7 +266,7 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
         centroids = model.read_centroids(path / model.CENTROIDS if path.is_dir() else path)
     else:
         centroids = _copy_init(getattr(init, "cluster_centers_", init))
-    if centroids.ndim != 2 or len(centroids) != n_clusters:
+    if centroids.ndim != 2 or n_clusters not in ("auto", len(centroids)):
         raise UsageError(
             f"the initial centroids have shape {centroids.shape}",
             where="init",
