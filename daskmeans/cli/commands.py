@@ -29,7 +29,7 @@ verb = partial(click.command, cls=StrictCommand)
 
 @verb(help=VERBS["demo"])
 @click.option("--out", default="daskmeans-demo", show_default=True, help="Directory to create.")
-@click.option("--n-clusters", type=click.IntRange(1), help="Default: one for every 500 docstrings.")
+@click.option("--n-clusters", type=click.IntRange(1), help="Number of clusters; default: one for 500 docstrings.")
 @click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of duplicates.")
 @options.overwrite
 @options.cluster
@@ -122,8 +122,12 @@ def assign(
 
 
 @verb(help=VERBS["dedup"])
-@click.argument("clusters")
-@click.option("--out", required=True, help="Directory to write the decisions to.")
+@click.argument("inputs", nargs=-1, required=True, metavar="CLUSTERS|EMBEDDINGS...")
+@click.option(
+    "--out",
+    required=True,
+    help="Directory for the decisions; for embeddings they are in OUT/dedup, beside a model and clusters.",
+)
 @options.deciding
 @click.option("--review", type=click.IntRange(1),
               help="Write this many pairs around the threshold to OUT/_review/review.html.")  # fmt: skip
@@ -131,26 +135,40 @@ def assign(
               help="Clusters, or decisions, whose kept rows stay; their duplicates are dropped.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then append the kept rows to the clusters given with --against.")
 @options.fill_argument("deciding", Deciding, ["random_state"])
-@options.make_flag(ReadOptions, "storage_options")
 @options.overwrite
+@options.reading()
 @options.cluster
 @options.output
 def dedup(
-    clusters: str, out: str, deciding: Deciding, review: int | None, against: tuple[str, ...], append: bool,
-    storage_options: dict[str, Any] | None, overwrite: bool, cluster: ClusterSettings, output: Output,
+    inputs: tuple[str, ...], out: str, deciding: Deciding, review: int | None, against: tuple[str, ...], append: bool,
+    overwrite: bool, reading: ReadOptions, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.report.review import write_review
-    from daskmeans.steps.dedup import dedup_step
+    from daskmeans.steps.dedup import dedup_step, holds_clusters
+    from daskmeans.steps.run import run_steps
 
+    given_clusters = holds_clusters(inputs, reading)
+    if given_clusters:
+        columns = ["id_field", "embedding_field", "metadata_fields", "on_bad_row"]
+        _refuse_idle_flags(columns, "clusters know their columns", "leave it out")
+    else:
+        remedy = "make clusters of them with `daskmeans assign` and the model of the other clusters, and give these"
+        _refuse_idle_flags(["against", "append"], "embeddings cannot be compared with clusters", remedy)
     with open_session(cluster, output):
-        result = dedup_step(
-            clusters, deciding, out, against=against, append=append, storage_options=storage_options,
-            overwrite=overwrite,
-        )  # fmt: skip
+        if given_clusters:
+            result = dedup_step(
+                inputs[0], deciding, out, against=against, append=append, storage_options=reading.storage_options,
+                overwrite=overwrite,
+            )  # fmt: skip
+        else:
+            model = KMeans(n_clusters="auto", random_state=deciding.random_state)
+            result = run_steps(inputs, out, RunSettings(model, deciding, reading=reading), overwrite=overwrite)
         page = {"review": str(write_review(result, review))} if review else {}
-    where = {"decisions": out} | ({"appended_to": str(result.against[0])} if append else {})
+    decisions = out if given_clusters else out.rstrip("/") + "/dedup"
+    where = {"decisions": decisions} | ({"appended_to": str(result.against[0])} if append else {})
     show_decisions(result, where | page, output)
-    hint_apply(out, ["INPUT"], result.summary.get("rejected", 0), bool(storage_options), cluster, output)
+    files, with_options = ["INPUT"] if given_clusters else inputs, bool(reading.storage_options)
+    hint_apply(decisions, files, result.summary.get("rejected", 0), with_options, cluster, output)
 
 
 @verb(help=VERBS["leak"])
@@ -203,7 +221,7 @@ def apply(
 
 @verb(help=VERBS["run"])
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
-@click.option("--out", required=True, help="Directory for the model, the clusters and the decisions.")
+@click.option("--out", help="Directory for the model, the clusters and the decisions; needed here or in CONFIG.yaml.")
 @options.kmeans
 @options.deciding
 @options.storing
@@ -213,10 +231,14 @@ def apply(
 @options.output
 @options.fill_argument("settings", RunSettings, flags=False)
 def run(
-    inputs: tuple[str, ...], out: str, settings: RunSettings, overwrite: bool, cluster: ClusterSettings, output: Output
-) -> None:
+    inputs: tuple[str, ...], out: str | None, settings: RunSettings, overwrite: bool, cluster: ClusterSettings,
+    output: Output,
+) -> None:  # fmt: skip
     from daskmeans.steps.run import run_steps
 
+    if out is None:
+        remedy = "add --out DIRECTORY, or a line `out: DIRECTORY` to the YAML file"
+        raise UsageError("no directory for the output is given", where="--out", remedy=remedy)
     with open_session(cluster, output):
         result = run_steps(inputs, out, settings, overwrite=overwrite)
     show_decisions(result, {"out": out}, output)
@@ -229,7 +251,7 @@ def run(
 @click.option("--system", is_flag=True, help="Show what this machine has, and how much of it is used.")
 @click.option("--advise", is_flag=True, help="Suggest a number of clusters, and forecast what the steps take.")
 @click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this many too.")
-@options.make_flag(ReadOptions, "id_field", help=None)
+@options.make_flag(ReadOptions, "id_field")
 @options.make_flag(ReadOptions, "embedding_field")
 @options.make_flag(ReadOptions, "storage_options")
 @options.cluster

@@ -31,7 +31,7 @@ def from_yaml(ctx: click.Context, param: click.Parameter, inputs: tuple[str, ...
     if len(inputs) != 1 or not inputs[0].endswith((".yaml", ".yml")):
         return inputs
     file = open_path(inputs[0])
-    options = {str(p.name): p for p in ctx.command.params if isinstance(p, click.Option)}
+    options = {str(p.name): p for p in ctx.command.params if isinstance(p, click.Option) and p.expose_value}
     names = {word.lstrip("-").replace("-", "_"): name for name, p in options.items() for word in (name, *p.opts)}
     values: dict[str, Any] = {}
     for key, value in _read_settings(file, names).items():

@@ -26,7 +26,7 @@ from daskmeans.errors import (
 from daskmeans.planner.system import uncompiled_work
 from daskmeans.runtime import progress
 from daskmeans.runtime.client import logger, n_threads, start_on_demand
-from daskmeans.runtime.cluster import ClusterSettings, describe_dashboard
+from daskmeans.runtime.cluster import ClusterSettings, check_cluster, describe_dashboard
 from daskmeans.runtime.cluster import open_cluster as start_cluster
 from daskmeans.runtime.liveness import scheduler_lost_error, translate_client_errors
 from daskmeans.storage import objectstore
@@ -66,6 +66,7 @@ def open_session(cluster: ClusterSettings, output: Output) -> Iterator[None]:
     for name in ("client", "batched"):  # they log tracebacks when the scheduler is lost
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
+    check_cluster(cluster)
     with contextlib.ExitStack() as opened, _log_warnings(), start_on_demand(partial(_start, cluster, console, opened)):
         yield
 

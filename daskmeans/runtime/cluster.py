@@ -62,7 +62,9 @@ class ClusterSettings:
         says="auto, cpu or gpu",
     )
     n_workers: int | None = option(None, "Worker processes; default: one per core, or per GPU.", least=1)
-    threads_per_worker: int | None = option(None, "Default: 1, or a GPU's share of the cores.", least=1)
+    threads_per_worker: int | None = option(
+        None, "Threads of each worker; default: 1, or a GPU's share of the cores.", least=1
+    )
     memory_limit: str = option("auto", "Memory of each worker, such as 4GiB.")
     scheduler: str | None = _of_any(None, "Address of a running scheduler, instead of workers on this machine.")
     scheduler_file: str | None = _of_any(None, "File written by a running scheduler.")
@@ -85,16 +87,14 @@ class ClusterSettings:
     enable_rdmacm: bool | None = _of_gpus(None, "With ucx: connect by RDMA.")
 
 
-@contextlib.contextmanager
-def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
-    """Open a client of the cluster that `settings` describe; a cluster started here ends with the ``with`` block.
+def check_cluster(settings: ClusterSettings) -> None:
+    """Check everything about `settings` that shows before workers start or a scheduler answers.
 
     Raises
     ------
-    ClusterError
-        No scheduler answers at the address.
     UsageError
-        The settings contradict each other, or ask for a device that does not exist.
+        The settings contradict each other, or ask for a device that does not exist; MissingExtraError if packages for
+        GPUs are not installed.
     """
     check(settings)
     if settings.memory_limit != "auto":
@@ -105,18 +105,43 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
                 f"{settings.memory_limit!r} is not an amount of memory", where="--memory-limit", expected="such as 4GiB"
             ) from None
     if settings.scheduler or settings.scheduler_file:
+        _check_scheduler(settings)
+    elif _is_gpu_cluster(settings):
+        if missing := gpus.missing_packages():
+            raise MissingExtraError(missing[0], "gpu")
+        if not gpus.count_gpus():
+            raise UsageError(
+                "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
+                where="--device gpu",
+                expected="a GPU that `nvidia-smi` lists",
+                remedy="use --device cpu",
+            )
+    elif given := _changed_fields(settings, GPU):
+        raise UsageError(
+            "the workers to start have no GPU",
+            where=", ".join(given),
+            remedy="leave these flags out, or add --device gpu",
+        )
+
+
+@contextlib.contextmanager
+def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
+    """Open a client of the cluster that `settings` describe; a cluster started here ends with the ``with`` block.
+
+    Raises
+    ------
+    ClusterError
+        No scheduler answers at the address.
+    UsageError
+        As :func:`check_cluster` raises.
+    """
+    check_cluster(settings)
+    if settings.scheduler or settings.scheduler_file:
         with _connect(settings) as client:
             add_page(client)
             yield client
     else:
-        on_gpus = _is_gpu_cluster(settings)
-        if not on_gpus and (given := _changed_fields(settings, GPU)):
-            raise UsageError(
-                "the workers to start have no GPU",
-                where=", ".join(given),
-                remedy="leave these flags out, or add --device gpu",
-            )
-        start = _start_gpu_cluster if on_gpus else _start_cpu_cluster
+        start = _start_gpu_cluster if _is_gpu_cluster(settings) else _start_cpu_cluster
         with start(settings) as local, Client(local) as client:
             add_page(client)
             yield client
@@ -139,8 +164,7 @@ def _changed_fields(settings: ClusterSettings, *groups: str) -> list[str]:
     return [flag_of(name) for name, value in _of(settings, *groups).items() if value != getattr(ClusterSettings, name)]
 
 
-def _connect(settings: ClusterSettings) -> Client:
-    timeout = config.get("connect-timeout")
+def _check_scheduler(settings: ClusterSettings) -> None:
     if given := _changed_fields(settings, "", GPU):
         raise UsageError(
             "the workers of a running scheduler cannot be configured here",
@@ -160,6 +184,10 @@ def _connect(settings: ClusterSettings) -> Client:
             expected="Dask's settings distributed.comm.tls.ca-file, .client.cert and .client.key",
             remedy="see https://distributed.dask.org/en/stable/tls.html",
         )
+
+
+def _connect(settings: ClusterSettings) -> Client:
+    timeout = config.get("connect-timeout")
     try:
         client = Client(settings.scheduler, scheduler_file=settings.scheduler_file, timeout=timeout)
     except (OSError, ValueError, TimeoutError) as error:
@@ -234,15 +262,6 @@ def _start_cpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 def _start_gpu_cluster(settings: ClusterSettings) -> LocalCluster:
     """Start a LocalCUDACluster: one worker per GPU, with its share of the cores for the kernels that run on the CPU."""
-    if missing := gpus.missing_packages():
-        raise MissingExtraError(missing[0], "gpu")
-    if not gpus.count_gpus():
-        raise UsageError(
-            "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
-            where="--device gpu",
-            expected="a GPU that `nvidia-smi` lists",
-            remedy="use --device cpu",
-        )
     from dask_cuda import LocalCUDACluster
 
     workers = settings.n_workers or gpus.count_gpus()

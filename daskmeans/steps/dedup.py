@@ -11,7 +11,7 @@ import pyarrow as pa
 from distributed import Client
 from upath import UPath
 
-from daskmeans.buckets.buckets import COSINE, L2, Buckets, find_ids, open_buckets, read_ids
+from daskmeans.buckets.buckets import CENTROID, COSINE, L2, Buckets, find_ids, open_buckets, read_ids
 from daskmeans.duplicates.against import Reference, open_reference
 from daskmeans.duplicates.decisions import decide_from_pairs, dedup_inputs, finish_decisions, make_temporary_folder
 from daskmeans.duplicates.ranking import check_ranking_columns
@@ -29,6 +29,7 @@ from daskmeans.storage import manifest
 from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.files import Input, as_list, open_path, refuse_overlap
+from daskmeans.vectors.options import ReadOptions
 
 # Bytes that a decision takes on disk, about.
 DECISION_BYTES = 16
@@ -135,6 +136,36 @@ def dedup(
         clusters, deciding, out, against=against, append=append, storage_options=storage_options, overwrite=overwrite,
         client=client,
     )  # fmt: skip
+
+
+def holds_clusters(inputs: Sequence[Input], reading: ReadOptions) -> bool:
+    """Whether `inputs` are the directory of clusters, ours or another tool's; else they are files of embeddings.
+
+    Raises
+    ------
+    UsageError
+        There are clusters among several inputs, or in the output of a run.
+    """
+    paths = reading.paths(inputs)
+    made = [(manifest.peek_manifest(path) or {}).get("step") for path in paths]
+    for path, step in zip(paths, made, strict=True):
+        if step is None and manifest.peek_manifest(path / "clusters"):
+            remedy = f"give {path / 'clusters'}, which it holds"
+            raise UsageError("this is the output of a run", where=str(path), expected="clusters", remedy=remedy)
+    known = [step not in (None, "embed", "apply") or _is_hive(path) for path, step in zip(paths, made, strict=True)]
+    if any(known) and len(paths) > 1:
+        raise UsageError(
+            "these are several inputs, and clusters among them",
+            where=str(paths[known.index(True)]),
+            expected="one directory of clusters, or files of embeddings",
+            remedy="give one directory; --against takes others",
+        )
+    return any(known)
+
+
+def _is_hive(path: UPath) -> bool:
+    """Whether `path` holds a directory for each cluster."""
+    return path.is_dir() and any(child.name.startswith(f"{CENTROID}=") for child in path.iterdir())
 
 
 def dedup_step(

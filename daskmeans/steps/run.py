@@ -13,7 +13,7 @@ from upath import UPath
 
 from daskmeans.buckets.buckets import COSINE, L2, Buckets, as_of, index_facts, open_buckets
 from daskmeans.duplicates.decisions import dedup_inputs
-from daskmeans.duplicates.ranking import check_ranking_columns
+from daskmeans.duplicates.ranking import check_ranking_columns, check_ranking_names
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.settings import Deciding, choose_search
 from daskmeans.errors import OutputError
@@ -35,7 +35,7 @@ from daskmeans.steps.fit import (
 )
 from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import diskspace, manifest
-from daskmeans.storage.step import is_resumable, remove_leftovers
+from daskmeans.storage.step import check_parents, is_resumable, remove_leftovers
 from daskmeans.vectors.files import refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
@@ -118,7 +118,9 @@ def run_steps(
     refuse_overlap(root, reading.paths(inputs))
     _refuse_foreign(root, paths)
     # Check before the fit, not after it, that the columns can be stored and that rows can be ranked by them.
-    refuse_reserved_columns([reading.id_field, *reading.metadata_fields])
+    columns = [reading.id_field, *reading.metadata_fields]
+    refuse_reserved_columns(columns)
+    check_ranking_names(deciding.keep, [*columns, L2, COSINE])
     source = reading.open(inputs, client, allow_zero=not model.normalize)
     client = current_client(client)
     distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
@@ -210,6 +212,7 @@ def _run_once(
 
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
     """Refuse a directory that holds anything but what a run makes."""
+    check_parents(root)
     known = {*ours, "summary.json", "summary.json.tmp"}  # the last is left by a run killed while it wrote
     if root.exists() and not root.is_dir():
         raise OutputError("the output exists and is a file", where=str(root), remedy="choose another --out")
