@@ -41,6 +41,8 @@ class Option:
     """Its default on the command line, if that is another than in Python."""
     flag: str = ""
     """Its flag, if that does not follow from its name."""
+    is_path: bool = False
+    """Whether it names a file or a directory, alone or among other things."""
     need: Need | None = None
     group: str = ""
     """Its group, where a dataclass has options of several groups."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,8 +13,8 @@ from daskmeans.buckets.buckets import index_facts
 from daskmeans.cli import options
 from daskmeans.cli.config_file import from_yaml
 from daskmeans.cli.main import VERBS
-from daskmeans.cli.options import Output, StrictCommand
-from daskmeans.cli.output import hint_apply, show_advice, show_decisions, show_facts
+from daskmeans.cli.options import PLACE, Output, StrictCommand
+from daskmeans.cli.output import hint_apply, print_json, show_advice, show_decisions, show_facts
 from daskmeans.cli.session import open_session
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError
@@ -28,7 +27,7 @@ verb = partial(click.command, cls=StrictCommand)
 
 
 @verb(help=VERBS["demo"])
-@click.option("--out", default="daskmeans-demo", show_default=True, help="Directory to create.")
+@click.option("--out", type=PLACE, default="daskmeans-demo", show_default=True, help="Directory to create.")
 @click.option("--n-clusters", type=click.IntRange(1), help="Number of clusters; default: one for 500 docstrings.")
 @click.option("--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of duplicates.")
 @options.overwrite
@@ -42,14 +41,14 @@ def demo(
     with open_session(cluster, output):
         result = demo(out, n_clusters=n_clusters, threshold=threshold, overwrite=overwrite)
     if output.json:
-        click.echo(json.dumps(result.facts | {"report": str(result.report)}, ensure_ascii=False))
+        print_json(result.facts | {"report": str(result.report)})
     else:
         Console(highlight=False).print(result)
 
 
 @verb(help=VERBS["embed"])
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, help="Directory to write the embeddings to.")
+@click.argument("inputs", type=PLACE, nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", type=PLACE, required=True, help="Directory to write the embeddings to.")
 @click.option("--text-field", default="text", show_default=True, help="Column of texts.")
 @click.option("--encoder", default="wordllama", show_default=True, help="What turns texts into vectors.")
 @options.make_flag(Storing, "embedding_dtype")
@@ -73,8 +72,8 @@ def embed(
 
 
 @verb(help=VERBS["fit"])
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--model", "out", required=True, help="Directory to write the model to.")
+@click.argument("inputs", type=PLACE, nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", "out", type=PLACE, required=True, help="Directory to write the model to.")
 @options.overwrite
 @options.kmeans
 @options.reading("metadata_fields")
@@ -100,9 +99,9 @@ def fit(
 
 
 @verb(help=VERBS["assign"])
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--model", required=True, help="Directory of a fitted model.")
-@click.option("--out", required=True, help="Directory to write the clusters to.")
+@click.argument("inputs", type=PLACE, nargs=-1, required=True, metavar="INPUT...")
+@click.option("--model", type=PLACE, required=True, help="Directory of a fitted model.")
+@click.option("--out", type=PLACE, required=True, help="Directory to write the clusters to.")
 @options.storing
 @options.overwrite
 @options.reading()
@@ -122,16 +121,17 @@ def assign(
 
 
 @verb(help=VERBS["dedup"])
-@click.argument("inputs", nargs=-1, required=True, metavar="CLUSTERS|EMBEDDINGS...")
+@click.argument("inputs", type=PLACE, nargs=-1, required=True, metavar="CLUSTERS|EMBEDDINGS...")
 @click.option(
     "--out",
+    type=PLACE,
     required=True,
     help="Directory for the decisions; for embeddings they are in OUT/dedup, beside a model and clusters.",
 )
 @options.deciding
 @click.option("--review", type=click.IntRange(1),
               help="Write this many pairs around the threshold to OUT/_review/review.html.")  # fmt: skip
-@click.option("--against", multiple=True, metavar="CLUSTERS",
+@click.option("--against", type=PLACE, multiple=True, metavar="CLUSTERS",
               help="Clusters, or decisions, whose kept rows stay; their duplicates are dropped.")  # fmt: skip
 @click.option("--append", is_flag=True, help="Then append the kept rows to the clusters given with --against.")
 @options.fill_argument("deciding", Deciding, ["random_state"])
@@ -172,9 +172,9 @@ def dedup(
 
 
 @verb(help=VERBS["leak"])
-@click.argument("train")
-@click.argument("test")
-@click.option("--out", required=True, help="Directory to create.")
+@click.argument("train", type=PLACE)
+@click.argument("test", type=PLACE)
+@click.option("--out", type=PLACE, required=True, help="Directory to create.")
 @click.option(
     "--threshold", type=click.FLOAT, default=0.9, show_default=True, help="Cosine similarity of near-duplicates."
 )
@@ -194,9 +194,9 @@ def leak(
 
 
 @verb(help=VERBS["apply"])
-@click.argument("decisions")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--out", required=True, help="Directory to write the kept rows to.")
+@click.argument("decisions", type=PLACE)
+@click.argument("inputs", type=PLACE, nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", type=PLACE, required=True, help="Directory to write the kept rows to.")
 @options.make_flag(
     ReadOptions, "id_field", default=None, help="Column of ids [default: the one the decisions were made with]."
 )
@@ -220,8 +220,12 @@ def apply(
 
 
 @verb(help=VERBS["run"])
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True)
-@click.option("--out", help="Directory for the model, the clusters and the decisions; needed here or in CONFIG.yaml.")
+@click.argument(
+    "inputs", type=PLACE, nargs=-1, required=True, metavar="INPUT...|CONFIG.yaml", callback=from_yaml, is_eager=True
+)
+@click.option(
+    "--out", type=PLACE, help="Directory for the model, the clusters and the decisions; needed here or in CONFIG.yaml."
+)
 @options.kmeans
 @options.deciding
 @options.storing
@@ -247,7 +251,7 @@ def run(
 
 
 @verb(help=VERBS["info"])
-@click.argument("path", required=False)
+@click.argument("path", type=PLACE, required=False)
 @click.option("--system", is_flag=True, help="Show what this machine has, and how much of it is used.")
 @click.option("--advise", is_flag=True, help="Suggest a number of clusters, and forecast what the steps take.")
 @click.option("--n-clusters", type=click.IntRange(1), multiple=True, help="With --advise: forecast for this many too.")

@@ -10,6 +10,7 @@ from typing import Any, get_origin
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError
@@ -38,6 +39,18 @@ class Json(click.ParamType):
         if not isinstance(found, dict):
             self.fail("expected a JSON object such as '{\"anon\": true}'", param, ctx)
         return found
+
+
+class Place(click.ParamType):
+    """A path or a URL, which shells complete."""
+
+    name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE = Place()
 
 
 class Count(click.ParamType):
@@ -103,6 +116,8 @@ def make_flag(settings: type, name: str, **changed: Any) -> Decorator:
         attributes |= {"multiple": True, "show_default": bool(each.default)}
     elif facts.choices:
         attributes["type"] = click.Choice(facts.choices)
+    elif facts.is_path:
+        attributes["type"] = PLACE
     elif kind == int | str:
         attributes["type"] = Count()
     else:

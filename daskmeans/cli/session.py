@@ -77,7 +77,8 @@ def _start(cluster: ClusterSettings, console: Console, opened: contextlib.ExitSt
     console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
     ours = not (cluster.scheduler or cluster.scheduler_file)
     opened.enter_context(interrupt_once())
-    display = opened.enter_context(display_on(console, compiling=uncompiled_work() if ours else frozenset()))
+    display = display_on(console, compiling=uncompiled_work() if ours else frozenset())
+    opened.enter_context(display)
     opened.enter_context(progress.show_on(display))
     opened.enter_context(translate_client_errors(client))
     return client

@@ -213,7 +213,7 @@ class KMeans(Parameters):
             self.sample_fraction,
             seed,
             client,
-            propose_clusters(0 if is_lazy(X) else len(X), 1) if is_auto(n_clusters) else n_clusters,
+            propose_clusters(0 if is_lazy(X) else len(X), 1) if is_auto(n_clusters) else int(n_clusters),
             on_gpus=memory > 0,
             stay=self._is_cuml(),
             tuning=tuning,

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from upath import UPath
 
-from daskmeans.errors import DataError, NotFoundError
+from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.storage import manifest
 from daskmeans.vectors import npy
 
 CENTROIDS = "centroids.npy"
 MODEL = "model.json"
+# Ends of the names of pickles.
+PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 def write_model(path: UPath, centroids: np.ndarray, facts: dict[str, Any]) -> dict[str, Any]:
@@ -29,11 +31,14 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
 
     Raises
     ------
+    UsageError
+        `path` is a pickle.
     NotFoundError, OutputError
         `path` is not a model directory, or an unfinished one.
     DataError
         A file of the model is damaged.
     """
+    refuse_pickle(path)
     made = manifest.read_manifest(path, "fit")
     facts = json.loads(manifest.read_verified(path, MODEL, made))
     centroids = _parse_matrix(manifest.read_verified(path, CENTROIDS, made), path / CENTROIDS)
@@ -49,12 +54,25 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
 
 def read_centroids(path: UPath) -> np.ndarray:
     """Return the array in the ``.npy`` file `path`, as float32."""
+    refuse_pickle(path)
     try:
         return _parse_matrix(path.read_bytes(), path)
     except (FileNotFoundError, IsADirectoryError):
         raise NotFoundError("no such file", where=str(path), expected="a .npy file of centroids") from None
     except OSError as error:
         raise DataError(f"the file cannot be read ({error})", where=str(path), remedy="fit the model again") from None
+
+
+def refuse_pickle(path: UPath) -> None:
+    """Refuse a pickle, by its name: reading one runs whatever code it holds."""
+    if path.name.lower().endswith(PICKLES):
+        raise UsageError(
+            "pickles are not read, as that would run code in them",
+            where=str(path),
+            expected="the directory of a model, or a .npy file of centroids",
+            remedy='in Python, load a pickle that you trust, then km.save("DIRECTORY"), '
+            'or np.save("centroids.npy", km.cluster_centers_) for --init',
+        )
 
 
 def _parse_matrix(content: bytes, path: UPath) -> np.ndarray:

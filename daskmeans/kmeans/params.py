@@ -36,7 +36,7 @@ class Parameters:
         1e-4, "Relative shift at which to stop.", range=Range(lambda value: to_number(value) >= 0, "a number >= 0")
     )
     random_state: Any = option(42, "Seed of all that is random.")
-    init: Any = option("auto", "auto, k-means||, random, a .npy file or a model directory.")
+    init: Any = option("auto", "auto, k-means||, random, a .npy file or a model directory.", is_path=True)
     n_init: int = option(1, "Runs, of which the best is kept.", range=_whole(1))
     oversampling_factor: float = option(
         2.0,

@@ -67,13 +67,13 @@ class ClusterSettings:
     )
     memory_limit: str = option("auto", "Memory of each worker, such as 4GiB.")
     scheduler: str | None = _of_any(None, "Address of a running scheduler, instead of workers on this machine.")
-    scheduler_file: str | None = _of_any(None, "File written by a running scheduler.")
+    scheduler_file: str | None = _of_any(None, "File written by a running scheduler.", is_path=True)
     dashboard_address: str = _of_any(
         "127.0.0.1:8787",
         "Address of the dashboard of workers on this machine.",
         need=Need({"scheduler": (None, ""), "scheduler_file": (None, "")}, HERE),
     )
-    local_directory: str | None = option(None, "Directory that workers spill to.")
+    local_directory: str | None = option(None, "Directory that workers spill to.", is_path=True)
     rmm_pool_size: str | None = _of_gpus(None, "Memory that each worker takes of its GPU at once, such as 16GB.")
     rmm_maximum_pool_size: str | None = _of_gpus(None, "Most memory that this pool may grow to.")
     rmm_managed_memory: bool = _of_gpus(False, "Let memory of the GPU move to that of the machine.")

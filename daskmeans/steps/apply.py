@@ -107,6 +107,7 @@ def apply(
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
+    _refuse_leaks(folder)
     decided = manifest.read_manifest(folder, "dedup")
     id_field = _find_id_field(decided, id_field, folder)
     files = find_files(inputs, storage_options)
@@ -145,6 +146,18 @@ def apply(
         summary = {"rows": rows, "kept": kept, "removed": removed, "rejected": len(rejects), "files": len(files)}
         step.facts |= {"counts": summary}
     return StepResult(target, summary)
+
+
+def _refuse_leaks(folder: UPath) -> None:
+    """Refuse the output of `leak`, which decides on no row."""
+    if (manifest.peek_manifest(folder) or {}).get("step") == "leak":
+        raise UsageError(
+            "these are leaks, and nothing says whether the rows of TEST or those of TRAIN are to go",
+            where=str(folder),
+            expected="the decisions of `daskmeans dedup` or `run`",
+            remedy="leave rows of TEST out by the ids in leaks.parquet; or, to drop rows of TRAIN, `daskmeans assign` "
+            "both with one model, and then `daskmeans dedup TRAIN_CLUSTERS --against TEST_CLUSTERS --out DECISIONS`",
+        )
 
 
 def _find_id_field(decided: dict[str, Any], given: str | None, folder: UPath) -> str:

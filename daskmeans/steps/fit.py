@@ -75,9 +75,9 @@ def _read_earlier_seed(path: UPath, overwrite: bool) -> int | None:
 
 def refuse_misfit(source: Source, model: KMeans) -> None:
     """Refuse a model that cannot be fitted on the rows of `source`."""
-    if source.rows < model.n_clusters:
+    if source.rows < (n_clusters := int(model.n_clusters)):
         raise UsageError(
-            f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
+            f"the input has {source.rows:,} rows, fewer than n_clusters = {n_clusters:,}",
             where="--n-clusters",
             remedy=f"set --n-clusters to {source.rows:,} or less",
         )
@@ -94,9 +94,10 @@ def fit_step(
     source: Source, path: UPath, model: KMeans, reading: ReadOptions, overwrite: bool, client: Client | None
 ) -> None:
     """Fit `model` on `source`, from a checkpoint if there is one, and write it into the directory `path`."""
-    check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
+    n_clusters = int(model.n_clusters)  # "auto" is resolved
+    check_fit(source.rows, source.dimension, n_clusters, model.sample_fraction, client)
     settings, made_from = fit_settings(model, reading), source.identity()
-    need = CENTROID_COPIES * 4 * model.n_clusters * source.dimension
+    need = CENTROID_COPIES * 4 * n_clusters * source.dimension
     with open_step(
         path, "fit", settings, made_from, overwrite=overwrite, resume=CHECKPOINTS, need=need, client=client
     ) as step:
