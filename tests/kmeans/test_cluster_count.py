@@ -34,7 +34,7 @@ def test_auto_is_a_number_that_follows_from_the_rows(tmp_path):
 @pytest.mark.parametrize("name", ["km.pkl", "km.PICKLE", "km.joblib"])
 def test_a_pickle_is_not_read(tmp_path, name):
     path = tmp_path / name
-    path.write_bytes(pickle.dumps(KMeans(2).fit(blobs(50))))
-    for use in (lambda: KMeans.load(path), lambda: KMeans(2, init=path).fit(blobs(50))):
+    path.write_bytes(pickle.dumps(KMeans(2).fit(blobs(100))))
+    for use in (lambda: KMeans.load(path), lambda: KMeans(2, init=path).fit(blobs(100))):
         with pytest.raises(UsageError, match=r"run code(.|\n)*km\.save"):
             use()

@@ -136,7 +136,7 @@ def test_a_pipe_is_no_data(tmp_path) -> None:
 
 @pytest.mark.parametrize("given", ["in/rows.parquet", "in", "in/*"])
 def test_a_pipe_among_the_data_is_refused_in_a_sentence(tmp_path, given: str) -> None:
-    write_embeddings(tmp_path / "in" / "a.parquet", blobs(20))
+    write_embeddings(tmp_path / "in" / "a.parquet", blobs(80))
     os.mkfifo(tmp_path / "in" / "rows.parquet")
     with pytest.raises(UsageError, match=r"rows\.parquet: this is a pipe"):
         find_files(tmp_path / given)
