@@ -23,6 +23,8 @@ from daskmeans.vectors.fields import plain_type
 BATCH_TEXTS = 4096
 # Name of the ids, and of the texts, where rows have no columns.
 ID, TEXT = "id", "text"
+# Tables of Arrow.
+TABLES = pa.Table | pa.RecordBatch
 # Rows that show the types of columns of Python objects.
 PEEK_ROWS = 64
 
@@ -56,7 +58,7 @@ class Rows:
         """The rows at these ascending `places`, in the type that they were given in."""
         if isinstance(self.data, list | tuple):
             return type(self.data)(self.data[place] for place in places.tolist())
-        if isinstance(self.data, pa.Table | pa.Array | pa.ChunkedArray):
+        if isinstance(self.data, TABLES | pa.Array | pa.ChunkedArray):
             return self.data.take(pa.array(places))
         return self.data.iloc[places] if hasattr(self.data, "iloc") else self.data[places]
 
@@ -103,16 +105,20 @@ class FrameRows(Rows):
 
     def __init__(self, data: Any, column: str | None, id_field: str | None) -> None:
         super().__init__(data)
-        self.names = list(data.column_names if isinstance(data, pa.Table) else data.columns)
+        self.names = list(data.column_names if isinstance(data, TABLES) else data.columns)
         self.id_field = ID if id_field is None and ID in self.names else id_field
         self.features: list[Any] = []
         peek = self._peek()
-        if column is None and isinstance(peek, pa.Table):
+        if column is None and isinstance(peek, TABLES):
             types = {name: peek.schema.field(i).type for i, name in enumerate(self.names) if name != self.id_field}
             self.features = list(types) if types and all(map(_is_number, types.values())) else []
-        shown = peek.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True) if isinstance(peek, pa.Table) else peek
-        self.column = None if self.features else vector_column(shown, column)
-        self.holds_texts = isinstance(peek, pa.Table) and self.column is not None and _is_text(peek[self.column].type)
+        shown = peek.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True) if isinstance(peek, TABLES) else peek
+        self.column, self.holds_texts = None, False
+        if not self.features:
+            found = vector_column(shown, column)
+            self.column = next(name for name in self.names if str(name) == str(found))  # Arrow's names are strings
+            place = self.names.index(self.column)
+            self.holds_texts = isinstance(peek, TABLES) and _is_text(peek.schema.field(place).type)
 
     def vectors(self) -> np.ndarray:
         if self.features:
@@ -147,11 +153,11 @@ class FrameRows(Rows):
 
     def _read(self, names: Sequence[Any], places: np.ndarray | None = None) -> pa.Table:
         """Some columns as an Arrow table; all rows, or those at these `places`."""
-        found = self.data.select(names) if isinstance(self.data, pa.Table) else self.data[list(names)]
+        found = self.data.select(names) if isinstance(self.data, TABLES) else self.data[list(names)]
         if isinstance(found, pd.DataFrame):
             chosen = found if places is None else found.iloc[places]
             return pa.Table.from_pandas(chosen, preserve_index=False)
-        table = found if isinstance(found, pa.Table) else found.to_arrow()
+        table = found if isinstance(found, TABLES) else found.to_arrow()
         return table if places is None else table.take(pa.array(places))
 
 
@@ -193,7 +199,7 @@ def to_rows(data: Any, column: str | None, id_field: str | None) -> Rows:
     """
     if isinstance(data, dd.DataFrame):
         return DaskRows(data, column, id_field)
-    if isinstance(data, pa.Table) or hasattr(data, "columns"):
+    if isinstance(data, TABLES) or hasattr(data, "columns"):
         return FrameRows(data, column, id_field)
     for name, value in (("column", column), ("id_field", id_field)):
         if value is not None:
@@ -201,6 +207,12 @@ def to_rows(data: Any, column: str | None, id_field: str | None) -> Rows:
             raise UsageError(found, expected="a dataframe", remedy=f"leave {name} out")
     if isinstance(data, da.Array):
         return ChunkedRows(data)
+    if not isinstance(data, list | tuple | pa.Array | pa.ChunkedArray) and not hasattr(data, "shape"):
+        raise UsageError(
+            f"rows of type {type(data).__name__} cannot be read",
+            expected="an array, a dataframe, a list of texts, or paths",
+            remedy="make a list of them",
+        )
     return TextRows(data) if _are_texts(data) else Rows(data)
 
 
@@ -249,9 +261,8 @@ def _are_texts(data: Any) -> bool:
     """Whether `data` are texts, judging by their type or the first one."""
     if isinstance(data, pa.Array | pa.ChunkedArray):
         return _is_text(data.type)
-    if getattr(data, "ndim", 1) != 1 or not hasattr(data, "__getitem__"):
-        return False
-    return isinstance(next(iter(data), None), str)
+    one_dimensional = isinstance(data, list | tuple) or len(data.shape) == 1
+    return one_dimensional and isinstance(next(iter(data), None), str | bytes)
 
 
 def _is_number(type_: pa.DataType) -> bool:

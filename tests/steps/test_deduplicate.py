@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,11 @@ KINDS = {
     "lists": (lambda: [row.tolist() for row in X], np.float32),
     "pandas": (lambda: pd.DataFrame({"name": NAMES, "v": list(X)}, index=NAMES), lambda kept: np.stack(kept["v"])),
     "numbers": (lambda: pd.DataFrame(X).assign(id=np.arange(len(X))), lambda kept: kept.drop(columns="id").to_numpy()),
+    "names that are no strings": (
+        lambda: pd.DataFrame({0: list(X), 1: NAMES}),
+        lambda kept: np.stack(kept[0]),
+    ),
+    "batch": (lambda: TABLE.to_batches()[0], lambda kept: np.stack(kept["v"].to_numpy(zero_copy_only=False))),
     "arrow": (lambda: TABLE, lambda kept: np.stack(kept["v"].to_numpy())),
     "like polars": (lambda: LikePolars(TABLE), lambda kept: np.stack(kept.table["v"].to_numpy())),
     "series": (arrow_lists, lambda kept: np.stack(kept)),
@@ -214,12 +220,37 @@ def test_texts_without_the_encoder_name_the_extra(monkeypatch: pytest.MonkeyPatc
         (lambda: Path("missing.parquet"), {"column": "v"}, "reading="),
         (lambda: np.zeros((3, 2)), {}, "row 0"),
         (lambda: pd.DataFrame({"id": [1, 1], "v": [[1.0], [2.0]]}), {}, "occurs before"),
-        (lambda: 7, {}, "2D"),
+        (lambda: 7, {}, "type int cannot be read"),
+        (lambda: (row for row in X), {}, "make a list"),
+        (lambda: {"v": X}, {}, "type dict cannot be read"),
+        (lambda: None, {}, "NoneType"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told(data, arguments: dict[str, object], told: str) -> None:
     with pytest.raises((UsageError, DataError), match=re.escape(told)):
         dkm.deduplicate(data(), **arguments)
+
+
+def test_a_result_survives_pickling() -> None:
+    found = dkm.deduplicate(pd.DataFrame({"v": list(X)}), THRESHOLD)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.pairs.equals(found.pairs)
+    assert len(again.at(0.99).kept) > len(again.kept)
+
+
+def test_labels_of_rows_may_repeat() -> None:
+    frame = pd.DataFrame({"v": list(X)}, index=[0] * len(X))
+    assert len(dkm.deduplicate(frame, THRESHOLD, keep="id:asc").kept) == len(brute_force(THRESHOLD))
+
+
+def test_partitions_may_be_empty() -> None:
+    rows = dd.from_pandas(pd.DataFrame({"k": range(500), "v": arrow_lists()}), npartitions=5)
+    chosen = rows[(rows.k < 120) | (rows.k >= 400)]
+    found = dkm.deduplicate(chosen, THRESHOLD)
+    assert len(found.kept) + len(found.removed) == 220
+    described = {group.id: group.metadata["k"] for group in found.groups(5)}
+    numbers = chosen.compute()["k"].to_numpy()
+    assert described == {id_: numbers[id_] for id_ in described}
 
 
 def test_no_rows_and_one_row() -> None:
