@@ -141,6 +141,7 @@ def test_blocks_change_no_pair(rows: int) -> None:
 
 
 def test_on_a_cluster_it_is_the_same(thread_client) -> None:
+    thread_client(2)
     expected = brute_force(THRESHOLD)
     frame = dd.from_pandas(pd.DataFrame({"v": arrow_lists()}), npartitions=4)
     assert np.flatnonzero(dkm.deduplicate(frame, THRESHOLD, keep="id:asc").decisions.keep).tolist() == expected

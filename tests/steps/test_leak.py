@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
+from daskmeans.steps.apply import apply
 from daskmeans.steps.leak import find_leaks, leak
 from daskmeans.tuning import Tuning
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
@@ -202,3 +203,11 @@ def test_of_equal_scores_that_of_a_copy_comes_first(tmp_path):
     rows = write_embeddings(tmp_path / "rows.parquet", X)
     facts = leak(rows, rows, tmp_path / "out", 1.0)
     assert (facts["leaked"], facts["exact"]) == (5, 5)
+
+
+def test_leaks_decide_on_no_row(tmp_path, sets):
+    train, path, *_ = sets
+    leak(train, path, tmp_path / "leaks", THRESHOLD)
+    with pytest.raises(UsageError, match=r"these are leaks(.|\n)*leaks\.parquet"):
+        apply(tmp_path / "leaks", path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
