@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daskmeans.buckets.buckets import open_buckets
     from daskmeans.buckets.external_sort import write_buckets
+    from daskmeans.duplicates.deduplication import Deduplication
     from daskmeans.duplicates.deduplicator import SemanticDeduplicator
     from daskmeans.duplicates.result import DedupResult, open_decisions
     from daskmeans.errors import DaskmeansError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from daskmeans.steps.append import append
     from daskmeans.steps.apply import apply
     from daskmeans.steps.dedup import dedup
+    from daskmeans.steps.deduplicate import deduplicate
     from daskmeans.steps.dispatch import assign, fit
     from daskmeans.steps.embed import embed
     from daskmeans.steps.leak import leak
@@ -31,6 +33,7 @@ __version__ = version("daskmeans")
 __all__ = [
     "DaskmeansError",
     "DedupResult",
+    "Deduplication",
     "KMeans",
     "ReadOptions",
     "SemanticDeduplicator",
@@ -39,6 +42,7 @@ __all__ = [
     "apply",
     "assign",
     "dedup",
+    "deduplicate",
     "embed",
     "fit",
     "leak",
@@ -52,6 +56,7 @@ __all__ = [
 _HOMES = {
     "buckets.buckets": ("open_buckets",),
     "buckets.external_sort": ("write_buckets",),
+    "duplicates.deduplication": ("Deduplication",),
     "duplicates.deduplicator": ("SemanticDeduplicator",),
     "duplicates.result": (
         "DedupResult",
@@ -62,6 +67,7 @@ _HOMES = {
     "steps.append": ("append",),
     "steps.apply": ("apply",),
     "steps.dedup": ("dedup",),
+    "steps.deduplicate": ("deduplicate",),
     "steps.dispatch": (
         "assign",
         "fit",

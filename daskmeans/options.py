@@ -37,10 +37,12 @@ class Option:
     range: Range | None = None
     least: int | None = None
     """Smallest integer that the command line accepts."""
-    required: bool = False
-    """Whether the command line requires it, although Python has a default."""
+    flag_default: Any = None
+    """Its default on the command line, if that is another than in Python."""
     flag: str = ""
     """Its flag, if that does not follow from its name."""
+    is_path: bool = False
+    """Whether it names a file or a directory, alone or among other things."""
     need: Need | None = None
     group: str = ""
     """Its group, where a dataclass has options of several groups."""

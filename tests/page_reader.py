@@ -163,7 +163,7 @@ class Reader:
 
     def _daskmeans(self, words: list[str], how: str, status: int) -> None:
         words = words[2 if words[0] == "dask" else 1 :]
-        if not {"--help", "-h", "--version"} & {*words}:
+        if not {"--help", "--help-gpu", "-h", "--version"} & {*words}:
             context = parse_daskmeans(words)
             if how == "parsed":
                 return

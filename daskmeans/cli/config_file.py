@@ -98,7 +98,7 @@ def parse_settings(
     UsageError
         A key is no flag of the command, or its value is not valid.
     """
-    known = {_key_of(p): p for p in ctx.command.params if p.name not in without and "--help" not in p.opts}
+    known = {_key_of(p): p for p in ctx.command.params if p.name not in without and p.expose_value}
     names = {
         word.lstrip("-").replace("-", "_"): name
         for name, p in known.items()

@@ -5,7 +5,9 @@ What one of them does, and all that this takes, is imported when it is called: i
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -20,7 +22,7 @@ VERBS = {
     "embed": "Turn a column of texts into embeddings.",
     "fit": "Find the centroids of embeddings.",
     "assign": "Assign every row to its cluster, with distances, and group the rows by cluster.",
-    "dedup": "Decide which rows of clusters are duplicates.",
+    "dedup": "Decide which rows of clusters, or of embeddings, are duplicates.",
     "leak": "List the rows of TEST that have a near-duplicate in TRAIN.",
     "apply": "Write the kept rows of the original files, in the same format.",
     "run": "Fit, assign and dedup in one go; an interrupted run resumes where it stopped.",
@@ -55,6 +57,9 @@ class Commands(click.Group):
             )
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # whatever the locale, no character ends a command
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, click.exceptions.Abort):
@@ -77,7 +82,7 @@ class Commands(click.Group):
 @click.group(
     name="kmeans", cls=Commands, commands=LazyCommands(), context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(package_name="daskmeans")
+@click.version_option(package_name="daskmeans", prog_name="daskmeans")
 def kmeans() -> None:
     """Cluster embeddings and find their near-duplicates, with Dask."""
 

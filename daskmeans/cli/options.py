@@ -10,12 +10,13 @@ from typing import Any, get_origin
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.options import Need, flag_of, kind_of, option, options
-from daskmeans.runtime.cluster import ClusterSettings
+from daskmeans.runtime.cluster import GPU, ClusterSettings
 from daskmeans.steps.settings import Storing
 from daskmeans.vectors.options import ReadOptions
 
@@ -38,6 +39,27 @@ class Json(click.ParamType):
         if not isinstance(found, dict):
             self.fail("expected a JSON object such as '{\"anon\": true}'", param, ctx)
         return found
+
+
+class Place(click.ParamType):
+    """A path or a URL, which shells complete."""
+
+    name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE = Place()
+
+
+class Count(click.ParamType):
+    """A whole number, or the word "auto"."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else click.INT.convert(value, param, ctx)
 
 
 class Flag(click.Option):
@@ -87,9 +109,9 @@ def make_flag(settings: type, name: str, **changed: Any) -> Decorator:
     """Return the flag for the option `name` of the dataclass `settings`, with some of its attributes `changed`."""
     each, facts = next(found for found in options(settings) if found[0].name == name)
     kind, written = kind_of(settings, name), facts.flag or flag_of(name)
-    attributes: dict[str, Any] = {"help": facts.help, "required": facts.required, "need": facts.need}
-    if not facts.required:
-        attributes |= {"default": each.default, "show_default": each.default not in (None, False)}
+    default = each.default if facts.flag_default is None else facts.flag_default
+    attributes: dict[str, Any] = {"help": facts.help, "need": facts.need, "hidden": facts.group == GPU}
+    attributes |= {"default": default, "show_default": default not in (None, False)}
     if kind is bool:
         defaults: dict[Any, str] = {False: "", True: f"/--no-{name}", None: f"/{written.replace('enable', 'disable')}"}
         written, attributes["is_flag"] = written + defaults[each.default], True
@@ -99,6 +121,10 @@ def make_flag(settings: type, name: str, **changed: Any) -> Decorator:
         attributes |= {"multiple": True, "show_default": bool(each.default)}
     elif facts.choices:
         attributes["type"] = click.Choice(facts.choices)
+    elif facts.is_path:
+        attributes["type"] = PLACE
+    elif kind == int | str:
+        attributes["type"] = Count()
     else:
         attributes["type"] = kind if facts.least is None else click.IntRange(facts.least)
     return click.option(written, name, cls=Flag, **attributes | changed)
@@ -135,7 +161,30 @@ def reading(*without: str) -> Decorator:
 kmeans = fill_argument("model", KMeans)
 deciding = fill_argument("deciding", Deciding, [each.name for each in fields(Deciding) if each.name != "random_state"])
 storing = fill_argument("storing", Storing)
-cluster = fill_argument("cluster", ClusterSettings)
+
+
+def _show_gpu_help(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    """Print the flags for workers with GPUs, which the help of a command leaves out, and end the command."""
+    if asked and not ctx.resilient_parsing:
+        formatter = ctx.make_formatter()
+        with formatter.section("Flags for workers with GPUs, as in dask-cuda"):
+            flags = [each for each in ctx.command.params if isinstance(each, click.Option) and each.hidden]
+            formatter.write_dl([(", ".join([*each.opts, *each.secondary_opts]), each.help or "") for each in flags])
+        click.echo(formatter.getvalue().rstrip("\n"))
+        ctx.exit()
+
+
+help_gpu = click.option(
+    "--help-gpu", is_flag=True, is_eager=True, expose_value=False, callback=_show_gpu_help,
+    help="Show the flags for workers with GPUs and exit.",
+)  # fmt: skip
+
+
+def cluster(command: Command) -> Command:
+    """Add the flags of :class:`ClusterSettings`."""
+    return fill_argument("cluster", ClusterSettings)(help_gpu(command))
+
+
 output = fill_argument("output", Output)
 overwrite = click.option(
     "--overwrite", is_flag=True, help="Replace a finished output, or an unfinished one with other settings."

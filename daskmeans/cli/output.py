@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from daskmeans.duplicates.result import DedupResult
 
 
+# Characters of a line of a table where there is no terminal.
+WIDTH = 120
+
+
 def escape_markup(value: object) -> str:
     return str(value).replace("[", r"\[")
 
@@ -26,12 +31,19 @@ def escape_markup(value: object) -> str:
 def show_facts(facts: dict[str, Any], output: Output) -> None:
     """Print the figures of a command as JSON or as a table."""
     if output.json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     elif not output.quiet:
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, value in _flatten_facts(facts):
-            table.add_row(f"[dim]{name}", escape_markup(value))
-        Console(soft_wrap=True, highlight=False).print(table)
+        lines = list(_flatten_facts(facts))
+        width = max((len(name) for name, _ in lines), default=0)
+        console = Console(soft_wrap=True, highlight=False)
+        for name, value in lines:  # not a table, which would cut long paths where there is no terminal
+            console.print(f"[dim]{escape_markup(name.ljust(width))}[/]  {escape_markup(value)}")
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """Print one JSON object on stdout, in the characters that it can encode."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(json.dumps(facts, ensure_ascii=not encoding.lower().startswith("utf")))
 
 
 def show_decisions(result: DedupResult, places: dict[str, Any], output: Output) -> None:
@@ -43,6 +55,7 @@ def show_decisions(result: DedupResult, places: dict[str, Any], output: Output) 
     facts = {
         "kept": f"{figures['kept']} of {figures['rows']} rows",
         "removed": f"{figures['exact']} exact copies, {figures['semantic']} near-duplicates",
+        "threshold": figures["threshold"],
         "recall": figures["recall"],
     }
     show_facts(facts | ({"rows left out": rejected} if rejected else {}) | places, output)
@@ -62,7 +75,7 @@ def show_advice(facts: dict[str, Any], output: Output) -> None:
         style = "bold" if each["n_clusters"] == facts["n_clusters"] else ""
         table.add_row(*rows, *seconds, format_bytes(max(each["worker_bytes"].values())), style=style)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else max(WIDTH, console.width))
     for reason in facts["reasons"]:
         console.print(f"· {escape_markup(reason)}")
     console.print(f"\n{escape_markup(facts['command'])}")

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from distributed import Client
@@ -25,8 +26,8 @@ from daskmeans.errors import (
 )
 from daskmeans.planner.system import uncompiled_work
 from daskmeans.runtime import progress
-from daskmeans.runtime.client import logger, n_threads
-from daskmeans.runtime.cluster import ClusterSettings, describe_dashboard
+from daskmeans.runtime.client import logger, n_threads, start_on_demand
+from daskmeans.runtime.cluster import ClusterSettings, check_cluster, describe_dashboard
 from daskmeans.runtime.cluster import open_cluster as start_cluster
 from daskmeans.runtime.liveness import scheduler_lost_error, translate_client_errors
 from daskmeans.storage import objectstore
@@ -55,26 +56,33 @@ def print_error(error: object) -> None:
 
 
 @contextlib.contextmanager
-def open_session(cluster: ClusterSettings, output: Output) -> Iterator[Client]:
-    """Open a cluster and a display: progress and logs go to stderr, nothing to stdout."""
+def open_session(cluster: ClusterSettings, output: Output) -> Iterator[None]:
+    """Open a session: its cluster and its display start when a step first asks for a client.
+
+    Progress and logs go to stderr, nothing to stdout.
+    """
     console = Console(stderr=True, quiet=output.quiet)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it complains about what Ctrl-C cancels
     for name in ("client", "batched"):  # they log tracebacks when the scheduler is lost
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     logger.setLevel(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)
-    with start_cluster(cluster) as client:
-        console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
-        ours = not (cluster.scheduler or cluster.scheduler_file)
-        shown = display_on(console, compiling=uncompiled_work() if ours else frozenset())
-        with (
-            interrupt_once(),
-            shown as display,
-            progress.show_on(display),
-            _log_warnings(),
-            translate_client_errors(client),
-        ):
-            yield client
+    check_cluster(cluster)
+    with contextlib.ExitStack() as opened, _log_warnings(), start_on_demand(partial(_start, cluster, console, opened)):
+        yield
+
+
+def _start(cluster: ClusterSettings, console: Console, opened: contextlib.ExitStack) -> Client:
+    """Start the cluster and the display of a session, which end with `opened`."""
+    client = opened.enter_context(start_cluster(cluster))
+    console.print(f"[dim]{n_threads(client)} threads · dashboard {describe_dashboard(client)}")
+    ours = not (cluster.scheduler or cluster.scheduler_file)
+    opened.enter_context(interrupt_once())
+    display = display_on(console, compiling=uncompiled_work() if ours else frozenset())
+    opened.enter_context(display)
+    opened.enter_context(progress.show_on(display))
+    opened.enter_context(translate_client_errors(client))
+    return client
 
 
 @contextlib.contextmanager

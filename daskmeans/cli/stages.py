@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import click
-from distributed import Client
 
 from daskmeans.cli import options
 from daskmeans.cli.config_file import STAGES, parse_settings, read_settings, refuse_unknown
@@ -71,9 +70,9 @@ def run_job(job: tuple[str, Any], out: str, overwrite: bool, cluster: ClusterSet
     made = {stage.name: False for stage in stages}
     left = stages[_count_done(stages) :]
     if left:
-        with open_session(cluster, output) as client:
+        with open_session(cluster, output):
             for stage in left:
-                made[stage.name] = _run_stage(stage, client)
+                made[stage.name] = _run_stage(stage)
     _show_stages(out, stages, made, output)
 
 
@@ -205,18 +204,18 @@ def _count_done(stages: Sequence[Stage]) -> int:
     return len(stages)
 
 
-def _run_stage(stage: Stage, client: Client) -> bool:
+def _run_stage(stage: Stage) -> bool:
     """Do what is not done of a stage; return whether anything was."""
     made = False
     with _name_stage(stage):
-        for planned in stage.operator.plan(stage.values, client):
+        for planned in stage.operator.plan(stage.values, None):
             made |= planned is None or run_once(
                 planned.path, planned.step, planned.settings, planned.inputs, stage.values["overwrite"], planned.work,
                 planned.resume,
             )  # fmt: skip
         if _lacks_review(stage):
             decided = open_decisions(stage.values["out"], stage.values["storage_options"])
-            write_review(decided, stage.values["review"], client=client)
+            write_review(decided, stage.values["review"])
             made = True
     return made
 

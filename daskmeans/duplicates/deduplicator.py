@@ -14,28 +14,22 @@ import pyarrow as pa
 from dask.dataframe.dispatch import meta_nonempty
 
 from daskmeans.buckets.buckets import CENTROID, L2
-from daskmeans.duplicates.greedy import greedy_select
-from daskmeans.duplicates.ranking import check_ranking_columns, rank, ranking_columns
+from daskmeans.duplicates.in_memory import check_unique, decide, find_pairs, read_ids
+from daskmeans.duplicates.ranking import check_ranking_columns, ranking_columns
 from daskmeans.duplicates.settings import Deciding
-from daskmeans.duplicates.table import schema_of, to_table
+from daskmeans.duplicates.table import schema_of
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kernels.all_pairs import NARROW, find_directions, n_sample_rows
 from daskmeans.kernels.distances import nearest_centroids
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kmeans.assign import refuse_reserved_columns
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.rows.inputs import vector_column
-from daskmeans.pairs.join import find_block_pairs
-from daskmeans.pairs.row_blocks import load_rows
-from daskmeans.pairs.store import SimilarPairs, check_pair_count
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import frame_to_device, frame_to_host, is_cudf
-from daskmeans.vectors.id_types import EXPECTED, cast_ids, id_type, quote_id
+from daskmeans.vectors.id_types import quote_id
 
 # Columns that decisions add to a dataframe.
 DECISION_COLUMNS = [name for name in schema_of(pa.int64()).names if name != "id"]
-# With fewer rows per dimension, or few dimensions, finding directions takes longer than it saves.
-LEAST_ROWS_PER_DIMENSION = 16
 
 # The models that operators in this process have loaded, by their digests.
 _models: dict[str, KMeans] = {}
@@ -164,7 +158,7 @@ class SemanticDeduplicator:
         if frame.empty:  # an empty column of Python objects does not show that it holds vectors
             return frame.assign(**{CENTROID: np.empty(0, np.int32), L2: np.empty(0, np.float32)})
         where = f"partition {partition_info['number']}, " if partition_info else ""
-        self._check_ids(frame, where)
+        check_unique(self._read_ids(frame), f"{where}column {self.id_field!r}")
         model = self._load_model()
         labels, squares = nearest_centroids(self._read_vectors(frame, where), model.cluster_centers_)
         return frame.assign(**{CENTROID: labels, L2: np.sqrt(squares).astype(np.float32)})
@@ -188,13 +182,8 @@ class SemanticDeduplicator:
 
     def _decide_group(self, table: pa.Table, X: np.ndarray, labels: np.ndarray) -> pa.Table:
         """Decide on rows that are all compared with one another; decisions are in the order of the rows."""
-        settings, threshold = self.settings, np.float32(self.settings.threshold)
-        order = rank(table, settings.keep, self.id_field, settings.random_state)
-        ranks, ids = np.argsort(order), table[self.id_field].combine_chunks()
-        similar = _find_similar_pairs(X, ids, threshold)
-        pairs = ranks[similar.rows], ranks[similar.neighbors]
-        found = greedy_select(len(X), *pairs, similar.scores, similar.copies, threshold, settings.rule)
-        return to_table(ids.take(pa.array(order)), found, labels[order]).take(pa.array(ranks))
+        similar = find_pairs(X, table[self.id_field].combine_chunks(), np.float32(self.settings.threshold))
+        return decide(table, self.id_field, labels, similar, self.settings)
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
         refuse_reserved_columns(list(frame.columns))
@@ -210,15 +199,6 @@ class SemanticDeduplicator:
                 raise UsageError(f"there is no column {name!r}", where=argument, expected=f"one of {columns}")
         check_ranking_columns(self.settings.keep, pa.Schema.from_pandas(frame[ranking].assign(**{L2: 0.0})))
 
-    def _check_ids(self, frame: pd.DataFrame, where: str) -> None:
-        ids = pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([self._read_ids(frame)])))
-        for problem, mask in (("the id is null", ids.isna()), ("the id occurs before", ids.duplicated())):
-            if mask.any():
-                row = int(mask.to_numpy().argmax())
-                raise DataError(
-                    problem, where=f"{where}column {self.id_field!r}, row {row}", expected="ids that occur once"
-                )
-
     def _check_clusters(self, ids: pa.ChunkedArray, labels: np.ndarray) -> None:
         """Refuse an id that occurs twice in a cluster: decisions name rows by their ids."""
         rows = pd.DataFrame({"id": pd.arrays.ArrowExtensionArray(ids), CENTROID: labels})
@@ -233,16 +213,7 @@ class SemanticDeduplicator:
 
     def _read_ids(self, frame: pd.DataFrame) -> pa.Array:
         """Ids in a type that decisions have, of whatever type the dataframe holds them."""
-        where = f"column {self.id_field!r}"
-        try:
-            ids = pa.array(frame[self.id_field], from_pandas=True)
-            none = pa.types.is_null(ids.type)  # such as an object column without rows
-            ids = cast_ids(ids, pa.string() if none else id_type(ids.type, where))
-        except pa.ArrowException as error:
-            raise DataError(
-                f"the ids are of several types, or have fractions ({error})", where=where, expected=EXPECTED
-            ) from None
-        return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+        return read_ids(frame[self.id_field], f"column {self.id_field!r}")
 
     def _read_vectors(self, frame: pd.DataFrame, where: str = "") -> np.ndarray:
         """The vectors as the model compares them."""
@@ -287,18 +258,3 @@ def _digest_model(model: KMeans) -> str:
 def _is_made_up(frame: pd.DataFrame) -> bool:
     """Whether dask made up the rows to infer the output columns; they contain no valid vectors."""
     return len(frame) == 2 and frame.equals(meta_nonempty(frame.iloc[:0]))
-
-
-def _find_similar_pairs(X: np.ndarray, ids: pa.Array, floor: np.float32) -> SimilarPairs:
-    """All pairs of rows of `X` whose score is at least `floor`. Rows of a cluster are adjacent in `X`."""
-    n, d = X.shape
-    P = np.empty((d, 0), np.float32)
-    if n > LEAST_ROWS_PER_DIMENSION * min(d, NARROW):
-        P = find_directions(X[np.linspace(0, n - 1, min(n, n_sample_rows(d))).astype(int)], float(floor))
-    rows = load_rows(lambda: (X, ids), P)
-    parts, count = [SimilarPairs.none()], 0
-    for similar in find_block_pairs(rows, rows, floor):
-        count += len(similar.rows)
-        check_pair_count(count, "choose a higher threshold, or smaller partitions")
-        parts.append(similar)
-    return SimilarPairs(*map(np.concatenate, zip(*parts, strict=True)))

@@ -70,7 +70,11 @@ def with_kept_score(table: pa.Table) -> pa.Table:
 
 def find_first_groups(file: UPath, limit: int) -> pa.Table:
     """The `limit` most instructive groups of `file`, as far as its rows alone show."""
-    table = read_decisions(file)
+    return select_first_groups(read_decisions(file), limit)
+
+
+def select_first_groups(table: pa.Table, limit: int) -> pa.Table:
+    """The `limit` most instructive groups of the decisions in `table`."""
     rows = table.filter(table["kept_id"].is_valid())
     semantic = pc.if_else(pc.equal(rows["reason"], "semantic"), rows["kept_score"], pa.scalar(None, pa.float32()))
     return group_rows(pa.table({"kept_id": rows["kept_id"], "score": semantic})).slice(0, limit)

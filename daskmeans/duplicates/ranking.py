@@ -63,14 +63,8 @@ def check_ranking_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
     UsageError
         A column is missing, or has a type that cannot be sorted.
     """
+    check_ranking_names(keep, schema.names)
     for column in ranking_columns(keep):
-        if column not in schema.names:
-            raise UsageError(
-                f"the clusters have no column {column!r}",
-                where="--keep",
-                expected="one of " + ", ".join(schema.names),
-                remedy=f"keep the column: add `--metadata-field {column}` to assign or run",
-            )
         try:
             _sort_rows([pa.nulls(2, schema.field(column).type), pa.array([0, 1])], ["ascending"] * 2)
         except pa.ArrowException:
@@ -79,6 +73,18 @@ def check_ranking_columns(keep: tuple[str, ...], schema: pa.Schema) -> None:
                 where="--keep",
                 expected="a column of numbers, strings, booleans or times",
             ) from None
+
+
+def check_ranking_names(keep: tuple[str, ...], names: Sequence[str]) -> None:
+    """Make sure that the columns of `keep` are among `names`, those of the clusters without vectors."""
+    for column in ranking_columns(keep):
+        if column not in names:
+            raise UsageError(
+                f"the clusters have no column {column!r}",
+                where="--keep",
+                expected="one of " + ", ".join(names),
+                remedy=f"keep the column: add `--metadata-field {column}` to assign or run",
+            )
 
 
 def rank(table: pa.Table, keep: tuple[str, ...], id_field: str, random_state: int) -> np.ndarray:

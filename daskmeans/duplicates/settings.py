@@ -14,6 +14,8 @@ from daskmeans.pairs.settings import LEAST_FLOOR, PairSettings, check_floor, is_
 
 # With more, the probe lists take more memory than the rows.
 MOST_PROBES = 100
+# Cosine similarity from which two rows are duplicates, unless another one is asked for.
+DEFAULT_THRESHOLD = 0.9
 # Bound of the absolute value of seeds, which are hashed and stored as int64.
 SEEDS = 2**62
 
@@ -47,10 +49,18 @@ class DedupSettings(PairSettings):
 class Deciding:
     """Options of `dedup`, as given; the fields are flags of the command line."""
 
-    threshold: float | None = option(None, "Cosine similarity from which two rows are duplicates.", range=SHARE)
+    threshold: float | None = option(
+        None,
+        f"Cosine similarity from which two rows are duplicates; default: {DEFAULT_THRESHOLD}, unless --eps is given.",
+        range=SHARE,
+    )
     eps: float | None = option(None, "The same as 1 - threshold.", range=SHARE)
     keep: Sequence[str] = option(("hard",), "hard, easy, random, or COLUMN:asc|desc; repeatable.")  # one as it is
-    rule: str = option("survivors", choices=("survivors", "semdedup"))
+    rule: str = option(
+        "survivors",
+        "survivors: a row is dropped if an earlier-ranked row that stays is similar enough; semdedup: if any is.",
+        choices=("survivors", "semdedup"),
+    )
     search: str = option(
         "auto",
         "exact: all pairs of rows; clusters: inside clusters, with a measured recall; auto: exact for up to two "
@@ -59,7 +69,7 @@ class Deciding:
     )
     probes: int = option(1, "With clusters: how many near ones to compare.", range=PROBES)
     floor: float | None = option(None, "Score from which pairs are stored [the threshold].", range=SHARE)
-    random_state: int = option(42, range=SEED)
+    random_state: int = option(42, "Seed of the ranking `random` and of the recall sample.", range=SEED)
 
     def settings(self) -> DedupSettings:
         """Settings that follow from the options; the search may still be ``auto``, see :func:`choose_search`.
@@ -92,13 +102,13 @@ class Deciding:
         return made
 
     def _least(self) -> float:
-        """The threshold, which is given directly or as `eps`."""
-        if self.threshold is not None and self.eps is None:
-            return float(self.threshold)
-        if self.threshold is None and self.eps is not None:
+        """The threshold, which is given directly or as `eps`, or else the default."""
+        if self.threshold is not None and self.eps is not None:
+            expected = "one of the two, in [0, 1]"
+            raise UsageError("both threshold and eps are given", where="--threshold, --eps", expected=expected)
+        if self.eps is not None:
             return 1 - float(self.eps)
-        found = "neither threshold nor eps is" if self.eps is None else "both threshold and eps are"
-        raise UsageError(f"{found} given", where="--threshold, --eps", expected="one of the two, in [0, 1]")
+        return DEFAULT_THRESHOLD if self.threshold is None else float(self.threshold)
 
 
 def choose_search(settings: DedupSettings, pairs: int, against: bool) -> DedupSettings:

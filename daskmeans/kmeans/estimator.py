@@ -23,6 +23,7 @@ from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.backend import CPU, Backend
 from daskmeans.kernels.distances import all_distances, nearest_labels
 from daskmeans.kmeans import centroid_index, model
+from daskmeans.kmeans.cluster_count import count_clusters, propose_clusters
 from daskmeans.kmeans.contract import Contract
 from daskmeans.kmeans.engine import cuml
 from daskmeans.kmeans.engine.lloyd import fit_blocks, measure_centroids
@@ -37,7 +38,7 @@ from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import check_column, is_lazy, list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.kmeans.scaling import warn_of_scaling
-from daskmeans.kmeans.values import check_flag, to_python
+from daskmeans.kmeans.values import check_flag, is_auto, to_python
 from daskmeans.runtime import executor, gpus
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.runtime.dashboard import add_page
@@ -56,7 +57,8 @@ class KMeans(Contract):
 
     Parameters
     ----------
-    n_clusters : int, default 8
+    n_clusters : int or "auto", default 8
+        "auto": a round number of about the square root of the number of rows; of given centroids, their number.
     max_iter : int, default 300
         Updates at most; 0 keeps the initial centroids as they are.
     tol : float, default 1e-4
@@ -174,6 +176,7 @@ class KMeans(Contract):
         self.check_params()
         check_column(X, column)
         init = resolve_init(self.init, self.n_clusters)
+        n_clusters = len(init) if isinstance(init, np.ndarray) else self.n_clusters
         seed = self.seed_ = seed_from(self.random_state)
         client = current_client(client)
         if client is not None:
@@ -188,17 +191,18 @@ class KMeans(Contract):
             self.sample_fraction,
             seed,
             client,
-            self.n_clusters,
+            propose_clusters(0 if is_lazy(X) else len(X), 1) if is_auto(n_clusters) else int(n_clusters),
             on_gpus=memory > 0,
             stay=self._is_cuml(),
             tuning=tuning,
         ) as blocks:
-            self._check_blocks(blocks, memory)
+            n_clusters = count_clusters(n_clusters, blocks.n_rows, blocks.dimension)
+            self._check_blocks(blocks, n_clusters, memory)
             warn_of_rounding(blocks.roundings)
             warn_of_scaling(blocks.moments)
             with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many
                 runs = [
-                    self._run_once(blocks, init, run, checkpoints, tuning)
+                    self._run_once(blocks, init, n_clusters, run, checkpoints, tuning)
                     for run in range(count_runs(self.n_init, init))
                 ]
             best, labels = min(runs, key=lambda run: run[0].inertia)
@@ -210,41 +214,41 @@ class KMeans(Contract):
             self.inertia_history_, self.iterations_ = best.history, best.iterations
             self.n_iter_, self.converged_ = best.n_iter, best.converged
             self.n_features_in_ = best.centroids.shape[1]
-            self._warn_of_convergence(best.occupied)
+            self._warn_of_convergence(best.occupied, n_clusters)
             self._set_feature_names(feature_names(X, column))
             known = not is_lazy(X) and self.sample_fraction == 1.0
             self.labels_ = labels() if known else self.predict(X, column=column)
         return self
 
-    def _check_blocks(self, blocks: Blocks, memory: int) -> None:
+    def _check_blocks(self, blocks: Blocks, n_clusters: int, memory: int) -> None:
         """Raise if there are too few rows, or too little `memory` on a GPU to compare them."""
-        if blocks.n_rows < self.n_clusters:
+        if blocks.n_rows < n_clusters:
             raise UsageError(
-                f"n_samples={blocks.n_rows} should be >= n_clusters={self.n_clusters}",
+                f"n_samples={blocks.n_rows} should be >= n_clusters={n_clusters}",
                 where="n_clusters",
                 remedy="use a larger sample_fraction"
                 if self.sample_fraction < 1.0
                 else f"set n_clusters to {blocks.n_rows} or less",
             )
-        check_compare(max(blocks.lengths), self.n_clusters, blocks.dimension, memory)
+        check_compare(max(blocks.lengths), n_clusters, blocks.dimension, memory)
 
-    def _warn_of_convergence(self, occupied: int) -> None:
+    def _warn_of_convergence(self, occupied: int, n_clusters: int) -> None:
         found = ""
         if self.max_iter and not self.converged_:
             found = f"k-means stopped after max_iter = {self.max_iter} updates, before it converged to tol = {self.tol}"
-        elif self.max_iter and occupied < self.n_clusters:
+        elif self.max_iter and occupied < n_clusters:
             found = (
-                f"only {occupied} of n_clusters = {self.n_clusters} clusters have rows, as there are too few distinct "
+                f"only {occupied} of n_clusters = {n_clusters} clusters have rows, as there are too few distinct "
                 f"rows; set n_clusters to {occupied} or less"
             )
         if found:
             warnings.warn(found, ConvergenceWarning, stacklevel=4)
 
     def _run_once(
-        self, blocks: Blocks, init: Any, run: int, checkpoints: Checkpoints | None, tuning: Tuning
+        self, blocks: Blocks, init: Any, n_clusters: int, run: int, checkpoints: Checkpoints | None, tuning: Tuning
     ) -> tuple[FitState, Callable[[], np.ndarray]]:
         seed = self.seed_ + run
-        n_clusters, max_iter, tol = map(to_python, (self.n_clusters, self.max_iter, self.tol))
+        max_iter, tol = map(to_python, (self.max_iter, self.tol))
         if self._is_cuml():
             return cuml.fit_cuml(
                 blocks,

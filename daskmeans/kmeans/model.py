@@ -37,6 +37,8 @@ def read_model(path: UPath) -> tuple[np.ndarray, dict[str, Any]]:
 
     Raises
     ------
+    UsageError
+        `path` is a pickle.
     NotFoundError, OutputError
         `path` is not a model directory, or an unfinished one.
     UsageError

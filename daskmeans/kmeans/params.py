@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from daskmeans.errors import UsageError
-from daskmeans.kmeans.values import is_flag, is_whole, to_number
+from daskmeans.kmeans.values import is_auto, is_flag, is_whole, to_number
 from daskmeans.options import Need, Range, option, options
 
 # Runs of n_init="auto" where seeds are drawn without looking at distances, as in scikit-learn.
@@ -30,22 +30,29 @@ def _is_word(value: Any, *words: str) -> bool:
 class Parameters:
     """The parameters of :class:`daskmeans.KMeans`; its docstring explains each."""
 
-    n_clusters: int = option(8, "Number of clusters.", required=True, range=_whole(1))
+    n_clusters: int | str = option(
+        8,
+        "Number of clusters; auto: a round number, about the square root of the number of rows.",
+        flag_default="auto",
+        range=Range(lambda value: is_auto(value) or is_whole(value, 1), "an integer >= 1, or 'auto'"),
+    )
     _: KW_ONLY
     max_iter: int = option(300, "Updates at most; 0 keeps --init.", range=_whole(0))
     tol: float = option(
         1e-4, "Relative shift at which to stop.", range=Range(lambda value: to_number(value) >= 0, "a number >= 0")
     )
     random_state: Any = option(42, "Seed of all that is random.")
-    init: Any = option("auto", "auto, k-means|| (or k-means++), random, a .npy file or a model directory.")
+    init: Any = option(
+        "auto", "auto, k-means|| (or k-means++), random, a .npy file or a model directory.", is_path=True
+    )
     n_init: Any = option(
         1,
         "Runs, of which the best is kept.",
-        range=Range(lambda value: is_whole(value, 1) or _is_word(value, "auto"), "an integer >= 1, or 'auto'"),
+        range=Range(lambda value: is_whole(value, 1) or is_auto(value), "an integer >= 1, or 'auto'"),
     )
     oversampling_factor: float = option(
         2.0,
-        "Of k-means||.",
+        "Rows that k-means|| draws as candidates in each round, as a multiple of half of --n-clusters.",
         range=Range(lambda value: 0 < to_number(value) < math.inf, "a number > 0"),
         need=Need({"init": ("auto", "k-means||", "k-means++")}, "--init auto or k-means||"),
     )

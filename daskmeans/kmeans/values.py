@@ -23,6 +23,17 @@ def is_whole(value: Any, least: int) -> bool:
     )
 
 
+def is_auto(value: Any) -> bool:
+    """Whether `value` is "auto".
+
+    Examples
+    --------
+    >>> is_auto("auto"), is_auto(8)
+    (True, False)
+    """
+    return isinstance(value, str) and value == "auto"
+
+
 def to_number(value: Any) -> float:
     """Return `value` as a float; NaN if it is not a number.
 

@@ -14,21 +14,19 @@ from dask.utils import format_bytes
 from distributed import Client
 from upath import UPath
 
+from daskmeans.duplicates.settings import DEFAULT_THRESHOLD
 from daskmeans.kernels.microkernel import COLUMNS, n_groups
+from daskmeans.kmeans.cluster_count import FEWEST_ROWS, list_round_numbers, propose_clusters
 from daskmeans.kmeans.memory import assign_bytes, engine_bytes, fit_bytes, forecast_fit
 from daskmeans.pairs.memory import dedup_bytes
 from daskmeans.pairs.settings import is_exact_default
-from daskmeans.planner.trial import FEWEST_ROWS, THRESHOLD, Costs, StepsTrial, measure_costs
+from daskmeans.planner.trial import Costs, StepsTrial, measure_costs
 from daskmeans.runtime import progress, resources
 from daskmeans.runtime.client import current_client, n_processes, n_threads, threads_per_process
 from daskmeans.runtime.memory import partition_bytes, reading_bytes
 from daskmeans.tuning import DEFAULT
 from daskmeans.vectors.options import PARTITIONS_PER_THREAD, ReadOptions
 
-# Numbers of clusters that may be proposed: these times powers of ten.
-ROUND_STEPS = (1, 1.5, 2, 3, 5, 7)
-# The smallest number of clusters is proposed with which the steps take at most this many times the shortest time.
-NEAR_SHORTEST = 1.2
 # Measured exponents: the number of updates, and the time of seeding, grow with these powers of the rows if the rows per
 # cluster stay the same.
 UPDATES_GROW, SEEDING_GROWS = 0.2, 1.3
@@ -107,11 +105,11 @@ def advise(
     """
     start = time.perf_counter()
     reading = ReadOptions(id_field, embedding_field, storage_options=storage_options, format=format, on_bad_row="skip")
-    client = current_client(client)
     source = reading.open(url, client, allow_zero=False)
+    client = current_client(client)
     costs = measure_costs(source, replace(reading, format=None), client)  # whose files are Parquet
     model = CostModel(source.rows, source.dimension, costs, client)
-    proposed, best = _propose_clusters(model)
+    proposed, best = model.forecast(propose_clusters(source.rows, source.dimension)), _find_fastest(model)
     around = (proposed.n_clusters // 4, proposed.n_clusters, 4 * proposed.n_clusters, *n_clusters)
     shown = [model.forecast(k) for k in sorted({min(max(1, k), source.rows) for k in around})]
     return {
@@ -244,14 +242,9 @@ class CostModel:
         return math.inf if have is None else (have - none) / (dedup_bytes(1, self.dimension) - none)
 
 
-def _propose_clusters(model: CostModel) -> tuple[Forecast, Forecast]:
-    """The forecast for the proposed number of clusters, and the one with the shortest time."""
-    most = max(1, model.rows // FEWEST_ROWS)
-    numbers = {min(most, round(step * 10**power)) for power in range(len(str(most))) for step in ROUND_STEPS}
-    forecasts = [model.forecast(k) for k in sorted(numbers)]
-    fitting = [f for f in forecasts if f.largest_cluster <= model.cluster_limit] or forecasts[-1:]
-    fastest = min(fitting, key=lambda f: f.total)
-    return next(f for f in fitting if f.total <= NEAR_SHORTEST * fastest.total), fastest
+def _find_fastest(model: CostModel) -> Forecast:
+    """The forecast for the round number of clusters with which the steps take the shortest time."""
+    return min(map(model.forecast, list_round_numbers(max(1, model.rows // FEWEST_ROWS))), key=lambda f: f.total)
 
 
 def _give_reasons(model: CostModel, proposed: Forecast, fastest: Forecast, shown: list[Forecast]) -> list[str]:
@@ -264,8 +257,9 @@ def _give_reasons(model: CostModel, proposed: Forecast, fastest: Forecast, shown
         f"fit compares rows with centroids, rows·k pairs per update: {_format_seconds('fit', proposed, many)}",
         f"a cluster has {proposed.rows_per_cluster:,} rows on average, and the largest about "
         f"{proposed.largest_cluster:,}; dedup then takes {format_bytes(proposed.worker_bytes['dedup'])} in a worker",
-        f"fewer clusters separate fewer duplicates: this is the smallest round number with which all steps take at "
-        f"most {NEAR_SHORTEST} times the shortest time, {fastest.total:.2g} s with k = {fastest.n_clusters:,}",
+        f"k = {proposed.n_clusters:,} is what --n-clusters auto stands for, on any machine: a round number, about the "
+        f"square root of the rows; all steps take {proposed.total:.2g} s with it, and on this machine the shortest "
+        f"time is {fastest.total:.2g} s, with k = {fastest.n_clusters:,}",
         f"measured in {len(trials)} trial{'s' if len(trials) > 1 else ''} on {trials[0].rows:,} of {model.rows:,} rows "
         f"with {model.dimension:,} dimensions",
     ]
@@ -282,7 +276,7 @@ def _format_seconds(step: str, *forecasts: Forecast) -> str:
 
 def _make_command(url: str | UPath, reading: ReadOptions, n_clusters: int) -> str:
     words = ["daskmeans", "run", str(url), "--out", "work", "--n-clusters", str(n_clusters)]
-    words += ["--threshold", str(THRESHOLD)]
+    words += ["--threshold", str(DEFAULT_THRESHOLD)]
     words += ["--id-field", reading.id_field] if reading.id_field != "id" else []
     words += ["--embedding-field", reading.embedding_field] if reading.embedding_field else []
     words += ["--format", reading.format] if reading.format else []

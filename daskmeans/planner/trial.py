@@ -26,11 +26,13 @@ from distributed import Client
 from daskmeans import config
 from daskmeans.buckets.buckets import open_buckets
 from daskmeans.duplicates.decide import decide_cluster
+from daskmeans.duplicates.settings import DEFAULT_THRESHOLD
 from daskmeans.errors import ConvergenceWarning, DataError, UsageError
 from daskmeans.kernels.distances import nearest_centroids
 from daskmeans.kernels.jit import warm_seconds
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kmeans import model
+from daskmeans.kmeans.cluster_count import FEWEST_ROWS
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.pairs.plan import n_pairs, try_exact
 from daskmeans.runtime import executor, progress
@@ -53,12 +55,10 @@ FEW_ROWS = 256
 LOADING = 0.3
 # Rows that are compared with one another, to time it.
 COMPARED_ROWS = 4096
-# Fewest clusters of a trial, and fewest rows per cluster: smaller fits are not informative.
-LEAST_CLUSTERS, FEWEST_ROWS = 8, 20
+# Fewest clusters of a trial: smaller fits are not informative.
+LEAST_CLUSTERS = 8
 # Most partitions that are read at the same time, to time it.
 READERS = 4
-# The usual one; times hardly depend on it.
-THRESHOLD = 0.9
 
 
 @dataclass(frozen=True)
@@ -210,14 +210,16 @@ def _measure_exact(few: Path, many: Path, client: Client | None) -> ExactCosts:
     with _hide_progress():
         # The first search makes the workers that take part in the last one load their kernels.
         took = [_run_exact(path, client) for path in (many, few, many)]
-        pair = try_exact([buckets[many]], THRESHOLD, client).pair
+        pair = try_exact([buckets[many]], DEFAULT_THRESHOLD, client).pair
     comparing = n_pairs([buckets[many]]) * pair / n_threads(client)
     rest = max(0.0, took[2] - took[1] - comparing)
     return ExactCosts(took[1], rest / buckets[many].rows, pair)
 
 
 def _run_exact(path: Path, client: Client | None) -> float:
-    made = dedup(path / "clusters", THRESHOLD, search="exact", out=path / "exact", overwrite=True, client=client)
+    made = dedup(
+        path / "clusters", DEFAULT_THRESHOLD, search="exact", out=path / "exact", overwrite=True, client=client
+    )
     manifest.remove_tree(made.path)  # with its pairs, which another search would reuse
     return float(made.summary["seconds"])
 
@@ -276,7 +278,9 @@ def _measure_rates(X: np.ndarray) -> tuple[float, float]:
     compare = warm_seconds(partial(nearest_centroids, centroids=many), head, X)
     compare -= warm_seconds(partial(nearest_centroids, centroids=few), head, X)
     with executor.limit_blas_threads():
-        pair = warm_seconds(lambda rows: decide_cluster(rows, np.float32(THRESHOLD), "survivors", tile), head, X)
+        pair = warm_seconds(
+            lambda rows: decide_cluster(rows, np.float32(DEFAULT_THRESHOLD), "survivors", tile), head, X
+        )
     return max(0.0, compare) / (len(X) * max(1, len(many) - len(few))), pair / len(X) ** 2
 
 
@@ -289,7 +293,9 @@ def _run_trial(path: Path, n_clusters: int, reading: ReadOptions, client: Client
     with warnings.catch_warnings(), _hide_progress():
         warnings.simplefilter("ignore", ConvergenceWarning)
         km, out = KMeans(n_clusters), open_path(str(path))
-        result = run(f"{path}.parquet", out, km, THRESHOLD, reading, search="clusters", overwrite=True, client=client)
+        result = run(
+            f"{path}.parquet", out, km, DEFAULT_THRESHOLD, reading, search="clusters", overwrite=True, client=client
+        )
     seconds = {name: step["seconds"] for name, step in result.summary["steps"].items()}
     updates = model.read_model(out / "model")[1]["iterations"]
     sizes = np.array([cluster.rows for cluster in open_buckets(out / "clusters").clusters()])

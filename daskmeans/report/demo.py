@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
+from daskmeans.duplicates.settings import Deciding
+from daskmeans.encoders.encoder import get_encoder
 from daskmeans.errors import OutputError
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.pairs.settings import LEAST_FLOOR
@@ -103,7 +105,10 @@ def demo(
     --------
     >>> demo("demo/").facts["docstrings"]  # doctest: +SKIP
     """
-    root = open_path(out)
+    root, model = open_path(out), KMeans(n_clusters=1 if n_clusters is None else n_clusters)
+    model.check_params()
+    Deciding(threshold).settings()
+    get_encoder()
     if (root / "report.html").exists() and not overwrite:
         raise OutputError(
             f"the demo has already run here: its report is {root / 'report.html'}",
@@ -119,7 +124,7 @@ def demo(
     run(
         root / "embeddings",
         root / "run",
-        KMeans(n_clusters=n_clusters or -(-len(corpus.table) // ROWS_PER_CLUSTER)),
+        model if n_clusters else KMeans(n_clusters=-(-len(corpus.table) // ROWS_PER_CLUSTER)),
         threshold,
         ReadOptions(embedding_field="embedding", metadata_fields=METADATA),
         floor=max(LEAST_FLOOR, threshold - FLOOR_MARGIN) if threshold >= LEAST_FLOOR else None,

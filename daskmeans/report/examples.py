@@ -19,6 +19,7 @@ from upath import UPath
 from daskmeans.buckets.buckets import Buckets, Part, open_buckets, strip_parts
 from daskmeans.duplicates.groups import read_decisions
 from daskmeans.duplicates.result import decision_files
+from daskmeans.report.values import describe_value
 from daskmeans.runtime import executor
 from daskmeans.vectors.files import translate_read_errors
 
@@ -147,7 +148,7 @@ def describe_place(row: Row) -> str:
     """
     if {"file", "line"} <= row.metadata.keys():
         return f"{row.metadata['file']}:{row.metadata['line']}"
-    return ", ".join(f"{name} {value}" for name, value in row.metadata.items())
+    return ", ".join(f"{name} {describe_value(value)}" for name, value in row.metadata.items())
 
 
 def _split_words(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from daskmeans.duplicates.result import DedupResult, decision_files, open_decisi
 from daskmeans.kmeans.model import read_model
 from daskmeans.report import charts
 from daskmeans.report.examples import Example, Row, compare_texts, describe_place, find_examples
+from daskmeans.report.values import render_picture
 from daskmeans.runtime import executor
 from daskmeans.storage import manifest, objectstore
 from daskmeans.vectors.files import open_path, translate_read_errors
@@ -233,7 +234,8 @@ def render_pair(
 def _render_side(side: str, name: str, row: Row, text: str) -> str:
     head = f'<h4><span class="{side}">{escape(name)}</span> {escape(id_to_text(row.id))}</h4>'
     place = f'<p class="place">{escape(describe_place(row))}</p>'
-    return f'<div class="side">{head}{place}<p class="text">{text}</p></div>'
+    pictures = "".join(render_picture(column, value) for column, value in row.metadata.items())
+    return f'<div class="side">{head}{place}<p class="text">{text}</p>{pictures}</div>'
 
 
 def _mark_text(side: str, text: str) -> str:

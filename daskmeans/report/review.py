@@ -155,6 +155,12 @@ def _render_review(
         "row and the most similar one before it; words that only one has are marked. Find the score below which "
         "pairs are no longer duplicates, and choose it as the threshold.</p>",
     ]
+    if not any(row.metadata for row in known.values()):
+        body.append(
+            '<p class="quiet">The clusters hold no columns to show besides the ids: `--metadata-field text` keeps a '
+            "column of texts, or one of pictures, when rows are assigned (`daskmeans run`, `assign`, or `dedup` of "
+            "embeddings).</p>"
+        )
     if floor == threshold:
         lower = f"--floor {max(LEAST_FLOOR, round(threshold - SPREAD, 3))}"
         body.append(f'<p class="quiet">Pairs below {threshold} were not stored: {lower} stores and shows them too.</p>')

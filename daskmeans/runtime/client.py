@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -37,16 +37,38 @@ def cores() -> int:
     return allowed_threads(dask.system.CPU_COUNT, _allowed)
 
 
+# What starts the workers of a command, until they have started.
+_starter: Callable[[], Client] | None = None
+
+
+@contextlib.contextmanager
+def start_on_demand(start: Callable[[], Client]) -> Iterator[None]:
+    """Call `start` when :func:`current_client` is first asked in the ``with`` block; it starts workers and a client.
+
+    Steps ask once they have checked what they were given, so that no mistake costs the time of a start.
+    """
+    global _starter
+    _starter = start
+    try:
+        yield
+    finally:
+        _starter = None
+
+
 def current_client(client: Client | None = None) -> Client | None:
     """Return `client`, else the current client of this process, else None: then work runs in this process.
 
     Inside a task the answer is None: a task that waited for others could block its own cluster.
     """
+    global _starter
     if client is not None:
         return client
     with contextlib.suppress(ValueError):
         distributed.get_worker()
         return None
+    if _starter is not None:
+        start, _starter = _starter, None
+        return start()
     with contextlib.suppress(ValueError):
         return Client.current()
     return None

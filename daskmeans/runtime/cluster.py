@@ -37,12 +37,13 @@ QUIET_CONFIG = {
 
 
 HERE = "workers on this machine: no --scheduler, no --scheduler-file"
-GPU_HELP = "GPU: as in dask-cuda."
+# Group of the options of workers with GPUs, which only `--help-gpu` shows.
+GPU = "gpu"
 
 
-def _of_gpus(default: Any, **facts: Any) -> Any:
+def _of_gpus(default: Any, help: str) -> Any:
     """Return the field of an argument of ``dask_cuda.LocalCUDACluster``, with its name and default."""
-    return option(default, GPU_HELP, group="gpu", **facts)
+    return option(default, help, group=GPU)
 
 
 def _of_any(default: Any, help: str | None = None, **facts: Any) -> Any:
@@ -61,25 +62,66 @@ class ClusterSettings:
         says="auto, cpu or gpu",
     )
     n_workers: int | None = option(None, "Worker processes; default: one per core, or per GPU.", least=1)
-    threads_per_worker: int | None = option(None, "Default: 1, or a GPU's share of the cores.", least=1)
+    threads_per_worker: int | None = option(
+        None, "Threads of each worker; default: 1, or a GPU's share of the cores.", least=1
+    )
     memory_limit: str = option("auto", "Memory of each worker, such as 4GiB.")
     scheduler: str | None = _of_any(None, "Address of a running scheduler, instead of workers on this machine.")
-    scheduler_file: str | None = _of_any(None, "File written by a running scheduler.")
+    scheduler_file: str | None = _of_any(None, "File written by a running scheduler.", is_path=True)
     dashboard_address: str = _of_any(
-        "127.0.0.1:8787", need=Need({"scheduler": (None, ""), "scheduler_file": (None, "")}, HERE)
+        "127.0.0.1:8787",
+        "Address of the dashboard of workers on this machine.",
+        need=Need({"scheduler": (None, ""), "scheduler_file": (None, "")}, HERE),
     )
-    local_directory: str | None = option(None, "Directory that workers spill to.")
-    rmm_pool_size: str | None = _of_gpus(None)
-    rmm_maximum_pool_size: str | None = _of_gpus(None)
-    rmm_managed_memory: bool = _of_gpus(False)
-    rmm_async: bool = _of_gpus(False)
-    device_memory_limit: str = _of_gpus("default")
-    enable_cudf_spill: bool = _of_gpus(False)
-    protocol: str | None = _of_gpus(None)
-    enable_tcp_over_ucx: bool | None = _of_gpus(None)
-    enable_infiniband: bool | None = _of_gpus(None)
-    enable_nvlink: bool | None = _of_gpus(None)
-    enable_rdmacm: bool | None = _of_gpus(None)
+    local_directory: str | None = option(None, "Directory that workers spill to.", is_path=True)
+    rmm_pool_size: str | None = _of_gpus(None, "Memory that each worker takes of its GPU at once, such as 16GB.")
+    rmm_maximum_pool_size: str | None = _of_gpus(None, "Most memory that this pool may grow to.")
+    rmm_managed_memory: bool = _of_gpus(False, "Let memory of the GPU move to that of the machine.")
+    rmm_async: bool = _of_gpus(False, "Use CUDA's own pool of memory.")
+    device_memory_limit: str = _of_gpus("default", "Memory of the GPU from which a worker spills.")
+    enable_cudf_spill: bool = _of_gpus(False, "Let cuDF spill its dataframes.")
+    protocol: str | None = _of_gpus(None, "How workers talk: tcp or ucx.")
+    enable_tcp_over_ucx: bool | None = _of_gpus(None, "With ucx: use TCP.")
+    enable_infiniband: bool | None = _of_gpus(None, "With ucx: use InfiniBand.")
+    enable_nvlink: bool | None = _of_gpus(None, "With ucx: use NVLink.")
+    enable_rdmacm: bool | None = _of_gpus(None, "With ucx: connect by RDMA.")
+
+
+def check_cluster(settings: ClusterSettings) -> None:
+    """Check everything about `settings` that shows before workers start or a scheduler answers.
+
+    Raises
+    ------
+    UsageError
+        The settings contradict each other, or ask for a device that does not exist; MissingExtraError if packages for
+        GPUs are not installed.
+    """
+    check(settings)
+    if settings.memory_limit != "auto":
+        try:
+            parse_bytes(settings.memory_limit)
+        except ValueError:
+            raise UsageError(
+                f"{settings.memory_limit!r} is not an amount of memory", where="--memory-limit", expected="such as 4GiB"
+            ) from None
+    if settings.scheduler or settings.scheduler_file:
+        _check_scheduler(settings)
+    elif _is_gpu_cluster(settings):
+        if missing := gpus.missing_packages():
+            raise MissingExtraError(missing[0], "gpu")
+        if not gpus.count_gpus():
+            raise UsageError(
+                "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
+                where="--device gpu",
+                expected="a GPU that `nvidia-smi` lists",
+                remedy="use --device cpu",
+            )
+    elif given := _changed_fields(settings, GPU):
+        raise UsageError(
+            "the workers to start have no GPU",
+            where=", ".join(given),
+            remedy="leave these flags out, or add --device gpu",
+        )
 
 
 @contextlib.contextmanager
@@ -91,29 +133,15 @@ def open_cluster(settings: ClusterSettings) -> Iterator[Client]:
     ClusterError
         No scheduler answers at the address.
     UsageError
-        The settings contradict each other, or ask for a device that does not exist.
+        As :func:`check_cluster` raises.
     """
-    check(settings)
-    if settings.memory_limit != "auto":
-        try:
-            parse_bytes(settings.memory_limit)
-        except ValueError:
-            raise UsageError(
-                f"{settings.memory_limit!r} is not an amount of memory", where="--memory-limit", expected="such as 4GiB"
-            ) from None
+    check_cluster(settings)
     if settings.scheduler or settings.scheduler_file:
         with _connect(settings) as client:
             add_page(client)
             yield client
     else:
-        on_gpus = _is_gpu_cluster(settings)
-        if not on_gpus and (given := _changed_fields(settings, "gpu")):
-            raise UsageError(
-                "the workers to start have no GPU",
-                where=", ".join(given),
-                remedy="leave these flags out, or add --device gpu",
-            )
-        start = _start_gpu_cluster if on_gpus else _start_cpu_cluster
+        start = _start_gpu_cluster if _is_gpu_cluster(settings) else _start_cpu_cluster
         with start(settings) as local, Client(local) as client:
             add_page(client)
             yield client
@@ -136,9 +164,8 @@ def _changed_fields(settings: ClusterSettings, *groups: str) -> list[str]:
     return [flag_of(name) for name, value in _of(settings, *groups).items() if value != getattr(ClusterSettings, name)]
 
 
-def _connect(settings: ClusterSettings) -> Client:
-    timeout = config.get("connect-timeout")
-    if given := _changed_fields(settings, "", "gpu"):
+def _check_scheduler(settings: ClusterSettings) -> None:
+    if given := _changed_fields(settings, "", GPU):
         raise UsageError(
             "the workers of a running scheduler cannot be configured here",
             where=", ".join(given),
@@ -157,6 +184,10 @@ def _connect(settings: ClusterSettings) -> Client:
             expected="Dask's settings distributed.comm.tls.ca-file, .client.cert and .client.key",
             remedy="see https://distributed.dask.org/en/stable/tls.html",
         )
+
+
+def _connect(settings: ClusterSettings) -> Client:
+    timeout = config.get("connect-timeout")
     try:
         client = Client(settings.scheduler, scheduler_file=settings.scheduler_file, timeout=timeout)
     except (OSError, ValueError, TimeoutError) as error:
@@ -231,15 +262,6 @@ def _start_cpu_cluster(settings: ClusterSettings) -> LocalCluster:
 
 def _start_gpu_cluster(settings: ClusterSettings) -> LocalCluster:
     """Start a LocalCUDACluster: one worker per GPU, with its share of the cores for the kernels that run on the CPU."""
-    if missing := gpus.missing_packages():
-        raise MissingExtraError(missing[0], "gpu")
-    if not gpus.count_gpus():
-        raise UsageError(
-            "this machine has no GPU, or CUDA_VISIBLE_DEVICES hides it",
-            where="--device gpu",
-            expected="a GPU that `nvidia-smi` lists",
-            remedy="use --device cpu",
-        )
     from dask_cuda import LocalCUDACluster
 
     workers = settings.n_workers or gpus.count_gpus()
@@ -253,7 +275,7 @@ def _start_gpu_cluster(settings: ClusterSettings) -> LocalCluster:
             local_directory=settings.local_directory,
             dashboard_address=settings.dashboard_address,
             silence_logs=logging.CRITICAL,
-            **_of(settings, "gpu"),
+            **_of(settings, GPU),
         )
 
 

@@ -25,7 +25,7 @@ from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
 from daskmeans.storage.result import StepResult
-from daskmeans.storage.step import open_step
+from daskmeans.storage.step import check_output_free, open_step
 from daskmeans.vectors.files import (
     Input,
     as_list,
@@ -120,7 +120,6 @@ def apply(
     """
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
-    client = current_client(client)
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
     decided = _read_decided(folder)
     id_field = find_id_field(folder, id_field)
@@ -134,6 +133,8 @@ def apply(
     given = as_list(inputs)
     roots = find_directories(inputs, storage_options)
     refuse_overlap(target, [folder, *roots, *files])
+    check_output_free(target, "apply", overwrite=overwrite)
+    client = current_client(client)
     names = _relative_names(files, roots[0] if len(given) == len(roots) == 1 else None)
     if decided["step"] == "dedup":
         refuse_dropped_references(folder, client, storage_options)

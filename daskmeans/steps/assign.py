@@ -20,7 +20,7 @@ from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.settings import STORING, Storing
 from daskmeans.storage import manifest
 from daskmeans.storage.step import check_output_free, open_step
-from daskmeans.vectors.files import Input, find_directories, refuse_overlap
+from daskmeans.vectors.files import Input, refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
@@ -51,11 +51,14 @@ def assign_files(
     UsageError, DataError
         Among others: the vectors have another dimension than the model; an id occurs twice.
     """
-    client = current_client(client)
     settings = storing.settings(reading)
     km, path = KMeans.load(reading.path(model)), reading.path(out)
+    refuse_overlap(path, reading.paths(inputs))
+    check_output_free(path, "assign", overwrite=overwrite)
+    refuse_reserved_columns([reading.id_field, *reading.metadata_fields])
     source = reading.open(inputs, client, allow_zero=not km.normalize)
-    refuse_overlap(path, [*find_directories(inputs, reading.storage_options), *source.files])
+    client = current_client(client)
+    refuse_overlap(path, source.files)
     if source.dimension != km.n_features_in_:
         raise DataError(
             f"the vectors have {source.dimension} dimensions",
@@ -63,8 +66,6 @@ def assign_files(
             expected=f"{km.n_features_in_}, as the model {reading.path(model)} has",
             remedy="use the model that was fitted on these embeddings, or fit a new one",
         )
-    check_output_free(path, "assign", overwrite=overwrite)
-    refuse_reserved_columns([source.id_field, *source.metadata_fields])
     source = check_ids(source, reading.on_bad_row, client)
     assign_step(source, km, reading.path(model), path, settings, overwrite, client)
     return open_buckets(path)

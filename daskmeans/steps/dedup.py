@@ -68,9 +68,9 @@ def dedup(
     clusters : path
         Directory that `assign` wrote, in either layout; or directories ``centroid=<i>`` of Parquet that another tool
         wrote, which are first written beside `out` as `assign` does, with the distances that they lack.
-    threshold : float
-        Cosine similarity in [0, 1] from which two rows are duplicates. Give this or `eps`.
-    eps : float
+    threshold : float, optional
+        Cosine similarity in [0, 1] from which two rows are duplicates. Default: 0.9, unless `eps` is given.
+    eps : float, optional
         1 - threshold.
     out : path, optional
         Directory for the decisions. Default: a temporary one on this machine, for as long as Python runs.
@@ -146,6 +146,34 @@ def dedup(
     )  # fmt: skip
 
 
+def holds_clusters(inputs: Sequence[Input], reading: ReadOptions) -> bool:
+    """Whether `inputs` are the directory of clusters, ours or another tool's; else they are files of embeddings.
+
+    Raises
+    ------
+    UsageError
+        There are clusters among several inputs, or in the output of a run.
+    """
+    paths = reading.paths(inputs)
+    made = [(manifest.peek_manifest(path) or {}).get("step") for path in paths]
+    for path, step in zip(paths, made, strict=True):
+        if step is None and manifest.peek_manifest(path / "clusters"):
+            remedy = f"give {path / 'clusters'}, which it holds"
+            raise UsageError("this is the output of a run", where=str(path), expected="clusters", remedy=remedy)
+    known = [
+        step not in (None, "embed", "apply") or bool(find_cluster_folders(path))
+        for path, step in zip(paths, made, strict=True)
+    ]
+    if any(known) and len(paths) > 1:
+        raise UsageError(
+            "these are several inputs, and clusters among them",
+            where=str(paths[known.index(True)]),
+            expected="one directory of clusters, or files of embeddings",
+            remedy="give one directory; --against takes others",
+        )
+    return any(known)
+
+
 def dedup_step(
     clusters: Input,
     deciding: Deciding,
@@ -161,7 +189,6 @@ def dedup_step(
 ) -> DedupResult:
     """Run :func:`dedup` with its options in one object, and tasks of the sizes in `tuning`."""
     settings = deciding.settings()
-    client = current_client(client)
     target = None if out is None else open_path(out, storage_options)
     exported = check_export(export, target, overwrite) if export else None
     reading = ReadOptions(storage_options=storage_options)
@@ -179,12 +206,15 @@ def dedup_step(
     _check_others(buckets, others, settings)
     if append:
         check_append(buckets, others, out)
-    settings = _choose_search(settings, [buckets, *others])
-    if not settings.stores_pairs:
-        check_largest_cluster(buckets, client)
     target = target or make_temporary_folder()
     decisions = [path for each in references for path in each.decisions]
     refuse_overlap(target, [*(each.path for each in (buckets, *others)), *decisions])
+    if not append:  # an append that is repeated finds its own decisions there
+        check_output_free(target, "dedup", overwrite=overwrite)
+    client = current_client(client)
+    settings = _choose_search(settings, [buckets, *others])
+    if not settings.stores_pairs:
+        check_largest_cluster(buckets, client)
     if append and is_appended(others[0], buckets, settings, target, client, storage_options):
         return DedupResult(target, buckets.path)
     inputs = dedup_inputs(buckets, [each.describe() for each in references])

@@ -98,7 +98,6 @@ def embed(
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", expected="float32 or float16")
-    client = current_client(client)
     chosen, target = get_encoder(encoder), open_path(out, storage_options)
     source = open_source(
         inputs,
@@ -115,6 +114,7 @@ def embed(
     _refuse_embedding_column(source)
     refuse_overlap(target, [*find_directories(inputs, storage_options), *source.files])
     check_output_free(target, "embed", overwrite=overwrite)
+    client = current_client(client)
     source = check_ids(source, on_bad_row, client)
     settings = embed_settings(source, encoder, dtype, on_bad_row)
     need = source.rows * chosen.dimension * np.dtype(dtype).itemsize

@@ -11,17 +11,18 @@ from upath import UPath
 
 from daskmeans import config
 from daskmeans.errors import DaskmeansError, UsageError
+from daskmeans.kmeans.cluster_count import count_clusters
 from daskmeans.kmeans.engine.checkpoints import CHECKPOINTS, Checkpoints
 from daskmeans.kmeans.engine.seeding import is_path, resolve_init
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.memory import check_fit
 from daskmeans.kmeans.model import CENTROIDS, MODEL
 from daskmeans.kmeans.params import seed_from
-from daskmeans.kmeans.values import check_flag, to_python
+from daskmeans.kmeans.values import check_flag, is_auto, to_python
 from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
-from daskmeans.storage.step import open_step
-from daskmeans.vectors.files import find_directories, refuse_overlap
+from daskmeans.storage.step import check_output_free, open_step
+from daskmeans.vectors.files import refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.rejects import REJECTS_PARTS, gather_rejects
@@ -51,6 +52,17 @@ def resolve_params(model: KMeans, reading: ReadOptions, out: UPath, path: UPath,
     return type(model)(**model.get_params() | {"init": init, "random_state": seed_from(state)})
 
 
+def with_cluster_count(model: KMeans, source: Source) -> KMeans:
+    """`model`; with "auto" as its number of clusters, a copy with that of given centroids or the one for `source`."""
+    if not is_auto(model.n_clusters):
+        return model
+    if isinstance(model.init, np.ndarray):
+        count = len(model.init)
+    else:
+        count = count_clusters(model.n_clusters, source.rows, source.dimension)
+    return type(model)(**model.get_params() | {"n_clusters": count})
+
+
 def adopt_fit(model: KMeans, fitted: KMeans) -> None:
     """Replace the fitted attributes of `model` by those of `fitted`; its parameters stay."""
     found = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
@@ -69,9 +81,9 @@ def _read_earlier_seed(path: UPath, overwrite: bool) -> int | None:
 
 def refuse_misfit(source: Source, model: KMeans) -> None:
     """Refuse a model that cannot be fitted on the rows of `source`."""
-    if source.rows < model.n_clusters:
+    if source.rows < (n_clusters := int(model.n_clusters)):
         raise UsageError(
-            f"the input has {source.rows:,} rows, fewer than n_clusters = {model.n_clusters:,}",
+            f"the input has {source.rows:,} rows, fewer than n_clusters = {n_clusters:,}",
             where="--n-clusters",
             remedy=f"set --n-clusters to {source.rows:,} or less",
         )
@@ -88,9 +100,10 @@ def fit_step(
     source: Source, path: UPath, model: KMeans, reading: ReadOptions, overwrite: bool, client: Client | None
 ) -> None:
     """Fit `model` on `source`, from a checkpoint if there is one, and write it into the directory `path`."""
-    check_fit(source.rows, source.dimension, model.n_clusters, model.sample_fraction, client)
+    n_clusters = int(model.n_clusters)  # "auto" is resolved
+    check_fit(source.rows, source.dimension, n_clusters, model.sample_fraction, client)
     settings, made_from = fit_settings(model, reading), source.identity()
-    need = CENTROID_COPIES * 4 * model.n_clusters * source.dimension
+    need = CENTROID_COPIES * 4 * n_clusters * source.dimension
     with open_step(
         path, "fit", settings, made_from, overwrite=overwrite, resume=CHECKPOINTS, need=need, client=client
     ) as step:
@@ -165,11 +178,14 @@ def fit(
     OutputError
         Among others: `out` holds an unfinished fit with other settings or on another input.
     """
-    client = current_client(client)
     path = reading.path(out)
     resolved = resolve_params(model, reading, path, path, overwrite)
+    refuse_overlap(path, reading.paths(inputs))
+    check_output_free(path, "fit", overwrite=overwrite)
     source = reading.open(inputs, client, allow_zero=not model.normalize)
-    refuse_overlap(path, [*find_directories(inputs, reading.storage_options), *source.files])
+    client = current_client(client)
+    refuse_overlap(path, source.files)
+    resolved = with_cluster_count(resolved, source)
     refuse_misfit(source, resolved)
     if reading.on_bad_row == "skip":  # rows with the id of another one are bad too
         source = check_ids(source, reading.on_bad_row, client)

@@ -26,7 +26,7 @@ from daskmeans.kernels.backend import CPU
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.sums import add_rows, compute_means, scale_for
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import logger, task_key
+from daskmeans.runtime.client import current_client, logger, task_key
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import refuse_overlap, translate_read_errors
@@ -80,6 +80,7 @@ def open_clusters(
     if not folders:
         _refuse_parent(path)
         return open_buckets(path)
+    client = current_client(client)
     target = make_temporary_folder() if out is None else out.parent / f"{out.name}-clusters"
     refuse_overlap(target, [path])
     source = _open_source(folders, reading, client)

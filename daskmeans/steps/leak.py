@@ -135,19 +135,22 @@ def find_leaks(
 ) -> StepResult:
     """Run :func:`leak` with tasks of the sizes in `tuning`."""
     settings = leak_settings(threshold, reading)
-    client = current_client(client)
     target = reading.path(out)
+    for each in (test, train):
+        refuse_overlap(target, reading.paths(each))
+    check_output_free(target, "leak", overwrite=overwrite)
+    _refuse_column_names(reading.metadata_fields)
     opened = [reading.open(each, client, allow_zero=False) for each in (test, train)]
+    client = current_client(client)
     sources = [source.without_metadata() for source in opened]
-    for each, source in zip((test, train), sources, strict=True):
-        refuse_overlap(target, [*find_directories(each, reading.storage_options), *source.files])
+    for source in sources:
+        refuse_overlap(target, source.files)
     if sources[0].dimension != sources[1].dimension:
         raise UsageError(
             f"its vectors have {sources[0].dimension} dimensions",
             where=str(sources[0].files[0]),
             expected=f"{sources[1].dimension}, as those of {sources[1].files[0]}",
         )
-    _refuse_column_names(opened[0])
     inputs, least = leak_inputs(sources), settings["threshold"]
     with open_step(target, "leak", settings, inputs, overwrite=overwrite, client=client) as step:
         sources = [each.with_rejects(target / REJECTS_PARTS / name) for each, name in zip(sources, INPUTS, strict=True)]
@@ -214,9 +217,9 @@ def _find_leaks(
     return found, [sum(n for i, n in rows.items() if blocks[i].source == source) for source in (0, 1)]
 
 
-def _refuse_column_names(source: Source) -> None:
-    """Refuse metadata fields whose columns would clash with others in the list of leaks."""
-    names = [*LEAK_COLUMNS, *_pair_names(source.metadata_fields)]
+def _refuse_column_names(fields: Sequence[str]) -> None:
+    """Refuse metadata `fields` whose columns would clash with others in the list of leaks."""
+    names = [*LEAK_COLUMNS, *_pair_names(fields)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(
             f"there would be two columns {twice[0]!r}",

@@ -13,7 +13,7 @@ from upath import UPath
 
 from daskmeans.buckets.buckets import COSINE, L2, index_facts, open_buckets
 from daskmeans.duplicates.decisions import dedup_inputs
-from daskmeans.duplicates.ranking import check_ranking_columns
+from daskmeans.duplicates.ranking import check_ranking_columns, check_ranking_names
 from daskmeans.duplicates.result import DedupResult, open_decisions
 from daskmeans.duplicates.settings import Deciding, choose_search
 from daskmeans.errors import OutputError
@@ -25,11 +25,19 @@ from daskmeans.pairs.plan import n_pairs
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.assign import assign_inputs, assign_step, clusters_bytes
 from daskmeans.steps.dedup import dedup_step
-from daskmeans.steps.fit import adopt_fit, fit_settings, fit_step, refuse_misfit, resolve_params
+from daskmeans.steps.fit import (
+    adopt_fit,
+    fit_settings,
+    fit_step,
+    refuse_misfit,
+    resolve_params,
+    with_cluster_count,
+)
 from daskmeans.steps.once import find_decided_clusters, run_once
 from daskmeans.steps.settings import RunSettings, Storing
 from daskmeans.storage import diskspace, manifest
-from daskmeans.vectors.files import find_directories, refuse_overlap
+from daskmeans.storage.step import check_parents
+from daskmeans.vectors.files import refuse_overlap
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.options import DEFAULTS, ReadOptions
 from daskmeans.vectors.source import Source
@@ -64,8 +72,8 @@ def run(
     ----------
     inputs, out, model, reading, overwrite, client
         As in :func:`fit`.
-    threshold, eps : float
-        Cosine similarity from which two rows are duplicates, or 1 minus it; one of the two.
+    threshold, eps : float, optional
+        Cosine similarity from which two rows are duplicates, or 1 minus it. Default: a threshold of 0.9.
     layout, embedding_dtype, assign, assign_recall
         As in :func:`daskmeans.assign`, where `embedding_dtype` is called `dtype`.
     keep, rule, search, probes, floor
@@ -102,22 +110,26 @@ def run_steps(
 ) -> DedupResult:
     """Run :func:`run` with its options in one object."""
     model, reading = settings.model, settings.reading
-    client = current_client(client)
     root = reading.path(out)
     resolved = resolve_params(model, reading, root, root / "model", overwrite)
     assigning = settings.storing.settings(reading)
     asked = replace(settings.deciding, random_state=resolved.random_state)
     deciding = asked.settings()
     paths = {name: root / name for name in ("model", "clusters", "dedup")}
-    source = reading.open(inputs, client, allow_zero=not model.normalize)
+    refuse_overlap(root, reading.paths(inputs))
+    _refuse_foreign(root, paths)
     # Check before the fit, not after it, that the columns can be stored and that rows can be ranked by them.
-    refuse_reserved_columns([source.id_field, *source.metadata_fields])
+    columns = [reading.id_field, *reading.metadata_fields]
+    refuse_reserved_columns(columns)
+    check_ranking_names(deciding.keep, [*columns, L2, COSINE])
+    source = reading.open(inputs, client, allow_zero=not model.normalize)
+    client = current_client(client)
     distances = [pa.field(name, pa.float32()) for name in (L2, COSINE)]
     check_ranking_columns(deciding.keep, pa.schema([*source.reader.schema.remove(1), *distances]))
-    refuse_overlap(root, [*find_directories(inputs, reading.storage_options), *source.files])
-    _refuse_foreign(root, paths)
+    refuse_overlap(root, source.files)
     if not (manifest.peek_manifest(paths["clusters"]) or {"finished": False})["finished"]:  # before the fit, not after
         diskspace.check_space(root, clusters_bytes(source, settings.storing.embedding_dtype))
+    resolved = with_cluster_count(resolved, source)
     refuse_misfit(source, resolved)
 
     @cache
@@ -158,6 +170,7 @@ def _read_finished(path: UPath) -> dict[str, Any]:
 
 def _refuse_foreign(root: UPath, ours: dict[str, UPath]) -> None:
     """Refuse a directory that holds anything but what a run makes."""
+    check_parents(root)
     known = {*ours, "summary.json", "summary.json.tmp"}  # the last is left by a run killed while it wrote
     if root.exists() and not root.is_dir():
         raise OutputError("the output exists and is a file", where=str(root), remedy="choose another --out")

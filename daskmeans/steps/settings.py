@@ -18,8 +18,14 @@ from daskmeans.vectors.options import DEFAULTS, ReadOptions
 class Storing:
     """How rows are assigned and their clusters stored; the fields are flags of the command line."""
 
-    layout: str = option("bucketed", choices=LAYOUTS)
-    embedding_dtype: str = option("float32", choices=("float32", "float16"))
+    layout: str = option(
+        "bucketed",
+        "bucketed: few files that hold many clusters each; hive: one directory for each cluster.",
+        choices=LAYOUTS,
+    )
+    embedding_dtype: str = option(
+        "float32", "How the numbers of vectors are stored in the output.", choices=("float32", "float16")
+    )
     assign: str = option(
         "exact",
         "ann: by an index over the centroids, for very many; what share of the labels is exact is measured.",

@@ -28,7 +28,7 @@ from daskmeans.steps.apply import apply, apply_inputs, find_id_field
 from daskmeans.steps.assign import assign_files, assign_inputs
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.embed import embed, embed_settings
-from daskmeans.steps.fit import fit, fit_settings, resolve_params
+from daskmeans.steps.fit import fit, fit_settings, resolve_params, with_cluster_count
 from daskmeans.steps.foreign import find_cluster_folders, open_clusters, refuse_foreign_references
 from daskmeans.steps.leak import find_leaks, leak_inputs, leak_settings
 from daskmeans.steps.once import find_decided_clusters
@@ -148,6 +148,7 @@ def _plan_fit(values: Values, client: Client | None) -> Iterator[Planned]:
     path = reading.path(values["out"])
     resolved = resolve_params(model, reading, path, path, overwrite)
     source = reading.open(values["inputs"], client, allow_zero=not model.normalize)
+    resolved = with_cluster_count(resolved, source)
     work = partial(fit, values["inputs"], path, model, reading, overwrite=overwrite, client=client)
     yield Planned(path, "fit", fit_settings(resolved, reading), source.identity(), work, CHECKPOINTS)
 
@@ -174,11 +175,24 @@ def _plan_assign(values: Values, client: Client | None) -> Iterator[Planned]:
 # --- SemanticDeduplicator ---
 
 
+def _clusters_of(values: Values) -> Any:
+    """Return the clusters that a stage decides on; embeddings are for a stage of Fit and one of Assign before it."""
+    given = as_list(values["inputs"])
+    if len(given) != 1:
+        raise UsageError("several inputs are given", expected="clusters: the output of one stage, or a directory")
+    if take(ReadOptions, values) != ReadOptions(storage_options=values["storage_options"]):
+        raise UsageError(
+            "clusters know their columns", expected="no option of how files are read", remedy="leave it out"
+        )
+    return given[0]
+
+
 def _check_dedup(values: Values, is_made: IsMade) -> None:
     take(Deciding, values).settings()
+    clusters = _clusters_of(values)
     if values["export"]:
         check_export(values["export"], open_path(values["out"], values["storage_options"]), overwrite=True)
-    _check_manifest(values, is_made, "clusters", "assign")
+    _check_manifest({**values, "clusters": clusters}, is_made, "clusters", "assign")
     refuse_foreign_references([open_path(each, values["storage_options"]) for each in values["against"]])
     for each in values["against"]:
         _check_manifest({**values, "against": each}, is_made, "against", "assign", "dedup")
@@ -186,7 +200,7 @@ def _check_dedup(values: Values, is_made: IsMade) -> None:
 
 def _plan_dedup(values: Values, client: Client | None) -> Iterator[Planned | None]:
     deciding, options, overwrite = take(Deciding, values), values["storage_options"], values["overwrite"]
-    clusters, path = open_path(values["clusters"], options), open_path(values["out"], options)
+    clusters, path = open_path(_clusters_of(values), options), open_path(values["out"], options)
     given = {"storage_options": options, "overwrite": overwrite, "client": client}
     work = partial(dedup_step, clusters, deciding, path, against=values["against"], append=values["append"], **given)
     if find_cluster_folders(clusters):
@@ -251,7 +265,7 @@ OPERATORS = {
     "Fit": Operator("fit", "fit", {"inputs": ROWS, "init": ("Fit",)}, _check_fit, _plan_fit),
     "Assign": Operator("assign", "assign", {"inputs": ROWS, "model": ("Fit",)}, _check_assign, _plan_assign),
     "SemanticDeduplicator": Operator(
-        "dedup", "dedup", {"clusters": ("Assign",), "against": ("Assign", "SemanticDeduplicator")}, _check_dedup,
+        "dedup", "dedup", {"inputs": ("Assign",), "against": ("Assign", "SemanticDeduplicator")}, _check_dedup,
         _plan_dedup,
     ),
     "Apply": Operator(

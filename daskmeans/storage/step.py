@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -105,8 +107,7 @@ def open_step(
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, NotImplementedError) as error:  # such as http, which is read-only
         reason = getattr(error, "strerror", None) or error or "this kind of storage is read-only"
-        remedy = "choose a directory that this user may write to, not below a file"
-        raise OutputError(f"the directory cannot be created ({reason})", where=str(out), remedy=remedy) from None
+        raise _creation_error(out, reason) from None
     with diskspace.translate_disk_errors(out), lock.hold_lock(out) as mine:
         check_output_free(out, name, overwrite=overwrite)  # the run that held it may have finished meanwhile
         kept = {resume} if resume and is_resumable(out, name, settings, inputs, resume, overwrite=overwrite) else set()
@@ -201,6 +202,19 @@ def is_resumable(
     return state is manifest.State.RESUMABLE
 
 
+def check_parents(out: UPath) -> None:
+    """Make sure that `out` is not below a file of a local disk."""
+    if out.protocol in ("", "file", "local"):
+        nearest = next((parent for parent in out.parents if parent.exists()), None)
+        if nearest is not None and not nearest.is_dir():
+            raise _creation_error(out, os.strerror(errno.ENOTDIR))
+
+
+def _creation_error(out: UPath, reason: object) -> OutputError:
+    remedy = "choose a directory that this user may write to, not below a file"
+    return OutputError(f"the directory cannot be created ({reason})", where=str(out), remedy=remedy)
+
+
 def check_output_free(out: UPath, name: str, *, overwrite: bool = False) -> None:
     """Make sure that step `name` may write `out`, whatever its settings and inputs; changes nothing.
 
@@ -209,6 +223,7 @@ def check_output_free(out: UPath, name: str, *, overwrite: bool = False) -> None
     OutputError
     """
     if not out.exists():
+        check_parents(out)
         return
     if not out.is_dir():
         raise OutputError(

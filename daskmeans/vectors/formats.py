@@ -30,14 +30,19 @@ def file_name(path: UPath) -> str:
 
 
 def named_format(path: UPath) -> str | None:
-    """Return the format that the name of `path` shows; None if it shows none.
+    """Return the format that the name of `path` shows; None if it shows none."""
+    return format_from_name(file_name(path))
+
+
+def format_from_name(name: str) -> str | None:
+    """Return the format that the name of a file shows; None if it shows none.
 
     Examples
     --------
-    >>> [named_format(UPath(name)) for name in ("/in/X.PARQUET", "/in/x.jsonl.gz", "/in/x.parquet.gz", "/in/000000_0")]
-    ['parquet', 'jsonl', None, None]
+    >>> [format_from_name(name) for name in ("X.PARQUET", "x.jsonl.gz", "x.parquet.gz", "000000_0", "a sentence.")]
+    ['parquet', 'jsonl', None, None, None]
     """
-    name = file_name(path).lower()
+    name = name.lower()
     stem = next((name.removesuffix(packing) for packing in CODECS if name.endswith(packing)), name)
     found = NAMES.get("." + stem.rpartition(".")[2])
     return found if stem == name or found == "jsonl" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ from daskmeans.vectors.lakes import is_delta_table, list_delta_files, refuse_lak
 OLD_REJECTS = "rejects.parquet"
 # Maximum number of files of unknown format that are probed, the number at once, and the number that a message names.
 MAX_PROBED_FILES, PROBE_THREADS, MAX_NAMED_FILES = 1000, 16, 3
+# Files that are none, by their modes.
+SPECIAL = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 class InputFiles(NamedTuple):
@@ -124,10 +127,27 @@ def _list_files(path: UPath) -> list[UPath]:
         if path.is_file():
             return [path]
         if path.is_dir():
-            return _list_directory(path, _open_filesystem(path))
+            return _refuse_special(_list_directory(path, _open_filesystem(path)))
         if _has_wildcard(bare_path(path)):
-            return _list_glob(path)
+            return _refuse_special(_list_glob(path))
+        if path.exists():
+            _refuse_special([path])
     raise NotFoundError("no such path", where=str(path), expected="a file, a directory or a glob")
+
+
+def _refuse_special(files: list[UPath]) -> list[UPath]:
+    """Return `files`; raise UsageError for a pipe, a socket or a device among those that would be read."""
+    for file in files if files and is_local(files[0]) else ():
+        if (len(files) == 1 or named_format(file)) and os.path.exists(file.path):
+            mode = os.stat(file.path).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise UsageError(
+                    f"this is {SPECIAL.get(stat.S_IFMT(mode), 'no regular file')}, which can be read only once",
+                    where=str(file),
+                    expected="a file, as rows are read several times",
+                    remedy="write what it gives to a file first",
+                )
+    return files
 
 
 class _LinkedFileSystem(LocalFileSystem):

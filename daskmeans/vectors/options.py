@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,13 @@ from distributed import Client
 from upath import UPath
 
 from daskmeans.options import option
-from daskmeans.runtime.client import n_processes, n_threads
+from daskmeans.runtime.client import current_client, n_processes, n_threads
 from daskmeans.runtime.memory import partition_bytes
 from daskmeans.vectors.fields import as_names
-from daskmeans.vectors.files import Input, open_path
+from daskmeans.vectors.files import Input, as_list, open_path
 from daskmeans.vectors.formats import FORMATS
 from daskmeans.vectors.numbering import FIELD, ID_SOURCES
-from daskmeans.vectors.source import Source, open_source
+from daskmeans.vectors.source import PartitionLimits, Source, open_source
 
 # Partitions per thread, so that none waits long for the others. More would cost time: a row group that is cut is
 # decoded again, up to the slice, for each of its slices.
@@ -49,7 +49,10 @@ class ReadOptions:
         object.__setattr__(self, "metadata_fields", as_names(self.metadata_fields))
 
     def open(self, inputs: Any, client: Client | None, *, allow_zero: bool) -> Source:
-        """Open `inputs` as a source whose partitions fit the memory of a task."""
+        """Open `inputs` as a source whose partitions fit the memory of a task.
+
+        Files and columns are checked before the client is asked for, so that a command starts its workers after that.
+        """
         return open_source(
             inputs,
             id_field=self.id_field,
@@ -60,14 +63,20 @@ class ReadOptions:
             id_from=self.id_from,
             on_bad_row=self.on_bad_row,
             allow_zero=allow_zero,
-            partition_bytes=partition_bytes(client),
-            min_partitions=PARTITIONS_PER_THREAD * n_threads(client),
-            workers=n_processes(client),
+            limits=lambda: _limit_partitions(current_client(client)),
         )
+
+    def paths(self, inputs: Input | Sequence[Input]) -> list[UPath]:
+        """Return the files, directories and globs that `inputs` name, with the storage options."""
+        return [self.path(each) for each in as_list(inputs)]
 
     def path(self, url: Input) -> UPath:
         """Return `url` as a path with the storage options."""
         return open_path(url, self.storage_options)
+
+
+def _limit_partitions(client: Client | None) -> PartitionLimits:
+    return PartitionLimits(partition_bytes(client), PARTITIONS_PER_THREAD * n_threads(client), n_processes(client))
 
 
 DEFAULTS = ReadOptions()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import dask.dataframe as dd
@@ -156,6 +156,14 @@ class Source:
         warn_of_added_files(self.inputs, self.given)
 
 
+class PartitionLimits(NamedTuple):
+    """How large and how many partitions are; arguments of :func:`open_source`."""
+
+    partition_bytes: int
+    min_partitions: int
+    workers: int
+
+
 def open_source(
     inputs: Input | Sequence[Input],
     *,
@@ -172,6 +180,7 @@ def open_source(
     partition_bytes: int | None = None,
     min_partitions: int = 1,
     workers: int = 1,
+    limits: Callable[[], PartitionLimits] | None = None,
 ) -> Source:
     """Open files of embeddings or texts: read their metadata, but not yet their rows.
 
@@ -208,6 +217,8 @@ def open_source(
         Make partitions smaller where the files can be cut, so that there are about this many.
     workers : int, default 1
         Number of workers to balance the partitions over, with cuDF dataframes.
+    limits : callable, optional
+        Returns the last three; called once files and columns are known to be right.
 
     Returns
     -------
@@ -245,6 +256,8 @@ def open_source(
         has_ids=numbering is None,
     )  # fmt: skip
     dimension, like = find_dimension(first, names.embedding, format_) if names.embedding else (0, first[0][0])
+    if limits is not None:
+        partition_bytes, min_partitions, workers = limits()
     limit = config.get_bytes("partition-bytes") if partition_bytes is None else partition_bytes
     beside = [name for name in (names.text, *names.metadata) if name]
     rows = max(1, limit // row_bytes(first, dimension, beside, format_))

@@ -23,6 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from daskmeans import KMeans
+from daskmeans.cli import session
 from daskmeans.cli.main import main
 from daskmeans.errors import DaskmeansError
 from helpers import ROOT, blobs, write_embeddings
@@ -190,7 +191,6 @@ CASES = [
     Case("threshold above 1", good, "run IN/in.parquet --out OUT --n-clusters 3 --threshold 1.5", 2, ("1.5", "[0, 1]")),
     Case("eps below 0", good, "run IN/in.parquet --out OUT --n-clusters 3 --eps -0.1", 2, ("-0.1", "[0, 1]")),
     Case("threshold and eps", good, f"{RUN} --eps 0.1", 2, ("both threshold and eps",)),
-    Case("no threshold", good, "run IN/in.parquet --out OUT --n-clusters 3", 2, ("neither threshold nor eps",)),
     Case("floor above threshold", good, f"{RUN} --search exact --floor 0.99", 2, ("--floor", "0.99", "threshold")),
     Case("unknown keep", good, f"{RUN} --keep best", 2, ("best", "hard")),
     Case("keep column missing", good, f"{RUN} --keep size:desc", 2, ("size", "--metadata-field")),
@@ -385,6 +385,18 @@ def test_a_mistake_is_named_and_changes_nothing(case, tmp_path, two_workers):
     assert not (tmp_path / "out").exists()
     assert content(tmp_path / "in") == before
     assert "\n".join(shown(section(case, result, tmp_path))) in "\n".join(shown(PAGE.read_text()))
+
+
+# Mistakes in usage that show only when all files were read, or that workers tell.
+TOLD_LATER = {"n_clusters above rows"}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.status == 2], ids=lambda case: case.name)
+def test_wrong_usage_starts_no_workers(case, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(session, "start_cluster", lambda settings: started.append(settings) or 1 / 0)
+    run(case, tmp_path, None)
+    assert bool(started) == (case.name in TOLD_LATER)
 
 
 def test_the_page_has_these_mistakes():

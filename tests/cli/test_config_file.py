@@ -34,7 +34,7 @@ class Result:
     [
         (["run", "my in/*.npy", "b.npy", "--out", "my out/", "--n-clusters", "3", "--threshold", "0.9"],
          ["my out/dedup", "my in/*.npy", "b.npy"]),
-        (["dedup", "clusters", "--out", "my $out", "--threshold", "0.9"], ["my $out", "INPUT"]),
+        (["dedup", "clusters", "--out", "my $out", "--threshold", "0.9"], ["my $out/dedup", "clusters"]),
     ],
 )  # fmt: skip
 def test_a_proposed_command_survives_a_shell(monkeypatch, words: list[str], proposed: list[str]) -> None:

@@ -18,7 +18,8 @@ import daskmeans as dkm
 from daskmeans.cli import commands
 from daskmeans.cli.main import main
 from daskmeans.duplicates.settings import Deciding, DedupSettings
-from daskmeans.runtime.cluster import ClusterSettings
+from daskmeans.options import flag_of, options
+from daskmeans.runtime.cluster import GPU, ClusterSettings
 from daskmeans.steps import run
 from daskmeans.steps.assign import assign_files
 from daskmeans.steps.settings import RunSettings, Storing
@@ -63,6 +64,39 @@ def test_a_setting_that_would_do_nothing_is_refused(tmp_path) -> None:
     assert "--assign-recall" in done.output
 
 
+def all_flags() -> list[tuple[str, click.Option]]:
+    assert isinstance(main, click.Group)
+    return [
+        (name, each) for name, verb in main.commands.items() for each in verb.params if isinstance(each, click.Option)
+    ]
+
+
+@pytest.mark.parametrize(("verb", "flag"), all_flags(), ids=lambda each: each if isinstance(each, str) else each.name)
+def test_every_flag_has_a_sentence(verb: str, flag: click.Option) -> None:
+    told = flag.help or ""
+    assert len(told.split()) >= 3, f"{verb} {flag.opts[0]}: {told}"
+    assert told.endswith((".", "]")), told
+
+
+@pytest.mark.parametrize("verb", main.commands)
+def test_flags_of_gpus_are_in_a_help_of_their_own(verb: str) -> None:
+    flags = [flag_of(each.name) for each, facts in options(ClusterSettings) if facts.group == GPU]
+    assert len(flags) == 11
+    plain, gpu = (CliRunner().invoke(main, [verb, word]) for word in ("--help", "--help-gpu"))
+    assert (plain.exit_code, gpu.exit_code) == (0, 0)
+    assert not [flag for flag in flags if flag in plain.output]
+    assert not [flag for flag in flags if flag not in gpu.output]
+
+
+def test_what_a_settings_file_may_give_is_not_required(tmp_path, handed_over) -> None:
+    assert not [each.name for each in main.commands["run"].params if isinstance(each, click.Option) and each.required]
+    (tmp_path / "job.yaml").write_text("input: in\nout: there\n")
+    assert CliRunner().invoke(main, ["run", str(tmp_path / "job.yaml")]).exit_code == 0
+    done = CliRunner().invoke(main, ["run", "in"])
+    assert done.exit_code == 2
+    assert "--out" in done.output
+
+
 def flags_of(verb: click.Command) -> set[str]:
     return {option for parameter in verb.params if isinstance(parameter, click.Option) for option in parameter.opts}
 
@@ -79,7 +113,7 @@ def test_the_flags_of_reading_are_those_that_a_verb_has_a_use_for() -> None:
         "embed": {"--embedding-field"},
         "fit": {"--metadata-field"},
         "assign": set(),
-        "dedup": reading - {"--storage-options"},
+        "dedup": set(),
         "leak": set(),
         "apply": {"--embedding-field", "--metadata-field", "--id-from"},
         "run": set(),
@@ -205,8 +239,8 @@ def test_flags_and_arguments_of_python_have_the_same_defaults(verb: str, groups,
                 continue
             default = arguments[each.name].default
             assert ((default,) if each.name == "keep" else default) == each.default, each.name
-            if not flags[each.name].required:
-                assert flags[each.name].default == each.default, each.name
+            expected = "auto" if each.name == "n_clusters" else each.default  # scikit-learn's in Python
+            assert flags[each.name].default == expected, each.name
 
 
 def test_what_a_run_is_asked_stands_in_its_manifests(tmp_path) -> None:

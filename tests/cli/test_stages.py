@@ -39,7 +39,7 @@ def whole_job() -> dict[str, Any]:
         "stages": [
             stage("model", "Fit", input="vectors/", n_clusters=5),
             stage("clusters", "Assign", input="vectors/", model="${model}", metadata_field="text"),
-            stage("decisions", "SemanticDeduplicator", clusters="${clusters}", threshold=0.98, review=5, export="nemo"),
+            stage("decisions", "SemanticDeduplicator", input="${clusters}", threshold=0.98, review=5, export="nemo"),
             stage("kept", "Apply", decisions="${decisions}", input="vectors/"),
             stage("leaks", "Leak", train="${kept}", test="test/", threshold=0.98, apply="clean"),
         ],
@@ -133,7 +133,7 @@ def test_embeddings_of_texts_are_a_stage(at) -> None:
 def test_clusters_of_another_tool_are_an_input(at) -> None:
     for i in range(3):
         write_embeddings(at / "kmeans" / f"centroid={i}" / "a.parquet", X[i::3], [f"r{j}" for j in range(i, 300, 3)])
-    job = {"stages": [stage("decisions", "SemanticDeduplicator", clusters="kmeans", threshold=0.98)]}
+    job = {"stages": [stage("decisions", "SemanticDeduplicator", input="kmeans", threshold=0.98)]}
     assert run(job, "--out", "work", *LOCAL).exit_code == 0
     again = run(job, "--out", "work", "--json", *LOCAL)
     assert again.exit_code == 0, again.output
@@ -143,9 +143,9 @@ def test_clusters_of_another_tool_are_an_input(at) -> None:
 def test_rows_that_a_stage_appends_make_no_earlier_one_old(at) -> None:
     clusters = stage("clusters", "Assign", input="vectors/", model="${model}")
     batch = stage("batch", "Assign", input="test/", model="${model}")
-    decided = stage("decisions", "SemanticDeduplicator", clusters="${clusters}", threshold=0.98)
+    decided = stage("decisions", "SemanticDeduplicator", input="${clusters}", threshold=0.98)
     appended = stage(
-        "new", "SemanticDeduplicator", clusters="${batch}", against=["${clusters}"], append=True, threshold=0.98
+        "new", "SemanticDeduplicator", input="${batch}", against=["${clusters}"], append=True, threshold=0.98
     )
     write_embeddings(at / "test/a.parquet", X[:30] * -1, [f"new {i}" for i in range(30)])
     job = {"stages": [FIT, clusters, decided, batch, appended]}
@@ -180,7 +180,6 @@ FIT = stage("model", "Fit", input="vectors/", n_clusters=5)
         ([stage("../a", "Fit")], ["it has no name"]),
         ([FIT, FIT], ["the name appears twice"]),
         ([stage("a", "Fit", n_clusters=5)], ["the key 'input' is missing"]),
-        ([stage("a", "Fit", input="vectors/")], ["stage 'a'", "--n-clusters"]),
         ([stage("a", "Fit", input="vectors/", n_cluster=5)], ["unknown key 'n_cluster'", "did you mean 'n_clusters'?"]),
         ([stage("a", "Fit", input="vectors/", n_clusters="five")], ["key 'n_clusters'", "'five' is not a valid"]),
         ([stage("a", "Fit", input="vectors/", n_clusters=0)], ["n_clusters=0", "an integer >= 1"]),
@@ -195,10 +194,10 @@ FIT = stage("model", "Fit", input="vectors/", n_clusters=5)
         ([stage("b", "Assign", input="vectors/", model="${modle}"), FIT], ["unknown earlier stage 'modle'"]),
         ([FIT, stage("b", "Assign", input="vectors/", model="${modle}")], ["did you mean 'model'?"]),
         ([FIT, stage("b", "Assign", input="${model}", model="${model}")], ["which is Fit", "Embed or Assign or Apply"]),
-        ([FIT, stage("b", "SemanticDeduplicator", clusters="${model}", threshold=0.9)], ["that of Assign"]),
-        ([stage("b", "SemanticDeduplicator", clusters="vectors", threshold=0.9)], ["no output of daskmeans"]),
+        ([FIT, stage("b", "SemanticDeduplicator", input="${model}", threshold=0.9)], ["that of Assign"]),
+        ([stage("b", "SemanticDeduplicator", input="vectors", threshold=0.9)], ["no output of daskmeans"]),
         ([FIT, stage("b", "Assign", input="vectors/", model="${model}"),
-          stage("c", "SemanticDeduplicator", clusters="${b}")], ["stage 'c'", "neither threshold nor eps"]),
+          stage("c", "SemanticDeduplicator", input="${b}")], ["stage 'c'", "neither threshold nor eps"]),
         ([stage("a", "Leak", train="vectors/", test="test/", threshold=0.3)], ["--threshold: 0.3 is out of range"]),
         ([stage("a", "Apply", decisions="vectors/", input="vectors/")], ["no output of daskmeans"]),
     ],

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from daskmeans import KMeans, SemanticDeduplicator, assign, dedup, write_buckets
-from daskmeans.duplicates import deduplicator as module
+from daskmeans.duplicates import deduplicator, in_memory
 from daskmeans.errors import DataError, MemoryForecastError, NotFoundError, UsageError
 from daskmeans.vectors.matrix import to_column
 from helpers import make_rows
@@ -49,7 +49,7 @@ def searched(model, tmp_path, search, **settings):
 
 
 def by_id(frame):
-    return frame.sort_values("id").set_index("id")[list(module.DECISION_COLUMNS)]
+    return frame.sort_values("id").set_index("id")[list(deduplicator.DECISION_COLUMNS)]
 
 
 @pytest.mark.parametrize("rule", ["survivors", "semdedup"])
@@ -78,7 +78,9 @@ def test_directions_change_nothing(model, monkeypatch):
     decide = SemanticDeduplicator(model, THRESHOLD)
     expected = decide(frame_of())
     made = []
-    monkeypatch.setattr(module, "find_directions", lambda *_: made.append(np.eye(12, 3, dtype=np.float32)) or made[-1])
+    monkeypatch.setattr(
+        in_memory, "find_directions", lambda *_: made.append(np.eye(12, 3, dtype=np.float32)) or made[-1]
+    )
     assert decide(frame_of()).equals(expected)
     assert made
 
@@ -127,8 +129,8 @@ def test_an_operator_travels_without_its_model(model, monkeypatch):
     packed = pickle.dumps(SemanticDeduplicator(model, THRESHOLD))
     assert len(packed) < 1000
     loads, load = [], KMeans.load
-    monkeypatch.setattr(module, "_models", {})
-    monkeypatch.setattr(module.KMeans, "load", lambda *path: loads.append(path) or load(*path))
+    monkeypatch.setattr(in_memory, "_models", {})
+    monkeypatch.setattr(deduplicator.KMeans, "load", lambda *path: loads.append(path) or load(*path))
     for _ in range(3):
         assert pickle.loads(packed)(frame_of()).keep.sum() < len(X)
     assert len(loads) == 1
@@ -140,7 +142,7 @@ def test_a_model_that_was_replaced(tmp_path, monkeypatch):
     KMeans(n_clusters=3).fit(X).save(tmp_path / "model", overwrite=True)
     new = SemanticDeduplicator(tmp_path / "model", THRESHOLD)
     assert [decide(frame_of()).centroid.nunique() for decide in (old, new)] == [2, 3]
-    monkeypatch.setattr(module, "_models", {})
+    monkeypatch.setattr(in_memory, "_models", {})
     assert new(frame_of()).centroid.nunique() == 3
     with pytest.raises(DataError, match="the model has changed since"):
         old(frame_of())

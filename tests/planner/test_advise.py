@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, UsageError
-from daskmeans.planner.advise import CostModel, _propose_clusters, advise
+from daskmeans.kmeans.cluster_count import propose_clusters
+from daskmeans.planner.advise import CostModel, _find_fastest, advise
 from daskmeans.planner.trial import Costs, ExactCosts, StepsTrial
 from daskmeans.runtime.client import n_threads
 from helpers import blobs, write_embeddings
@@ -82,17 +83,19 @@ def test_every_forecast_is_a_positive_number(rows):
         assert 1 <= found.largest_cluster <= rows
 
 
-def test_dearer_pairs_ask_for_more_clusters():
-    cheap, dear = (_propose_clusters(model(1_000_000, pair=pair))[0] for pair in (1e-10, 1e-6))
+@pytest.mark.parametrize(
+    ("rows", "dimension", "expected"),
+    [(1, 8, 1), (39, 8, 1), (100, 8, 5), (900, 8, 30), (10_000, 8, 100), (99_999, 4096, 300), (2_000_000, 384, 1000),
+     (100_000_000, 384, 10_000), (1_000_000_000, 768, 50_000)],
+)  # fmt: skip
+def test_the_proposed_number_of_clusters_follows_from_the_rows(rows, dimension, expected):
+    """By hand: the largest of 1, 1.5, 2, 3, 5, 7 times a power of ten up to the root; clusters of up to 64 MiB."""
+    assert propose_clusters(rows, dimension) == expected
+
+
+def test_dearer_pairs_make_more_clusters_the_fastest_and_change_no_proposal():
+    cheap, dear = (_find_fastest(model(1_000_000, pair=pair)) for pair in (1e-10, 1e-6))
     assert cheap.n_clusters < dear.n_clusters <= 50_000
-
-
-def test_clusters_that_memory_cannot_hold_are_not_proposed(thread_client, monkeypatch):
-    roomy = _propose_clusters(model(3_000_000, pair=1e-12))[0]
-    monkeypatch.setattr("daskmeans.runtime.resources.memory_per_task", lambda client: 64 << 20)
-    tight = _propose_clusters(model(3_000_000, pair=1e-12))[0]
-    assert tight.n_clusters > roomy.n_clusters
-    assert tight.worker_bytes["dedup"] < roomy.worker_bytes["dedup"]
 
 
 def test_advice_on_a_file_is_a_command_that_runs(tmp_path, two_workers):

@@ -26,6 +26,6 @@ def test_every_key_of_a_job_file_stands_there() -> None:
     flags = {
         max(parameter.opts, key=len).lstrip("-").replace("-", "_")
         for parameter in main.commands["run"].params
-        if isinstance(parameter, click.Option)
+        if isinstance(parameter, click.Option) and parameter.expose_value
     }
     assert set(re.findall(r"`(\w+)`", table)) == flags - {"help"} | {"input"}

@@ -1,17 +1,23 @@
 """Pairs for a person to look at."""
 
+import base64
+import re
+
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
+import daskmeans as dkm
 from daskmeans import dedup
 from daskmeans.buckets.external_sort import write_buckets
 from daskmeans.errors import UsageError
 from daskmeans.report.review import write_review
 from daskmeans.vectors.matrix import to_column
-from helpers import make_rows, outline, write_clusters
+from helpers import blobs, make_rows, outline, write_clusters, write_embeddings
 
 
 @pytest.mark.parametrize("search", ["clusters", "exact"])
@@ -77,3 +83,50 @@ def test_nothing_to_look_at(tmp_path):
     assert pq.read_table(tmp_path / "out" / "_review" / "review").num_rows == 0
     with pytest.raises(UsageError, match="--review: 0 pairs"):
         write_review(result, 0)
+
+
+def picture(kind: str, size: int = 40) -> bytes:
+    starts = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff\xe0", "gif": b"GIF89a", "webp": b"RIFF0000WEBP"}
+    return starts[kind].ljust(size, b"\x01")
+
+
+def write_with_column(folder, column: list) -> dict[str, float]:
+    """Clusters of 40 rows and their near-copies, with a further column."""
+    X, labels, distances, _ = make_rows()
+    taken = [*range(40), *range(40)]
+    facts = {"centroid": labels[taken], "l2_dist_to_cent": distances[taken], "cosine_dist_to_cent": distances[taken]}
+    vectors = np.concatenate([X[:40], X[:40] + 0.01])
+    frame = pd.DataFrame({"id": np.arange(80), "vector": to_column(vectors)} | facts)
+    extra = pa.array([column[i % len(column)] for i in range(80)])
+    frame["extra"] = pd.arrays.ArrowExtensionArray(pa.chunked_array([extra]))
+    write_buckets(dd.from_pandas(frame, npartitions=1), folder)
+    return {"threshold": 0.9, "search": "exact"}
+
+
+def test_pictures_are_shown_and_other_bytes_counted(tmp_path):
+    kinds = ["png", "jpeg", "gif", "webp"]
+    column = [*map(picture, kinds), b"\x00" * 77, picture("png", 2 << 20), None]
+    settings = write_with_column(tmp_path / "clusters", column)
+    page = write_review(dedup(tmp_path / "clusters", out=tmp_path / "out", **settings), 80).read_text()
+    images = [facts for tag, facts in outline(page).tags if tag == "img"]
+    assert images
+    found = {re.match(r"data:image/(\w+);base64,(.*)$", dict(facts)["src"]).groups() for facts in images}
+    assert found == {(kind, base64.b64encode(picture(kind)).decode()) for kind in kinds}
+    assert "binary data of 77 B" in page
+    assert "picture of 2.00 MiB" in page
+    assert "\\x" not in page
+
+
+def test_pictures_of_structs_are_shown(tmp_path):
+    """As Hugging Face's data sets hold them."""
+    settings = write_with_column(tmp_path / "clusters", [{"bytes": picture("gif"), "path": "cat<b>.gif"}])
+    page = write_review(dedup(tmp_path / "clusters", out=tmp_path / "out", **settings), 5).read_text()
+    assert [tag for tag, _ in outline(page).tags].count("img") == 10
+    assert "cat&lt;b&gt;.gif, picture of 40 B" in page
+
+
+def test_a_page_without_columns_says_how_to_get_some(tmp_path):
+    X = blobs(300)
+    path = write_embeddings(tmp_path / "in.parquet", X)
+    page = write_review(dkm.run(path, tmp_path / "out", dkm.KMeans(2)), 5)
+    assert "--metadata-field text" in page.read_text()

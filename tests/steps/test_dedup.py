@@ -303,8 +303,7 @@ def test_groups_of_other_vectors_with_the_same_ids(clusters, search):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "threshold (nor|and) eps"),
-        ({"threshold": 0.9, "eps": 0.1}, "threshold (nor|and) eps"),
+        ({"threshold": 0.9, "eps": 0.1}, "both threshold and eps"),
         ({"threshold": 1.01}, r"--threshold: 1.01 is out of range\n  expected: a number in \[0, 1\]"),
         ({"eps": -0.1}, "--eps: -0.1 is out of range"),
         ({"threshold": float("nan")}, "out of range"),
@@ -322,6 +321,13 @@ def test_wrong_use(tmp_path, clusters, arguments, message):
     with pytest.raises(UsageError, match=message):
         dedup(clusters, **arguments, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_threshold_has_a_default(tmp_path, clusters):
+    found = dedup(clusters, out=tmp_path / "out")
+    assert found.summary["threshold"] == 0.9
+    assert found.figures()["threshold"] == "0.9"
+    assert dedup(clusters, eps=0.25, out=tmp_path / "other").summary["threshold"] == 0.75
 
 
 def test_outputs_in_the_way(tmp_path, clusters):

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from daskmeans import apply
 from daskmeans.cli.main import main
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
+from daskmeans.steps.apply import apply
 from daskmeans.steps.leak import find_leaks, leak
 from daskmeans.tuning import Tuning
 from daskmeans.vectors.options import DEFAULTS, ReadOptions

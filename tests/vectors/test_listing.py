@@ -234,6 +234,19 @@ def test_a_pipe_is_no_data(tmp_path) -> None:
     assert names(tmp_path, tmp_path) == ["a.parquet"]
 
 
+@pytest.mark.parametrize("given", ["in/rows.parquet", "in", "in/*"])
+def test_a_pipe_among_the_data_is_refused_in_a_sentence(tmp_path, given: str) -> None:
+    write_embeddings(tmp_path / "in" / "a.parquet", blobs(80))
+    os.mkfifo(tmp_path / "in" / "rows.parquet")
+    with pytest.raises(UsageError, match=r"rows\.parquet: this is a pipe"):
+        find_files(tmp_path / given)
+
+
+def test_a_device_is_no_input() -> None:
+    with pytest.raises(UsageError, match="this is a device"):
+        find_files("/dev/null")
+
+
 def test_a_glob_over_many_partitions_asks_little_of_a_store(tmp_path, monkeypatch) -> None:
     for i in range(30):
         write_embeddings(tmp_path / f"centroid={i}" / "part-0.parquet", X[:3])

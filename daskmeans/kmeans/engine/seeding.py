@@ -246,13 +246,14 @@ def _copy_init(init: Any) -> np.ndarray:
         ) from None
 
 
-def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] | None = None) -> Any:
+def resolve_init(init: Any, n_clusters: int | str, storage_options: Mapping[str, Any] | None = None) -> Any:
     """Return `init` as "auto", "k-means||", "random", a function or a float32 matrix of centroids.
 
     Raises
     ------
     UsageError
-        The number of centroids is not `n_clusters`, or they are not numbers. Or a path is that of a pickle.
+        The number of centroids is not `n_clusters` (unless that is "auto"), or they are not numbers. Or a path is that
+        of a pickle.
     NotFoundError
         A string is neither one of these names, or "k-means++", nor a path that exists.
     DataError
@@ -277,10 +278,10 @@ def resolve_init(init: Any, n_clusters: int, storage_options: Mapping[str, Any] 
     return check_centroids(getattr(init, "cluster_centers_", init), n_clusters)
 
 
-def check_centroids(given: Any, n_clusters: int) -> np.ndarray:
+def check_centroids(given: Any, n_clusters: int | str) -> np.ndarray:
     """Return a copy of initial centroids as a float32 matrix, or raise as :func:`resolve_init` does."""
     centroids = _copy_init(given)
-    if centroids.ndim != 2 or len(centroids) != n_clusters:
+    if centroids.ndim != 2 or n_clusters not in ("auto", len(centroids)):
         raise UsageError(
             f"the initial centroids have shape {centroids.shape}",
             where="init",
