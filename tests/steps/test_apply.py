@@ -484,6 +484,8 @@ def test_outputs_in_the_way(tmp_path, applied):
             apply(decisions, source, out)
     with pytest.raises(OutputError, match="contains the input"):
         apply(decisions, source / "rows.parquet", source)
+    with pytest.raises(OutputError, match="lies inside the input"):  # a repeated dedup would remove it
+        apply(decisions, source / "rows.parquet", UPath(decisions) / "kept")
     assert sorted(p.name for p in source.iterdir()) == ["rows.parquet"]
     apply(decisions, source, tmp_path / "out")
     with pytest.raises(OutputError, match="exists already"):
