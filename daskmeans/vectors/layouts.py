@@ -147,11 +147,13 @@ def describe_joining(schema: pa.Schema) -> str:
     prefix, count = max(counts.items(), key=lambda each: each[1], default=("", 0))
     if count < MIN_JOINED:
         return ""
+    pattern = re.escape(prefix) + r"\d+"
     return (
-        f"if {prefix}… are one vector in each row, write the table again with "
-        f'names = [name for name in table.column_names if re.fullmatch({re.escape(prefix)!r} + r"\d+", name)]; '
-        "x = np.stack([table[name].to_numpy() for name in names], axis=1); table = table.drop_columns(names).append_column("
-        '"embedding", pa.FixedSizeListArray.from_arrays(x.ravel(), len(names)))'
+        f"if {prefix}0 and so on are one vector in each row, write the table again with "
+        f"names = [name for name in table.column_names if re.fullmatch({pattern!r}, name)]; "
+        "x = np.stack([table[name].to_numpy() for name in names], axis=1); "
+        "column = pa.FixedSizeListArray.from_arrays(x.ravel(), len(names)); "
+        'table = table.drop_columns(names).append_column("embedding", column)'
     )
 
 
