@@ -22,6 +22,8 @@ from daskmeans.vectors import jsonl, npy
 from daskmeans.vectors.files import public_name, translate_read_errors
 from daskmeans.vectors.formats import sniff_codec
 from daskmeans.vectors.id_types import ids_to_text, quote_id
+from daskmeans.vectors.json_survey import survey_jsonl
+from daskmeans.vectors.nested import find_field, select_fields, wrap_schema
 from daskmeans.vectors.numbering import Numbering
 from daskmeans.vectors.parquet import BUFFER_BYTES, cast_table, schema_without_views
 from daskmeans.vectors.partitioning import Slice
@@ -65,6 +67,7 @@ class RowFilter:
         taken: np.ndarray | None = None,
     ) -> None:
         self.file, self.id_field, self._lookup, self._skip = file, id_field, lookup, skip
+        self._field = pa.field(id_field, lookup.ids.type)
         self._numbering, self._piece = numbering, Slice(file, first=0, rows=0, number=first)
         self._rows = self._kept = self._removed = self._checksum = 0
         self._rejects = [REJECTS_SCHEMA.empty_table()]
@@ -74,28 +77,34 @@ class RowFilter:
             self._seen[taken] = True
 
     def id_columns(self) -> pa.Schema:
-        """Columns that ids are read from."""
-        return pa.schema({} if self._numbering else {self.id_field: self._lookup.ids.type})
+        """Columns of lines that ids are read from."""
+        if self._numbering:
+            return pa.schema([])
+        known = survey_jsonl(self.file, None).schema
+        self._field = (find_field(known, self.id_field) or self._field).with_type(self._lookup.ids.type)
+        return wrap_schema(pa.schema([self._field]))
 
     def check_schema(self, schema: pa.Schema) -> None:
         """Make sure that `schema` has an id column of the right type, if ids are in one."""
         if self._numbering:
             return
-        if self.id_field not in schema.names:
+        field = find_field(schema, self.id_field)
+        if field is None:
             raise DataError(
                 f"no column {self.id_field!r}",
                 where=str(self.file),
                 expected="one of " + ", ".join(schema.names),
                 remedy="pass the files from which the decisions were made",
             )
-        check_id_type(self._lookup, schema.field(self.id_field).type, self.file, self.id_field)
+        check_id_type(self._lookup, field.type, self.file, self.id_field)
+        self._field = field
 
     def keep(self, table: pa.Table) -> np.ndarray:
         """Which of the next rows, those of `table`, are kept."""
         if self._numbering:
             ids = self._numbering.make_ids(self._piece, self._rows, len(table))
         else:
-            ids = table[self.id_field].combine_chunks()
+            ids = select_fields(table, pa.schema([self._field])).column(0).combine_chunks()
             with translate_read_errors(self.file):
                 ids.validate(full=True)  # files may hold bytes that are not UTF-8
         places = self._lookup.find(ids)

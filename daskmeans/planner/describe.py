@@ -20,6 +20,7 @@ from daskmeans.steps.foreign import describe_folders
 from daskmeans.storage import manifest
 from daskmeans.vectors.files import open_path
 from daskmeans.vectors.matrix import is_untyped
+from daskmeans.vectors.nested import find_field, path_of
 from daskmeans.vectors.source import Source, open_source
 
 
@@ -123,9 +124,11 @@ def _count_nulls(source: Source) -> dict[str, int] | None:
     found = {source.id_field: 0, source.embedding_field or "": 0}
     for file in source.files:
         footer = pq.read_metadata(file.path, filesystem=file.fs)
-        blank = {
-            field.name for field in footer.schema.to_arrow_schema() if field.name in found and is_untyped(field.type)
-        }
+        schema = footer.schema.to_arrow_schema()
+        fields = {name: find_field(schema, name) for name in found}
+        if any(field is not None and len(path_of(field)) > 1 for field in fields.values()):
+            return None  # footers do not tell which rows have no value inside others
+        blank = {name for name, field in fields.items() if field is not None and is_untyped(field.type)}
         for group in map(footer.row_group, range(footer.num_row_groups)):
             for column in map(group.column, range(footer.num_columns)):
                 name = column.path_in_schema.split(".")[0]

@@ -196,7 +196,8 @@ def _find_vector_column(schema: pa.Schema, path: UPath, taken: Sequence[str]) ->
             expected=f"a list of floats; the columns are {', '.join(f'{f.name} ({f.type})' for f in schema)}",
             remedy=f"--embedding-field {named[0]}"
             if len(named) == 1
-            else "name the column with --embedding-field, or make vectors of a text column with `daskmeans embed`",
+            else layouts.describe_joining(schema)
+            or "name the column with --embedding-field, or make vectors of a text column with `daskmeans embed`",
         )
     if len(found) > 1:
         single = [name for name in found if schema.names.count(name) == 1]
@@ -282,7 +283,7 @@ def _text_type(type_: pa.DataType, where: str) -> pa.DataType:
 
 
 def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
-    carried = plain_type(type_)
+    carried = _carried_type(type_)
     try:
         pc.take(pa.nulls(1, carried), pa.array([0]))
     except pa.ArrowNotImplementedError:
@@ -293,6 +294,15 @@ def _metadata_type(type_: pa.DataType, where: str) -> pa.DataType:
             remedy="leave it out of the metadata fields, or write it as another type",
         ) from None
     return carried
+
+
+def _carried_type(type_: pa.DataType) -> pa.DataType:
+    """Return `type_` with plain types at the top and inside lists and structs, where files may have dictionaries."""
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(_carried_type(field.type)) for field in type_])
+    if pa.types.is_list(type_):
+        return pa.list_(type_.value_field.with_type(_carried_type(type_.value_type)))
+    return plain_type(type_)
 
 
 def _vector_type(name: str, surveys: Sequence[tuple[UPath, FileSurvey]], dimension: int, like: UPath) -> pa.DataType:

@@ -6,6 +6,9 @@ the vectors of Spark.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +18,8 @@ from daskmeans.vectors.matrix import is_list, is_untyped, list_lengths, null_mas
 SPARK_FIELDS = {"type", "size", "indices", "values"}
 # Whole numbers of this type are nearly always the bits of bfloat16 or float16, for which Parquet had no type.
 BITS_TYPE = pa.uint16()
+# Numbered columns of floats from which on they may be meant as one vector.
+MIN_JOINED = 8
 
 
 def list_type(type_: pa.DataType) -> pa.DataType | None:
@@ -57,6 +62,12 @@ def is_plain(type_: pa.DataType) -> bool:
     return is_float(type_) and is_list(stored) and pa.types.is_floating(stored.value_type)
 
 
+def is_nested(type_: pa.DataType) -> bool:
+    """Whether `type_` is that of lists of lists."""
+    stored = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    return is_list(stored) and is_list(stored.value_type)
+
+
 def with_elements(type_: pa.DataType, element: pa.DataType) -> pa.DataType:
     """Return `type_`, a layout of vectors, with elements of type `element`."""
     if pa.types.is_fixed_size_list(type_):
@@ -78,7 +89,7 @@ def to_lists(vectors: pa.Array) -> pa.Array:
     if is_spark_vector(vectors.type):
         values = pc.struct_field(vectors, [vectors.type.get_field_index("values")])
         return pc.if_else(pa.array(is_sparse(vectors)), pa.scalar(None, values.type), values)
-    if is_list(vectors.type) and is_list(vectors.type.value_type):
+    if is_nested(vectors.type):
         single = list_lengths(vectors) == 1
         inner = vectors.filter(pa.array(single)).flatten()
         inner = inner.cast(pa.list_(_read_as(inner.type.value_type)))
@@ -100,7 +111,7 @@ def has_several(vectors: pa.Array) -> np.ndarray:
     """Return whether each row of `vectors` has another number of vectors than one. Shape (n,), bool."""
     if isinstance(vectors, pa.ExtensionArray):
         return has_several(vectors.storage)
-    if is_list(vectors.type) and is_list(vectors.type.value_type):
+    if is_nested(vectors.type):
         return (list_lengths(vectors) != 1) & ~null_mask(vectors)
     return np.zeros(len(vectors), bool)
 
@@ -126,6 +137,23 @@ def describe_remedy(name: str, type_: pa.DataType) -> str:
         + " or ".join(f"x = {made} (if it holds {kind})" for kind, made in kinds.items())
         + f"; table = table.set_column(table.column_names.index({name!r}), {name!r}, "
         "pa.FixedSizeListArray.from_arrays(x, len(x) // len(table)))"
+    )
+
+
+def describe_joining(schema: pa.Schema) -> str:
+    """Return how to make one column of vectors of many numbered columns; empty if there are none."""
+    numbers = (re.fullmatch(r"(.*?)\d+", field.name) for field in schema if pa.types.is_floating(field.type))
+    counts = Counter(found[1] for found in numbers if found)
+    prefix, count = max(counts.items(), key=lambda each: each[1], default=("", 0))
+    if count < MIN_JOINED:
+        return ""
+    pattern = re.escape(prefix) + r"\d+"
+    return (
+        f"if {prefix}0 and so on are one vector in each row, write the table again with "
+        f"names = [name for name in table.column_names if re.fullmatch({pattern!r}, name)]; "
+        "x = np.stack([table[name].to_numpy() for name in names], axis=1); "
+        "column = pa.FixedSizeListArray.from_arrays(x.ravel(), len(names)); "
+        'table = table.drop_columns(names).append_column("embedding", column)'
     )
 
 

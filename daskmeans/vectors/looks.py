@@ -150,7 +150,9 @@ def find_dimension(surveys: Sequence[SurveyedFile], name: str, format_: str) -> 
         sampled = _search_vectors(surveys, name, format_)
     if not sampled:
         where = f"{surveys[0][0]}, column {name!r}"
-        raise DataError("all vectors are null or empty", where=where, expected="a vector in every row")
+        found = find_field(merge_schemas(surveys), name)
+        several = " (or there are several in each row)" if found is not None and layouts.is_nested(found.type) else ""
+        raise DataError(f"all vectors are null or empty{several}", where=where, expected="a vector in every row")
     dimension = sum((counts for _, counts in sampled), Counter[int]()).most_common(1)[0][0]
     return dimension, next(path for path, counts in sampled if dimension in counts)
 

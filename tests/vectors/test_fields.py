@@ -20,6 +20,7 @@ from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import open_source
 
+CATEGORIES = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3, 4]), pa.array(["a", "b", "a", "b"]).dictionary_encode())
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -121,6 +122,7 @@ def test_apply_keeps_directories(tmp_path) -> None:
         (pa.nulls(4), pa.array(["a"] * 4), pa.string()),
         (pa.array(["a"] * 4).dictionary_encode(), pa.array(["a"] * 4, pa.large_string()), pa.string()),
         (pa.array([[1]] * 4), pa.array([[1.5, 2.5]] * 4), pa.list_(pa.float64())),
+        (pa.array([["a"]] * 4), CATEGORIES, pa.list_(pa.string())),
         (
             pa.array([{"a": 1}] * 4),
             pa.array([{"a": 1.5, "b": "x"}] * 4),

@@ -12,6 +12,7 @@ import pytest
 
 from daskmeans import KMeans, apply, run
 from daskmeans.errors import DataError, UsageError
+from daskmeans.planner.describe import describe
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import open_source
@@ -243,3 +244,42 @@ def test_vectors_inside_a_column_that_a_file_has_no_values_of(tmp_path) -> None:
     assert len(read(tmp_path, "emb.values", on_bad_row="skip")) == 40
     with pytest.raises(DataError, match=r"a.parquet, row 0 .*the vector is null"):
         read(tmp_path, "emb.values")
+
+
+@pytest.mark.parametrize("format_", ["parquet", "jsonl"])
+def test_ids_inside_another_column(tmp_path, format_: str) -> None:
+    rows = [
+        {"meta": {"id": f"row-{i % 30}" if i < 30 else f"copy-{i}", "n": i}, "v": X[i % 30].tolist()} for i in range(40)
+    ]
+    if format_ == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=15)
+    else:
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = run(tmp_path, tmp_path.with_suffix(".work"), KMeans(3), 0.9999, ReadOptions("meta.id"))
+    assert apply(done.path, tmp_path / f"a.{format_}", tmp_path.with_suffix(".kept"))["kept"] == 30
+    kept = open_source(tmp_path.with_suffix(".kept"), id_field="meta.id").frame().compute(scheduler="threads")
+    assert sorted(kept["meta.id"]) == sorted(done.kept["id"].compute())
+
+
+def test_the_message_tells_how_to_join_numbered_columns(tmp_path) -> None:
+    wide = np.arange(1, 401, dtype=np.float32).reshape(40, 10)
+    columns = {f"emb (x).{i}": wide[:, i] for i in range(10)}
+    pq.write_table(pa.table({"id": range(40), **columns, "score": wide[:, 0]}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match="there is no column of vectors") as caught:
+        read(tmp_path)
+    names = {"np": np, "pa": pa, "re": re, "table": pq.read_table(tmp_path / "a.parquet")}
+    exec(str(caught.value).partition("write the table again with ")[2], names)
+    pq.write_table(names["table"], tmp_path / "a.parquet")
+    np.testing.assert_array_equal(to_matrix(read(tmp_path)["embedding"]), wide)
+
+
+def test_no_row_has_a_single_vector(tmp_path) -> None:
+    path = write(tmp_path / "a.parquet", pa.array([[row, row] for row in X.tolist()], pa.list_(FLOATS)))
+    with pytest.raises(DataError, match=r"all vectors are null or empty \(or there are several in each row\)"):
+        read(path)
+
+
+def test_info_does_not_count_nulls_inside_others(tmp_path) -> None:
+    write(tmp_path / "a.parquet", pa.array([{"values": row} for row in X.tolist()]), "emb")
+    found = describe(tmp_path, embedding_field="emb.values")
+    assert (found["rows"], found["dimension"], found["nulls"]) == (40, D, None)
