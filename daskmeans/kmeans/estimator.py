@@ -1,6 +1,6 @@
-"""The estimator: scikit-learn's contract over numpy, dask arrays and dask dataframes.
+"""The estimator: k-means over numpy arrays, dask arrays and dask dataframes.
 
-Longer than 350 lines because one class keeps that contract; two fifths of them are docstrings for users.
+Longer than 350 lines because one class has all the work of a model; two fifths of them are docstrings for users.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class KMeans(Contract):
             n_clusters = count_clusters(n_clusters, blocks.n_rows, blocks.dimension)
             self._check_blocks(blocks, n_clusters, memory)
             warn_of_rounding(blocks.roundings)
-            warn_of_scaling(blocks.moments)
+            warn_of_scaling(blocks.moments if self.n_clusters > 1 else ())
             with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many
                 runs = [
                     self._run_once(blocks, init, n_clusters, run, checkpoints, tuning)

@@ -16,6 +16,8 @@ from daskmeans.kmeans.rounding import pick_rows
 MOST_DIMENSIONS = 3
 # Share of the variance of the rows that lies in their lengths, from which on to warn. All of those 21 have more.
 SHARE = 0.05
+# Rows of the samples from which on that share means something.
+FEWEST_ROWS = 32
 
 
 class Moments(NamedTuple):
@@ -47,9 +49,10 @@ def measure_moments(X: Any, dimension: int) -> Moments | None:
 
 def warn_of_scaling(parts: Sequence[Moments]) -> None:
     """Warn the caller of a fit if scaling loses too much of the variance of all rows that `parts` describe."""
-    if not parts:
+    rows = sum(part.rows for part in parts)
+    if rows < FEWEST_ROWS:
         return
-    mean = sum(part.rows * part.mean for part in parts) / sum(part.rows for part in parts)
+    mean = sum(part.rows * part.mean for part in parts) / rows
     squares = sum(part.squares + part.rows * np.square(part.mean - mean) for part in parts)
     share = squares[-1] / max(squares[:-1].sum(), np.finfo(float).tiny)
     if share > SHARE:

@@ -96,9 +96,13 @@ def test_random_rows_and_centroids_are_sent_to_the_workers_as_they_are(install, 
     start = X[:5].copy()
     KMeans(5, engine="cuml", init=start).fit(X, client=two)
     KMeans(5, engine="cuml", init="random", random_state=1, normalize=False).fit(X, client=two)
+    KMeans(5, engine="cuml", init=lambda X, n_clusters, random_state: 2 * X[:n_clusters], normalize=False).fit(
+        X, client=two
+    )
     assert all(isinstance(each.knobs["init"], distributed.Future) for each in made)
     np.testing.assert_array_equal(made[0].init, start)
     np.testing.assert_array_equal(made[1].init, load_blocks(X, None, False, 1.0, 1, None).sample_rows(5, 1)[1])
+    np.testing.assert_array_equal(made[2].init, 2 * X[:5])
 
 
 def test_a_fit_that_used_up_its_updates_has_not_converged(install, two):
