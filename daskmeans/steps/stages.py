@@ -19,6 +19,7 @@ from daskmeans.duplicates.decisions import dedup_inputs
 from daskmeans.duplicates.export import check_export, export_decisions, export_identity
 from daskmeans.duplicates.settings import Deciding, choose_search
 from daskmeans.encoders.encoder import get_encoder
+from daskmeans.errors import UsageError
 from daskmeans.kmeans.engine.checkpoints import CHECKPOINTS
 from daskmeans.kmeans.engine.seeding import resolve_init
 from daskmeans.kmeans.estimator import KMeans
