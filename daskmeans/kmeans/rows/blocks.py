@@ -11,8 +11,10 @@ import numpy as np
 from distributed import Client, Future
 
 from daskmeans.errors import DataError
+from daskmeans.kernels.sums import as_number
 from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
+from daskmeans.kmeans.rows.weights import LEAST_RATIO, Weighting
 from daskmeans.kmeans.rows.worker import (
     BlockGroup,
     GroupCall,
@@ -22,7 +24,7 @@ from daskmeans.kmeans.rows.worker import (
     choose_rows,
     copy_rows,
     deal_out,
-    read_shapes,
+    read_facts,
     select_by_hash,
     take_rows,
 )
@@ -43,6 +45,8 @@ class Blocks:
     n_rows, dimension : int
     roundings : list of Rounding
         Rounding error of each block whose rows came in a wider type than float32.
+    complete : bool
+        Whether these are known to be all rows of the input.
     """
 
     def __init__(self, held: list[Any], budget: MemoryBudget, client: Client | None) -> None:
@@ -52,6 +56,8 @@ class Blocks:
         self.lengths, self._firsts = [0] * len(held), [0] * len(held)
         self.dimension = 0
         self.roundings: list[Rounding] = []
+        self.complete = False
+        self._weights, self._single = [0] * len(held), True
         self._groups = self._measure_groups(range(len(held)))
 
     @property
@@ -63,6 +69,11 @@ class Blocks:
     def n_rows(self) -> int:
         """Number of rows of all blocks."""
         return sum(self.lengths)
+
+    @property
+    def weighting(self) -> Weighting | None:
+        """What the weights of the rows have in common; None if each row counts once."""
+        return None if self._single else Weighting.of(sum(self._weights), self.n_rows)
 
     def map(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
         """Call ``function(group, *args)`` on lists of blocks, with one task for each thread; return the results.
@@ -77,31 +88,41 @@ class Blocks:
     def subset(self, count: int, seed: int) -> Blocks:
         """Return about `count` rows as blocks of their own: those whose numbers hash below ``count / n_rows``.
 
-        The rows of a smaller `count` are among those of a larger one. They keep their numbers and their
-        workers. Release the subset before these blocks.
+        With weights, that limit is in proportion to the weight of a row. The rows of a smaller `count` are among those
+        of a larger one. They keep their numbers and their workers. Release the subset before these blocks.
         """
         return _Subset(self, min(1.0, count / self.n_rows), seed)
 
-    def sample_rows(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample_rows(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the `count` rows (all if there are fewer) whose numbers have the smallest hashes under `seed`.
+
+        With weights, rows are sampled in proportion to their weight.
 
         Returns
         -------
         numbers : ndarray of int64, shape (count,)
             Row numbers, ascending.
         X : ndarray of float32, shape (count, d)
+        counts : ndarray of float64, shape (count,)
+            How often each of these rows counts among them: as often as the others, unless its weight is very large.
         """
-        count = min(count, self.n_rows)
+        count, weighting = min(count, self.n_rows), self.weighting
         share = 1.2 * count / self.n_rows
         while True:
-            found = self.map(select_by_hash, min(share, 1.0), seed, name="kmeans-sample")
-            hashes, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            found = self.map(select_by_hash, share, seed, weighting, name="kmeans-sample")
+            keys, numbers, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
             if len(numbers) >= count:
                 break
             share *= 2
-        last = np.partition(hashes, count - 1)[count - 1]  # no two numbers have the same hash
-        chosen = np.sort(numbers[hashes <= last])
-        return chosen, self.rows(chosen)
+        if weighting is None:
+            last = np.partition(keys, count - 1)[count - 1]  # no two numbers have the same hash
+            chosen, counts = np.sort(numbers[keys <= last]), np.ones(count)
+        else:
+            order = np.lexsort((numbers, keys))[:count]
+            last = keys[order[-1]] if count < self.n_rows else np.inf
+            order = order[np.argsort(numbers[order])]
+            chosen, counts = numbers[order], np.maximum(ratios[order], 1.0 / max(last, LEAST_RATIO))
+        return chosen, self.rows(chosen), counts
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """Return the rows with these numbers, in this order; float32, shape (len(numbers), d)."""
@@ -148,12 +169,13 @@ class Blocks:
 
     def _measure_groups(self, members: Sequence[int]) -> list[BlockGroup]:
         """Find the lengths of the blocks `members`; return groups of those that have rows."""
-        answers = self._run_groups(self._group_by_worker(members), read_shapes, (), "count-rows")
-        for group, shapes in answers:
-            for i, (rows, dimension, rounding) in zip(group.members, shapes, strict=True):
-                self.lengths[i] = rows
-                self.roundings += [rounding] if rounding else []
-                self._check_dimension(i, rows, dimension)
+        answers = self._run_groups(self._group_by_worker(members), read_facts, (), "count-rows")
+        for group, facts in answers:
+            for i, block in zip(group.members, facts, strict=True):
+                self.lengths[i], self._weights[i] = block.rows, block.weight
+                self._single = self._single and block.single
+                self.roundings += [block.rounding] if block.rounding else []
+                self._check_dimension(i, block.rows, block.dimension)
         groups = [BlockGroup(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
         return [group for group in groups if group.members]
 
@@ -243,14 +265,20 @@ class _Subset(Blocks):
 
     def _choose_blocks(self, groups: Sequence[BlockGroup], moving: bool = False) -> list[Any]:
         whole = self._whole
-        row = 4 * whole.dimension * self._share
+        weighting, width = whole.weighting, 4 * whole.dimension
+
+        def nbytes(i: int) -> float:
+            rows = whole.lengths[i]
+            counts = rows if weighting is None else as_number(whole._weights[i]) / weighting.mean
+            return width * min(rows, self._share * counts)
+
         bundles = [
             BlockGroup(worker, bundle)
             for worker, members in groups
-            for bundle in bundle_groups(members, [row * whole.lengths[i] for i in members])
+            for bundle in bundle_groups(members, [nbytes(i) for i in members])
         ]
         self._bundles += [bundle.members for bundle in bundles]
-        args = whole._budget, self._share, self._seed
+        args = whole._budget, self._share, self._seed, weighting
         if whole.client is None:
             return executor.call_in_threads(
                 [partial(choose_rows, whole._local_blocks(bundle), *args) for bundle in bundles]
@@ -262,10 +290,11 @@ class _Subset(Blocks):
     def _restore_lost(self, members: Sequence[int]) -> Sequence[int]:
         parents = self._whole._restore_lost([j for i in members for j in self._bundles[i]])
         for i in members:
-            self._held[i], self.lengths[i] = None, 0
+            self._held[i], self.lengths[i], self._weights[i] = None, 0, 0
         made = self._choose_blocks(self._whole._group_by_worker(parents), moving=True)
         new = range(len(self._held), len(self._held) + len(made))
         self._held += made
         self.lengths += [0] * len(made)
+        self._weights += [0] * len(made)
         self._firsts += [0] * len(made)
         return [i for group in self._measure_groups(new) for i in group.members]
