@@ -107,13 +107,13 @@ class Blocks:
             How often each of these rows counts among them: as often as the others, unless its weight is very large.
         """
         count, weighting = min(count, self.n_rows), self.weighting
-        share = 1.2 * count / self.n_rows
+        share, growth = 1.2 * count / self.n_rows if count < self.n_rows else np.inf, 2.0
         while True:
             found = self.map(select_by_hash, share, seed, weighting, name="kmeans-sample")
             keys, numbers, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
             if len(numbers) >= count:
                 break
-            share *= 2
+            share, growth = share * growth, growth**2  # weights may differ by many orders of magnitude
         if weighting is None:
             last = np.partition(keys, count - 1)[count - 1]  # no two numbers have the same hash
             chosen, counts = np.sort(numbers[keys <= last]), np.ones(count)

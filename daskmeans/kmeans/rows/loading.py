@@ -129,7 +129,13 @@ def _read_blocks(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, cl
     if client is not None and sent:
         return executor.scatter_map(_load_block, calls, "load-block", label, client)
     task = dask.delayed(_load_block, pure=False)
-    tasks = [task(*call, dask_key_name=task_key("load-block")) for call in calls]
+    weights: Sequence[Any] = [call[1] for call in calls]
+    if any(isinstance(each, np.ndarray) for each in weights):
+        weights = executor.scatter_large(weights, client)
+    tasks = [
+        task(part, mine, *others, dask_key_name=task_key("load-block"))
+        for (part, _, *others), mine in zip(calls, weights, strict=True)
+    ]
     return executor.persist(fuse_tasks(tasks, _deal_workers(len(tasks), client)), label, client)
 
 

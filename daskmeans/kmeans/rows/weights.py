@@ -175,7 +175,8 @@ def _to_numbers(weights: Any) -> np.ndarray:
     try:
         if isinstance(weights, pd.Series):
             weights = weights.to_numpy(np.float64, na_value=np.nan)
-        found = np.asarray(array_to_host(weights), np.float64)
+        found = np.asarray(array_to_host(weights))
+        found = found.astype(np.float64, copy=False) if found.dtype.kind in "fiubO" else np.empty((0, 0))
     except (TypeError, ValueError):
         found = np.empty((0, 0))
     if found.ndim != 1:
