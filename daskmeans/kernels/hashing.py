@@ -148,8 +148,8 @@ def sample_limit(rows: int, wanted: int) -> int:
     return min(2**64 - 1, int(share * 2**64))
 
 
-def is_sampled(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return which rows are sampled: those whose number has a hash below `share`."""
+def is_sampled(numbers: np.ndarray, share: float | np.ndarray, seed: int) -> np.ndarray:
+    """Return which rows are sampled: those whose number has a hash below `share`, of all rows or of each."""
     return to_uniform(hash_integers(numbers.astype(np.uint64), seed)) < share
 
 

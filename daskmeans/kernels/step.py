@@ -17,7 +17,7 @@ from daskmeans.kernels.gpu.device import Copy, Device
 from daskmeans.kernels.gpu.memory import nearest_bytes, spare_bytes
 from daskmeans.kernels.jit import as_readonly
 from daskmeans.kernels.quantize import Codes, encode_rows, is_bytewise, pack_centroids, squares_about
-from daskmeans.kernels.sums import exact_sum, move_rows
+from daskmeans.kernels.sums import exact_sum, move_rows, move_weighted_rows
 from daskmeans.kernels.yinyang import ALL_GROUPS, find_nearest
 
 
@@ -51,6 +51,7 @@ class CpuStep:
         X : ndarray of float32, shape (n, d)
         arrays : dict of ndarray
             The state that is kept: as in :meth:`Cpu.layout`, and "near" if rows are compared with near groups only.
+            With weights also "weights": how often each row counts, in whole numbers; float64, shape (n,).
         begins : {"", "labels", "all"}
             The state to make anew: none, labels and bounds, or codes too.
         copy : Copy or None
@@ -62,16 +63,20 @@ class CpuStep:
             The rows that a device keeps, to be passed to the next step; None on a CPU.
         """
         codes = Codes(*(arrays.get(name, X) for name in Codes._fields))
-        bounds = Bounds(arrays["labels"], arrays["upper"], arrays["lower"])
+        bounds, weights = Bounds(arrays["labels"], arrays["upper"], arrays["lower"]), arrays.get("weights")
         if begins:
             if begins == "all":
                 encode_rows(X, self._center, arrays)
             bounds.labels[:], bounds.lower[:] = -1, 0.0
             squares = codes.squares if is_bytewise(X.shape[1]) else squares_about(X, as_readonly(self._center))
-            self.total_ss += exact_sum(squares)
+            self.total_ss += exact_sum(squares if weights is None else weights * squares)
         before, near = bounds.labels.copy(), arrays.get("near", ALL_GROUPS)
         self.compared += find_nearest(X, codes, self._columns, bounds, self._travel, self._together, near, np.empty(0))
-        self.moved += move_rows(X, before, bounds.labels, self._scale, self._sums, self._counts)
+        sums = self._scale, self._sums, self._counts
+        if weights is None:
+            self.moved += move_rows(X, before, bounds.labels, *sums)
+        else:
+            self.moved += move_weighted_rows(X, before, bounds.labels, weights, *sums)
         return None
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
@@ -90,16 +95,17 @@ class GpuStep:
 
     def add(self, X: Any, arrays: dict[str, np.ndarray], begins: str, copy: Copy | None) -> Copy | None:
         """Like :meth:`CpuStep.add`, for rows in memory or on the device."""
-        device, to, labels = self._device, self._to, arrays["labels"]
+        device, to, labels, weights = self._device, self._to, arrays["labels"], arrays.get("weights")
         if begins:
             labels[:] = -1
         tiles, copy = (copy.tiles, copy) if copy else self._sent(X)
         for part, rows in tiles:
             if begins:
-                squares = dense.squares_about(device, rows.X, to.center)
-                self.total_ss += exact_sum(device.to_host(squares))
+                squares = device.to_host(dense.squares_about(device, rows.X, to.center))
+                self.total_ss += exact_sum(squares if weights is None else weights[part] * squares)
             found = dense.closest_labels(device, rows, to)
-            self.moved += self._sums.move(rows.X, device.xp.asarray(labels[part]), found)
+            mine = None if weights is None else device.xp.asarray(weights[part])
+            self.moved += self._sums.move(rows.X, device.xp.asarray(labels[part]), found, mine)
             labels[part] = device.to_host(found)
         self.compared += len(labels) * len(to.rows.X)
         return copy

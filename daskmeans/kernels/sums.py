@@ -24,15 +24,17 @@ def mean_rows(table: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.nda
     return out
 
 
-def scale_for(largest: float, count: int) -> float:
+def scale_for(largest: float, count: float) -> float:
     """Return a power of two by which `count` numbers up to `largest` can be scaled and added in int64 without overflow.
+
+    For numbers with weights, `count` is the sum of the weights.
 
     Examples
     --------
     >>> scale_for(1.0, 1_000_000) == 2.0**41
     True
     """
-    _, exponent = math.frexp(largest * max(count, 1))  # largest * count < 2^exponent
+    _, exponent = math.frexp(largest * count)  # largest * count < 2^exponent
     return math.ldexp(1.0, min(61 - exponent, 1000))
 
 
@@ -70,6 +72,40 @@ def move_rows(X, before, labels, scale, sums, counts):  # type: ignore[no-untype
             if old >= 0:
                 sums[old, j] -= value
     return moved
+
+
+@kernel
+def move_weighted_rows(X, before, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
+    """Like :func:`move_rows`, for rows that count as often as their `weights` say: whole numbers, as float64.
+
+    The product of a row and its weight is rounded once. So a weight takes none of the bits of the coordinates.
+    """
+    moved = 0
+    for i in range(X.shape[0]):
+        old, new = before[i], labels[i]
+        if old == new:
+            continue
+        moved += 1
+        weight, factor = np.int64(weights[i]), weights[i] * scale
+        counts[new] += weight
+        if old >= 0:
+            counts[old] -= weight
+        for j in range(X.shape[1]):
+            value = np.int64(np.rint(np.float64(X[i, j]) * factor))
+            sums[new, j] += value
+            if old >= 0:
+                sums[old, j] -= value
+    return moved
+
+
+def sum_rows(
+    X: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, scale: float, sums: np.ndarray, counts: np.ndarray
+) -> None:
+    """Add each row, as often as its weight says (once without `weights`), to the sum of its label."""
+    if weights is None:
+        add_rows(X, labels, scale, sums, counts)
+    else:
+        move_weighted_rows(X, np.full_like(labels, -1), labels, weights, scale, sums, counts)
 
 
 @kernel

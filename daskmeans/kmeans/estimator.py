@@ -133,6 +133,7 @@ class KMeans(Contract):
         self,
         X: Any,
         y: Any = None,
+        sample_weight: Any = None,
         *,
         column: str | None = None,
         client: Client | None = None,
@@ -146,6 +147,10 @@ class KMeans(Contract):
             Arrays and partitions on a device (cupy, cudf) are copied to memory. Only for the engine "cuml" do the rows
             of cuDF dataframes stay on the device.
         y : ignored
+        sample_weight : array-like of shape (n_samples,), dask array, dask series or str, optional
+            How often each row counts: 2 is the row twice, 0 is no row, but gets a label. Numbers from 0 to 1e30. For a
+            dask collection `X`: also a dask array or series with the same partitions. For a dataframe: also the name of
+            a column. Not for the engine "cuml", nor with `max_cluster_size`.
         column : str, optional
             Column of the dataframe that holds the vectors; default: the only one that does.
         client : distributed.Client, optional
@@ -156,14 +161,15 @@ class KMeans(Contract):
         Raises
         ------
         UsageError
-            A parameter is out of range, such as `n_clusters` above the number of rows.
+            A parameter is out of range, such as `n_clusters` above the number of rows. The weights are not those of the
+            rows, or all are 0.
         DataError
-            A row cannot be placed: NaN, infinity, null, zeros when normalising.
+            A row cannot be placed: NaN, infinity, null, zeros when normalising. Its weight is negative or NaN.
         MissingExtraError, ClusterError, MemoryForecastError
             With the engine "cuml": a package, a worker or its device is missing. With either engine: two workers share
             a GPU, or a GPU has too little memory for a pass.
         """
-        return self._fit(X, column, client, checkpoints)
+        return self._fit(X, column, client, checkpoints, sample_weight=sample_weight)
 
     def _fit(
         self,
@@ -172,9 +178,12 @@ class KMeans(Contract):
         client: Client | None = None,
         checkpoints: Checkpoints | None = None,
         tuning: Tuning = DEFAULT,
+        sample_weight: Any = None,
     ) -> KMeans:
         self.check_params()
         check_column(X, column)
+        if sample_weight is not None:
+            self._check_takes_weights()
         init = resolve_init(self.init, self.n_clusters)
         n_clusters = len(init) if isinstance(init, np.ndarray) else self.n_clusters
         seed = self.seed_ = seed_from(self.random_state)
@@ -195,11 +204,12 @@ class KMeans(Contract):
             on_gpus=memory > 0,
             stay=self._is_cuml(),
             tuning=tuning,
+            sample_weight=sample_weight,
         ) as blocks:
             n_clusters = count_clusters(n_clusters, blocks.n_rows, blocks.dimension)
             self._check_blocks(blocks, n_clusters, memory)
             warn_of_rounding(blocks.roundings)
-            warn_of_scaling(blocks.moments if self.n_clusters > 1 else ())
+            warn_of_scaling(blocks.moments if n_clusters > 1 else ())
             with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many
                 runs = [
                     self._run_once(blocks, init, n_clusters, run, checkpoints, tuning)
@@ -216,7 +226,7 @@ class KMeans(Contract):
             self.n_features_in_ = best.centroids.shape[1]
             self._warn_of_convergence(best.occupied, n_clusters)
             self._set_feature_names(feature_names(X, column))
-            known = not is_lazy(X) and self.sample_fraction == 1.0
+            known = not is_lazy(X) and blocks.complete
             self.labels_ = labels() if known else self.predict(X, column=column)
         return self
 
@@ -277,13 +287,39 @@ class KMeans(Contract):
     def _is_cuml(self) -> bool:
         return self.engine == "cuml" and self.max_iter > 0  # without updates there is nothing for it to do
 
-    def fit_predict(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
-        """Fit, then return the labels of the rows of `X`."""
-        return self.fit(X, column=column, client=client).labels_
+    def _check_takes_weights(self) -> None:
+        if self._is_cuml():
+            raise UsageError("cuML gets no weights", where="sample_weight", remedy="use engine='native'")
+        if self.max_cluster_size is not None:
+            raise UsageError(
+                f"max_cluster_size={self.max_cluster_size} is a number of rows, not of weights",
+                where="sample_weight",
+                remedy="leave one of the two out",
+            )
 
-    def fit_transform(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> Any:
+    def fit_predict(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        column: str | None = None,
+        client: Client | None = None,
+    ) -> Any:
+        """Fit, then return the labels of the rows of `X`."""
+        return self.fit(X, y, sample_weight, column=column, client=client).labels_
+
+    def fit_transform(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        column: str | None = None,
+        client: Client | None = None,
+    ) -> Any:
         """Fit, then return the distances of the rows of `X` to the centroids."""
-        return self.fit(X, column=column, client=client).transform(X, column=column)
+        return self.fit(X, y, sample_weight, column=column, client=client).transform(X, column=column)
 
     def predict(self, X: Any, *, column: str | None = None, assign: str | centroid_index.Index = "exact") -> Any:
         """Return the label of the nearest centroid of each row of `X`; ties go to the lower label.
@@ -381,10 +417,21 @@ class KMeans(Contract):
         meta = np.empty((0, len(self.cluster_centers_)), np.float32)
         return self._wrap_output(self._map_rows(_compute_distances, X, column, meta), X)
 
-    def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
-        """Return the negative sum of squared distances of the rows of `X` to their nearest centroids."""
+    def score(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        column: str | None = None,
+        client: Client | None = None,
+    ) -> float:
+        """Return the negative sum of squared distances of the rows of `X` to their nearest centroids, by weight."""
         self._check_columns(X, column)
-        with load_blocks(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0) as blocks:
+        on_gpus = gpus.memory(client) > 0
+        with load_blocks(
+            X, column, self.normalize, 1.0, 0, client, on_gpus=on_gpus, sample_weight=sample_weight
+        ) as blocks:
             if not blocks.n_rows:
                 raise UsageError("Found array with 0 sample(s)", expected="at least one row")
             self._check_dimension(blocks.dimension)

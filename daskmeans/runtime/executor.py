@@ -292,6 +292,13 @@ def broadcast(value: Any, client: Client | None = None) -> Any:
     return value if client is None else _scatter(value, client, broadcast=True)
 
 
+def scatter_large(values: Sequence[Any], client: Client | None) -> Sequence[Any]:
+    """Send each of `values` to a worker if they are large together, and return stand-ins to pass to tasks."""
+    if client is None or sum(map(_pickled_bytes, values)) <= MAX_ARGUMENT_BYTES:
+        return values
+    return [_scatter(value, client, broadcast=False) for value in values]
+
+
 def broadcast_large(arguments: tuple[Any, ...], count: int, client: Client) -> tuple[Any, ...]:
     """Return `arguments` for `count` tasks: large ones are broadcast, small ones arrive sooner within the tasks."""
     return tuple(

@@ -16,7 +16,7 @@ from daskmeans.kernels.distances import all_distances, cosine_distances, nearest
 from daskmeans.kernels.hashing import hash_column, hash_integers, hash_rows, to_uniform
 from daskmeans.kernels.norms import find_unusual_rows, normalize_rows, rounding_bound, squared_norms64
 from daskmeans.kernels.simd import dot64, largest64, squared_distance64
-from daskmeans.kernels.sums import add_rows, as_number, exact_sum, scale_for
+from daskmeans.kernels.sums import add_rows, as_number, exact_sum, move_weighted_rows, scale_for, sum_rows
 
 numbers = st.floats(-100, 100, width=32)
 
@@ -127,6 +127,21 @@ def test_sums_do_not_depend_on_the_order(order, seed):
     np.testing.assert_array_equal(straight[1], [4, 4, 4])
     means = np.stack([X[labels == c].astype(float).mean(0) for c in range(3)])
     np.testing.assert_allclose(straight[0] / scale / 4, means, atol=1e-12)
+
+
+@given(seed=st.integers(0, 100))
+def test_weighted_sums_are_those_of_repeated_rows(seed):
+    rng = np.random.default_rng(seed)
+    X, weights = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(1, 9, 40)
+    before, labels = rng.integers(0, 3, (2, 40), dtype=np.int32)
+    scale = scale_for(float(np.abs(X).max()), weights.sum())
+    found, expected = ((np.zeros((3, 5), np.int64), np.zeros(3, np.int64)) for _ in range(2))
+    sum_rows(X, before, weights.astype(float), scale, *found)
+    moved = move_weighted_rows(X, before, labels, weights.astype(float), scale, *found)
+    sum_rows(np.repeat(X, weights, axis=0), np.repeat(labels, weights), None, scale, *expected)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert moved == np.count_nonzero(before != labels)
 
 
 @given(largest=st.floats(1e-20, 1e30), count=st.integers(1, 10**12))

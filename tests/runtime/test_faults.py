@@ -102,27 +102,29 @@ def test_blocks_outlive_their_worker(phase, shelf, given, mortal, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("phase", "nth", "mortal"),
+    ("phase", "nth", "mortal", "weighted"),
     [
-        nightly("kmeans-reach", 1, "replaced"),
-        nightly("kmeans-pass", 1, "not replaced"),
-        ("kmeans-pass", 2, "replaced"),
-        nightly("kmeans-pass", 2, "not replaced"),
-        nightly("kmeans-pass", 4, "replaced"),
-        ("kmeans-pass", 9, "not replaced"),
-        nightly("kmeans-inertia", 1, "replaced"),
+        nightly("kmeans-reach", 1, "replaced", True),
+        nightly("kmeans-pass", 1, "not replaced", False),
+        ("kmeans-pass", 2, "replaced", False),
+        nightly("kmeans-pass", 2, "not replaced", True),
+        nightly("kmeans-pass", 4, "replaced", False),
+        ("kmeans-pass", 9, "not replaced", True),
+        nightly("kmeans-inertia", 1, "replaced", True),
     ],
     indirect=["mortal"],
 )
-def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, tmp_path):
+def test_a_fit_outlives_a_worker_and_comes_to_the_same_bits(phase, nth, mortal, weighted, tmp_path):
     tuning = Tuning(least_sample=0, near_groups=1)
     X = blobs(n=12_000, d=24, k=120)
+    weights = np.random.default_rng(0).gamma(1.0, size=len(X)) if weighted else None
     settings = {"n_clusters": 120, "random_state": 3, "max_iter": 6, "tol": 0}
     with pytest.warns(ConvergenceWarning):
-        alone = KMeans(**settings)._fit(X, tuning=tuning)
+        alone = KMeans(**settings)._fit(X, tuning=tuning, sample_weight=weights)
     mortal.register_plugin(Trap(phase, tmp_path / "killed", nth))
     with pytest.warns(ConvergenceWarning):
-        found = KMeans(**settings)._fit(da.from_array(X, chunks=(1000, -1)), client=mortal, tuning=tuning)
+        chunks = da.from_array(X, chunks=(1000, -1))
+        found = KMeans(**settings)._fit(chunks, client=mortal, tuning=tuning, sample_weight=weights)
     assert (tmp_path / "killed").exists()
     np.testing.assert_array_equal(found.cluster_centers_, alone.cluster_centers_)
     np.testing.assert_array_equal(found.labels_.compute(), alone.labels_)

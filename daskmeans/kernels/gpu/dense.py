@@ -225,22 +225,31 @@ class DeviceSums:
         self._sums = device.xp.zeros(shape, np.uint64)
         self._counts = device.xp.zeros(shape[0], np.int64)
 
-    def move(self, X: Any, before: Any, labels: Any) -> int:
-        """Like ``sums.move_rows``; return how many rows have changed their label. -1 in `before` stands for none."""
+    def move(self, X: Any, before: Any, labels: Any, weights: Any = None) -> int:
+        """Like ``sums.move_rows``; return how many rows have changed their label. -1 in `before` stands for none.
+
+        With `weights` (float64, whole numbers) like ``sums.move_weighted_rows``.
+        """
         xp = self._device.xp
         changed = xp.flatnonzero(before != labels)
         for part in range_slices(len(changed), self._device.tuning.coordinates // X.shape[1]):
             mine = changed[part]
-            values = xp.rint(X[mine].astype(np.float64) * self._scale).astype(np.int64)
-            self._add(labels[mine], values, 1)
+            each: Any = 1 if weights is None else weights[mine].astype(np.int64)
+            factors = self._scale if weights is None else (weights[mine] * self._scale)[:, None]
+            values = xp.rint(X[mine].astype(np.float64) * factors).astype(np.int64)
+            self._add(labels[mine], values, each)
             had = xp.flatnonzero(before[mine] >= 0)
-            self._add(before[mine][had], -values[had], -1)
+            self._add(before[mine][had], -values[had], -1 if weights is None else -each[had])
         return len(changed)
 
-    def _add(self, labels: Any, values: Any, each: int) -> None:
+    def _add(self, labels: Any, values: Any, each: Any) -> None:
+        """Add `values` to the sums of `labels`, and `each` to their counts: one number for all, or one for each."""
         xp = self._device.xp
         xp.add.at(self._sums, labels, values.view(np.uint64))
-        self._counts += each * xp.bincount(labels, minlength=len(self._counts))
+        if isinstance(each, int):
+            self._counts += each * xp.bincount(labels, minlength=len(self._counts))
+        else:
+            xp.add.at(self._counts.view(np.uint64), labels, each.view(np.uint64))
 
     def to_host(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the sums and the numbers of rows; int64, shapes (k, d) and (k,)."""

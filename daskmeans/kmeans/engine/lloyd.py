@@ -171,7 +171,9 @@ class _LloydLoop:
 
     def __init__(self, blocks: Blocks, fit: FitState, span: _Span, relax: bool, near: int) -> None:
         self.blocks, self.fit, self.relax, self.near = blocks, fit, relax, near
-        k = len(fit.centroids)
+        k, weighting = len(fit.centroids), blocks.weighting
+        # Inertia in whole weights, divided by this, is that in weights as they were given.
+        self.unit, total = (weighting.scale, weighting.total) if weighting else (1.0, blocks.n_rows)
         order = order_by_group(fit.origin, COLUMNS)
         centers = group_centers(fit.origin, order, COLUMNS)
         self.now = PassState(
@@ -183,7 +185,8 @@ class _LloydLoop:
             group_centers=centers,
             near=0,
             drift=Drift(np.zeros(k), np.zeros(n_bounds(k))),
-            scale=scale_for(span.largest, blocks.n_rows),
+            scale=scale_for(span.largest, total) / self.unit,
+            weighting=weighting,
         )
         self.sums, self.counts = np.zeros(fit.centroids.shape, np.int64), np.zeros(k, np.int64)
         self.total_ss = 0.0
@@ -270,12 +273,12 @@ class _LloydLoop:
         """Return the sum of squared distances of the rows to the means of their clusters."""
         found = within_ss(self.sums, self.counts, self.now.scale, self.now.center, self.total_ss)
         # A small difference of far larger numbers is mostly rounding error.
-        return found if found > CANCELLED * self.total_ss else self._exact_inertia(means)
+        return found / self.unit if found > CANCELLED * self.total_ss else self._exact_inertia(means)
 
     def _exact_inertia(self, centroids: np.ndarray, ends: bool = False) -> float:
         """See :func:`passes.exact_inertia`."""
         parts = self.blocks.map(passes.exact_inertia, self.now, centroids, ends, name="kmeans-inertia")
-        return as_number(sum(parts))
+        return as_number(sum(parts)) / self.unit
 
     def _update_means(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean of the rows of each cluster, and whether the cluster had rows.
@@ -292,22 +295,23 @@ class _LloydLoop:
 
     def _refill_empty(self, empty: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
         found = self.blocks.map(passes.farthest_rows, self.now, len(empty), name="kmeans-refill")
-        distances, numbers, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        distances, numbers, labels, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((numbers, -distances))[: len(empty)]
         order = order[distances[order] > 0.0]
         if len(order) == 0:
             return
-        for cluster, label, row in zip(empty, labels[order], self.blocks.rows(numbers[order]), strict=False):
-            if counts[label] < 2:
+        rows = self.blocks.rows(numbers[order])
+        for cluster, label, weight, row in zip(empty, labels[order], weights[order], rows, strict=False):
+            if counts[label] <= weight:  # it is the only row
                 continue
-            scaled = np.rint(row.astype(np.float64) * self.now.scale).astype(np.int64)
-            sums[cluster], counts[cluster] = scaled, 1
+            scaled = np.rint(row.astype(np.float64) * (weight * self.now.scale)).astype(np.int64)
+            sums[cluster], counts[cluster] = scaled, weight
             sums[label] -= scaled
-            counts[label] -= 1
+            counts[label] -= int(weight)
 
     def _variance(self) -> float:
         """Mean variance of a feature over the rows."""
-        n = self.blocks.n_rows
+        n = int(self.counts.sum())
         off_center = self.sums.sum(axis=0) / (self.now.scale * n) - self.now.center
         return max(0.0, self.total_ss / n - math.fsum(off_center**2)) / len(off_center)
 

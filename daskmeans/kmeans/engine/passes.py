@@ -14,8 +14,9 @@ import numpy as np
 from daskmeans.kernels.bounds import Drift
 from daskmeans.kernels.center_groups import near_groups
 from daskmeans.kernels.distances import squared_distances
-from daskmeans.kernels.sums import add_rows, exact_sum
+from daskmeans.kernels.sums import exact_sum, sum_rows
 from daskmeans.kmeans.rows.block import Block
+from daskmeans.kmeans.rows.weights import Weighting
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class PassState:
     drift : Drift
         How far centroids have moved since the first pass of the series.
     scale : float
-        Factor that turns coordinates into integers.
+        Factor that turns coordinates into integers; with weights, coordinates times whole weights.
+    weighting : Weighting or None
+        None: each row counts once.
     """
 
     fit: str
@@ -52,6 +55,11 @@ class PassState:
     near: int
     drift: Drift
     scale: float
+    weighting: Weighting | None = None
+
+    def count_rows(self, block: Block) -> np.ndarray | None:
+        """Return how often each row of `block` counts: whole numbers, float64; None: once."""
+        return None if self.weighting is None else self.weighting.whole(block.weights)
 
 
 class PassDelta(NamedTuple):
@@ -60,7 +68,7 @@ class PassDelta(NamedTuple):
     sums: np.ndarray
     """int64, shape (k, d): change of the scaled sums of the rows of each cluster."""
     counts: np.ndarray
-    """int64, shape (k,): change of the number of rows of each cluster."""
+    """int64, shape (k,): change of the number of rows of each cluster, or of their whole weights."""
     total_ss: int
     """Exact sum of squared distances to the center, of rows whose state was made anew."""
     moved: int
@@ -79,7 +87,10 @@ def assign_step(group: list[Block], now: PassState) -> PassDelta:
         for block in group:
             begins = _prepare_block(block, now)
             _choose_groups(block, now)
+            weights = now.count_rows(block)
             with block.open() as arrays:
+                if weights is not None:
+                    arrays["weights"] = weights
                 block.copy = step.add(block.rows_at_home(arrays), arrays, begins, block.copy)
             anew += block.n_rows if begins else 0
             block.notes["series"] = now.fit
@@ -124,8 +135,9 @@ def cluster_sums(group: list[Block], now: PassState) -> tuple[np.ndarray, np.nda
     _catch_up(group, now)
     sums, counts = np.zeros(now.centroids.shape, np.int64), np.zeros(len(now.centroids), np.int64)
     for block in group:
+        weights = now.count_rows(block)
         with block.open() as arrays:
-            add_rows(arrays["rows"], arrays["labels"], now.scale, sums, counts)
+            sum_rows(arrays["rows"], arrays["labels"], weights, now.scale, sums, counts)
     return sums, counts
 
 
@@ -139,7 +151,8 @@ def exact_inertia(group: list[Block], now: PassState, centroids: np.ndarray, end
     for block in group:
         with block.open() as arrays:
             squares = block.home.squared_distances(block.rows_at_home(arrays), centroids, arrays["labels"])
-        total += exact_sum(squares)
+        weights = now.count_rows(block)
+        total += exact_sum(squares if weights is None else weights * squares)
         if ends:
             block.copy = None
     return total
@@ -155,19 +168,21 @@ def read_labels(group: list[Block], now: PassState) -> list[tuple[int, np.ndarra
     return found
 
 
-def farthest_rows(group: list[Block], now: PassState, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return squared distances, numbers and labels of the `count` rows of each block farthest from their centroid."""
+def farthest_rows(group: list[Block], now: PassState, count: int) -> tuple[np.ndarray, ...]:
+    """Return the `count` rows of each block that are farthest from their centroid.
+
+    The arrays are their squared distances, numbers and labels, and how often each counts.
+    """
     _catch_up(group, now)
-    distances, numbers, labels = [], [], []
+    found = []
     for block in group:
         with block.open() as arrays:
             mine = arrays["labels"].copy()
             far = squared_distances(arrays["rows"], now.centroids, mine)
         top = np.lexsort((block.numbers, -far))[:count]
-        distances.append(far[top])
-        numbers.append(block.numbers[top])
-        labels.append(mine[top])
-    return np.concatenate(distances), np.concatenate(numbers), np.concatenate(labels)
+        weights = now.count_rows(block)
+        found.append((far[top], block.numbers[top], mine[top], np.ones(len(top)) if weights is None else weights[top]))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
 def max_coordinate(group: list[Block]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from daskmeans.kernels.jit import as_readonly
 from daskmeans.kernels.microkernel import ROWS
 from daskmeans.kernels.norms import rounding_bound
 from daskmeans.kernels.plus_plus import draw_plus_plus, sum_values
-from daskmeans.kernels.sums import add_rows, compute_means, largest_coordinate, scale_for
+from daskmeans.kernels.sums import as_number, compute_means, exact_sum, largest_coordinate, scale_for, sum_rows
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import refuse_masked
 from daskmeans.runtime import executor
@@ -54,21 +54,33 @@ def seed_centroids(blocks: Blocks, init: Any, n_clusters: int, oversampling_fact
     regional = init == "auto" and n_clusters > OVERSAMPLE_UP_TO
     oversampled = max(OVERSAMPLED_PER_CLUSTER * n_clusters, OVERSAMPLED_AT_LEAST)
     affordable = max(4 * n_clusters, SAMPLE_BYTES // (4 * blocks.dimension))
-    numbers, X = blocks.sample_rows(min(SAMPLE_PER_CLUSTER * n_clusters if regional else oversampled, affordable), seed)
+    numbers, X, counts = blocks.sample_rows(
+        min(SAMPLE_PER_CLUSTER * n_clusters if regional else oversampled, affordable), seed
+    )
     if callable(init):
         return check_centroids(init(X, n_clusters, random_state=np.random.RandomState(seed % 2**32)), n_clusters)
+    weights = _whole_weights(counts)
     if regional:
-        return X[seed_hierarchical(X, n_clusters, seed)]
-    candidates, weights = oversample(X, numbers, n_clusters, oversampling_factor, seed)
+        return X[seed_hierarchical(X, weights, n_clusters, seed)]
+    candidates, weights = oversample(X, numbers, weights, n_clusters, oversampling_factor, seed)
     return X[candidates[seed_plus_plus(X[candidates], weights, n_clusters, seed)]]
 
 
-def seed_hierarchical(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+def _whole_weights(counts: np.ndarray) -> np.ndarray:
+    """Return numbers as integers, int64, whose sums are exact in float64 too."""
+    if (counts == 1.0).all():
+        return np.ones(len(counts), np.int64)
+    scale = scale_for(2.0**8, as_number(exact_sum(counts)))
+    return np.maximum(np.rint(counts * scale), 1.0).astype(np.int64)
+
+
+def seed_hierarchical(X: np.ndarray, weights: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """Return indices of `n_clusters` rows of `X`, drawn by k-means++ within regions that share them by inertia.
 
     Parameters
     ----------
     X : ndarray of float32, shape (m, d), m >= n_clusters
+    weights : ndarray of int64, shape (m,)
     n_clusters, seed : int
 
     Returns
@@ -82,31 +94,42 @@ def seed_hierarchical(X: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     of the inertia about the region centers.
     """
     if n_clusters <= 2 * PER_REGION:
-        return _draw_members(X, np.arange(len(X)), np.ones(len(X), np.int64), n_clusters, seed)
+        return _draw_members(X, np.arange(len(X)), weights, n_clusters, seed)
     regions = round(n_clusters / PER_REGION)
-    chosen = _spaced_indices(len(X), ROWS_PER_REGION * regions)
-    fewer = X[chosen[_spaced_indices(len(chosen), ROWS_PER_REGION // 4 * regions)]]
-    centers = fewer[seed_hierarchical(fewer, regions, seed)]
-    few = executor.call_in_threads([partial(X.take, chosen[rows], axis=0) for rows in _thread_slices(len(chosen))])
-    scale = scale_for(max(largest_coordinate(as_readonly(part)) for part in few), len(chosen))
+    chosen = _spaced_indices(weights, ROWS_PER_REGION * regions)
+    fewer = chosen[_spaced_indices(weights[chosen], ROWS_PER_REGION // 4 * regions)]
+    centers = X[fewer[seed_hierarchical(X[fewer], weights[fewer], regions, seed)]]
+    slices = _thread_slices(len(chosen))
+    few = executor.call_in_threads([partial(X.take, chosen[rows], axis=0) for rows in slices])
+    counts = None if (weights == 1).all() else [weights[chosen[rows]].astype(np.float64) for rows in slices]
+    scale = scale_for(max(largest_coordinate(as_readonly(part)) for part in few), int(weights[chosen].sum()))
     for _ in range(REGION_UPDATES):
-        centers = _update_means(few, centers, scale)
+        centers = _update_means(few, counts or [None] * len(few), centers, scale)
     labels, squares = _nearest_parallel(X, centers)
-    shares = _share_out(np.bincount(labels, squares, regions), np.bincount(labels, minlength=regions), n_clusters)
-    order, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=regions))
+    sizes = np.bincount(labels, minlength=regions)
+    shares = _share_out(np.bincount(labels, weights * squares, regions), sizes, n_clusters)
+    order, ends = np.argsort(labels, kind="stable"), np.cumsum(sizes)
     members = np.split(order, ends[:-1])
 
     def draw(i: int) -> np.ndarray:
         mine = members[i]
-        return mine[_draw_members(X, mine, np.ones(len(mine), np.int64), int(shares[i]), seed + 1 + i)]
+        return mine[_draw_members(X, mine, weights[mine], int(shares[i]), seed + 1 + i)]
 
     drawn = executor.call_in_threads([partial(draw, i) for i in range(regions) if shares[i]])
     return np.concatenate(drawn)
 
 
-def _spaced_indices(n: int, count: int) -> np.ndarray:
-    """Return `count` evenly spaced numbers below `n`; all of them if there are fewer."""
-    return np.arange(n) if count >= n else np.arange(count) * n // count
+def _spaced_indices(weights: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` indices, evenly spaced over the running sum of the weights; all of them if there are fewer."""
+    n = len(weights)
+    if count >= n:
+        return np.arange(n)
+    if (weights == weights[0]).all():
+        return np.arange(count) * n // count
+    reached = np.cumsum(weights)
+    drawn = np.unique(np.searchsorted(reached, np.arange(count) * (reached[-1] / count), side="right"))
+    others = np.setdiff1d(np.arange(n), drawn)  # heavy rows are drawn several times
+    return np.sort(np.concatenate([drawn, others[_spaced_indices(np.ones(len(others)), count - len(drawn))]]))
 
 
 def _thread_slices(n: int) -> list[slice]:
@@ -122,15 +145,17 @@ def _nearest_parallel(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray,
     return np.concatenate(labels), np.concatenate(squares)
 
 
-def _update_means(parts: list[np.ndarray], centroids: np.ndarray, scale: float) -> np.ndarray:
+def _update_means(
+    parts: list[np.ndarray], weights: Sequence[np.ndarray | None], centroids: np.ndarray, scale: float
+) -> np.ndarray:
     """Return the mean of the rows that are nearest to each centroid; a centroid without rows stays."""
 
-    def add(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def add(X: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-        add_rows(as_readonly(X), nearest_labels(X, centroids), scale, sums, counts)
+        sum_rows(as_readonly(X), nearest_labels(X, centroids), weights, scale, sums, counts)
         return sums, counts
 
-    found = executor.call_in_threads([partial(add, X) for X in parts])
+    found = executor.call_in_threads([partial(add, X, w) for X, w in zip(parts, weights, strict=True)])
     return compute_means(sum(sums for sums, _ in found), sum(counts for _, counts in found), scale, centroids)
 
 
@@ -148,15 +173,16 @@ def _share_out(inertia: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
 
 
 def oversample(
-    X: np.ndarray, numbers: np.ndarray, n_clusters: int, oversampling_factor: float, seed: int
+    X: np.ndarray, numbers: np.ndarray, weights: np.ndarray, n_clusters: int, oversampling_factor: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw candidates for k-means||, in a few rounds, with probability proportional to their squared distance.
+    """Draw candidates for k-means||, in a few rounds, with probability proportional to weight and squared distance.
 
     Parameters
     ----------
     X : ndarray of float32, shape (m, d)
     numbers : ndarray of int64, shape (m,)
         Row numbers. The number, the round and the seed decide the random number of a row.
+    weights : ndarray of int64, shape (m,)
     n_clusters, oversampling_factor
         Each round draws about ``oversampling_factor * n_clusters / 2`` rows.
     seed : int
@@ -166,7 +192,7 @@ def oversample(
     candidates : ndarray of int64
         Indices into `X`, at least `n_clusters` of them.
     weights : ndarray of int64
-        Rows of `X` that are nearest to each candidate.
+        Sums of the weights of the rows of `X` that are nearest to each candidate.
 
     Notes
     -----
@@ -175,15 +201,16 @@ def oversample(
     every machine.
     """
     draw = oversampling_factor * n_clusters / 2
-    chosen = np.array([hash_integers(numbers.astype(np.uint64), seed).argmin()])
+    chosen = np.array([(hash_integers(numbers.astype(np.uint64), seed) / weights).argmin()])
     owner = np.zeros(len(X), np.int64)
     distances = squared_distances(X, X[chosen], owner)
     for turn in range(1, ROUNDS + 1):
-        potential = sum_values(distances)
+        mass = weights * distances
+        potential = sum_values(mass)
         if potential == 0.0:
             break
         luck = to_uniform(hash_integers(numbers.astype(np.uint64), seed + turn))
-        drawn = np.flatnonzero(luck * potential < draw * distances)
+        drawn = np.flatnonzero(luck * potential < draw * mass)
         if len(drawn) == 0:
             continue
         labels, closer_by = _nearest_parallel(X, X[drawn])
@@ -191,7 +218,7 @@ def oversample(
         owner[closer] = len(chosen) + labels[closer]
         distances[closer] = closer_by[closer]
         chosen = np.concatenate([chosen, drawn])
-    weights = np.bincount(owner, minlength=len(chosen))
+    weights = np.bincount(owner, weights, len(chosen)).astype(np.int64)
     if len(chosen) < n_clusters:  # few distinct rows, or a small sample: any other row will do
         others = np.setdiff1d(np.arange(len(X)), chosen)[: n_clusters - len(chosen)]
         chosen, weights = np.concatenate([chosen, others]), np.concatenate([weights, np.zeros(len(others), np.int64)])

@@ -58,6 +58,8 @@ class Block:
     budget : MemoryBudget
     numbers : ndarray of int64, shape (n,), optional
         Numbers of the rows in the whole input. Default: consecutive numbers from `first` on.
+    weights : ndarray of float64, shape (n,), optional
+        Weights of the rows, all above 0. They travel with the rows.
     borrowed : bool, default False
         Whether the caller keeps `rows` in memory anyway, so that they do not count.
     home : Backend, default CPU
@@ -95,6 +97,7 @@ class Block:
         rows: Any,
         budget: MemoryBudget,
         numbers: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
         *,
         borrowed: bool = False,
         home: Backend = CPU,
@@ -103,7 +106,9 @@ class Block:
         self.home, away = home, home is not CPU
         self.device_rows: Any = rows if away else None
         self.copy: Copy | None = None
-        held = (0 if borrowed or away else rows.nbytes) + (0 if numbers is None else numbers.nbytes)
+        held = (0 if borrowed or away else rows.nbytes) + sum(
+            array.nbytes for array in (numbers, weights) if array is not None
+        )
         noted = note_bytes(self.n_rows, self.dimension, budget.n_clusters)
         working = budget.threads * engine_bytes(self.dimension, budget.n_clusters)
         self._budget, self._store = budget, choose_store(budget.fit, held + noted, budget.memory - working)
@@ -113,6 +118,7 @@ class Block:
         self.rounding: Rounding | None = None
         self.moments: Moments | None = None
         self._numbers = None if numbers is None else {"numbers": self._store.keep(numbers)}
+        self._weights = None if weights is None else {"weights": self._store.keep(weights)}
         self._arrays = {} if away else {"rows": self._store.keep(rows)}
 
     @functools.cached_property
@@ -132,6 +138,14 @@ class Block:
             return np.arange(self.first, self.first + self.n_rows)
         with self._store.open(self._numbers) as arrays:
             return arrays["numbers"].copy()
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Weights of the rows; float64, shape (n_rows,). None if none were given."""
+        if self._weights is None:
+            return None
+        with self._store.open(self._weights) as arrays:
+            return arrays["weights"].copy()
 
     def open(self) -> AbstractContextManager[dict[str, np.ndarray]]:
         """Open the arrays by name for a ``with`` block: "rows", read-only, and the allocated ones, writable.
@@ -167,7 +181,7 @@ class Block:
     def __reduce__(self) -> tuple[Any, ...]:
         with self.open() as arrays:
             numbers = None if self._numbers is None else self.numbers
-            return Block, (np.array(arrays["rows"]), self._budget, numbers)
+            return Block, (np.array(arrays["rows"]), self._budget, numbers, self.weights)
 
 
 class _FetchedArrays(dict[str, np.ndarray]):

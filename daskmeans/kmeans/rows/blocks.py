@@ -12,8 +12,10 @@ import numpy as np
 from distributed import Client, Future
 
 from daskmeans.errors import DataError
+from daskmeans.kernels.sums import as_number
 from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
+from daskmeans.kmeans.rows.weights import LEAST_RATIO, Weighting
 from daskmeans.kmeans.rows.worker import (
     BlockGroup,
     GroupCall,
@@ -23,7 +25,7 @@ from daskmeans.kmeans.rows.worker import (
     choose_rows,
     copy_rows,
     deal_out,
-    read_shapes,
+    read_facts,
     select_by_hash,
     take_rows,
 )
@@ -48,6 +50,8 @@ class Blocks:
         Rounding error of each block whose rows came in a wider type than float32.
     moments : list of Moments
         Of each block whose rows were scaled to unit length and have few dimensions.
+    complete : bool
+        Whether these are known to be all rows of the input.
     """
 
     def __init__(self, held: list[Any], budget: MemoryBudget, client: Client | None) -> None:
@@ -58,6 +62,8 @@ class Blocks:
         self.dimension = 0
         self.roundings: list[Rounding] = []
         self.moments: list[Moments] = []
+        self.complete = False
+        self._weights, self._single = [0] * len(held), True
         with self._release_on_error():
             self._groups = self._measure_groups(range(len(held)))
 
@@ -86,6 +92,11 @@ class Blocks:
         """Number of rows of all blocks."""
         return sum(self.lengths)
 
+    @property
+    def weighting(self) -> Weighting | None:
+        """What the weights of the rows have in common; None if each row counts once."""
+        return None if self._single else Weighting.of(sum(self._weights), self.n_rows)
+
     def map(self, function: Callable[..., Any], *args: Any, name: str) -> list[Any]:
         """Call ``function(group, *args)`` on lists of blocks, with one task for each thread; return the results.
 
@@ -99,31 +110,41 @@ class Blocks:
     def subset(self, count: int, seed: int) -> Blocks:
         """Return about `count` rows as blocks of their own: those whose numbers hash below ``count / n_rows``.
 
-        The rows of a smaller `count` are among those of a larger one. They keep their numbers and their
-        workers. Release the subset before these blocks.
+        With weights, that limit is in proportion to the weight of a row. The rows of a smaller `count` are among those
+        of a larger one. They keep their numbers and their workers. Release the subset before these blocks.
         """
         return _Subset(self, min(1.0, count / self.n_rows), seed)
 
-    def sample_rows(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample_rows(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the `count` rows (all if there are fewer) whose numbers have the smallest hashes under `seed`.
+
+        With weights, rows are sampled in proportion to their weight.
 
         Returns
         -------
         numbers : ndarray of int64, shape (count,)
             Row numbers, ascending.
         X : ndarray of float32, shape (count, d)
+        counts : ndarray of float64, shape (count,)
+            How often each of these rows counts among them: as often as the others, unless its weight is very large.
         """
-        count = min(count, self.n_rows)
-        share = 1.2 * count / self.n_rows
+        count, weighting = min(count, self.n_rows), self.weighting
+        share, growth = 1.2 * count / self.n_rows if count < self.n_rows else np.inf, 2.0
         while True:
-            found = self.map(select_by_hash, min(share, 1.0), seed, name="kmeans-sample")
-            hashes, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            found = self.map(select_by_hash, share, seed, weighting, name="kmeans-sample")
+            keys, numbers, ratios = (np.concatenate(parts) for parts in zip(*found, strict=True))
             if len(numbers) >= count:
                 break
-            share *= 2
-        last = np.partition(hashes, count - 1)[count - 1]  # no two numbers have the same hash
-        chosen = np.sort(numbers[hashes <= last])
-        return chosen, self.rows(chosen)
+            share, growth = share * growth, growth**2  # weights may differ by many orders of magnitude
+        if weighting is None:
+            last = np.partition(keys, count - 1)[count - 1]  # no two numbers have the same hash
+            chosen, counts = np.sort(numbers[keys <= last]), np.ones(count)
+        else:
+            order = np.lexsort((numbers, keys))[:count]
+            last = keys[order[-1]] if count < self.n_rows else np.inf
+            order = order[np.argsort(numbers[order])]
+            chosen, counts = numbers[order], np.maximum(ratios[order], 1.0 / max(last, LEAST_RATIO))
+        return chosen, self.rows(chosen), counts
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """Return the rows with these numbers, in this order; float32, shape (len(numbers), d)."""
@@ -170,13 +191,14 @@ class Blocks:
 
     def _measure_groups(self, members: Sequence[int]) -> list[BlockGroup]:
         """Find the lengths of the blocks `members`; return groups of those that have rows."""
-        answers = self._run_groups(self._group_by_worker(members), read_shapes, (), "count-rows")
-        for group, shapes in answers:
-            for i, (rows, dimension, rounding, moments) in zip(group.members, shapes, strict=True):
-                self.lengths[i] = rows
-                self.roundings += [rounding] if rounding else []
-                self.moments += [moments] if moments else []
-                self._check_dimension(i, rows, dimension)
+        answers = self._run_groups(self._group_by_worker(members), read_facts, (), "count-rows")
+        for group, facts in answers:
+            for i, block in zip(group.members, facts, strict=True):
+                self.lengths[i], self._weights[i] = block.rows, block.weight
+                self._single = self._single and block.single
+                self.roundings += [block.rounding] if block.rounding else []
+                self.moments += [block.moments] if block.moments else []
+                self._check_dimension(i, block.rows, block.dimension)
         groups = [BlockGroup(worker, [i for i in members if self.lengths[i]]) for (worker, members), _ in answers]
         return [group for group in groups if group.members]
 
@@ -266,14 +288,20 @@ class _Subset(Blocks):
 
     def _choose_blocks(self, groups: Sequence[BlockGroup], moving: bool = False) -> list[Any]:
         whole = self._whole
-        row = 4 * whole.dimension * self._share
+        weighting, width = whole.weighting, 4 * whole.dimension
+
+        def nbytes(i: int) -> float:
+            rows = whole.lengths[i]
+            counts = rows if weighting is None else as_number(whole._weights[i]) / weighting.mean
+            return width * min(rows, self._share * counts)
+
         bundles = [
             BlockGroup(worker, bundle)
             for worker, members in groups
-            for bundle in bundle_groups(members, [row * whole.lengths[i] for i in members])
+            for bundle in bundle_groups(members, [nbytes(i) for i in members])
         ]
         self._bundles += [bundle.members for bundle in bundles]
-        args = whole._budget, self._share, self._seed
+        args = whole._budget, self._share, self._seed, weighting
         if whole.client is None:
             return executor.call_in_threads(
                 [partial(choose_rows, whole._local_blocks(bundle), *args) for bundle in bundles]
@@ -285,10 +313,11 @@ class _Subset(Blocks):
     def _restore_lost(self, members: Sequence[int]) -> Sequence[int]:
         parents = self._whole._restore_lost([j for i in members for j in self._bundles[i]])
         for i in members:
-            self._held[i], self.lengths[i] = None, 0
+            self._held[i], self.lengths[i], self._weights[i] = None, 0, 0
         made = self._choose_blocks(self._whole._group_by_worker(parents), moving=True)
         new = range(len(self._held), len(self._held) + len(made))
         self._held += made
         self.lengths += [0] * len(made)
+        self._weights += [0] * len(made)
         self._firsts += [0] * len(made)
         return [i for group in self._measure_groups(new) for i in group.members]

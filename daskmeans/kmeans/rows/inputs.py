@@ -223,20 +223,20 @@ def check_rows(X: np.ndarray, normalize: bool, where: str, first: int) -> bool:
     if infinite >= 0:
         raise DataError(
             "the vector holds NaN or infinity",
-            where=_name_row(where, first + infinite),
+            where=name_row(where, first + infinite),
             expected="finite numbers",
             remedy="repair or remove the row",
         )
     if large >= 0 and not normalize:  # their squares would overflow float32
         raise DataError(
             "the vector holds a number above 1e15",
-            where=_name_row(where, first + large),
+            where=name_row(where, first + large),
             remedy="scale the vectors down",
         )
     if zero >= 0 and normalize:
         raise DataError(
             "a vector of zeros has no direction",
-            where=_name_row(where, first + zero),
+            where=name_row(where, first + zero),
             expected="a vector that can be normalised",
             remedy="remove the row, or fit with normalize=False (--no-normalize)",
         )
@@ -267,5 +267,6 @@ def prepare_on_device(home: Backend, part: Any, normalize: bool, where: str = ""
     return home.place(prepare_rows(part, normalize, where, first)) if X is None else X
 
 
-def _name_row(where: str, row: int) -> str:
+def name_row(where: str, row: int) -> str:
+    """Return how errors name a row: by its number in the partition `where`, or in the whole input."""
     return f"{where}, row {row}" if where else f"row {row}"

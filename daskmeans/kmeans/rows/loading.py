@@ -26,6 +26,7 @@ from daskmeans.kmeans.rounding import measure_rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
 from daskmeans.kmeans.rows.blocks import Blocks
 from daskmeans.kmeans.rows.inputs import as_matrix, fuse_tasks, is_lazy, join_chunks, list_partitions, prepare_on_device
+from daskmeans.kmeans.rows.weights import check_total, check_weights, cut_weights, resolve_weights
 from daskmeans.kmeans.scaling import measure_moments
 from daskmeans.runtime import executor, gpus, resources
 from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_per_process
@@ -70,31 +71,38 @@ def load_blocks(
     on_gpus: bool = False,
     stay: bool = False,
     tuning: Tuning = DEFAULT,
+    sample_weight: Any = None,
 ) -> Blocks:
     """Load the rows of `X` as blocks: a matrix, a dask array, or a dask dataframe with a column of vectors.
 
-    With a `sample_fraction` below 1, only rows whose numbers hash below it are kept, and they are renumbered. With
-    `on_gpus`, all workers compute with the rows on their GPUs; the rows of a cuDF dataframe may `stay` there.
+    With a `sample_fraction` below 1, only rows whose numbers hash below it are kept, and they are renumbered. So are
+    those that are left where some have a `sample_weight` of 0. With `on_gpus`, all workers compute with the rows on
+    their GPUs; the rows of a cuDF dataframe may `stay` there.
 
     Raises
     ------
+    UsageError
+        The weights are not those of the rows, or all are 0.
     DataError
-        A row cannot be placed: NaN, infinity, null, zeros when normalising.
+        A row cannot be placed: NaN, infinity, null, zeros when normalising. Its weight is negative or NaN.
     MemoryForecastError
         The rows fit neither into memory nor onto the local disks. Checked if their number is known in advance.
     """
     lazy, given_as = is_lazy(X), X
+    weights = resolve_weights(sample_weight, X, column)
     X = X if lazy else as_matrix(X, column)
     client = current_client(client)
     if isinstance(X, da.Array):
         (X,) = dask.optimize(join_chunks(X, tuning.blocks_each * n_threads(client)))
     parts = list_partitions(X, column)
-    firsts, counted = [0] * len(parts), not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
+    lengths: list[int] | None = None
+    counted = not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
     if counted:
-        firsts = _start_offsets(X.chunks[0] if lazy else map(len, parts))
-    elif sample_fraction < 1.0:
+        lengths = list(X.chunks[0] if lazy else map(len, parts))
+    elif sample_fraction < 1.0 or isinstance(weights, np.ndarray):
         sizes = [dask.delayed(len, pure=False)(part, dask_key_name=task_key("count")) for part in parts]
-        firsts = _start_offsets(executor.compute(sizes, "count rows", client))
+        lengths = executor.compute(sizes, "count rows", client)
+    firsts = [0] * len(parts) if lengths is None else _start_offsets(lengths)
     memory = resources.memory_to_keep(client) if tuning.memory is None else tuning.memory
     kept = max(0, memory - reading_bytes(client))
     budget = MemoryBudget(uuid4().hex, kept, n_clusters, threads_per_process(client), on_gpus)
@@ -105,11 +113,15 @@ def load_blocks(
     stay = stay and on_gpus and isinstance(X, (dd.DataFrame, dd.Series)) and is_cudf(X._meta)
     options = LoadOptions(normalize, sample_fraction, seed, budget, given, stay)
     places = ["" if counted else f"partition {i}" for i in range(len(parts))]
-    calls = list(zip(parts, places, firsts, [options] * len(parts), strict=True))
+    cut = cut_weights(weights, parts, lengths)
+    calls = list(zip(parts, cut, places, firsts, [options] * len(parts), strict=True))
 
     blocks = _LoadedBlocks(partial(_read_blocks, sent=not lazy, client=client), calls, budget, client)
     if not lazy and (rounding := measure_rounding(given_as, column)):
         blocks.roundings.append(rounding)
+    blocks.complete = lengths is not None and blocks.n_rows == sum(lengths)
+    if weights is not None:
+        check_total(blocks.weighting.total if blocks.weighting else blocks.n_rows)
     return blocks
 
 
@@ -118,7 +130,13 @@ def _read_blocks(calls: Sequence[tuple[Any, ...]], label: str, *, sent: bool, cl
     if client is not None and sent:
         return executor.scatter_map(_load_block, calls, "load-block", label, client)
     task = dask.delayed(_load_block, pure=False)
-    tasks = [task(*call, dask_key_name=task_key("load-block")) for call in calls]
+    weights: Sequence[Any] = [call[1] for call in calls]
+    if any(isinstance(each, np.ndarray) for each in weights):
+        weights = executor.scatter_large(weights, client)
+    tasks = [
+        task(part, mine, *others, dask_key_name=task_key("load-block"))
+        for (part, _, *others), mine in zip(calls, weights, strict=True)
+    ]
     return executor.persist(fuse_tasks(tasks, _deal_workers(len(tasks), client)), label, client)
 
 
@@ -167,24 +185,32 @@ class _LoadedBlocks(Blocks):
 # --- on the workers ---
 
 
-def _load_block(part: Any, where: str, first: int, options: LoadOptions) -> Block:
+def _load_block(part: Any, weights: Any, where: str, first: int, options: LoadOptions) -> Block:
     """Load the block of a partition; errors number rows within it, or within the whole input if `where` is ""."""
     home = gpus.backend() if options.stay else CPU
     with home.turn():
         X = prepare_on_device(home, part, options.normalize, where, 0 if where else first)
-        if options.fraction < 1.0:
-            X = home.take(X, _choose_numbers(len(X), first, options))
+        if weights is not None:
+            weights = check_weights(weights, len(X), where, 0 if where else first)
+        chosen = _choose_rows(len(X), weights, first, options)
+        if chosen is not None:
+            X, weights = home.take(X, chosen), None if weights is None else weights[chosen]
     borrowed = options.given and np.may_share_memory(X, part)
-    block = Block(X if borrowed else home.copy_view(X), options.budget, borrowed=borrowed, home=home)
+    rows = X if borrowed else home.copy_view(X)
+    block = Block(rows, options.budget, weights=weights, borrowed=borrowed, home=home)
     if not is_cudf(part):
         block.rounding = measure_rounding(part)
         block.moments = measure_moments(part, X.shape[1]) if options.normalize else None
     return block
 
 
-def _choose_numbers(count: int, first: int, options: LoadOptions) -> np.ndarray:
-    """Return which of `count` rows are taken if the number of the first is `first`."""
-    return is_sampled(np.arange(first, first + count), options.fraction, options.seed)
+def _choose_rows(count: int, weights: np.ndarray | None, first: int, options: LoadOptions) -> np.ndarray | None:
+    """Return which of `count` rows are taken if the number of the first is `first`; None: all of them."""
+    chosen = None if weights is None or weights.all() else weights > 0.0
+    if options.fraction < 1.0:
+        sampled = is_sampled(np.arange(first, first + count), options.fraction, options.seed)
+        chosen = sampled if chosen is None else sampled & chosen
+    return chosen
 
 
 def _pass_through(block: Block) -> Block:

@@ -12,8 +12,10 @@ import numpy as np
 
 from daskmeans import config
 from daskmeans.kernels.hashing import hash_integers, is_sampled, to_uniform
+from daskmeans.kernels.sums import exact_sum
 from daskmeans.kmeans.rounding import Rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
+from daskmeans.kmeans.rows.weights import Weighting
 from daskmeans.kmeans.scaling import Moments
 
 # Added to the seed of a subset; otherwise a sample of it would be chosen by the same hashes as the subset itself.
@@ -45,6 +47,19 @@ class BlockGroup(NamedTuple):
     members: list[int]
 
 
+class BlockFacts(NamedTuple):
+    """What the client knows of a block."""
+
+    rows: int
+    dimension: int
+    rounding: Rounding | None
+    moments: Moments | None
+    weight: int
+    """Exact sum of the weights (see :func:`exact_sum`); 0 without weights."""
+    single: bool
+    """Whether each row counts once."""
+
+
 # --- on the workers ---
 
 
@@ -71,12 +86,30 @@ def _find_block(key: str) -> Any:
 _known_blocks: WeakValueDictionary[str, Block] = WeakValueDictionary()
 
 
-def read_shapes(group: list[Block]) -> list[tuple[int, int, Rounding | None, Moments | None]]:
-    return [(block.n_rows, block.dimension, block.rounding, block.moments) for block in group]
+def read_facts(group: list[Block]) -> list[BlockFacts]:
+    return [
+        BlockFacts(block.n_rows, block.dimension, block.rounding, block.moments, *_sum_weights(block))
+        for block in group
+    ]
 
 
-def choose_rows(group: list[Block], budget: MemoryBudget, share: float, seed: int) -> Block:
-    chosen = [np.flatnonzero(is_sampled(block.numbers, share, seed + SUBSET_SEED)) for block in group]
+def _sum_weights(block: Block) -> tuple[int, bool]:
+    weights = block.weights
+    return (0, True) if weights is None else (exact_sum(weights), bool((weights == 1.0).all()))
+
+
+def choose_rows(
+    group: list[Block], budget: MemoryBudget, share: float, seed: int, weighting: Weighting | None
+) -> Block:
+    """Return a share of the rows, each chosen with a probability in proportion to its weight.
+
+    Chosen rows then have the mean weight, but those that were certain to be chosen have more.
+    """
+    ratios: list[Any] = [1.0 if weighting is None else weighting.ratios(block.weights) for block in group]
+    chosen = [
+        np.flatnonzero(is_sampled(block.numbers, share * each, seed + SUBSET_SEED))
+        for block, each in zip(group, ratios, strict=True)
+    ]
     ends = np.cumsum([0, *map(len, chosen)])
     X = np.empty((ends[-1], max(block.dimension for block in group)), np.float32)
     numbers = np.empty(len(X), np.int64)
@@ -84,14 +117,30 @@ def choose_rows(group: list[Block], budget: MemoryBudget, share: float, seed: in
         numbers[begin:end] = block.numbers[mine]
         with block.open() as arrays:
             np.take(arrays["rows"], mine, axis=0, out=X[begin:end], mode="clip")
-    return Block(X, budget, numbers)
+    if weighting is None:
+        return Block(X, budget, numbers)
+    taken = np.concatenate([each[mine] for each, mine in zip(ratios, chosen, strict=True)])
+    return Block(X, budget, numbers, weighting.mean * np.maximum(share * taken, 1.0))
 
 
-def select_by_hash(group: list[Block], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def select_by_hash(
+    group: list[Block], share: float, seed: int, weighting: Weighting | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the hashes, or with weights the keys, below `share`; the numbers of the rows, and their weights.
+
+    A key is a random number divided by the weight, in multiples of the mean. The rows with the smallest keys are a
+    sample in proportion to the weights (Ohlsson, *Sequential Poisson Sampling*, J. Official Statistics 1998).
+    """
     numbers = np.concatenate([block.numbers for block in group])
     hashes = hash_integers(numbers.astype(np.uint64), seed)
-    chosen = to_uniform(hashes) < share
-    return hashes[chosen], numbers[chosen]
+    luck = to_uniform(hashes)
+    if weighting is None:
+        chosen = luck < share
+        return hashes[chosen], numbers[chosen], np.empty(0)
+    ratios = np.concatenate([weighting.ratios(block.weights) for block in group])
+    keys = luck / ratios
+    chosen = keys < share
+    return keys[chosen], numbers[chosen], ratios[chosen]
 
 
 def take_rows(group: list[Block], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

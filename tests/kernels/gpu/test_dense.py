@@ -25,7 +25,7 @@ from daskmeans.kernels.gpu import dense
 from daskmeans.kernels.gpu.memory import pairs_bytes
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kernels.simd import dot64, squared_distance64
-from daskmeans.kernels.sums import move_rows
+from daskmeans.kernels.sums import move_rows, move_weighted_rows
 from daskmeans.runtime import gpus
 from daskmeans.tuning import DEFAULT, Tuning
 from helpers import KINDS, adversarial, blobs, decisions_of, make_rows, write_clusters
@@ -95,6 +95,12 @@ def test_sums_are_those_of_the_cpu(device):
     assert found.move(*map(device.xp.asarray, (X, before, labels))) == moved
     np.testing.assert_array_equal(found.to_host()[0], sums)
     np.testing.assert_array_equal(found.to_host()[1], counts)
+    weights = np.rint(2.0**40 * rng.gamma(1.0, size=300)) + 1
+    assert move_weighted_rows(X, before, labels, weights, 2.0**5, sums, counts) == moved
+    weighted = dense.DeviceSums(device, (5, 7), 2.0**5)
+    assert weighted.move(*map(device.xp.asarray, (X, before, labels, weights))) == moved
+    np.testing.assert_array_equal(weighted.to_host()[0] + found.to_host()[0], sums)
+    np.testing.assert_array_equal(weighted.to_host()[1] + found.to_host()[1], counts)
 
 
 def unit_rows(n, d, seed):

@@ -100,10 +100,11 @@ def test_a_subset_of_a_subset_is_one_of_its_rows(place):
 
 def test_a_sample_is_the_same_wherever_rows_lie(place, shelf):
     X = blobs(n=2000)
-    numbers, rows = loaded(X, place, shelf=shelf).sample_rows(100, seed=5)
+    numbers, rows, counts = loaded(X, place, shelf=shelf).sample_rows(100, seed=5)
+    np.testing.assert_array_equal(counts, np.ones(100))
     np.testing.assert_array_equal(rows, X[numbers])
     np.testing.assert_array_equal(numbers, loaded(X, None, chunk=999).sample_rows(100, seed=5)[0])
-    of_subset, _ = loaded(X, place, shelf=shelf).subset(1000, seed=5).sample_rows(100, seed=5)
+    of_subset, *_ = loaded(X, place, shelf=shelf).subset(1000, seed=5).sample_rows(100, seed=5)
     assert len(np.unique(of_subset)) == 100
 
 
