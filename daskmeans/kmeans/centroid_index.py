@@ -20,7 +20,8 @@ from daskmeans.kernels.distances import nearest_labels, range_slices
 from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson_interval
 from daskmeans.kernels.norms import squared_norms64
 from daskmeans.kernels.topk import closest_points, nearest_candidates, own_ranks
-from daskmeans.kmeans.rows.inputs import as_matrix, is_lazy, list_partitions
+from daskmeans.kmeans.rows.given import is_lazy
+from daskmeans.kmeans.rows.inputs import as_matrix, list_partitions
 from daskmeans.kmeans.values import to_number
 from daskmeans.runtime import executor
 
@@ -175,7 +176,7 @@ def sample_input(
 ) -> np.ndarray:
     """Return the `count` rows of `X` (all if there are fewer) whose numbers have the smallest hashes, by hash."""
     if not is_lazy(X):
-        X = as_matrix(X)
+        X = as_matrix(X, column)
         hashes = hash_integers(np.arange(len(X), dtype=np.uint64), seed)
         return rows(X[np.argsort(hashes)[:count]])
     parts = list_partitions(X, column)

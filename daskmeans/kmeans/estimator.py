@@ -33,7 +33,8 @@ from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.params import Parameters, seed_from
 from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import check_column, is_lazy, list_partitions, prepare_on_device
+from daskmeans.kmeans.rows.given import is_lazy, open_rows
+from daskmeans.kmeans.rows.inputs import list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.kmeans.values import check_flag, to_python
 from daskmeans.runtime import executor, gpus
@@ -162,9 +163,10 @@ class KMeans(Parameters):
 
         Parameters
         ----------
-        X : array, dask array or dask dataframe, shape (n_samples, n_features)
-            Arrays and partitions on a device (cupy, cudf) are copied to memory. Only for the engine "cuml" do the rows
-            of cuDF dataframes stay on the device.
+        X : array, dataframe or column of vectors, shape (n_samples, n_features)
+            Arrays and tensors (numpy, dask, PyTorch, whatever numpy can convert), dataframes (pandas, dask, Arrow,
+            polars) of numbers or with a column of vectors, and such columns. What lies on a device (cupy, cudf) is
+            copied to memory. Only for the engine "cuml" do the rows of cuDF dataframes stay on the device.
         y : ignored
         column : str, optional
             Column of the dataframe that holds the vectors; default: the only one that does.
@@ -194,7 +196,7 @@ class KMeans(Parameters):
         tuning: Tuning = DEFAULT,
     ) -> KMeans:
         self.check_params()
-        check_column(X, column)
+        X = open_rows(X, column)
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
         client = current_client(client)
@@ -311,7 +313,7 @@ class KMeans(Parameters):
         DataError
             A row cannot be placed, or has another dimension. For dask input it is raised when the labels are computed.
         """
-        self._check_columns(X, column)
+        X = self._open_rows(X, column)
         index = self.index_for(X, assign, column=column)
         return self._map_rows(_predict_labels, X, column, np.empty(0, np.int32), index)
 
@@ -355,7 +357,7 @@ class KMeans(Parameters):
         UsageError
             `recall` is not in (0, 0.999].
         """
-        self._check_columns(X, column)
+        X = self._open_rows(X, column)
         centroids = self.cluster_centers_
         if len(centroids) < centroid_index.MANY_CLUSTERS:
             logger.warning(
@@ -377,12 +379,12 @@ class KMeans(Parameters):
 
     def transform(self, X: Any, *, column: str | None = None) -> Any:
         """Return the Euclidean distance of each row of `X` to each centroid; float32, (n_samples, n_clusters)."""
-        self._check_columns(X, column)
+        X = self._open_rows(X, column)
         return self._map_rows(_compute_distances, X, column, np.empty((0, len(self.cluster_centers_)), np.float32))
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Return the negative sum of squared distances of the rows of `X` to their nearest centroids."""
-        self._check_columns(X, column)
+        X = self._open_rows(X, column)
         blocks = load_blocks(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0)
         if not blocks.n_rows:
             raise UsageError("Found array with 0 sample(s)", expected="at least one row")
@@ -398,11 +400,12 @@ class KMeans(Parameters):
                 NotFittedError = UsageError
             raise NotFittedError("This KMeans instance is not fitted yet. Call fit, or KMeans.load.")
 
-    def _check_columns(self, X: Any, column: str | None) -> None:
-        """Raise if there is no model yet, or if it was fitted on other columns."""
+    def _open_rows(self, X: Any, column: str | None) -> Any:
+        """Open the rows of `X`; raise if there is no model yet, or if it was fitted on other columns."""
         self._check_fitted()
-        check_column(X, column)
+        X = open_rows(X, column)
         check_names(feature_names(X, column), getattr(self, "feature_names_in_", None))
+        return X
 
     def _set_feature_names(self, names: np.ndarray | None) -> None:
         vars(self).pop("feature_names_in_", None)

@@ -25,7 +25,8 @@ from daskmeans.kmeans.memory import check_fit
 from daskmeans.kmeans.rounding import measure_rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import as_matrix, fuse_tasks, is_lazy, join_chunks, list_partitions, prepare_on_device
+from daskmeans.kmeans.rows.given import is_lazy
+from daskmeans.kmeans.rows.inputs import as_matrix, fuse_tasks, join_chunks, list_partitions, prepare_on_device
 from daskmeans.runtime import executor, gpus, resources
 from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_per_process
 from daskmeans.runtime.memory import reading_bytes
@@ -70,7 +71,7 @@ def load_blocks(
     stay: bool = False,
     tuning: Tuning = DEFAULT,
 ) -> Blocks:
-    """Load the rows of `X` as blocks: a matrix, a dask array, or a dask dataframe with a column of vectors.
+    """Load the rows of `X`, from :func:`open_rows`, as blocks.
 
     With a `sample_fraction` below 1, only rows whose numbers hash below it are kept, and they are renumbered. With
     `on_gpus`, all workers compute with the rows on their GPUs; the rows of a cuDF dataframe may `stay` there.
