@@ -28,9 +28,9 @@ from distributed.protocol import pickle
 from threadpoolctl import ThreadpoolController
 
 from daskmeans import config
-from daskmeans.errors import ClusterError
+from daskmeans.errors import ClusterError, NotFoundError
 from daskmeans.runtime import progress
-from daskmeans.runtime.client import current_client, n_threads, task_key
+from daskmeans.runtime.client import check_versions, current_client, n_threads, run_on_workers, task_key
 from daskmeans.runtime.liveness import (
     StallMonitor,
     WorkerLossMonitor,
@@ -200,10 +200,32 @@ def _translate_dask_errors(
             yield monitor
     except KilledWorker:
         raise workers_lost_error(client, label, began) from None
+    except ModuleNotFoundError as error:
+        if error.name == "daskmeans":  # what a task of ours needs first
+            check_versions(client)
+        raise
+    except FileNotFoundError as error:
+        _check_sight(error, client)
+        raise
     except distributed.client.FutureCancelledError as error:
         if error.reason.startswith("scheduler") or client.status != "running":
             raise scheduler_lost_error() from error
         raise workers_lost_error(client, label, began) from None  # and with them the data sent to them
+
+
+def _check_sight(error: FileNotFoundError, client: Client) -> None:
+    """Raise NotFoundError if the file that `error` names is there for this process, but not for a worker."""
+    path = error.filename
+    if not isinstance(path, str) or not os.path.exists(path):
+        return
+    found = run_on_workers(functools.partial(os.path.exists, path), client)
+    if blind := [worker for worker, sees in found.items() if not sees]:
+        raise NotFoundError(
+            f"no such file on {len(blind)} of {len(found)} workers, such as {blind[0]}",
+            where=path,
+            expected="a file that all workers can read",
+            remedy="put the files on storage that all workers share, under one path",
+        ) from None
 
 
 def compute_locally(
