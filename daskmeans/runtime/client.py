@@ -92,7 +92,7 @@ def _check_client(client: Any) -> None:
     if not isinstance(client, Client):
         is_address = isinstance(client, str)
         raise UsageError(
-            f"client={client!r} is a {type(client).__name__}" if is_address else f"a {type(client).__name__} was given",
+            f"{client!r} is an address" if is_address else f"it is of type {type(client).__name__}",
             where="client",
             expected="a distributed.Client",
             remedy=f"distributed.Client({client!r})" if is_address else "distributed.Client(cluster)",

@@ -31,9 +31,9 @@ def fit_centers(client, rows=X) -> np.ndarray:
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda k: k.cluster, errors.UsageError, r"a LocalCluster was given(.|\n)*distributed\.Client\(cluster\)"),
-        (lambda k: "tcp://a:1", errors.UsageError, r"client='tcp://a:1' is a str(.|\n)*Client\('tcp://a:1'\)"),
-        (lambda k: distributed.Client, errors.UsageError, "a type was given"),
+        (lambda k: k.cluster, errors.UsageError, r"it is of type LocalCluster(.|\n)*distributed\.Client\(cluster\)"),
+        (lambda k: "tcp://a:1", errors.UsageError, r"client: 'tcp://a:1' is an address(.|\n)*Client\('tcp://a:1'\)"),
+        (lambda k: distributed.Client, errors.UsageError, "it is of type type"),
         (lambda k: k.close() or k, errors.ClusterError, r"the client is closed(.|\n)*Client\(address\)"),
     ],
 )

@@ -209,7 +209,8 @@ def _open_array(X: Any) -> Any:
     """Return `X` as an array of numpy or cupy."""
     if is_sparse(X) or isinstance(X, (str, bytes, os.PathLike, Mapping, Iterator, set, frozenset)):
         raise refusal(X)
-    refuse_masked(X)
+    for part in [X, *(X if isinstance(X, (list, tuple)) else ())]:
+        refuse_masked(part)
     if hasattr(X, "detach") and hasattr(X, "numpy"):
         return _open_tensor(X)
     if hasattr(X, "__cuda_array_interface__"):

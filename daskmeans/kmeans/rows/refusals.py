@@ -31,6 +31,7 @@ CONVERSIONS = {
     "read_all": "X.read_all()",
     "to_table": "X.to_table()",
     "to_pandas": "X.to_pandas()",
+    "result": "X.result()",
     "compute": "X.compute(), or a dask array or dataframe of it",
 }
 
@@ -102,12 +103,16 @@ def refusal(X: Any) -> UsageError:
 
 
 def describe_type(X: Any) -> str:
-    """Describe the type of `X`, such as "a csr_matrix (scipy)"."""
-    if X is None:
-        return "None"
+    """Describe what `X` is.
+
+    Examples
+    --------
+    >>> describe_type([1]), describe_type(np.eye(2)), describe_type(dict)
+    ('X of type list', 'X of type ndarray (numpy)', 'the class dict')
+    """
     type_ = X if isinstance(X, type) else type(X)
     package = type_.__module__.partition(".")[0]
-    name = f"the class {type_.__name__}" if X is type_ else f"a {type_.__name__}"
+    name = f"the class {type_.__name__}" if X is type_ else f"X of type {type_.__name__}"
     return name if package == "builtins" else f"{name} ({package})"
 
 

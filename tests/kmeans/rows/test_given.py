@@ -201,25 +201,26 @@ def test_precision_that_arrow_columns_lose_is_told_of():
 
 
 REFUSED = {
-    "scipy": (scipy.sparse.csr_matrix(X), r"a csr_matrix \(scipy\)(.|\n)*X\.toarray\(\)"),
+    "scipy": (scipy.sparse.csr_matrix(X), r"X of type csr_matrix \(scipy\)(.|\n)*X\.toarray\(\)"),
     "sparse chunks": (
         da.from_array(X, chunks=(20, 4)).map_blocks(scipy.sparse.csr_matrix),
         r"sparse chunks(.|\n)*map_blocks",
     ),
-    "bag": (dask.bag.from_sequence(LISTS), r"a Bag \(dask\)(.|\n)*X\.to_dataframe\(\)"),
+    "bag": (dask.bag.from_sequence(LISTS), r"X of type Bag \(dask\)(.|\n)*X\.to_dataframe\(\)"),
     "delayed": (dask.delayed(X), r"dask\.array\.from_delayed"),
-    "generator": ((row for row in X), r"a generator(.|\n)*numpy\.stack\(list\(X\)\)"),
-    "reader": (VECTORS.to_reader(), r"a RecordBatchReader \(pyarrow\)(.|\n)*X\.read_all\(\)"),
-    "dict": (dict(zip("abcd", X.T, strict=True)), r"a dict(.|\n)*pandas\.DataFrame\(X\)"),
-    "set": ({(1.0, 2.0)}, r"a set(.|\n)*numpy\.array\(list\(X\)\)"),
+    "generator": ((row for row in X), r"X of type generator(.|\n)*numpy\.stack\(list\(X\)\)"),
+    "reader": (VECTORS.to_reader(), r"X of type RecordBatchReader \(pyarrow\)(.|\n)*X\.read_all\(\)"),
+    "dict": (dict(zip("abcd", X.T, strict=True)), r"X of type dict(.|\n)*pandas\.DataFrame\(X\)"),
+    "set": ({(1.0, 2.0)}, r"X of type set(.|\n)*numpy\.array\(list\(X\)\)"),
     "path": (Path("rows.parquet"), r"Path(.|\n)*read_embeddings"),
-    "bytes": (b"rows", r"a bytes(.|\n)*numpy\.frombuffer"),
-    "none": (None, "None is no array"),
+    "bytes": (b"rows", r"X of type bytes(.|\n)*numpy\.frombuffer"),
+    "none": (None, "X of type NoneType is no array"),
     "class": (KMeans, r"the class KMeans \(daskmeans\)"),
     "number": (np.float32(3), "got 0D array"),
     "vector": (X[0], r"got 1D array(.|\n)*X\.reshape\(1, -1\) for a single vector"),
     "three": (X[None], r"got 3D array(.|\n)*X\.reshape\(len\(X\), -1\)"),
     "lazy vector": (da.ones(5), r"got 1D array(.|\n)*X\.reshape"),
+    "masked rows": ([np.ma.masked_array([1.0, 2.0], [0, 1])] * 3, "the array is masked"),
     "ragged": ([[1, 2], [3, 4], [5]], r"row 2 has 1 elements(.|\n)*2, as row 0 has"),
     "structured": (np.zeros(3, [("a", "f4"), ("b", "f4")]), r"structured \(a, b\)(.|\n)*structured_to_unstructured"),
     "complex": (X.astype(complex), "holds complex128"),
@@ -256,7 +257,7 @@ def test_tables_are_assigned_and_deduplicated_like_frames(tmp_path):
         pd.testing.assert_frame_equal(assign(given, km), assign(frame, km))
         pd.testing.assert_frame_equal(decide(given), decide(frame))
     for verb in (decide, lambda given: assign(given, km)):
-        with pytest.raises(UsageError, match=r"a ndarray \(numpy\) is no dataframe(.|\n)*pandas\.DataFrame\("):
+        with pytest.raises(UsageError, match=r"X of type ndarray \(numpy\) is no dataframe(.|\n)*pandas\.DataFrame\("):
             verb(X)
-        with pytest.raises(UsageError, match=r"a dict is no dataframe(.|\n)*pandas\.DataFrame\(X\)"):
+        with pytest.raises(UsageError, match=r"X of type dict is no dataframe(.|\n)*pandas\.DataFrame\(X\)"):
             verb({"id": [1]})
