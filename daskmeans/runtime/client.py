@@ -62,7 +62,8 @@ def open_client(client: Any = None) -> Client | None:
             with contextlib.suppress(KeyError):  # it has seceded already, as in the context of `worker_client`
                 distributed.secede()
         _await_worker(found)
-        chosen_workers(found)  # tasks for a worker that does not exist would wait for it
+        if "workers" in dask.get_annotations():
+            chosen_workers(found)  # tasks for a worker that does not exist would wait for it
     return found
 
 
@@ -144,7 +145,7 @@ def check_home(collections: Sequence[Any], client: Client | None) -> None:
     for future in [value for value in held if isinstance(value, Future)]:
         theirs = future.client
         gone = "their client is closed" if theirs is None or theirs.status in ("closing", "closed") else ""
-        if gone or future.status in ("cancelled", "lost"):
+        if gone or future.status == "cancelled":
             raise ClusterError(
                 f"the rows are on no cluster any more: {gone or 'they were cancelled, as client.restart() does'}",
                 expected="rows that were persisted with a client that is open",
