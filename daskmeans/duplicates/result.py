@@ -44,7 +44,7 @@ from daskmeans.duplicates.settings import DedupSettings, check_share, round_to_f
 from daskmeans.errors import DataError, NotFoundError, UsageError
 from daskmeans.pairs.store import StoredPairs, open_pairs
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import open_client
+from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
 from daskmeans.storage.result import Result
 from daskmeans.storage.step import open_step
@@ -202,7 +202,7 @@ class DedupResult(Result):
         """
         start = time.perf_counter()
         settings, made = self._read_settings(round_to_float32(check_share("threshold", threshold)))
-        (buckets, *against), client = self._open_sources(extended=False), open_client(client)
+        (buckets, *against), client = self._open_sources(extended=False), current_client(client)
         target = make_temporary_folder() if out is None else open_path(out, self.path.storage_options)
         refuse_overlap(target, [self.path, *(each.path for each in (buckets, *against))])
         inputs = made["inputs"]
@@ -249,7 +249,7 @@ class DedupResult(Result):
         steps = [*np.arange(np.ceil(round(100 * floor, 4)), 101) / 100] if thresholds is None else thresholds
         asked = [round_to_float32(check_share("thresholds", threshold)) for threshold in steps]
         settings, made = self._read_settings(min(asked, default=1.0))
-        (buckets, *against), client = self._open_sources(extended=False), open_client(client)
+        (buckets, *against), client = self._open_sources(extended=False), current_client(client)
         similar = self._pairs_folder(made["inputs"], settings).read(settings.floor)
         ranked = rank_rows(buckets, against, similar, settings, client)
         exact, semantic = np.array(count_removed(ranked, similar, settings.rule, asked)).reshape(-1, 2).T

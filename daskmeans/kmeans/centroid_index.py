@@ -24,7 +24,7 @@ from daskmeans.kmeans.rows.given import is_lazy
 from daskmeans.kmeans.rows.inputs import as_matrix, list_partitions
 from daskmeans.kmeans.values import to_number
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import check_home, current_client
+from daskmeans.runtime.client import check_home, client_in_use
 
 TARGET_RECALL = 0.99
 # Number of clusters from which an index may be faster than exact labels.
@@ -181,7 +181,7 @@ def sample_input(
         hashes = hash_integers(np.arange(len(X), dtype=np.uint64), seed)
         return rows(X[np.argsort(hashes)[:count]])
     parts = list_partitions(X, column)
-    check_home(parts, current_client(client))
+    check_home(parts, client_in_use(client))
     lengths = executor.compute([dask.delayed(len, pure=False)(part) for part in parts], "count rows", client)
     limit = sample_limit(sum(lengths), count)
     take, rows = dask.delayed(_take_sample, pure=False), dask.delayed(rows, pure=False)  # `rows` may hold the centroids

@@ -38,7 +38,7 @@ from daskmeans.kmeans.rows.inputs import list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.kmeans.values import check_flag, to_python
 from daskmeans.runtime import executor, gpus
-from daskmeans.runtime.client import logger, open_client
+from daskmeans.runtime.client import current_client, logger
 from daskmeans.runtime.dashboard import add_page
 from daskmeans.storage import manifest
 from daskmeans.storage.result import html_table
@@ -199,7 +199,7 @@ class KMeans(Parameters):
         X = open_rows(X, column)
         init = resolve_init(self.init, self.n_clusters)
         seed = self.seed_ = seed_from(self.random_state)
-        client = open_client(client)
+        client = current_client(client)
         if client is not None:
             add_page(client)
         if self._is_cuml():
@@ -357,7 +357,7 @@ class KMeans(Parameters):
         UsageError
             `recall` is not in (0, 0.999].
         """
-        X, client = self._open_rows(X, column), open_client(client)
+        X, client = self._open_rows(X, column), current_client(client)
         centroids = self.cluster_centers_
         if len(centroids) < centroid_index.MANY_CLUSTERS:
             logger.warning(
@@ -384,7 +384,7 @@ class KMeans(Parameters):
 
     def score(self, X: Any, y: Any = None, *, column: str | None = None, client: Client | None = None) -> float:
         """Return the negative sum of squared distances of the rows of `X` to their nearest centroids."""
-        X, client = self._open_rows(X, column), open_client(client)
+        X, client = self._open_rows(X, column), current_client(client)
         blocks = load_blocks(X, column, self.normalize, 1.0, 0, client, on_gpus=gpus.memory(client) > 0)
         if not blocks.n_rows:
             raise UsageError("Found array with 0 sample(s)", expected="at least one row")

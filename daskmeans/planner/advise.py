@@ -20,7 +20,7 @@ from daskmeans.pairs.memory import dedup_bytes
 from daskmeans.pairs.settings import is_exact_default
 from daskmeans.planner.trial import FEWEST_ROWS, THRESHOLD, Costs, StepsTrial, measure_costs
 from daskmeans.runtime import progress, resources
-from daskmeans.runtime.client import n_processes, n_threads, open_client, threads_per_process
+from daskmeans.runtime.client import current_client, n_processes, n_threads, threads_per_process
 from daskmeans.runtime.memory import partition_bytes, reading_bytes
 from daskmeans.tuning import DEFAULT
 from daskmeans.vectors.options import PARTITIONS_PER_THREAD, ReadOptions
@@ -106,7 +106,7 @@ def advise(
     """
     start = time.perf_counter()
     reading = ReadOptions(id_field, embedding_field, storage_options=storage_options, on_bad_row="skip")
-    client = open_client(client)
+    client = current_client(client)
     source = reading.open(url, client, allow_zero=False)
     model = CostModel(source.rows, source.dimension, measure_costs(source, reading, client), client)
     proposed, best = _propose_clusters(model)

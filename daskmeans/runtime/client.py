@@ -43,8 +43,8 @@ def cores() -> int:
     return allowed_threads(dask.system.CPU_COUNT, _allowed)
 
 
-def open_client(client: Any = None) -> Client | None:
-    """Return the client that a call runs on, once it has a worker: `client`, else that of :func:`current_client`.
+def current_client(client: Any = None) -> Client | None:
+    """Return the client that a call runs on, once it has a worker: `client`, else that of :func:`client_in_use`.
 
     An adaptive cluster without workers starts some when it gets a task.
 
@@ -55,7 +55,7 @@ def open_client(client: Any = None) -> Client | None:
     ClusterError
         It is closed, its scheduler was lost, or it gets no worker.
     """
-    found = current_client(client)
+    found = client_in_use(client)
     if found is not None:
         _check_client(found)
         if found is client and current_worker():  # its thread waits, and must leave room for what it waits for
@@ -67,7 +67,7 @@ def open_client(client: Any = None) -> Client | None:
     return found
 
 
-def current_client(client: Client | None = None) -> Client | None:
+def client_in_use(client: Client | None = None) -> Client | None:
     """Return `client`, else the current client of this process, else None: then work runs in this process.
 
     Inside a task the answer is None: a task that waited for others could block its own cluster.
@@ -259,7 +259,7 @@ def task_key(name: str) -> str:
 
 def log_event(topic: str, message: dict[str, Any], client: Client | None = None) -> None:
     """Log `message` under `topic` on the scheduler, where the dashboard and plug-ins find it."""
-    client = current_client(client)
+    client = client_in_use(client)
     logger.debug("%s %s", topic, message)
     if client is not None:
         client.log_event(topic, message)

@@ -30,7 +30,7 @@ from threadpoolctl import ThreadpoolController
 from daskmeans import config
 from daskmeans.errors import ClusterError, NotFoundError
 from daskmeans.runtime import progress
-from daskmeans.runtime.client import check_versions, current_client, n_threads, run_on_workers, task_key
+from daskmeans.runtime.client import check_versions, client_in_use, n_threads, run_on_workers, task_key
 from daskmeans.runtime.liveness import (
     StallMonitor,
     WorkerLossMonitor,
@@ -55,7 +55,7 @@ def compute(
     An error of one task cancels the others and is raised unchanged. Where tasks differ in size, `pace` estimates the
     progress from their keys.
     """
-    client = current_client(client)
+    client = client_in_use(client)
     if client is None:
         with _open_line(label, tasks) as line:
             return compute_locally(tasks, line, pace)
@@ -64,7 +64,7 @@ def compute(
 
 def persist(tasks: Sequence[Delayed], label: str = "", client: Client | None = None) -> list[Any]:
     """Compute `tasks` as :func:`compute` does, but keep the results where they are; on a cluster, return futures."""
-    client = current_client(client)
+    client = client_in_use(client)
     if client is None:
         return compute(tasks, label)
     futures = client.compute(list(tasks))
@@ -299,7 +299,7 @@ def _find_blas() -> ThreadpoolController:
 
 def broadcast(value: Any, client: Client | None = None) -> Any:
     """Send `value` to every worker once, and return a stand-in to pass to tasks."""
-    client = current_client(client)
+    client = client_in_use(client)
     return value if client is None else _scatter(value, client, broadcast=True)
 
 

@@ -27,7 +27,7 @@ from daskmeans.duplicates.result import decision_files
 from daskmeans.duplicates.settings import DedupSettings
 from daskmeans.errors import DataError, OutputError, UsageError
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import log_event, logger, open_client, task_key
+from daskmeans.runtime.client import current_client, log_event, logger, task_key
 from daskmeans.storage import diskspace, lock, manifest, objectstore
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.signature import VERIFY_PAGES
@@ -84,7 +84,7 @@ def append(
     """
     path = open_path(decisions, storage_options)
     options = {**path.storage_options, **(storage_options or {})}
-    found, client = manifest.read_manifest(path, "dedup"), open_client(client)
+    found, client = manifest.read_manifest(path, "dedup"), current_client(client)
     made, settings = found["inputs"], DedupSettings(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})
     new = open_buckets(open_path(made["clusters"], options))
     against = [

@@ -18,7 +18,7 @@ from daskmeans.duplicates.memory import check_apply
 from daskmeans.duplicates.rewrite import RewriteResult, rewrite_file
 from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import open_client
+from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
@@ -106,7 +106,7 @@ def apply(
     """
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
-    client = open_client(client)
+    client = current_client(client)
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
     decided = manifest.read_manifest(folder, "dedup")
     id_field = _find_id_field(decided, id_field, folder)

@@ -16,7 +16,7 @@ from daskmeans.kmeans.assign import assign as assign_rows
 from daskmeans.kmeans.assign import refuse_reserved_columns
 from daskmeans.kmeans.centroid_index import Index
 from daskmeans.kmeans.estimator import KMeans
-from daskmeans.runtime.client import logger, open_client
+from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.settings import STORING, Storing
 from daskmeans.storage import manifest
 from daskmeans.storage.step import check_output_free, open_step
@@ -51,7 +51,7 @@ def assign_files(
     UsageError, DataError
         Among others: the vectors have another dimension than the model; an id occurs twice.
     """
-    client = open_client(client)
+    client = current_client(client)
     settings = storing.settings(reading)
     km, path = KMeans.load(reading.path(model)), reading.path(out)
     source = reading.open(inputs, client, allow_zero=not km.normalize)

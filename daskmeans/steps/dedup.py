@@ -23,7 +23,7 @@ from daskmeans.pairs.join import find_similar_pairs
 from daskmeans.pairs.plan import n_pairs
 from daskmeans.pairs.store import PAIRS_FOLDER, find_stored_pairs
 from daskmeans.runtime import progress
-from daskmeans.runtime.client import logger, open_client
+from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.append import check_append, extend, is_appended
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
@@ -161,7 +161,7 @@ def dedup_step(
     _check_others(buckets, others, settings)
     if append:
         check_append(buckets, others, out)
-    client = open_client(client)
+    client = current_client(client)
     settings = _choose_search(settings, [buckets, *others])
     if not settings.stores_pairs:
         check_largest_cluster(buckets, client)

@@ -14,7 +14,7 @@ from upath import UPath
 from daskmeans.encoders.encoder import Encoder, get_encoder
 from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import open_client
+from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import check_output_free, open_step
@@ -92,7 +92,7 @@ def embed(
     """
     if dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="--dtype", expected="float32 or float16")
-    client = open_client(client)
+    client = current_client(client)
     chosen, target = get_encoder(encoder), open_path(out, storage_options)
     source = open_source(
         inputs,

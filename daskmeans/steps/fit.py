@@ -18,7 +18,7 @@ from daskmeans.kmeans.memory import check_fit
 from daskmeans.kmeans.model import CENTROIDS, MODEL
 from daskmeans.kmeans.params import seed_from
 from daskmeans.kmeans.values import check_flag, to_python
-from daskmeans.runtime.client import open_client
+from daskmeans.runtime.client import current_client
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
 from daskmeans.vectors.files import find_directories, refuse_overlap
@@ -159,7 +159,7 @@ def fit(
     OutputError
         Among others: `out` holds an unfinished fit with other settings or on another input.
     """
-    client = open_client(client)
+    client = current_client(client)
     path = reading.path(out)
     resolved = resolve_params(model, reading, path, path, overwrite)
     source = reading.open(inputs, client, allow_zero=not model.normalize)

@@ -26,7 +26,7 @@ from daskmeans.pairs.row_blocks import LoadedBlock, RowBlock, RowBlockCache
 from daskmeans.pairs.settings import LEAST_FLOOR
 from daskmeans.pairs.store import SimilarPairs
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import open_client, task_key
+from daskmeans.runtime.client import current_client, task_key
 from daskmeans.storage import manifest, signature
 from daskmeans.storage.result import StepResult
 from daskmeans.storage.step import open_step
@@ -119,7 +119,7 @@ def find_leaks(
     least = round_to_float32(check_share("--threshold", threshold))
     if least < LEAST_FLOOR:
         raise UsageError(f"{threshold!r} is out of range", where="--threshold", expected=f"{LEAST_FLOOR} or more")
-    client = open_client(client)
+    client = current_client(client)
     target = reading.path(out)
     opened = [reading.open(each, client, allow_zero=False) for each in (test, train)]
     sources = [source.without_metadata() for source in opened]

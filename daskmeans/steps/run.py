@@ -22,7 +22,7 @@ from daskmeans.kmeans.centroid_index import TARGET_RECALL
 from daskmeans.kmeans.engine.checkpoints import CHECKPOINTS
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.pairs.plan import n_pairs
-from daskmeans.runtime.client import logger, open_client
+from daskmeans.runtime.client import current_client, logger
 from daskmeans.steps.assign import assign_inputs, assign_step, clusters_bytes
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.fit import adopt_fit, fit_settings, fit_step, refuse_misfit, resolve_params
@@ -102,7 +102,7 @@ def run_steps(
 ) -> DedupResult:
     """Run :func:`run` with its options in one object."""
     model, reading = settings.model, settings.reading
-    client = open_client(client)
+    client = current_client(client)
     root = reading.path(out)
     resolved = resolve_params(model, reading, root, root / "model", overwrite)
     assigning = settings.storing.settings(reading)

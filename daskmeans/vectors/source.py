@@ -18,7 +18,7 @@ from upath import UPath
 
 from daskmeans import config
 from daskmeans.errors import DataError, UsageError
-from daskmeans.runtime.client import current_client, n_processes
+from daskmeans.runtime.client import client_in_use, n_processes
 from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
 from daskmeans.vectors.files import Input, as_list, common_parent, format_of, open_path, stat_file
@@ -317,7 +317,7 @@ def read_embeddings(
         storage_options=storage_options,
         on_bad_row=on_bad_row,
         allow_zero=allow_zero,
-        workers=n_processes(current_client()),
+        workers=n_processes(client_in_use()),
     )
     return source.frame()
 

@@ -31,7 +31,7 @@ from daskmeans.runtime import executor, gpus, resources
 from daskmeans.runtime.client import (
     check_home,
     chosen_workers,
-    current_client,
+    client_in_use,
     logger,
     n_threads,
     task_key,
@@ -93,7 +93,7 @@ def load_blocks(
     """
     lazy, given_as = is_lazy(X), X
     X = X if lazy else as_matrix(X, column)
-    client = current_client(client)
+    client = client_in_use(client)
     if isinstance(X, da.Array):
         check_home([X], client)  # an optimized graph has only their keys
         (X,) = dask.optimize(join_chunks(X, tuning.blocks_each * n_threads(client)))
