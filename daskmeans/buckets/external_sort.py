@@ -24,7 +24,7 @@ from daskmeans.buckets.buckets import CENTROID, COSINE, L2, Buckets, open_bucket
 from daskmeans.buckets.writer import write_bucket_files
 from daskmeans.errors import DataError, UsageError
 from daskmeans.runtime import executor
-from daskmeans.runtime.client import current_client, n_threads
+from daskmeans.runtime.client import client_in_use, n_threads
 from daskmeans.runtime.memory import partition_bytes
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
@@ -165,7 +165,7 @@ def _check_columns(frame: dd.DataFrame, id_field: str, embedding_field: str | No
 
 def _bucket_rows(rows: int, row_bytes: int, client: Client | None) -> int:
     """Return the rows to merge at once: at most half a partition, and few enough that each thread has some buckets."""
-    client = current_client(client)
+    client = client_in_use(client)
     size = min(config.get_bytes("bucket-bytes"), partition_bytes(client) // 2)
     return max(1, min(size // row_bytes, -(-rows // (4 * n_threads(client)))))
 

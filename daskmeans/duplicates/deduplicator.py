@@ -23,6 +23,7 @@ from daskmeans.kernels.distances import nearest_centroids
 from daskmeans.kernels.norms import normalize_rows
 from daskmeans.kmeans.assign import refuse_reserved_columns
 from daskmeans.kmeans.estimator import KMeans
+from daskmeans.kmeans.rows.given import open_frame
 from daskmeans.kmeans.rows.inputs import vector_column
 from daskmeans.vectors.files import Input, open_path
 from daskmeans.vectors.frames import frame_to_device, frame_to_host, is_cudf
@@ -120,20 +121,22 @@ class SemanticDeduplicator:
 
         Parameters
         ----------
-        frame : DataFrame of pandas, cuDF or dask
+        frame : DataFrame of pandas, cuDF, dask, Arrow or polars
         partition_info : mapping, optional
             What dask passes about a partition; messages name its number.
 
         Returns
         -------
         DataFrame of pandas, cuDF or dask
-            `frame` with the columns ``keep`` (bool), ``kept_id`` and ``kept_score`` (the row that stays in place of
-            this one, and the score of the two), ``max_id`` and ``cosine_sim_score`` (the most similar earlier-ranked
-            row, if it is similar enough, and its score; it may have been dropped itself), ``reason`` (``exact`` for a
-            copy of ``kept_id``, else ``semantic``; null for rows that stay) and ``centroid``. The rows of a pandas
+            `frame`, of pandas if it is of Arrow or polars, with the columns ``keep`` (bool), ``kept_id`` and
+            ``kept_score`` (the row that stays in place of this one, and the score of the two), ``max_id`` and
+            ``cosine_sim_score`` (the most similar earlier-ranked row, if it is similar enough, and its score; it may
+            have been dropped itself), ``reason`` (``exact`` for a copy of ``kept_id``, else ``semantic``; null for rows
+            that stay) and ``centroid``. The rows of a pandas
             dataframe keep their order, those of a dask dataframe do not. cuDF frames are decided on in host memory, and
             returned as cuDF.
         """
+        frame = open_frame(frame)
         if isinstance(frame, dd.DataFrame) and is_cudf(frame._meta):
             decided = self(frame.map_partitions(frame_to_host, meta=frame_to_host(frame._meta), enforce_metadata=False))
             return decided.map_partitions(frame_to_device, meta=frame_to_device(decided._meta), enforce_metadata=False)

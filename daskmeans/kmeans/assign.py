@@ -15,14 +15,16 @@ from daskmeans.kernels.backend import CPU, Gpu
 from daskmeans.kmeans.centroid_index import Index
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.memory import check_compare
-from daskmeans.kmeans.rows.inputs import check_column, vector_column
+from daskmeans.kmeans.rows.given import open_frame
+from daskmeans.kmeans.rows.inputs import vector_column
+from daskmeans.kmeans.rows.refusals import check_column
 from daskmeans.runtime import gpus
 from daskmeans.vectors.frames import frame_to_host, is_cudf, match_kind, to_cudf_column
 from daskmeans.vectors.matrix import to_column, to_matrix
 
 
 def assign(
-    frame: dd.DataFrame | pd.DataFrame,
+    frame: Any,
     model: KMeans,
     *,
     column: str | None = None,
@@ -33,7 +35,7 @@ def assign(
 
     Parameters
     ----------
-    frame : dataframe of dask or pandas
+    frame : dataframe of dask, pandas, Arrow or polars
         With a column of vectors; the other columns are kept. The partitions of a dask dataframe are pandas or cuDF, and
         those of the result are the same.
     model : KMeans
@@ -49,7 +51,8 @@ def assign(
     Returns
     -------
     dataframe of dask or pandas
-        `frame` with its vectors as the model compares them (normalised, unless the model is fitted without), and
+        `frame`, of pandas if it is of Arrow or polars, with its vectors as the model compares them (normalised, unless
+        the model is fitted without), and
 
         - ``centroid`` int32: the nearest centroid by Euclidean distance, ties to the lower label (with an index: nearly
           always);
@@ -73,11 +76,12 @@ def assign(
        id  centroid  l2_dist_to_cent
     0   7         1              0.0
     """
-    if not isinstance(frame, dd.DataFrame | pd.DataFrame) or not isinstance(model, KMeans):
+    frame = open_frame(frame)
+    if not isinstance(model, KMeans):
         raise UsageError(
-            f"assign was given {type(frame).__name__} and {type(model).__name__}",
-            expected="a dataframe of dask or pandas and a fitted KMeans",
-            remedy="use read_embeddings(...) and KMeans.load(...)",
+            f"assign was given {type(model).__name__} as its model",
+            expected="a fitted KMeans",
+            remedy="KMeans.load(path)",
         )
     if not isinstance(dtype, str) or dtype not in ("float32", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}", where="embedding dtype", expected="float32 or float16")

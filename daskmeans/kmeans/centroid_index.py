@@ -20,9 +20,11 @@ from daskmeans.kernels.distances import nearest_labels, range_slices
 from daskmeans.kernels.hashing import hash_integers, sample_limit, wilson_interval
 from daskmeans.kernels.norms import squared_norms64
 from daskmeans.kernels.topk import closest_points, nearest_candidates, own_ranks
-from daskmeans.kmeans.rows.inputs import as_matrix, is_lazy, list_partitions
+from daskmeans.kmeans.rows.given import is_lazy
+from daskmeans.kmeans.rows.inputs import as_matrix, list_partitions
 from daskmeans.kmeans.values import to_number
 from daskmeans.runtime import executor
+from daskmeans.runtime.client import check_home, client_in_use
 
 TARGET_RECALL = 0.99
 # Number of clusters from which an index may be faster than exact labels.
@@ -175,10 +177,11 @@ def sample_input(
 ) -> np.ndarray:
     """Return the `count` rows of `X` (all if there are fewer) whose numbers have the smallest hashes, by hash."""
     if not is_lazy(X):
-        X = as_matrix(X)
+        X = as_matrix(X, column)
         hashes = hash_integers(np.arange(len(X), dtype=np.uint64), seed)
         return rows(X[np.argsort(hashes)[:count]])
     parts = list_partitions(X, column)
+    check_home(parts, client_in_use(client))
     lengths = executor.compute([dask.delayed(len, pure=False)(part) for part in parts], "count rows", client)
     limit = sample_limit(sum(lengths), count)
     take, rows = dask.delayed(_take_sample, pure=False), dask.delayed(rows, pure=False)  # `rows` may hold the centroids

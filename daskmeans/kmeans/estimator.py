@@ -35,7 +35,8 @@ from daskmeans.kmeans.names import check_names, feature_names
 from daskmeans.kmeans.params import count_runs, seed_from
 from daskmeans.kmeans.rounding import warn_of_rounding
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import check_column, is_lazy, list_partitions, prepare_on_device
+from daskmeans.kmeans.rows.given import is_lazy, open_rows
+from daskmeans.kmeans.rows.inputs import list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.kmeans.scaling import warn_of_scaling
 from daskmeans.kmeans.values import check_flag, is_auto, to_python
@@ -143,9 +144,10 @@ class KMeans(Contract):
 
         Parameters
         ----------
-        X : array, dask array or dask dataframe, shape (n_samples, n_features)
-            Arrays and partitions on a device (cupy, cudf) are copied to memory. Only for the engine "cuml" do the rows
-            of cuDF dataframes stay on the device.
+        X : array, dataframe or column of vectors, shape (n_samples, n_features)
+            Arrays and tensors (numpy, dask, PyTorch, whatever numpy can convert), dataframes (pandas, dask, Arrow,
+            polars) of numbers or with a column of vectors, and such columns. What lies on a device (cupy, cudf) is
+            copied to memory. Only for the engine "cuml" do the rows of cuDF dataframes stay on the device.
         y : ignored
         sample_weight : array-like of shape (n_samples,), dask array, dask series or str, optional
             How often each row counts: 2 is the row twice, 0 is no row, but gets a label. Numbers from 0 to 1e30. For a
@@ -181,7 +183,7 @@ class KMeans(Contract):
         sample_weight: Any = None,
     ) -> KMeans:
         self.check_params()
-        check_column(X, column)
+        X = open_rows(X, column)
         if sample_weight is not None:
             self._check_takes_weights()
         init = resolve_init(self.init, self.n_clusters)
@@ -344,7 +346,7 @@ class KMeans(Contract):
         DataError
             A row cannot be placed, or has another dimension. For dask input it is raised when the labels are computed.
         """
-        self._check_columns(X, column)
+        X = self._open_rows(X, column)
         index = self.index_for(X, assign, column=column)
         return self._map_rows(_predict_labels, X, column, np.empty(0, np.int32), index)
 
@@ -388,7 +390,7 @@ class KMeans(Contract):
         UsageError
             `recall` is not in (0, 0.999].
         """
-        self._check_columns(X, column)
+        X, client = self._open_rows(X, column), current_client(client)
         centroids = self.cluster_centers_
         if len(centroids) < centroid_index.MANY_CLUSTERS:
             logger.warning(
@@ -413,7 +415,7 @@ class KMeans(Contract):
 
         An array, lazy for dask input, unless :meth:`set_output` chooses a dataframe.
         """
-        self._check_columns(X, column)
+        X = self._open_rows(X, column)
         meta = np.empty((0, len(self.cluster_centers_)), np.float32)
         return self._wrap_output(self._map_rows(_compute_distances, X, column, meta), X)
 
@@ -427,7 +429,7 @@ class KMeans(Contract):
         client: Client | None = None,
     ) -> float:
         """Return the negative sum of squared distances of the rows of `X` to their nearest centroids, by weight."""
-        self._check_columns(X, column)
+        X, client = self._open_rows(X, column), current_client(client)
         on_gpus = gpus.memory(client) > 0
         with load_blocks(
             X, column, self.normalize, 1.0, 0, client, on_gpus=on_gpus, sample_weight=sample_weight
@@ -437,11 +439,12 @@ class KMeans(Contract):
             self._check_dimension(blocks.dimension)
             return -measure_centroids(blocks, self.cluster_centers_)[0].inertia
 
-    def _check_columns(self, X: Any, column: str | None) -> None:
-        """Raise if there is no model yet, or if it was fitted on other columns."""
+    def _open_rows(self, X: Any, column: str | None) -> Any:
+        """Open the rows of `X`; raise if there is no model yet, or if it was fitted on other columns."""
         self.check_fitted()
-        check_column(X, column)
+        X = open_rows(X, column)
         check_names(feature_names(X, column), getattr(self, "feature_names_in_", None))
+        return X
 
     def _set_feature_names(self, names: np.ndarray | None) -> None:
         vars(self).pop("feature_names_in_", None)

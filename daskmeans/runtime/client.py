@@ -1,17 +1,23 @@
-"""The client that tasks run on: its threads, its processes and its event log."""
+"""The client that tasks run on: which it may be, its workers with their threads, and its event log."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
 import dask.system
 import distributed
-from distributed import Client
+from dask.highlevelgraph import MaterializedLayer
+from distributed import Client, Future
+
+from daskmeans import config
+from daskmeans.errors import ClusterError, DaskmeansError, UsageError
+from daskmeans.runtime.liveness import StallMonitor, fetch_workers, translate_client_errors
 
 logger = logging.getLogger("daskmeans")
 
@@ -55,7 +61,31 @@ def start_on_demand(start: Callable[[], Client]) -> Iterator[None]:
         _starter = None
 
 
-def current_client(client: Client | None = None) -> Client | None:
+def current_client(client: Any = None) -> Client | None:
+    """Return the client that a call runs on, once it has a worker: `client`, else that of :func:`client_in_use`.
+
+    An adaptive cluster without workers starts some when it gets a task.
+
+    Raises
+    ------
+    UsageError
+        It is no client, or an asynchronous one. Or ``dask.annotate(workers=...)`` names no worker of the cluster.
+    ClusterError
+        It is closed, its scheduler was lost, or it gets no worker.
+    """
+    found = client_in_use(client)
+    if found is not None:
+        _check_client(found)
+        if found is client and current_worker():  # its thread waits, and must leave room for what it waits for
+            with contextlib.suppress(KeyError):  # it has seceded already, as in the context of `worker_client`
+                distributed.secede()
+        _await_worker(found)
+        if "workers" in dask.get_annotations():
+            chosen_workers(found)  # tasks for a worker that does not exist would wait for it
+    return found
+
+
+def client_in_use(client: Client | None = None) -> Client | None:
     """Return `client`, else the current client of this process, else None: then work runs in this process.
 
     Inside a task the answer is None: a task that waited for others could block its own cluster.
@@ -63,8 +93,7 @@ def current_client(client: Client | None = None) -> Client | None:
     global _starter
     if client is not None:
         return client
-    with contextlib.suppress(ValueError):
-        distributed.get_worker()
+    if current_worker():
         return None
     if _starter is not None:
         start, _starter = _starter, None
@@ -72,6 +101,115 @@ def current_client(client: Client | None = None) -> Client | None:
     with contextlib.suppress(ValueError):
         return Client.current()
     return None
+
+
+def current_worker() -> str:
+    """Return the address of the worker whose task this is; outside of tasks an empty string."""
+    try:
+        return str(distributed.get_worker().address)
+    except ValueError:
+        return ""
+
+
+def _check_client(client: Any) -> None:
+    if not isinstance(client, Client):
+        is_address = isinstance(client, str)
+        raise UsageError(
+            f"{client!r} is an address" if is_address else f"it is of type {type(client).__name__}",
+            where="client",
+            expected="a distributed.Client",
+            remedy=f"distributed.Client({client!r})" if is_address else "distributed.Client(cluster)",
+        )
+    if client.status in ("closing", "closed"):
+        raise ClusterError(
+            "the client is closed",
+            where="client",
+            expected="a client that is connected to its scheduler",
+            remedy="connect again: distributed.Client(address)",
+        )
+    if client.asynchronous:
+        raise UsageError(
+            "the client is asynchronous, and this call waits for its results",
+            where="client",
+            expected="a client of blocking calls",
+            remedy="call it in a thread: await asyncio.to_thread(model.fit, X, client=client)",
+        )
+
+
+def _await_worker(client: Client) -> None:
+    """Wait until `client` has a worker: sizes of work follow from what workers have."""
+    with translate_client_errors(client):
+        if client.nthreads():
+            return
+    logger.warning(
+        "the cluster has no workers; waiting for the first, up to %s s (daskmeans.workers-timeout)",
+        config.get("workers-timeout"),
+    )
+    future = client.submit(int, key=task_key("await-worker"))  # a cluster grows for tasks only
+    with StallMonitor(client, lambda: [future]):
+        for _ in distributed.as_completed([future], loop=client.loop):
+            pass
+
+
+def check_home(collections: Sequence[Any], client: Client | None) -> None:
+    """Make sure that what dask `collections` are made of lies on the cluster of `client`.
+
+    Raises
+    ------
+    ClusterError
+        It lies nowhere any more: its client is closed, or was restarted.
+    UsageError
+        It lies on another cluster.
+    """
+    graphs = {id(each.dask): each.dask for each in collections}
+    layers = [layer for graph in graphs.values() for layer in graph.layers.values()]
+    held = [value for layer in layers if isinstance(layer, MaterializedLayer) for value in layer.values()]
+    for future in [value for value in held if isinstance(value, Future)]:
+        theirs = future.client
+        gone = "their client is closed" if theirs is None or theirs.status in ("closing", "closed") else ""
+        if gone or future.status == "cancelled":
+            raise ClusterError(
+                f"the rows are on no cluster any more: {gone or 'they were cancelled, as client.restart() does'}",
+                expected="rows that were persisted with a client that is open",
+                remedy="persist the rows again",
+            )
+        there, here = _scheduler_address(theirs), _scheduler_address(client) if client else "this process"
+        if there != here:
+            raise UsageError(
+                f"the rows lie on the cluster at {there}, and the call runs on {here}",
+                where="client",
+                expected="a client of the cluster that holds the rows",
+                remedy="pass the client that persisted them (client=), or persist them with this one",
+            )
+
+
+def _scheduler_address(client: Any) -> str:
+    return str(client.scheduler.address)
+
+
+def chosen_workers(client: Client) -> dict[str, int]:
+    """Return the threads of each worker that may hold data: of those that ``dask.annotate(workers=...)`` names, or all.
+
+    Raises
+    ------
+    UsageError
+        The annotation names no worker of the cluster.
+    """
+    asked = dask.get_annotations().get("workers")
+    if asked is None or callable(asked):  # dask asks a function for each task
+        return client.nthreads()
+    workers, asked = fetch_workers(client), set(asked)  # addresses, names or hosts
+    threads = {
+        address: facts["nthreads"]
+        for address, facts in workers.items()
+        if asked & {address, address.partition("://")[2], facts["name"], facts["host"]}
+    }
+    if not threads:
+        raise UsageError(
+            f"dask.annotate(workers={sorted(asked)}) names no worker of the cluster",
+            expected=f"some of {', '.join(workers)}",
+        )
+    return threads
 
 
 def n_threads(client: Client | None = None) -> int:
@@ -104,8 +242,31 @@ def run_on_workers(function: Callable[[], Any], client: Client) -> dict[str, Any
     left = {worker: result for worker, result in found.items() if not _is_unreachable(result)}
     for result in left.values():
         if isinstance(result, Exception):
+            if not isinstance(result, DaskmeansError):
+                check_versions(client)  # a worker cannot read a function of a package that it does not have
             raise result
     return left
+
+
+def check_versions(client: Client) -> None:
+    """Make sure that the workers can run the tasks; a worker that cannot import daskmeans would never answer.
+
+    Raises
+    ------
+    ClusterError
+    """
+    ours = version("daskmeans")
+    versions: Any = client.get_versions(packages=["daskmeans"])  # a dict, as this client is not asynchronous
+    workers = versions["workers"]
+    found = {address: facts["packages"].get("daskmeans") for address, facts in workers.items()}
+    if other := {address: theirs for address, theirs in found.items() if theirs != ours}:
+        address, theirs = next(iter(other.items()))
+        raise ClusterError(
+            f"{len(other)} of {len(found)} workers have {f'daskmeans {theirs}' if theirs else 'no daskmeans'}",
+            where=address,
+            expected=f"daskmeans {ours}, as here",
+            remedy="install the same version in the workers' environment",
+        )
 
 
 def _is_unreachable(result: Any) -> bool:
@@ -120,7 +281,7 @@ def task_key(name: str) -> str:
 
 def log_event(topic: str, message: dict[str, Any], client: Client | None = None) -> None:
     """Log `message` under `topic` on the scheduler, where the dashboard and plug-ins find it."""
-    client = current_client(client)
+    client = client_in_use(client)
     logger.debug("%s %s", topic, message)
     if client is not None:
         client.log_event(topic, message)

@@ -9,7 +9,6 @@ import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from typing import Any
@@ -23,7 +22,7 @@ from daskmeans import config
 from daskmeans.errors import ClusterError, MissingExtraError, NotFoundError, UsageError
 from daskmeans.options import Need, check, flag_of, option, options
 from daskmeans.runtime import gpus
-from daskmeans.runtime.client import cores
+from daskmeans.runtime.client import check_versions, cores
 from daskmeans.runtime.dashboard import PAGE, add_page
 
 # Workers import this at start, so that no step waits for it: the package imports its modules on first use.
@@ -207,28 +206,12 @@ def _connect(settings: ClusterSettings) -> Client:
             remedy="start some with `dask worker ADDRESS`",
         ) from None
     try:
-        _check_versions(client)
+        check_versions(client)
         _check_device(settings.device, client)
     except (ClusterError, UsageError):
         client.close()
         raise
     return client
-
-
-def _check_versions(client: Client) -> None:
-    """Make sure that the workers can run the tasks; a worker that cannot import daskmeans would never answer."""
-    ours = version("daskmeans")
-    versions: Any = client.get_versions(packages=["daskmeans"])  # a dict, as this client is not asynchronous
-    workers = versions["workers"]
-    found = {address: facts["packages"].get("daskmeans") for address, facts in workers.items()}
-    if other := {address: theirs for address, theirs in found.items() if theirs != ours}:
-        address, theirs = next(iter(other.items()))
-        raise ClusterError(
-            f"{len(other)} of {len(found)} workers have {f'daskmeans {theirs}' if theirs else 'no daskmeans'}",
-            where=address,
-            expected=f"daskmeans {ours}, as here",
-            remedy="install the same version in the workers' environment",
-        )
 
 
 def _check_device(device: str, client: Client) -> None:

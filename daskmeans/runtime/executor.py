@@ -28,9 +28,9 @@ from distributed.protocol import pickle
 from threadpoolctl import ThreadpoolController
 
 from daskmeans import config
-from daskmeans.errors import ClusterError
+from daskmeans.errors import ClusterError, NotFoundError
 from daskmeans.runtime import progress
-from daskmeans.runtime.client import current_client, n_threads, task_key
+from daskmeans.runtime.client import check_versions, client_in_use, n_threads, run_on_workers, task_key
 from daskmeans.runtime.liveness import (
     StallMonitor,
     WorkerLossMonitor,
@@ -55,7 +55,7 @@ def compute(
     An error of one task cancels the others and is raised unchanged. Where tasks differ in size, `pace` estimates the
     progress from their keys.
     """
-    client = current_client(client)
+    client = client_in_use(client)
     if client is None:
         with _open_line(label, tasks) as line:
             return compute_locally(tasks, line, pace)
@@ -64,7 +64,7 @@ def compute(
 
 def persist(tasks: Sequence[Delayed], label: str = "", client: Client | None = None) -> list[Any]:
     """Compute `tasks` as :func:`compute` does, but keep the results where they are; on a cluster, return futures."""
-    client = current_client(client)
+    client = client_in_use(client)
     if client is None:
         return compute(tasks, label)
     futures = client.compute(list(tasks))
@@ -211,10 +211,32 @@ def _translate_dask_errors(
             yield monitor
     except KilledWorker:
         raise workers_lost_error(client, label, began) from None
+    except ModuleNotFoundError as error:
+        if error.name == "daskmeans":  # what a task of ours needs first
+            check_versions(client)
+        raise
+    except FileNotFoundError as error:
+        _check_sight(error, client)
+        raise
     except distributed.client.FutureCancelledError as error:
         if error.reason.startswith("scheduler") or client.status != "running":
             raise scheduler_lost_error() from error
         raise workers_lost_error(client, label, began) from None  # and with them the data sent to them
+
+
+def _check_sight(error: FileNotFoundError, client: Client) -> None:
+    """Raise NotFoundError if the file that `error` names is there for this process, but not for a worker."""
+    path = error.filename
+    if not isinstance(path, str) or not os.path.exists(path):
+        return
+    found = run_on_workers(functools.partial(os.path.exists, path), client)
+    if blind := [worker for worker, sees in found.items() if not sees]:
+        raise NotFoundError(
+            f"no such file on {len(blind)} of {len(found)} workers, such as {blind[0]}",
+            where=path,
+            expected="a file that all workers can read",
+            remedy="put the files on storage that all workers share, under one path",
+        ) from None
 
 
 def compute_locally(
@@ -288,7 +310,7 @@ def _find_blas() -> ThreadpoolController:
 
 def broadcast(value: Any, client: Client | None = None) -> Any:
     """Send `value` to every worker once, and return a stand-in to pass to tasks."""
-    client = current_client(client)
+    client = client_in_use(client)
     return value if client is None else _scatter(value, client, broadcast=True)
 
 

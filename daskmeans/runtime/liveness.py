@@ -101,13 +101,18 @@ class WorkerLossMonitor:
 
 
 def fetch_worker_info(client: Client) -> list[dict[str, Any]]:
-    """Return what the scheduler knows about each worker.
+    """Return what the scheduler knows about each worker."""
+    return list(fetch_workers(client).values())
+
+
+def fetch_workers(client: Client) -> dict[str, dict[str, Any]]:
+    """Return what the scheduler knows about each worker, by address.
 
     This asks the scheduler directly. :meth:`Client.scheduler_info` may return no workers, if the client's periodic
     request comes between its request and the answer.
     """
     scheduler: Any = client.scheduler  # None once the client is closed
-    return list(client.sync(scheduler.identity, n_workers=-1)["workers"].values())
+    return dict(client.sync(scheduler.identity, n_workers=-1)["workers"])
 
 
 def stall_error(found: str) -> ClusterError:

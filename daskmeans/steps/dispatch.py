@@ -36,7 +36,7 @@ def fit(
 
     Parameters
     ----------
-    inputs : path, list of paths, array or dataframe
+    inputs : path, list of paths, array, dataframe or column of vectors
         Files, directories or globs: Parquet, JSONL or ``.npy``. Or rows, as :meth:`KMeans.fit` takes them.
     model : KMeans
     out : path, optional
@@ -99,7 +99,7 @@ def assign(
 
     Parameters
     ----------
-    inputs : dataframe of dask or pandas, path or list of paths
+    inputs : dataframe of dask, pandas, Arrow or polars, path or list of paths
         A dataframe with a column of vectors; its other columns are kept. Or files, directories or globs.
     model : KMeans or path
         For rows in memory, a fitted model or the directory of one; for files, the directory.
@@ -126,8 +126,8 @@ def assign(
     Returns
     -------
     dataframe of dask or pandas
-        For rows in memory: `inputs`, with vectors as the model compares them and the columns ``centroid`` (int32),
-        ``l2_dist_to_cent`` and ``cosine_dist_to_cent`` (float32). Lazy for dask.
+        For rows in memory: `inputs`, of pandas if they are of Arrow or polars, with vectors as the model compares them
+        and the columns ``centroid`` (int32), ``l2_dist_to_cent`` and ``cosine_dist_to_cent`` (float32). Lazy for dask.
     Buckets
         For files: the content of `out`, for :func:`daskmeans.dedup`.
 

@@ -14,7 +14,7 @@ from upath import UPath
 
 from daskmeans.errors import OutputError
 from daskmeans.runtime import resources
-from daskmeans.runtime.client import current_client, log_event, logger
+from daskmeans.runtime.client import client_in_use, log_event, logger
 from daskmeans.storage import diskspace, lock, manifest, objectstore
 
 
@@ -34,7 +34,7 @@ class Step:
         self.facts: dict[str, Any] = {}
         self._head = head
         self._start = time.perf_counter()
-        self._client = current_client(client)
+        self._client = client_in_use(client)
         self._lock = held
         resources.reset_peaks(self._client)
 

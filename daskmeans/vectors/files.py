@@ -13,6 +13,7 @@ import pyarrow as pa
 from upath import UPath
 
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
+from daskmeans.runtime.client import current_worker
 from daskmeans.storage import objectstore
 from daskmeans.storage.result import Result
 
@@ -178,7 +179,7 @@ def translate_read_errors(path: UPath) -> Iterator[None]:
     except (DaskmeansError, MemoryError):
         raise
     except FileNotFoundError:
-        raise NotFoundError("no such file", where=str(path)) from None
+        raise _missing_file_error(str(path), current_worker()) from None
     except PermissionError:
         raise UsageError("permission denied", where=str(path), remedy="make the file readable for this user") from None
     except pa.ArrowException as error:
@@ -186,6 +187,17 @@ def translate_read_errors(path: UPath) -> Iterator[None]:
     except Exception as error:
         found = f"the file cannot be read ({type(error).__name__}: {error})"
         raise DataError(found, where=str(path), remedy="check the file and the connection to its storage") from error
+
+
+def _missing_file_error(path: str, worker: str = "") -> NotFoundError:
+    if not worker:
+        return NotFoundError("no such file", where=path)
+    return NotFoundError(
+        f"no such file on the worker {worker}",
+        where=path,
+        expected="a file that all workers can read",
+        remedy="put the files on storage that all workers share, under one path",
+    )
 
 
 def stat_file(path: UPath) -> tuple[int, str]:

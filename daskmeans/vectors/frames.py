@@ -25,7 +25,7 @@ def is_cudf(frame: Any) -> bool:
     >>> is_cudf(pd.DataFrame({"id": [1]}))
     False
     """
-    return hasattr(type(frame), "to_arrow")
+    return hasattr(type(frame), "to_arrow") and hasattr(type(frame), "iloc")  # polars has no rows by place
 
 
 def to_table(frame: Any) -> pa.Table:

@@ -26,6 +26,22 @@ def is_untyped(type_: pa.DataType) -> bool:
     return pa.types.is_null(type_) or (is_list(type_) and is_untyped(type_.value_type))
 
 
+def to_storage(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return `array`; one of tensors, which is an extension of Arrow, as the lists that store it, without a copy.
+
+    Examples
+    --------
+    >>> tensors = pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2)).cast(pa.fixed_shape_tensor(pa.float32(), [2]))
+    >>> str(to_storage(tensors).type)
+    'fixed_size_list<item: float>[2]'
+    """
+    if not isinstance(array.type, pa.BaseExtensionType):
+        return array
+    if isinstance(array, pa.ChunkedArray):
+        return pa.chunked_array([chunk.storage for chunk in array.chunks], array.type.storage_type)
+    return array.storage
+
+
 def vector_columns(schema: pa.Schema) -> list[str]:
     """Return the names of the columns of `schema` whose values are lists of floating-point numbers.
 
@@ -34,7 +50,8 @@ def vector_columns(schema: pa.Schema) -> list[str]:
     >>> vector_columns(pa.schema({"id": pa.int64(), "embedding": pa.list_(pa.float32(), 3)}))
     ['embedding']
     """
-    return [field.name for field in schema if is_list(field.type) and pa.types.is_floating(field.type.value_type)]
+    stored = {field.name: getattr(field.type, "storage_type", field.type) for field in schema}
+    return [name for name, type_ in stored.items() if is_list(type_) and pa.types.is_floating(type_.value_type)]
 
 
 def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -> np.ndarray:
@@ -64,7 +81,7 @@ def to_matrix(column: pd.Series | pa.Array | pa.ChunkedArray, where: str = "") -
     array([[1., 2.],
            [3., 4.]], dtype=float32)
     """
-    array = pa.array(column) if isinstance(column, pd.Series) else column
+    array = to_storage(_to_arrow(column, where) if isinstance(column, pd.Series) else column)
     chunks = [chunk for chunk in array.chunks if len(chunk)] if isinstance(array, pa.ChunkedArray) else [array]
     if len(array) == 0:  # without values, pandas knows no type
         return np.empty((0, max(0, getattr(array.type, "list_size", 0))), np.float32)
@@ -120,6 +137,14 @@ def list_lengths(vectors: pa.Array) -> np.ndarray:
 def null_mask(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return whether each value of `array` is null. Shape (n,), bool."""
     return array.is_null().to_numpy(zero_copy_only=False) if isinstance(array, pa.Array) else array.is_null().to_numpy()
+
+
+def _to_arrow(column: pd.Series, where: str) -> pa.Array | pa.ChunkedArray:
+    try:
+        return pa.array(column)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        found = f"the column's values are of several types, or of one that Arrow does not know ({error})"
+        raise DataError(found, where=where, expected="lists or 1D arrays of numbers") from None
 
 
 def _is_number(type_: pa.DataType) -> bool:

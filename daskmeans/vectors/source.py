@@ -16,7 +16,7 @@ from upath import UPath
 from daskmeans import config
 from daskmeans.errors import DataError
 from daskmeans.options import check_choice
-from daskmeans.runtime.client import current_client, n_processes
+from daskmeans.runtime.client import client_in_use, n_processes
 from daskmeans.vectors import fields, frames
 from daskmeans.vectors.device_reader import DeviceReader
 from daskmeans.vectors.files import Input, as_list, open_path
@@ -358,6 +358,6 @@ def read_embeddings(
         id_from=id_from,
         on_bad_row=on_bad_row,
         allow_zero=allow_zero,
-        workers=n_processes(current_client()),
+        workers=n_processes(client_in_use()),
     )
     return source.frame()

@@ -98,7 +98,7 @@ def test_rows_of_pandas_are_assigned_as_those_of_dask_and_of_files(tmp_path, giv
         (lambda at, km: dkm.assign(at, km, at / "out"), "in memory", "directory of a model"),
         (lambda at, km: dkm.assign(frame(), km, at / "out"), "out", "with rows in memory"),
         (lambda at, km: dkm.assign(frame(), km, layout="hive"), "layout", "with rows in memory"),
-        (lambda at, km: dkm.assign(X, km), "ndarray", "dataframe of dask or pandas"),
+        (lambda at, km: dkm.assign(X, km), "ndarray", "dataframe of dask, pandas"),
         (lambda at, km: dkm.assign(frame(), X), "ndarray", "fitted KMeans"),
     ],
 )

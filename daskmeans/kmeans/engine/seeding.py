@@ -19,7 +19,7 @@ from daskmeans.kernels.norms import rounding_bound
 from daskmeans.kernels.plus_plus import draw_plus_plus, sum_values
 from daskmeans.kernels.sums import as_number, compute_means, exact_sum, largest_coordinate, scale_for, sum_rows
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import refuse_masked
+from daskmeans.kmeans.rows.refusals import refuse_masked
 from daskmeans.runtime import executor
 from daskmeans.runtime.client import n_threads
 from daskmeans.vectors.files import open_path

@@ -1,10 +1,10 @@
-"""Inputs of a fit, as partitions and as matrices."""
+"""Rows that were given, as partitions and as matrices."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
@@ -25,31 +25,14 @@ from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.backend import Backend
 from daskmeans.kernels.jit import as_readonly
 from daskmeans.kernels.norms import find_unusual_rows, unit_rows
+from daskmeans.kmeans.rows.given import to_numbers
+from daskmeans.kmeans.rows.refusals import check_matrix, refuse_masked
 from daskmeans.runtime.client import n_threads, task_key
-from daskmeans.vectors.frames import frame_schema, to_cupy_matrix
+from daskmeans.vectors.frames import frame_schema, frame_to_host, to_cupy_matrix
 from daskmeans.vectors.matrix import to_matrix, vector_columns
 
 # Rows of Python objects from which the type of a column is inferred.
 PEEK_ROWS = 64
-
-
-def is_lazy(X: Any) -> bool:
-    """Whether `X` is a dask collection."""
-    return isinstance(X, (dd.DataFrame, dd.Series, da.Array))
-
-
-def check_column(X: Any, column: Any) -> None:
-    """Raise UsageError if `column` cannot name a column, or if `X` has none."""
-    if column is None:
-        return
-    if not isinstance(column, Hashable):
-        raise UsageError(f"column={column!r}", expected="the name of one column")
-    if not hasattr(X, "columns"):
-        raise UsageError(
-            f"column={column!r} was given with {type(X).__name__}, which has no columns",
-            expected="a dataframe",
-            remedy="leave column out",
-        )
 
 
 def list_partitions(X: Any, column: str | None) -> list[Any]:
@@ -57,21 +40,18 @@ def list_partitions(X: Any, column: str | None) -> list[Any]:
 
     Tasks keep references to what they depend on, so they can be computed even if `X` itself is gone.
     """
-    if isinstance(X, dd.DataFrame):
+    if isinstance(X, dd.DataFrame) and not is_frame_of_numbers(X, column):
         X = X[vector_column(X, column)]
-    if isinstance(X, dd.Series):
+    if isinstance(X, (dd.DataFrame, dd.Series)):
         # Only simplified: full optimization would fuse several files into one partition where few columns are read.
         return _hold_futures(X.simplify().to_delayed(optimize_graph=False), X)
     if isinstance(X, da.Array):
-        if X.ndim != 2:
-            raise UsageError(f"the array has {X.ndim} dimensions", expected="2: one row a vector")
-        refuse_masked(X._meta)
         # An optimized graph refers to futures by key only, so nothing would keep them alive.
         return list(X.rechunk({1: -1}).to_delayed(optimize_graph=False).ravel())
     return slice_rows(as_matrix(X, column))
 
 
-def _hold_futures(tasks: list[Delayed], X: dd.Series) -> list[Delayed]:
+def _hold_futures(tasks: list[Delayed], X: dd.DataFrame | dd.Series) -> list[Delayed]:
     """Return `tasks` with the futures that `X` was made from (dd.from_delayed): their graph holds only the keys."""
     futures = {f.key: f for node in X.expr.walk() for f in node.operands if isinstance(f, Future)}
     if not futures:
@@ -155,61 +135,35 @@ def vector_column(frame: dd.DataFrame | pd.DataFrame, column: str | None) -> str
 
 
 def is_frame_of_numbers(X: Any, column: str | None) -> bool:
-    """Whether `X` is a pandas DataFrame of numbers, with one feature per column."""
-    return isinstance(X, pd.DataFrame) and column is None and all(map(pd.api.types.is_numeric_dtype, X.dtypes))
+    """Whether `X` is a dataframe of numbers, with one feature per column."""
+    if column is not None or not isinstance(X, (pd.DataFrame, dd.DataFrame)):
+        return False
+    return all(map(pd.api.types.is_numeric_dtype, X.dtypes))
 
 
 def as_matrix(X: Any, column: str | None = None) -> np.ndarray:
-    """Return `X` as a float32 matrix, C-contiguous; copied only if necessary.
+    """Return `X`, from :func:`open_rows`, as a float32 matrix, C-contiguous; copied only if necessary.
 
-    For a pandas DataFrame that is not a frame of numbers: its `column`, or its only column of vectors.
+    For a dataframe that is not a frame of numbers: its `column`, or its only column of vectors.
     """
     if is_frame_of_numbers(X, column):
         X = X.to_numpy(np.float32, na_value=np.nan)
     elif isinstance(X, pd.DataFrame):
         X = to_matrix(X[vector_column(X, column)], "the dataframe")
+    elif isinstance(X, pd.Series):
+        X = to_matrix(X)
     refuse_masked(X)
-    refuse_sparse(X)
     X = np.asarray(array_to_host(X))
-    if X.ndim != 2:
-        raise UsageError(
-            f"Expected 2D array, got {X.ndim}D array instead",
-            expected="2: one row a vector",
-            remedy="Reshape your data: X.reshape(1, -1) for a single vector",
-        )
-    if X.dtype.kind not in "fiub":
-        complex_ = "Complex data not supported: " if X.dtype.kind == "c" else ""
-        raise UsageError(f"{complex_}the array holds {X.dtype}", expected="real numbers")
-    if X.shape[1] == 0:
-        raise UsageError(f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required for a row")
+    if X.dtype == object:
+        X = to_numbers(X)
+    check_matrix(X)
     return np.ascontiguousarray(X, np.float32)
 
 
-def refuse_masked(X: Any, where: str = "") -> None:
-    """Raise UsageError for a masked array: the values under its mask would be used as numbers."""
-    if isinstance(X, np.ma.MaskedArray):
-        raise UsageError(
-            "the array is masked",
-            where=where,
-            expected="an array without a mask",
-            remedy="leave masked rows out (np.ma.compress_rows), or fill them in (X.filled)",
-        )
-
-
-def refuse_sparse(X: Any) -> None:
-    """Raise UsageError for a sparse matrix, which numpy would take for a single object."""
-    if hasattr(X, "tocsr"):
-        raise UsageError(
-            f"sparse input is not supported ({type(X).__name__})",
-            expected="rows as a dense array",
-            remedy="pass X.toarray(), a part of the rows at a time if need be",
-        )
-
-
 def array_to_host(X: Any) -> Any:
-    """Return `X`, copied to memory if it lies on a device (a cupy array or a cuDF column)."""
+    """Return `X`, copied to memory if it lies on a device (a cupy array, or a column or a dataframe of cuDF)."""
     if hasattr(X, "to_arrow"):
-        return X.to_arrow()
+        return frame_to_host(X) if hasattr(X, "columns") else X.to_arrow()
     if hasattr(X, "__cuda_array_interface__"):
         import cupy
 
@@ -249,9 +203,9 @@ def prepare_rows(part: Any, normalize: bool, where: str = "", first: int = 0) ->
     Errors name a row by `where` and its number, counted from `first`.
     """
     part = array_to_host(part)
-    X = as_matrix(part) if isinstance(part, np.ndarray) else to_matrix(part, where)
+    X = as_matrix(part) if isinstance(part, (np.ndarray, pd.DataFrame)) else to_matrix(part, where)
     if not check_rows(X, normalize, where, first) and normalize:
-        given = isinstance(part, np.ndarray) and np.may_share_memory(X, part)
+        given = isinstance(part, pd.DataFrame) or (isinstance(part, np.ndarray) and np.may_share_memory(X, part))
         unit = np.empty_like(X) if given or not X.flags.writeable else X
         unit_rows(as_readonly(X), unit)
         return unit

@@ -25,11 +25,20 @@ from daskmeans.kmeans.memory import check_fit
 from daskmeans.kmeans.rounding import measure_rounding
 from daskmeans.kmeans.rows.block import Block, MemoryBudget
 from daskmeans.kmeans.rows.blocks import Blocks
-from daskmeans.kmeans.rows.inputs import as_matrix, fuse_tasks, is_lazy, join_chunks, list_partitions, prepare_on_device
+from daskmeans.kmeans.rows.given import is_lazy
+from daskmeans.kmeans.rows.inputs import as_matrix, fuse_tasks, join_chunks, list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.weights import check_total, check_weights, cut_weights, resolve_weights
 from daskmeans.kmeans.scaling import measure_moments
 from daskmeans.runtime import executor, gpus, resources
-from daskmeans.runtime.client import current_client, logger, n_threads, task_key, threads_per_process
+from daskmeans.runtime.client import (
+    check_home,
+    chosen_workers,
+    client_in_use,
+    logger,
+    n_threads,
+    task_key,
+    threads_per_process,
+)
 from daskmeans.runtime.memory import reading_bytes
 from daskmeans.tuning import DEFAULT, Tuning
 from daskmeans.vectors.frames import is_cudf
@@ -73,7 +82,7 @@ def load_blocks(
     tuning: Tuning = DEFAULT,
     sample_weight: Any = None,
 ) -> Blocks:
-    """Load the rows of `X` as blocks: a matrix, a dask array, or a dask dataframe with a column of vectors.
+    """Load the rows of `X`, from :func:`open_rows`, as blocks.
 
     With a `sample_fraction` below 1, only rows whose numbers hash below it are kept, and they are renumbered. So are
     those that are left where some have a `sample_weight` of 0. With `on_gpus`, all workers compute with the rows on
@@ -91,10 +100,13 @@ def load_blocks(
     lazy, given_as = is_lazy(X), X
     weights = resolve_weights(sample_weight, X, column)
     X = X if lazy else as_matrix(X, column)
-    client = current_client(client)
+    client = client_in_use(client)
     if isinstance(X, da.Array):
+        check_home([X], client)  # an optimized graph has only their keys
         (X,) = dask.optimize(join_chunks(X, tuning.blocks_each * n_threads(client)))
     parts = list_partitions(X, column)
+    if lazy:
+        check_home(parts, client)
     lengths: list[int] | None = None
     counted = not lazy or (isinstance(X, da.Array) and not math.isnan(X.shape[0]))
     if counted:
@@ -162,7 +174,7 @@ class _LoadedBlocks(Blocks):
 
     def _balance(self) -> None:
         """Move blocks away from workers that have more rows per thread than others, which would wait for them."""
-        threads = self.client.nthreads()
+        threads = chosen_workers(self.client)
         held: dict[str, list[int]] = {worker: [] for worker in threads}
         for group in self._groups:
             held.setdefault(group.worker, []).extend(group.members)
@@ -231,7 +243,7 @@ def _deal_workers(count: int, client: Client | None) -> list[AbstractContextMana
     Left alone, dask may give one worker three times as many blocks as another, and spill them to disk there. Other
     workers may run the tasks too, so that a lost worker does not block them; :func:`_plan_moves` corrects for that.
     """
-    if client is None:
+    if client is None or not client.nthreads() or dask.get_annotations().get("workers"):  # as the caller says
         return [contextlib.nullcontext()] * count
     slots = [worker for worker, threads in sorted(client.nthreads().items()) for _ in range(threads)]
     return [dask.annotate(workers=[slots[i % len(slots)]], allow_other_workers=True) for i in range(count)]
@@ -248,7 +260,7 @@ def _plan_moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Se
     held = {worker: list(members) for worker, members in held.items()}
     rows = {worker: sum(lengths[i] for i in members) for worker, members in held.items()}
     moves: dict[int, str] = {}
-    while True:
+    while held:
         to, of = (choose(held, key=lambda w: (rows[w] / threads[w], w)) for choose in (min, max))
         room = rows[of] * threads[to] / threads[of] - rows[to]
         fitting = [i for i in held[of] if 0 < lengths[i] < room]
@@ -258,6 +270,7 @@ def _plan_moves(held: dict[str, list[int]], threads: dict[str, int], lengths: Se
         held[of].remove(i)
         held[to].append(i)
         rows[of], rows[to], moves[i] = rows[of] - lengths[i], rows[to] + lengths[i], to
+    return moves  # no worker is left
 
 
 def _start_offsets(lengths: Iterable[int]) -> list[int]:

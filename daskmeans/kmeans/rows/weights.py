@@ -18,10 +18,10 @@ import pandas as pd
 
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.sums import as_number, scale_for
+from daskmeans.kmeans.rows.given import is_lazy
 from daskmeans.kmeans.rows.inputs import (
     array_to_host,
     is_frame_of_numbers,
-    is_lazy,
     list_partitions,
     name_row,
     refuse_masked,
