@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from daskmeans.steps.leak import leak
     from daskmeans.steps.run import run
     from daskmeans.storage.result import StepResult
+    from daskmeans.vectors.embeddings import read_embeddings
     from daskmeans.vectors.options import ReadOptions
-    from daskmeans.vectors.source import read_embeddings
 
 __version__ = version("daskmeans")
 
@@ -76,8 +76,8 @@ _HOMES = {
     "steps.leak": ("leak",),
     "steps.run": ("run",),
     "storage.result": ("StepResult",),
+    "vectors.embeddings": ("read_embeddings",),
     "vectors.options": ("ReadOptions",),
-    "vectors.source": ("read_embeddings",),
 }
 
 

@@ -149,7 +149,8 @@ def dedup(
     export: str | None, overwrite: bool, reading: ReadOptions, cluster: ClusterSettings, output: Output,
 ) -> None:  # fmt: skip
     from daskmeans.report.review import write_review
-    from daskmeans.steps.dedup import dedup_step, holds_clusters
+    from daskmeans.steps.dedup import dedup_step
+    from daskmeans.steps.foreign import holds_clusters
     from daskmeans.steps.run import run_steps
 
     given_clusters = holds_clusters(inputs, reading)

@@ -40,7 +40,7 @@ from daskmeans.kmeans.rows.inputs import list_partitions, prepare_on_device
 from daskmeans.kmeans.rows.loading import load_blocks
 from daskmeans.kmeans.scaling import warn_of_scaling
 from daskmeans.kmeans.values import check_flag, is_auto, to_python
-from daskmeans.runtime import executor, gpus
+from daskmeans.runtime import blas, executor, gpus
 from daskmeans.runtime.client import current_client, logger
 from daskmeans.runtime.dashboard import add_page
 from daskmeans.storage import manifest
@@ -212,7 +212,7 @@ class KMeans(Contract):
             self._check_blocks(blocks, n_clusters, memory)
             warn_of_rounding(blocks.roundings)
             warn_of_scaling(blocks.moments if n_clusters > 1 else ())
-            with contextlib.nullcontext() if client else executor.limit_blas_threads():  # once, not for each of many
+            with contextlib.nullcontext() if client else blas.limit_blas_threads():  # once, not for each of many
                 runs = [
                     self._run_once(blocks, init, n_clusters, run, checkpoints, tuning)
                     for run in range(count_runs(self.n_init, init))

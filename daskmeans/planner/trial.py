@@ -35,7 +35,7 @@ from daskmeans.kmeans import model
 from daskmeans.kmeans.cluster_count import FEWEST_ROWS
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.pairs.plan import n_pairs, try_exact
-from daskmeans.runtime import executor, progress
+from daskmeans.runtime import blas, executor, progress
 from daskmeans.runtime.client import logger, n_threads
 from daskmeans.steps.dedup import dedup
 from daskmeans.steps.run import run
@@ -277,7 +277,7 @@ def _measure_rates(X: np.ndarray) -> tuple[float, float]:
     head, tile = X[:FEW_ROWS], config.get_bytes("tile-bytes")
     compare = warm_seconds(partial(nearest_centroids, centroids=many), head, X)
     compare -= warm_seconds(partial(nearest_centroids, centroids=few), head, X)
-    with executor.limit_blas_threads():
+    with blas.limit_blas_threads():
         pair = warm_seconds(
             lambda rows: decide_cluster(rows, np.float32(DEFAULT_THRESHOLD), "survivors", tile), head, X
         )

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import operator
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +24,10 @@ from dask.delayed import Delayed
 from distributed import Client, Future, KilledWorker
 from distributed.comm import CommClosedError
 from distributed.protocol import pickle
-from threadpoolctl import ThreadpoolController
 
 from daskmeans import config
 from daskmeans.errors import ClusterError, NotFoundError
-from daskmeans.runtime import progress
+from daskmeans.runtime import blas, progress
 from daskmeans.runtime.client import check_versions, client_in_use, n_threads, run_on_workers, task_key
 from daskmeans.runtime.liveness import (
     StallMonitor,
@@ -76,7 +74,7 @@ def call_in_threads(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """Return the results of `functions`, called in threads; for milliseconds of work, which tasks would take twice."""
     if len(functions) == 1:  # alone it may use all cores for BLAS, and need not wait for threads
         return [functions[0]()]
-    with limit_blas_threads():
+    with blas.limit_blas_threads():
         futures = [_thread_pool().submit(function) for function in functions]
         concurrent.futures.wait(futures)  # also those that an error would leave running
         return [future.result() for future in futures]
@@ -86,6 +84,10 @@ def call_in_threads(functions: Sequence[Callable[[], Any]]) -> list[Any]:
 def _thread_pool() -> ThreadPoolExecutor:
     """Return threads that are kept for the next call, as starting them may take longer. They must not call this."""
     return ThreadPoolExecutor(n_threads(), "daskmeans")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of the threads
+    os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
 def scatter_map(
@@ -251,61 +253,8 @@ def compute_locally(
 
     # Tasks use all cores; BLAS threads would oversubscribe them. If a task fails, the pool waits for those that run, so
     # nothing is written after the error is raised.
-    with Callback(posttask=done), limit_blas_threads(), ThreadPoolExecutor(n_threads()) as pool:
+    with Callback(posttask=done), blas.limit_blas_threads(), ThreadPoolExecutor(n_threads()) as pool:
         return list(dask.compute(*tasks, scheduler="threads", pool=pool))
-
-
-def limit_blas_threads() -> contextlib.AbstractContextManager[None]:
-    """Limit BLAS to one thread in the ``with`` block; several threads may be in such blocks at the same time."""
-    return _blas_limit
-
-
-class _BlasLimit(contextlib.AbstractContextManager[None]):
-    """A limit for the whole process: the first thread to enter sets it, the last to leave removes it.
-
-    In threadpoolctl, only the thread that has set a limit can remove it, and a BLAS on OpenMP stores it for that thread
-    only. So one dedicated thread does both.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._n_entered = threading.Lock(), 0
-        self._thread, self._limits = ThreadPoolExecutor(1, "daskmeans_blas"), contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._n_entered:
-                self._thread.submit(self._set_limit).result()
-            self._n_entered += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._n_entered -= 1
-            if not self._n_entered:
-                self._thread.submit(self._limits.close).result()
-
-    def _set_limit(self) -> None:
-        self._limits.close()  # in case Ctrl-C came before the count went up
-        self._limits.enter_context(_find_blas().limit(limits=1))
-
-
-_blas_limit = _BlasLimit()
-
-
-def _reset_after_fork() -> None:
-    """Reset the state in a forked child, which has none of the threads."""
-    global _blas_limit
-    _blas_limit = _BlasLimit()
-    _thread_pool.cache_clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
-
-
-@functools.cache
-def _find_blas() -> ThreadpoolController:
-    """Find the BLAS libraries, once, as that takes long."""
-    return ThreadpoolController().select(user_api="blas")
 
 
 def broadcast(value: Any, client: Client | None = None) -> Any:

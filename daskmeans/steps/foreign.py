@@ -29,7 +29,7 @@ from daskmeans.runtime import executor
 from daskmeans.runtime.client import current_client, logger, task_key
 from daskmeans.storage import manifest
 from daskmeans.storage.step import open_step
-from daskmeans.vectors.files import refuse_overlap, translate_read_errors
+from daskmeans.vectors.files import Input, refuse_overlap, translate_read_errors
 from daskmeans.vectors.formats import format_of
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.listing import find_files
@@ -51,6 +51,34 @@ def find_cluster_folders(path: UPath) -> list[UPath]:
         if not path.is_dir() or manifest.peek_manifest(path):
             return []
         return sorted((child for child in path.iterdir() if FOLDER.fullmatch(child.name)), key=str)
+
+
+def holds_clusters(inputs: Sequence[Input], reading: ReadOptions) -> bool:
+    """Whether `inputs` are the directory of clusters, ours or another tool's; else they are files of embeddings.
+
+    Raises
+    ------
+    UsageError
+        There are clusters among several inputs, or in the output of a run.
+    """
+    paths = reading.paths(inputs)
+    made = [(manifest.peek_manifest(path) or {}).get("step") for path in paths]
+    for path, step in zip(paths, made, strict=True):
+        if step is None and manifest.peek_manifest(path / "clusters"):
+            remedy = f"give {path / 'clusters'}, which it holds"
+            raise UsageError("this is the output of a run", where=str(path), expected="clusters", remedy=remedy)
+    known = [
+        step not in (None, "embed", "apply") or bool(find_cluster_folders(path))
+        for path, step in zip(paths, made, strict=True)
+    ]
+    if any(known) and len(paths) > 1:
+        raise UsageError(
+            "these are several inputs, and clusters among them",
+            where=str(paths[known.index(True)]),
+            expected="one directory of clusters, or files of embeddings",
+            remedy="give one directory; --against takes others",
+        )
+    return any(known)
 
 
 def open_clusters(

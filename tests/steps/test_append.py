@@ -30,9 +30,9 @@ from daskmeans.steps.assign import assign_files
 from daskmeans.steps.settings import Storing
 from daskmeans.storage import lock, manifest
 from daskmeans.tuning import DEFAULT, Tuning
+from daskmeans.vectors.embeddings import read_embeddings
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.options import ReadOptions
-from daskmeans.vectors.source import read_embeddings
 from helpers import decisions_of, make_rows, nightly, tuned_dedup, write_embeddings
 
 THRESHOLD = 0.995

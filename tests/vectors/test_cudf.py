@@ -30,9 +30,9 @@ from daskmeans.runtime import gpus
 from daskmeans.runtime.cluster import ClusterSettings, open_cluster
 from daskmeans.steps.fit import fit
 from daskmeans.vectors import frames, parquet
+from daskmeans.vectors.embeddings import read_embeddings
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.partitioning import MAX_LIST_ELEMENTS, FileSurvey, Unit, balance_partitions
-from daskmeans.vectors.source import read_embeddings
 from fake_cuml import install, two  # noqa: F401
 from helpers import blobs, write_embeddings
 

@@ -18,9 +18,10 @@ from daskmeans.duplicates.lookup import make_decision_index
 from daskmeans.duplicates.ranking import rank
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kernels.hashing import hash_column
+from daskmeans.vectors.embeddings import read_embeddings
 from daskmeans.vectors.id_types import cast_ids, id_type, ids_to_text
 from daskmeans.vectors.ids import check_ids, find_duplicate_ids
-from daskmeans.vectors.source import open_source, read_embeddings
+from daskmeans.vectors.source import open_source
 
 VALUES = {
     pa.int8(): st.integers(-128, 127),

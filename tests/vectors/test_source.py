@@ -19,11 +19,12 @@ from upath import UPath
 from daskmeans.errors import DaskmeansError, DataError, MissingExtraError, NotFoundError, OutputError, UsageError
 from daskmeans.storage import manifest
 from daskmeans.vectors import json_survey, jsonl, parquet
+from daskmeans.vectors.embeddings import read_embeddings
 from daskmeans.vectors.files import open_path, refuse_overlap
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_matrix
 from daskmeans.vectors.partitioning import Slice
-from daskmeans.vectors.source import Source, open_source, read_embeddings
+from daskmeans.vectors.source import Source, open_source
 from helpers import write_embeddings
 
 LISTS = {"list": pa.list_, "large_list": pa.large_list, "fixed": lambda t: pa.list_(t, 3)}
