@@ -265,7 +265,7 @@ def test_weights_stay_as_they_were_given():
         ([np.inf, 1, 1], DataError, ["row 0", "inf"]),
         ([1, 1e31, 1], DataError, ["row 1", "1e+31", "1e+30"]),
         (pd.Series([1, None, 1], dtype="Int64"), DataError, ["row 1", "nan"]),
-        ([0, 0, 0], UsageError, ["weights sum to 0", "above 0"]),
+        ([0, 0, 0], UsageError, ["weights are zero", "above 0"]),
         ([1e-200, 0, 0], UsageError, ["weights sum to 1e-200", "1e-100"]),
         ([1, 1], UsageError, ["2 weights for 3 rows", "one weight for each row"]),
         ([[1], [1], [1]], UsageError, ["sample_weight", "list", "one number for each row"]),

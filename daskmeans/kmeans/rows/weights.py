@@ -164,7 +164,7 @@ def check_total(total: float) -> None:
     """Raise UsageError if weights sum to too little, as they do if all are zero."""
     if total < LEAST_SUM:
         raise UsageError(
-            f"the weights sum to {total:g}",
+            f"the weights sum to {total:g}" if total else "all weights are zero",
             where="sample_weight",
             expected=f"at least one weight above 0, and a sum of {LEAST_SUM:g} or more",
         )
