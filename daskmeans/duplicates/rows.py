@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -15,18 +17,18 @@ from dask import delayed
 from daskmeans.duplicates.in_memory import MemoryDecisions, check_unique, read_ids
 from daskmeans.encoders.encoder import get_encoder
 from daskmeans.errors import DataError, UsageError
-from daskmeans.kmeans.rows.inputs import as_matrix, list_partitions, prepare_rows, vector_column
+from daskmeans.kmeans.rows.given import open_frame, open_rows
+from daskmeans.kmeans.rows.inputs import PEEK_ROWS, is_frame_of_numbers, list_partitions, prepare_rows, vector_column
 from daskmeans.runtime import executor
 from daskmeans.vectors.fields import plain_type
+from daskmeans.vectors.frames import frame_schema, frame_to_host, to_table
 
 # Texts that are encoded at a time.
 BATCH_TEXTS = 4096
 # Name of the ids, and of the texts, where rows have no columns.
 ID, TEXT = "id", "text"
-# Tables of Arrow.
-TABLES = pa.Table | pa.RecordBatch
-# Rows that show the types of columns of Python objects.
-PEEK_ROWS = 64
+# Kinds of Arrow, whose rows are taken by a method.
+ARROW = pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray
 
 
 class Rows:
@@ -45,8 +47,7 @@ class Rows:
         """The vectors, checked and of unit length; float32, shape (n, d)."""
         if isinstance(self.data, list | tuple) and not self.data:  # such as a batch of no texts
             return np.empty((0, 1), np.float32)
-        is_column = isinstance(self.data, pd.Series | pa.Array | pa.ChunkedArray)
-        return prepare_rows(self.data if is_column else as_matrix(self.data), True)
+        return prepare_rows(open_rows(self.data), True)
 
     def table(self, n: int, names: Sequence[str]) -> pa.Table:
         """The ids of the `n` rows, then the columns `names`, which may include the ids."""
@@ -56,10 +57,10 @@ class Rows:
 
     def take(self, places: np.ndarray) -> Any:
         """The rows at these ascending `places`, in the type that they were given in."""
-        if isinstance(self.data, list | tuple):
-            return type(self.data)(self.data[place] for place in places.tolist())
-        if isinstance(self.data, TABLES | pa.Array | pa.ChunkedArray):
+        if isinstance(self.data, ARROW):
             return self.data.take(pa.array(places))
+        if not hasattr(self.data, "shape") and isinstance(self.data, Sequence):
+            return type(self.data)(self.data[place] for place in places.tolist())  # type: ignore[call-arg]
         return self.data.iloc[places] if hasattr(self.data, "iloc") else self.data[places]
 
     def select(self, decided: MemoryDecisions, keep: bool) -> Any:
@@ -69,15 +70,6 @@ class Rows:
     def describe(self, places: np.ndarray) -> list[dict[str, Any]]:
         """Metadata of the rows at these `places`, in any order."""
         return [{} for _ in places]
-
-
-class ChunkedRows(Rows):
-    """Rows of a dask array; selected rows are lazy."""
-
-    def vectors(self) -> np.ndarray:
-        if np.isnan(self.data.shape[0]):
-            self.data = self.data.compute_chunk_sizes()
-        return _join_vectors(list_partitions(self.data, None))
 
 
 class TextRows(Rows):
@@ -90,8 +82,22 @@ class TextRows(Rows):
         return [{TEXT: text} for text in _to_list(self.take(places))]
 
 
+class LazyRows(Rows):
+    """Vectors of a dask array, or of a dask column of lists; selected rows are lazy."""
+
+    def vectors(self) -> np.ndarray:
+        opened = open_rows(self.data)
+        if isinstance(opened, da.Array) and np.isnan(opened.shape[0]):
+            opened.compute_chunk_sizes()  # of the array that was given
+        self._starts = _find_starts(opened) if isinstance(opened, dd.Series) else None
+        return _join_vectors(list_partitions(opened, None))
+
+    def take(self, places: np.ndarray) -> Any:
+        return self.data[places] if self._starts is None else _take_lazily(self.data, self._starts, places)
+
+
 class FrameRows(Rows):
-    """Rows of a dataframe: of pandas, an Arrow table, or one that converts to an Arrow table, as those of polars do.
+    """Rows of a dataframe in memory, of any kind that :func:`open_frame` opens.
 
     Parameters
     ----------
@@ -105,26 +111,23 @@ class FrameRows(Rows):
 
     def __init__(self, data: Any, column: str | None, id_field: str | None) -> None:
         super().__init__(data)
-        self.names = list(data.column_names if isinstance(data, TABLES) else data.columns)
+        self.frame = frame_to_host(open_frame(data))
+        self.names = list(self.frame.columns)
         self.id_field = ID if id_field is None and ID in self.names else id_field
-        self.features: list[Any] = []
-        peek = self._peek()
-        if column is None and isinstance(peek, TABLES):
-            types = {name: peek.schema.field(i).type for i, name in enumerate(self.names) if name != self.id_field}
-            self.features = list(types) if types and all(map(_is_number, types.values())) else []
-        shown = peek.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True) if isinstance(peek, TABLES) else peek
+        self.features = [name for name in self.names if name != self.id_field]
         self.column, self.holds_texts = None, False
-        if not self.features:
-            found = vector_column(shown, column)
+        peek = self._peek()
+        if not self.features or not is_frame_of_numbers(open_rows(self._drop_ids(peek), column), column):
+            self.features, found = [], vector_column(peek, column)
             self.column = next(name for name in self.names if str(name) == str(found))  # Arrow's names are strings
-            place = self.names.index(self.column)
-            self.holds_texts = isinstance(peek, TABLES) and _is_text(peek.schema.field(place).type)
+            self.holds_texts = _is_text(frame_schema(peek[[self.column]]).types[0])
 
     def vectors(self) -> np.ndarray:
+        if self.holds_texts:
+            return encode_texts(self._read([self.column])[0].to_pylist())
         if self.features:
-            return prepare_rows(as_matrix(self._read(self.features).to_pandas()), True)
-        values = self._read([self.column])[0]
-        return encode_texts(values.to_pylist()) if self.holds_texts else prepare_rows(values, True, self._where())
+            return prepare_rows(open_rows(self._drop_ids(self.frame)), True)
+        return prepare_rows(self.frame[self.column], True, f"column {self.column!r}")
 
     def table(self, n: int, names: Sequence[str]) -> pa.Table:
         id_name = ID if self.id_field is None else self.id_field
@@ -144,49 +147,39 @@ class FrameRows(Rows):
         shown = [name for name in self.names if name not in hidden]
         return self._read(shown, places).to_pylist() if shown else super().describe(places)
 
-    def _where(self) -> str:
-        return f"column {self.column!r}"
+    def _peek(self) -> pd.DataFrame:
+        """The first rows, or at least their types."""
+        return self.frame.head(PEEK_ROWS)
 
-    def _peek(self) -> Any:
-        """The first rows, as an Arrow table."""
-        return self._read(self.names, np.arange(min(PEEK_ROWS, len(self.data))))
+    def _drop_ids(self, frame: Any) -> Any:
+        return frame.drop(columns=self.id_field) if self.id_field in self.names else frame
 
     def _read(self, names: Sequence[Any], places: np.ndarray | None = None) -> pa.Table:
         """Some columns as an Arrow table; all rows, or those at these `places`."""
-        found = self.data.select(names) if isinstance(self.data, TABLES) else self.data[list(names)]
-        if isinstance(found, pd.DataFrame):
-            chosen = found if places is None else found.iloc[places]
-            return pa.Table.from_pandas(chosen, preserve_index=False)
-        table = found if isinstance(found, TABLES) else found.to_arrow()
-        return table if places is None else table.take(pa.array(places))
+        found = self.frame[list(names)]
+        return to_table(found if places is None else found.iloc[places])
 
 
 class DaskRows(FrameRows):
     """Rows of a dask dataframe; selected rows are lazy."""
 
     def vectors(self) -> np.ndarray:
-        sizes = [delayed(len, pure=False)(part) for part in self.data.to_delayed(optimize_graph=False)]
-        self._starts = np.cumsum([0, *executor.compute(sizes)])
-        return _join_vectors(list_partitions(self.data, self.column))
+        self._starts = _find_starts(self.data)
+        if self.holds_texts:
+            return super().vectors()
+        return _join_vectors(list_partitions(self._drop_ids(self.data) if self.features else self.data, self.column))
 
     def take(self, places: np.ndarray) -> dd.DataFrame:
-        parts, task = self.data.to_delayed(optimize_graph=False), delayed(_take_rows, pure=False)
-        bounds = np.searchsorted(places, self._starts)
-        taken = [
-            task(part, places[low:high] - start)
-            for part, start, low, high in zip(parts, self._starts[:-1], bounds[:-1], bounds[1:], strict=True)
-        ]
-        return dd.from_delayed(taken, meta=self.data._meta, verify_meta=False)
+        return _take_lazily(self.data, self._starts, places)
 
-    def _peek(self) -> Any:
-        return self.data
+    def _peek(self) -> pd.DataFrame:
+        return frame_to_host(self.data._meta)
 
     def _read(self, names: Sequence[Any], places: np.ndarray | None = None) -> pa.Table:
         if places is None:
-            return pa.Table.from_pandas(self.data[list(names)].compute(), preserve_index=False)
+            return to_table(self.data[list(names)].compute())
         ascending, back = np.unique(places, return_inverse=True)
-        rows = self.take(ascending)[list(names)].compute()
-        return pa.Table.from_pandas(rows.iloc[back], preserve_index=False)
+        return to_table(self.take(ascending)[list(names)].compute().iloc[back])
 
 
 def to_rows(data: Any, column: str | None, id_field: str | None) -> Rows:
@@ -197,22 +190,17 @@ def to_rows(data: Any, column: str | None, id_field: str | None) -> Rows:
     UsageError
         There are no such columns, or rows of this type cannot be read.
     """
+    lazy = dask.is_dask_collection(data)
     if isinstance(data, dd.DataFrame):
         return DaskRows(data, column, id_field)
-    if isinstance(data, TABLES) or hasattr(data, "columns"):
+    if hasattr(data, "columns") and not lazy:
         return FrameRows(data, column, id_field)
     for name, value in (("column", column), ("id_field", id_field)):
         if value is not None:
             found = f"{name}={value!r} was given with {type(data).__name__}, which has no columns"
             raise UsageError(found, expected="a dataframe", remedy=f"leave {name} out")
-    if isinstance(data, da.Array):
-        return ChunkedRows(data)
-    if not isinstance(data, list | tuple | pa.Array | pa.ChunkedArray) and not hasattr(data, "shape"):
-        raise UsageError(
-            f"rows of type {type(data).__name__} cannot be read",
-            expected="an array, a dataframe, a list of texts, or paths",
-            remedy="make a list of them",
-        )
+    if lazy:
+        return LazyRows(data)
     return TextRows(data) if _are_texts(data) else Rows(data)
 
 
@@ -249,7 +237,25 @@ def _join_vectors(parts: Sequence[Any]) -> np.ndarray:
     return np.concatenate([each for each in found if len(each)] or found[:1])
 
 
-def _take_rows(part: pd.DataFrame, places: np.ndarray) -> pd.DataFrame:
+def _find_starts(data: dd.DataFrame | dd.Series) -> np.ndarray:
+    """The number of the first row of each partition, and the number of all rows."""
+    sizes = [delayed(len, pure=False)(part) for part in data.to_delayed(optimize_graph=False)]
+    return np.cumsum([0, *executor.compute(sizes)])
+
+
+def _take_lazily(data: Any, starts: np.ndarray, places: np.ndarray) -> Any:
+    """The rows at these ascending `places` of a dask dataframe or column whose partitions start at `starts`."""
+    bounds, task = np.searchsorted(places, starts), delayed(_take_rows, pure=False)
+    taken = [
+        task(part, places[low:high] - start)
+        for part, start, (low, high) in zip(
+            data.to_delayed(optimize_graph=False), starts[:-1], pairwise(bounds), strict=True
+        )
+    ]
+    return dd.from_delayed(taken, meta=data._meta, verify_meta=False)
+
+
+def _take_rows(part: Any, places: np.ndarray) -> Any:
     return part.iloc[places]
 
 
@@ -261,12 +267,8 @@ def _are_texts(data: Any) -> bool:
     """Whether `data` are texts, judging by their type or the first one."""
     if isinstance(data, pa.Array | pa.ChunkedArray):
         return _is_text(data.type)
-    one_dimensional = isinstance(data, list | tuple) or len(data.shape) == 1
+    one_dimensional = isinstance(data, list | tuple) or len(getattr(data, "shape", ())) == 1
     return one_dimensional and isinstance(next(iter(data), None), str | bytes)
-
-
-def _is_number(type_: pa.DataType) -> bool:
-    return pa.types.is_integer(type_) or pa.types.is_floating(type_)
 
 
 def _is_text(type_: pa.DataType) -> bool:

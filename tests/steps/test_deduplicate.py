@@ -6,6 +6,7 @@ import builtins
 import importlib.util
 import pickle
 import re
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import scipy.sparse
 
 import daskmeans as dkm
 from daskmeans.duplicates.in_memory import decide, find_pairs_in_threads
@@ -53,8 +55,8 @@ class LikePolars:
     def columns(self) -> list[str]:
         return self.table.column_names
 
-    def to_arrow(self) -> pa.Table:
-        return self.table
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -63,6 +65,27 @@ class LikePolars:
         if isinstance(item, list):
             return LikePolars(self.table.select(item))
         return LikePolars(self.table.take(pa.array(item)))
+
+
+class LikeTorch:
+    """A tensor that needs gradients."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows, self.shape = rows, rows.shape
+
+    def detach(self) -> LikeTorch:
+        return LikeTorch(self.rows)
+
+    cpu = detach
+
+    def numpy(self) -> np.ndarray:
+        return self.rows
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    def __getitem__(self, places: np.ndarray) -> LikeTorch:
+        return LikeTorch(self.rows[places])
 
 
 TABLE = pa.table({"name": NAMES, "v": pa.array(list(X))})
@@ -79,8 +102,20 @@ KINDS = {
     "batch": (lambda: TABLE.to_batches()[0], lambda kept: np.stack(kept["v"].to_numpy(zero_copy_only=False))),
     "arrow": (lambda: TABLE, lambda kept: np.stack(kept["v"].to_numpy())),
     "like polars": (lambda: LikePolars(TABLE), lambda kept: np.stack(kept.table["v"].to_numpy())),
+    "like torch": (lambda: LikeTorch(X), lambda kept: kept.rows),
+    "deque": (lambda: deque(X), np.stack),
+    "arrays of Arrow": (lambda: TABLE["v"], lambda kept: np.stack(kept.to_numpy())),
+    "objects": (lambda: pd.DataFrame(X).astype(object), lambda kept: kept.to_numpy(np.float32)),
     "series": (arrow_lists, lambda kept: np.stack(kept)),
     "dask array": (lambda: da.from_array(X, chunks=(90, 12)), lambda kept: kept.compute()),
+    "dask column": (
+        lambda: dd.from_pandas(pd.DataFrame({"v": arrow_lists()}), npartitions=3)["v"],
+        lambda kept: np.stack(kept.compute()),
+    ),
+    "dask numbers": (
+        lambda: dd.from_pandas(pd.DataFrame(X).assign(id=np.arange(len(X))), npartitions=3),
+        lambda kept: kept.compute().drop(columns="id").to_numpy(),
+    ),
     "dask": (
         lambda: dd.from_pandas(pd.DataFrame({"v": arrow_lists(), "name": NAMES}), npartitions=3),
         lambda kept: np.stack(kept.compute()["v"]),
@@ -100,6 +135,12 @@ def test_rows_come_back_as_they_were_given(kind: str) -> None:
     assert found.pairs["id"].tolist() == np.delete(np.arange(len(X)), stay).tolist()
     assert set(found.pairs["kept_id"]) <= set(stay)
     assert repr(found).startswith(f"Deduplication(rows=500, kept={len(stay)}, exact=")
+
+
+def test_columns_of_one_name_count_once_each() -> None:
+    frame = pd.DataFrame(X, columns=["a", *"abcdefghijk"]).assign(id=np.arange(len(X)))
+    found = dkm.deduplicate(frame, THRESHOLD, keep="id:asc")
+    assert np.flatnonzero(found.decisions.keep).tolist() == brute_force(THRESHOLD)
 
 
 def test_columns_and_index_stay() -> None:
@@ -221,10 +262,13 @@ def test_texts_without_the_encoder_name_the_extra(monkeypatch: pytest.MonkeyPatc
         (lambda: Path("missing.parquet"), {"column": "v"}, "reading="),
         (lambda: np.zeros((3, 2)), {}, "row 0"),
         (lambda: pd.DataFrame({"id": [1, 1], "v": [[1.0], [2.0]]}), {}, "occurs before"),
-        (lambda: 7, {}, "type int cannot be read"),
-        (lambda: (row for row in X), {}, "make a list"),
-        (lambda: {"v": X}, {}, "type dict cannot be read"),
+        (lambda: 7, {}, "got 0D array"),
+        (lambda: (row for row in X), {}, "numpy.stack(list(X))"),
+        (lambda: {"v": X}, {}, "pandas.DataFrame(X)"),
         (lambda: None, {}, "NoneType"),
+        (lambda: scipy.sparse.csr_array(X), {}, "X.toarray()"),
+        (lambda: dask.delayed(X), {}, "dask.array.from_delayed"),
+        (lambda: np.ma.masked_less(X, 0), {}, "masked"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told(data, arguments: dict[str, object], told: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 
-from daskmeans import KMeans, SemanticDeduplicator, assign, fit
+from daskmeans import KMeans, SemanticDeduplicator, assign, deduplicate, fit
 from daskmeans.errors import DataError, UsageError
 from daskmeans.kmeans.rows.given import open_rows
 from daskmeans.kmeans.rows.inputs import as_matrix, list_partitions, prepare_rows
@@ -168,6 +168,13 @@ def test_all_verbs_take_what_a_fit_takes(kind):
         np.testing.assert_array_equal(*dask.compute(found, expected))
 
 
+@pytest.mark.parametrize("kind", GIVEN)
+def test_duplicates_are_found_in_what_a_fit_takes(kind):
+    found, expected = deduplicate(GIVEN[kind], 0.9), deduplicate(X, 0.9)
+    assert 0 < expected.decisions.keep.sum() < 60
+    np.testing.assert_array_equal(found.decisions.keep, expected.decisions.keep)
+
+
 def test_frames_of_numbers_have_their_names_whatever_they_are_of():
     for given in (dd.from_pandas(NUMBERS, npartitions=2), pa.Table.from_pandas(NUMBERS), NUMBERS.astype(object)):
         km = KMeans(3).fit(given)
@@ -241,6 +248,9 @@ def test_what_holds_no_rows_is_named_with_what_to_type(kind):
     if kind not in ("generator", "reader"):
         with pytest.raises(UsageError, match=words):
             KMeans(2).fit(X).predict(given)
+    if kind not in ("generator", "path", "texts"):  # the first is at its end, and the others are no mistakes
+        with pytest.raises(UsageError, match=words):
+            deduplicate(given)
 
 
 def test_a_null_among_objects_is_a_row_that_is_named():
