@@ -21,7 +21,18 @@ BLANK = b"\xef\xbb\xbf \t\r\n"
 # Bytes of a file that are looked at; more of a compressed one, whose first block must be whole.
 HEAD_BYTES, PACKED_BYTES = 512, 2**18
 # What reads other formats with pyarrow, for the line to type.
-READERS = {".csv": "csv.read_csv", ".feather": "feather.read_table", ".orc": "orc.read_table"}
+READERS = {
+    ".csv": "csv.read_csv({})",
+    ".feather": "feather.read_table({})",
+    ".arrow": "feather.read_table({})",
+    ".orc": "orc.read_table({})",
+}
+# First bytes of a stream of Arrow, and what reads it.
+STREAM_MAGIC, STREAM_READER = b"\xff\xff\xff\xff", "ipc.open_stream({}).read_all()"
+# Names of files that may hold vectors, though none of these formats is read.
+OTHERS = (*READERS, ".avro", ".h5", ".hdf5", ".npz", ".pkl", ".pt", ".safetensors", ".tsv")
+# File that `save_to_disk` of Hugging Face's datasets leaves beside its Arrow files.
+SAVED_STATE = "state.json"
 
 
 def file_name(path: UPath) -> str:
@@ -86,16 +97,27 @@ def format_of(path: UPath, given: str | None = None) -> str:
     return found
 
 
+def is_other_format(path: UPath) -> bool:
+    """Whether the name of `path` shows a format that may hold vectors, but is not read."""
+    return file_name(path).lower().endswith(OTHERS)
+
+
 def conversion(path: UPath) -> str:
     """Return the command that makes of `path` a file that can be read; empty if none is known."""
     stem, _, suffix = file_name(path).rpartition(".")
+    start = _read_start(path, HEAD_BYTES)
+    if suffix.lower() == "arrow" and _read_start(path.parent / SAVED_STATE, 1):
+        return (
+            f"python -c \"import datasets; datasets.load_from_disk({str(path.parent)!r}).to_parquet('rows.parquet')\""
+        )
     if reader := READERS.get(f".{suffix.lower()}"):
+        reader = STREAM_READER if start.startswith(STREAM_MAGIC) else reader
         module = reader.partition(".")[0]
         return (
             f'python -c "from pyarrow import {module}, parquet; '
-            f'parquet.write_table({reader}({str(path)!r}), {f"{stem}.parquet"!r})"'
+            f'parquet.write_table({reader.format(repr(str(path)))}, {f"{stem}.parquet"!r})"'
         )
-    if _read_start(path, HEAD_BYTES).lstrip(BLANK).startswith(b"["):
+    if start.lstrip(BLANK).startswith(b"["):
         return (
             f'python -c "import json; [print(json.dumps(row)) for row in json.load(open({str(path)!r}))]" '
             f"> {stem}.jsonl"

@@ -29,7 +29,7 @@ from daskmeans.vectors.files import (
     real_path,
     translate_read_errors,
 )
-from daskmeans.vectors.formats import SUFFIXES, conversion, format_of, named_format, sniff_format
+from daskmeans.vectors.formats import SUFFIXES, conversion, format_of, is_other_format, named_format, sniff_format
 from daskmeans.vectors.lakes import is_delta_table, list_delta_files, refuse_lake_parts, refuse_lake_tables
 
 # File of rejected rows in older outputs, beside their data.
@@ -238,12 +238,31 @@ def _split_by_format(files: list[UPath], where: UPath, format: str | None) -> In
     formats = {file: named.get(file) or looks.get(file) for file in files}
     known = {file: shown for file, shown in formats.items() if shown and format in (None, shown)}
     others = [file for file in unnamed if file not in known]
+    if format is None and not named:
+        _refuse_beside_others(known, others, where)
     if not known:
-        example = f", but {others[0].name} and the like" if others else ""
-        remedy = conversion(others[0]) if others else ""
+        first = next(filter(is_other_format, others), others[0]) if others else None
+        example, remedy = (f", but {first.name} and the like", conversion(first)) if first else ("", "")
         expected = f"files: {SUFFIXES}" if format is None else f"files of the format {format}"
         raise UsageError(f"no file that can be read{example}", where=str(where), expected=expected, remedy=remedy)
     return InputFiles(known, others)
+
+
+def _refuse_beside_others(known: Mapping[UPath, str], others: list[UPath], where: UPath) -> None:
+    """Raise UsageError if all that is `known` are objects of JSON, and one of `others` may hold the rows instead.
+
+    Many writers leave such an object beside their data, to describe it.
+    """
+    data = [file for file in others if is_other_format(file)]
+    if data and {*known.values()} == {"jsonl"}:
+        rest = f"if the rows are in {next(iter(known)).name} and the like, read those with --format jsonl"
+        line = conversion(data[0])
+        raise UsageError(
+            f"no name shows a format that can be read, and the rows may be in {_name_some(data)}",
+            where=str(where),
+            expected=f"files: {SUFFIXES}",
+            remedy=f"{line}; {rest}" if line else rest,
+        )
 
 
 def _refuse_parquet(others: list[UPath], where: UPath) -> None:

@@ -129,14 +129,17 @@ def test_a_format_that_is_given_selects(tmp_path) -> None:
 TABLE = {"id": [1, 2], "text": ["a", "b, c"]}
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.feather", "x.orc", "x.json"])
+@pytest.mark.parametrize("name", ["x.csv", "x.feather", "x.arrow", "stream.arrow", "x.orc", "x.json"])
 @pytest.mark.parametrize("given", ["", "/*", "/NAME"])
 def test_the_message_holds_the_line_that_converts_other_formats(tmp_path, monkeypatch, name: str, given: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     if name == "x.csv":
         (tmp_path / "in" / name).write_text('id,text\n1,a\n2,"b, c"\n')
-    elif name == "x.feather":
+    elif name == "stream.arrow":
+        with pa.ipc.new_stream(tmp_path / "in" / name, pa.table(TABLE).schema) as stream:
+            stream.write_table(pa.table(TABLE))
+    elif name in ("x.feather", "x.arrow"):
         pf.write_feather(pa.table(TABLE), tmp_path / "in" / name)
     elif name == "x.orc":
         po.write_table(pa.table(TABLE), tmp_path / "in" / name)
@@ -147,9 +150,41 @@ def test_the_message_holds_the_line_that_converts_other_formats(tmp_path, monkey
     line = caught.value.remedy
     assert shlex.split(line)[:2] == ["python", "-c"]
     subprocess.run(line.replace("python", shlex.quote(sys.executable), 1), shell=True, check=True)
-    made = tmp_path / ("x.jsonl" if name == "x.json" else "x.parquet")
+    made = (tmp_path / name).with_suffix(".jsonl" if name == "x.json" else ".parquet")
     got = open_source(made, text_field="text").frame().compute(scheduler="threads")
     assert got.to_dict("list") == TABLE
+
+
+def test_a_dataset_saved_by_hugging_face_is_named_with_what_to_type(tmp_path) -> None:
+    """Files as `save_to_disk` writes them for a DatasetDict: two of JSON beside each stream of Arrow."""
+    for split in ("test", "train"):
+        (tmp_path / split).mkdir()
+        for name in ("dataset_info.json", "state.json"):
+            (tmp_path / split / name).write_text(json.dumps({"_fingerprint": "a", "_split": split}, indent=2))
+        with pa.ipc.new_stream(tmp_path / split / "data-00000-of-00001.arrow", pa.table(TABLE).schema) as stream:
+            stream.write_table(pa.table(TABLE))
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["test", "train"]}')
+    (tmp_path / "README").write_text("about the data")
+    train = tmp_path / "train"
+    for given, saved in [
+        (tmp_path, tmp_path / "test"), (train, train), (f"{train}/*", train), (f"{train}/*.arrow", train)
+    ]:  # fmt: skip
+        with pytest.raises(UsageError, match=r"data-00000-of-00001\.arrow") as caught:
+            open_source(given)
+        assert f"datasets.load_from_disk('{saved}').to_parquet('rows.parquet')" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.arrow", "x.npz", "x.safetensors"])
+def test_an_object_of_json_hides_no_data_of_other_formats(tmp_path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"some data")
+    (tmp_path / "part-0").write_bytes(LINES)
+    (tmp_path / "README").write_text("about the data")
+    with pytest.raises(UsageError, match=f"may be in {name}") as caught:
+        open_source(tmp_path)
+    assert "if the rows are in part-0 and the like" in caught.value.remedy
+    assert open_source(tmp_path, format="jsonl").rows == open_source(f"{tmp_path}/part-*").rows == 60
+    write_embeddings(tmp_path / "x.parquet", X)
+    assert [file.name for file in find_files(tmp_path)] == ["x.parquet"]
 
 
 def test_what_nothing_shows(tmp_path) -> None:
