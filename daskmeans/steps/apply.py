@@ -35,6 +35,7 @@ from daskmeans.vectors.files import (
     find_directories,
     join_inside,
     open_path,
+    public_name,
     refuse_overlap,
     stat_file,
 )
@@ -183,7 +184,7 @@ def _read_decided(folder: UPath) -> dict[str, Any]:
 def apply_inputs(folder: UPath, files: list[UPath]) -> dict[str, Any]:
     """Identity of what the kept rows are made from: the decisions in `folder`, and the original `files`."""
     made = manifest.identity_hash(manifest.read_manifest(folder, "dedup", "leak"))
-    stamps = {str(file): stat_file(file) for file in files}
+    stamps = {public_name(file): stat_file(file) for file in files}
     given = {name: f"{size} bytes of version {version or 'unknown'}" for name, (size, version) in stamps.items()}
     fingerprint = manifest.checksum(json.dumps(list(given.items())).encode())
     return {"decisions": str(folder), "made": made, "fingerprint": fingerprint, "files": given}
