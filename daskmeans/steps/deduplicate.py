@@ -57,7 +57,7 @@ def deduplicate(
     data : array, dataframe, texts or path
         Vectors: an array (numpy, dask) with a row each. Or a dataframe (pandas, Arrow, polars, dask) with a column of
         vectors. Or texts: a list, an array or a column of strings, which wordllama encodes
-        (``pip install "daskmeans[text]"``). Or files: a path, a glob, or a list of :class:`pathlib.Path`; a list of
+        (``pip install "daskmeans[text]"``). Or files: a path, a glob, or a list of ``Path``; a list of
         strings is a list of texts.
     threshold : float, default 0.9
         Cosine similarity from which two rows are duplicates, in [0.5, 1] for rows in memory.
