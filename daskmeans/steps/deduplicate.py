@@ -55,10 +55,10 @@ def deduplicate(
     Parameters
     ----------
     data : array, dataframe, texts or path
-        Vectors: whatever :meth:`KMeans.fit` takes, such as an array (numpy, dask, torch) with a row each, or a
+        Vectors: whatever ``KMeans.fit`` takes, such as an array (numpy, dask, torch) with a row each, or a
         dataframe (pandas, Arrow, polars, dask) with a column of vectors. Or texts: a list, an array or a column of
         strings, which wordllama encodes (``pip install "daskmeans[text]"``). Or files: a path, a glob, or a list of
-        :class:`pathlib.Path`; a list of strings is a list of texts.
+        ``Path``; a list of strings is a list of texts.
     threshold : float, default 0.9
         Cosine similarity from which two rows are duplicates, in [0.5, 1] for rows in memory.
     keep : str or sequence of str, default "hard"

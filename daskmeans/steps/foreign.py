@@ -34,6 +34,7 @@ from daskmeans.vectors.formats import format_of
 from daskmeans.vectors.ids import check_ids
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.matrix import to_column, to_matrix, vector_columns
+from daskmeans.vectors.numbering import FIELD
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.partitioning import Partition
 from daskmeans.vectors.reader import Reader
@@ -160,6 +161,13 @@ def _open_source(folders: list[UPath], reading: ReadOptions, client: Client | No
     with translate_read_errors(first):
         schema = pq.read_schema(first.path, filesystem=first.fs)
     id_field = NEMO_ID if "id" not in schema.names and NEMO_ID in schema.names else reading.id_field
+    if id_field not in schema.names and reading.id_from == FIELD:
+        raise UsageError(
+            f"there is no column {id_field!r}",
+            where=str(first),
+            expected=f"a column of ids, one of {', '.join(schema.names)}",
+            remedy="rename that column to 'id'",
+        )
     found = vector_columns(schema) if reading.embedding_field is None else [reading.embedding_field]
     named = {id_field, CENTROID, "nearest_cent", *found}
     others = tuple(name for name in schema.names if name not in named)

@@ -167,7 +167,7 @@ CASES = [
     Case("Parquet of another name", lambda at: [write_embeddings(at / "in" / "a.parquet.snappy", X),
          write_embeddings(at / "in" / "b.parquet", X)], "fit IN/in --model OUT --n-clusters 3", 2,
          ("a.parquet.snappy", ".parquet", "glob", "--format parquet")),
-    Case("Delta table", delta_table, "fit IN/in --model OUT --n-clusters 3", 2, ("/in", "Delta", "deltalake")),
+    Case("Delta table", delta_table, "fit IN/in --model OUT --n-clusters 3", 2, ("/in", "Delta", "daskmeans[lakes]")),
     Case("embedding column missing", good, f"{FIT} --embedding-field vector", 2, ("'vector'", "embedding")),
     Case("id column missing", good, f"{FIT} --id-field key", 2, ("'key'", "--id-field")),
     Case("metadata column missing", good, f"{RUN} --metadata-field txt", 2, ("'txt'", "text")),

@@ -197,7 +197,7 @@ FIT = stage("model", "Fit", input="vectors/", n_clusters=5)
         ([FIT, stage("b", "SemanticDeduplicator", input="${model}", threshold=0.9)], ["that of Assign"]),
         ([stage("b", "SemanticDeduplicator", input="vectors", threshold=0.9)], ["no output of daskmeans"]),
         ([FIT, stage("b", "Assign", input="vectors/", model="${model}"),
-          stage("c", "SemanticDeduplicator", input="${b}")], ["stage 'c'", "neither threshold nor eps"]),
+          stage("c", "SemanticDeduplicator", input="${b}", threshold=0.9, eps=0.1)], ["stage 'c'", "both threshold"]),
         ([stage("a", "Leak", train="vectors/", test="test/", threshold=0.3)], ["--threshold: 0.3 is out of range"]),
         ([stage("a", "Apply", decisions="vectors/", input="vectors/")], ["no output of daskmeans"]),
     ],

@@ -129,7 +129,7 @@ def test_an_operator_travels_without_its_model(model, monkeypatch):
     packed = pickle.dumps(SemanticDeduplicator(model, THRESHOLD))
     assert len(packed) < 1000
     loads, load = [], KMeans.load
-    monkeypatch.setattr(in_memory, "_models", {})
+    monkeypatch.setattr(deduplicator, "_models", {})
     monkeypatch.setattr(deduplicator.KMeans, "load", lambda *path: loads.append(path) or load(*path))
     for _ in range(3):
         assert pickle.loads(packed)(frame_of()).keep.sum() < len(X)
@@ -142,7 +142,7 @@ def test_a_model_that_was_replaced(tmp_path, monkeypatch):
     KMeans(n_clusters=3).fit(X).save(tmp_path / "model", overwrite=True)
     new = SemanticDeduplicator(tmp_path / "model", THRESHOLD)
     assert [decide(frame_of()).centroid.nunique() for decide in (old, new)] == [2, 3]
-    monkeypatch.setattr(in_memory, "_models", {})
+    monkeypatch.setattr(deduplicator, "_models", {})
     assert new(frame_of()).centroid.nunique() == 3
     with pytest.raises(DataError, match="the model has changed since"):
         old(frame_of())

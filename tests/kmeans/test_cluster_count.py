@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import dask.array as da
 import numpy as np
 import pytest
@@ -29,12 +27,3 @@ def test_auto_is_a_number_that_follows_from_the_rows(tmp_path):
     assert np.array_equal(again.cluster_centers_, km.cluster_centers_)
     with pytest.raises(UsageError, match="'auto'"):
         KMeans(n_clusters="many").fit(X)
-
-
-@pytest.mark.parametrize("name", ["km.pkl", "km.PICKLE", "km.joblib"])
-def test_a_pickle_is_not_read(tmp_path, name):
-    path = tmp_path / name
-    path.write_bytes(pickle.dumps(KMeans(2).fit(blobs(100))))
-    for use in (lambda: KMeans.load(path), lambda: KMeans(2, init=path).fit(blobs(100))):
-        with pytest.raises(UsageError, match=r"run code(.|\n)*km\.save"):
-            use()

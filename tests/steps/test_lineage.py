@@ -304,7 +304,7 @@ def context() -> Iterator[Any]:
 
 def test_any_order_of_commands(tmp_path, context):
     Lineage.folder, Lineage.context, Lineage.count, Lineage.made = tmp_path, context, 0, {}
-    examples = int(os.environ.get("DASKMEANS_LINEAGE_EXAMPLES", 100 if NIGHTLY else 5))
+    examples = int(os.environ.get("DASKMEANS_LINEAGE_EXAMPLES", 100 if NIGHTLY else 6))
     # A failure is told as it was found: making it smaller would take many times as long.
     phases = {"phases": [Phase.generate], "report_multiple_bugs": False}
     run_state_machine_as_test(Lineage, settings=settings(max_examples=examples, stateful_step_count=12, **phases))
