@@ -5,8 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any
 
 import numpy as np
@@ -248,9 +247,9 @@ def _rewrite_files(
 
 def _count_rows_before(files: list[UPath], format: str) -> list[int]:
     """Return, for each of `files`, how many rows there are in those before it."""
-    survey = partial(SURVEYS[format], rows=MOST_ROWS)
+    survey = SURVEYS[format]
     with ThreadPoolExecutor(min(SURVEY_THREADS, len(files))) as pool:
-        return [0, *accumulate(found.rows for found in pool.map(survey, files))][:-1]
+        return [0, *accumulate(found.rows for found in pool.map(survey, files, repeat(MOST_ROWS)))][:-1]
 
 
 def _find_repeated(met: list[np.ndarray]) -> dict[int, np.ndarray]:

@@ -75,7 +75,7 @@ def open_path(path: Input, storage_options: Mapping[str, Any] | None = None) -> 
         ) from None
 
 
-def _decode_file_url(path: Input) -> Input:
+def _decode_file_url(path: str | os.PathLike | UPath) -> str | os.PathLike | UPath:
     """Return the path that a URL of a local file stands for, without percent-encoding; anything else as it is.
 
     Examples
