@@ -273,7 +273,7 @@ def _time_part(reader: Reader, partition: Partition, wanted: int) -> tuple[pa.Ta
 def _measure_rates(X: np.ndarray) -> tuple[float, float]:
     """Seconds per row and centroid, and per ordered pair of rows of a cluster, with one thread."""
     normalize_rows(X := X.copy())
-    few, many = X[: len(X) // 64], X[: len(X) // 4]
+    few, many = X[: max(1, len(X) // 64)], X[: max(1, len(X) // 4)]
     head, tile = X[:FEW_ROWS], config.get_bytes("tile-bytes")
     compare = warm_seconds(partial(nearest_centroids, centroids=many), head, X)
     compare -= warm_seconds(partial(nearest_centroids, centroids=few), head, X)

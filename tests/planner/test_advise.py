@@ -136,6 +136,11 @@ def test_few_rows_are_not_tried(tmp_path):
         advise(write_embeddings(tmp_path / "in.parquet", blobs(n=3, d=4, copies=0)))
 
 
+def test_sixty_rows_are_enough_for_advice(tmp_path):
+    facts = advise(write_embeddings(tmp_path / "in.parquet", blobs(n=60, d=4, copies=0)))
+    assert facts["n_clusters"] == 3
+
+
 def test_rows_that_cannot_be_worked_with_are_counted(tmp_path):
     X = blobs(n=400, d=4)
     X[::4] = np.nan
