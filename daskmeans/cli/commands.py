@@ -150,7 +150,7 @@ def dedup(
 ) -> None:  # fmt: skip
     from daskmeans.report.review import write_review
     from daskmeans.steps.dedup import dedup_step
-    from daskmeans.steps.foreign import holds_clusters
+    from daskmeans.steps.foreign import find_cluster_folders, holds_clusters
     from daskmeans.steps.run import run_steps
 
     given_clusters = holds_clusters(inputs, reading)
@@ -175,7 +175,8 @@ def dedup(
     decisions = out if given_clusters else out.rstrip("/") + "/dedup"
     where = {"decisions": decisions} | ({"appended_to": str(result.against[0])} if append else {})
     show_decisions(result, where | page, output)
-    files, with_options = ["INPUT"] if given_clusters else inputs, bool(reading.storage_options)
+    known = not given_clusters or find_cluster_folders(reading.path(inputs[0]))  # ours do not say what they are made of
+    files, with_options = inputs if known else ["INPUT"], bool(reading.storage_options)
     hint_apply(decisions, files, result.summary.get("rejected", 0), with_options, cluster, output)
 
 

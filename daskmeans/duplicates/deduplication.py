@@ -43,7 +43,8 @@ class FileRows:
             source = check_ids(source, whole.on_bad_row, self._client)
         lookup = delayed(read_decision_index, pure=False)(decided.path)
         frame = source.frame()
-        frame = frame[sorted(frame.columns, key=names.index)]
+        made = [source.id_field] if source.id_field not in names else []
+        frame = frame[[*made, *(name for name in names if name in frame.columns)]]  # without fields inside others
         return frame.map_partitions(
             _select_decided, lookup, source.id_field, keep, meta=frame._meta, enforce_metadata=False
         )

@@ -48,7 +48,7 @@ def read_leak_index(path: UPath) -> LeakIndex:
     found = make_decision_index(pa.chunked_array([*leaked.chunks, *skipped.chunks], leaked.type), unknown)
     return LeakIndex(
         np.append(found.hashes, np.uint64(2**64 - 1)),  # the largest, as hashes ascend
-        pa.concat_arrays([found.ids, pa.array([0]).cast(found.ids.type)]),
+        pa.concat_arrays([found.ids, found.ids.slice(0, 1) if len(found.ids) else pa.nulls(1, found.ids.type)]),
         np.append(np.zeros(len(found.keep), bool), True),
         np.append(found.keep, False),
     )

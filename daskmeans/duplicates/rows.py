@@ -140,7 +140,7 @@ class FrameRows(Rows):
         if self.id_field is not None:
             ids = read_ids(self._read([self.id_field])[0], f"column {self.id_field!r}")
             check_unique(ids, f"column {self.id_field!r}")
-        return pa.table([ids, *self._read(more).columns], names=[id_name, *more])
+        return pa.table([ids, *(self._read(more).columns if more else [])], names=[id_name, *more])
 
     def describe(self, places: np.ndarray) -> list[dict[str, Any]]:
         hidden = [self.id_field, *self.features, *([] if self.holds_texts else [self.column])]

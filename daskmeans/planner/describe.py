@@ -53,8 +53,8 @@ def describe(
     path = open_path(url, storage_options)
     found = manifest.peek_manifest(path) if path.is_dir() else None
     if found is None:
-        if path.is_dir() and manifest.peek_manifest(path / "model"):
-            return _describe_run(path)
+        if path.is_dir() and (outputs := _find_outputs(path)):
+            return _describe_run(path) if set(outputs) <= {"model", "clusters", "dedup"} else _describe_job(outputs)
         return _describe_embeddings(
             open_source(
                 url, id_field=id_field, embedding_field=embedding_field, storage_options=storage_options, format=format
@@ -68,6 +68,23 @@ def describe(
         found["step"], _describe_other
     )
     return head | facts(path) | {"seconds": found["seconds"]} | tail
+
+
+def _find_outputs(path: UPath) -> dict[str, dict[str, Any]]:
+    """Manifests of the outputs in `path`, by the name of their directory."""
+    found = {child.name: manifest.peek_manifest(child) for child in path.iterdir() if child.is_dir()}
+    return {name: each for name, each in sorted(found.items()) if each}
+
+
+def _describe_job(outputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    state = {
+        name: f"{each['step']}, {'complete' if each['finished'] else 'unfinished'}" for name, each in outputs.items()
+    }
+    return {
+        "kind": "outputs of several steps",
+        "complete": all(each["finished"] for each in outputs.values()),
+        "steps": state,
+    }
 
 
 def _describe_run(path: UPath) -> dict[str, Any]:

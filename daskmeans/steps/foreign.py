@@ -5,8 +5,9 @@ What the files lack is worked out: distances are those of the rows, scaled to un
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -123,8 +124,21 @@ def open_clusters(
     if state is manifest.State.DONE:
         logger.info("%s: clusters of another tool, as they were written to %s before", path, target)
     else:
-        _write_clusters(path, source, target, settings, overwrite, client)
+        with _translate_row_errors(path):
+            _write_clusters(path, source, target, settings, overwrite, client)
     return open_buckets(target)
+
+
+@contextlib.contextmanager
+def _translate_row_errors(path: UPath) -> Iterator[None]:
+    """Name a way that there is for a bad row in the clusters of another tool: they are read without options."""
+    try:
+        yield
+    except DataError as error:
+        if "--" not in error.remedy:
+            raise
+        remedy = f"repair the row, or read all rows as embeddings: daskmeans run {path} --out OUT --on-bad-row skip"
+        raise DataError(error.found, where=error.where, expected=error.expected, remedy=remedy) from None
 
 
 def _refuse_parent(path: UPath) -> None:

@@ -164,7 +164,7 @@ def find_leaks(
             source.check_unchanged()
         manifest.check_row_counts("leak", given, compared=sum(rows), rejected=counts["rejected"])
         facts = counts | {"leaked": len(found), "exact": exact, "threshold": least}
-        step.facts |= {"counts": facts}
+        step.facts |= {"counts": facts, "id_from": sources[0].id_from, "embedding_field": sources[0].embedding_field}
     return StepResult(target, facts)
 
 

@@ -30,7 +30,7 @@ from daskmeans.steps.assign import assign_files, assign_inputs
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.embed import embed, embed_settings
 from daskmeans.steps.fit import fit, fit_settings, resolve_params, with_cluster_count
-from daskmeans.steps.foreign import find_cluster_folders, open_clusters, refuse_foreign_references
+from daskmeans.steps.foreign import find_cluster_folders, holds_clusters, open_clusters, refuse_foreign_references
 from daskmeans.steps.leak import find_leaks, leak_inputs, leak_settings
 from daskmeans.steps.once import find_decided_clusters
 from daskmeans.steps.settings import Storing
@@ -191,6 +191,13 @@ def _clusters_of(values: Values) -> Any:
 def _check_dedup(values: Values, is_made: IsMade) -> None:
     take(Deciding, values).settings()
     clusters = _clusters_of(values)
+    if not is_made(clusters) and not holds_clusters([clusters], take(ReadOptions, values)):
+        raise UsageError(
+            "these are no clusters",
+            where=str(clusters),
+            expected="the output of `daskmeans assign`, or a directory for each cluster",
+            remedy="make clusters by a stage of Fit and one of Assign before this one",
+        )
     if values["export"]:
         check_export(values["export"], open_path(values["out"], values["storage_options"]), overwrite=True)
     _check_manifest({**values, "clusters": clusters}, is_made, "clusters", "assign")

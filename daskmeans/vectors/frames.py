@@ -32,14 +32,26 @@ def to_table(frame: Any) -> pa.Table:
     """Return the columns of `frame` as a table, without its index."""
     if is_cudf(frame):
         return frame.to_arrow(preserve_index=False)
-    return pa.Table.from_pandas(frame, preserve_index=False)
+    return _from_pandas(pa.Table, frame)
+
+
+def _from_pandas(kind: Any, frame: pd.DataFrame) -> Any:
+    """Return `frame` as a table, or its schema, whichever `kind` is; raise UsageError for objects of several types."""
+    try:
+        return kind.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, OverflowError) as error:
+        raise UsageError(
+            f"a column holds objects of several types ({'; '.join(map(str, error.args))})",
+            expected="one type in each column",
+            remedy='for vectors: X[column] = [numpy.asarray(v, "float32") for v in X[column]]',
+        ) from None
 
 
 def frame_schema(frame: Any) -> pa.Schema:
     """Return the schema of `frame`; types of Python objects are inferred from the rows."""
     if is_cudf(frame):
         return to_table(frame.iloc[:0]).schema
-    return pa.Schema.from_pandas(frame, preserve_index=False)
+    return _from_pandas(pa.Schema, frame)  # type: ignore[no-any-return]
 
 
 def frame_to_host(frame: Any) -> pd.DataFrame:

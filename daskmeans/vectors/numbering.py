@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,11 +78,17 @@ def choose_numbering(
         return Numbering(ROW, root)
     if id_field != ID_FIELD or any(id_field in schema.names for schema in schemas):
         return None
+    names = ", ".join(dict.fromkeys(name for schema in schemas for name in schema.names))
+    _warn_of_numbers(str(files[0]) if len(files) == 1 else root, id_field, names)
+    return Numbering(ROW, root)
+
+
+@functools.cache  # a step opens its input several times
+def _warn_of_numbers(place: str, id_field: str, names: str) -> None:
     logger.warning(
         "%s: there is no column %r, so the ids are the numbers of the rows, from 0 through all files; --id-field names "
         "a column of ids (the columns are %s), and --id-from file-row makes ids of file and row",
-        files[0] if len(files) == 1 else root,
+        place,
         id_field,
-        ", ".join(dict.fromkeys(name for schema in schemas for name in schema.names)),
+        names,
     )
-    return Numbering(ROW, root)

@@ -16,6 +16,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 
@@ -217,6 +218,28 @@ def test_bad_rows_of_files_are_neither_kept_nor_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wordllama") is None, reason="needs the extra text")
+def test_files_without_ids_and_nested_vectors(tmp_path: Path) -> None:
+    kept = dkm.deduplicate(pd.DataFrame({"id": range(len(X)), "v": list(X)}), THRESHOLD).kept["id"].tolist()
+    numbered = pa.table({"v": list(X), "n": np.arange(len(X))})
+    nested = pa.table({"id": np.arange(len(X)), "emb": pa.array([{"values": v} for v in X.tolist()])})
+    for name, table, field, columns in (
+        ("numbered", numbered, None, ["id", "v", "n"]),
+        ("nested", nested, "emb.values", ["id", "emb"]),
+    ):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        reading = dkm.ReadOptions(embedding_field=field)
+        found = dkm.deduplicate(tmp_path / f"{name}.parquet", THRESHOLD, reading=reading).kept.compute()
+        assert list(found.columns) == columns
+        assert found["id"].tolist() == kept
+
+
+def test_objects_of_several_types_are_named() -> None:
+    mixed = pd.DataFrame({"v": [np.ones(3), np.ones(3, np.float32)]})
+    for call in (dkm.KMeans(1).fit, dkm.deduplicate):
+        with pytest.raises(UsageError, match=r"several types(.|\n)*numpy\.asarray"):
+            call(mixed)
+
+
 def test_texts_are_encoded(capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["a cat sat on the mat", "stock prices fell", "a cat sat on the mat", "the dog barks at night"]
     kept = [texts[0], texts[1], texts[3]]

@@ -1,9 +1,11 @@
 """Twins across two sets, against all products in float64."""
 
 import json
+import uuid
 from contextlib import nullcontext
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -257,6 +259,27 @@ def test_apply_writes_the_test_set_without_the_rows_that_leaked(tmp_path, some_l
         else:
             given = (folder / file.name).read_text().splitlines(keepends=True)
             assert file.read_text() == "".join(given[i - rows[0]] for i in mine)
+
+
+@pytest.mark.parametrize("id_from", ["field", "file-row"])
+def test_rows_without_ids_are_applied_by_their_numbers(tmp_path, some_leak, id_from):
+    train, test, A, B = some_leak
+    for path in (train, test):
+        pq.write_table(
+            pq.read_table(path).drop_columns("id").append_column("n", [range(pq.read_metadata(path).num_rows)]), path
+        )
+    facts = leak(train, test, tmp_path / "leaks", THRESHOLD, ReadOptions(id_from=id_from), apply=tmp_path / "clean")
+    kept = clean_rows(A, B)
+    assert facts["kept"] == len(kept)
+    assert pq.read_table(tmp_path / "clean" / "test.parquet")["n"].to_pylist() == kept
+
+
+def test_ids_of_bytes(tmp_path, some_leak):
+    _, test, _, B = some_leak
+    keys = pa.array([uuid.UUID(int=i).bytes for i in range(len(B))], pa.binary(16))
+    pq.write_table(pq.read_table(test).drop_columns("id").append_column("id", keys), test)
+    facts = leak(test, test, tmp_path / "all", THRESHOLD, apply=tmp_path / "none")
+    assert (facts["leaked"], facts["kept"]) == (len(B), 0)
 
 
 @pytest.mark.parametrize("numbers", [False, True])
