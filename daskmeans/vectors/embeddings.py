@@ -65,6 +65,7 @@ def read_embeddings(
     Examples
     --------
     >>> import numpy as np
+    >>> from upath import UPath
     >>> with UPath("memory://doctest/rows.npy").open("wb") as file:
     ...     np.save(file, np.ones((5, 3), np.float32))
     >>> read_embeddings("memory://doctest").dtypes
