@@ -195,7 +195,7 @@ FIT = stage("model", "Fit", input="vectors/", n_clusters=5)
         ([FIT, stage("b", "Assign", input="vectors/", model="${modle}")], ["did you mean 'model'?"]),
         ([FIT, stage("b", "Assign", input="${model}", model="${model}")], ["which is Fit", "Embed or Assign or Apply"]),
         ([FIT, stage("b", "SemanticDeduplicator", input="${model}", threshold=0.9)], ["that of Assign"]),
-        ([stage("b", "SemanticDeduplicator", input="vectors", threshold=0.9)], ["no output of daskmeans"]),
+        ([stage("b", "SemanticDeduplicator", input="vectors", threshold=0.9)], ["these are no clusters"]),
         ([FIT, stage("b", "Assign", input="vectors/", model="${model}"),
           stage("c", "SemanticDeduplicator", input="${b}", threshold=0.9, eps=0.1)], ["stage 'c'", "both threshold"]),
         ([stage("a", "Leak", train="vectors/", test="test/", threshold=0.3)], ["--threshold: 0.3 is out of range"]),

@@ -17,15 +17,12 @@ from helpers import blobs
 X = blobs(n=2000, d=8)
 
 
-def held(dask_worker: distributed.Worker) -> list[str]:
-    return list(map(str, dask_worker.data))
-
-
 def left(client: distributed.Client) -> list[str]:
     """What is on the workers, once they have had a moment to release it."""
     found: list[str] = []
     for _ in range(100):
-        found = [key for keys in client.run(held).values() for key in keys]
+        held = client.run(lambda dask_worker: [*map(str, dask_worker.data)])
+        found = [key for keys in held.values() for key in keys]
         if not found:
             break
         time.sleep(0.05)
