@@ -13,10 +13,10 @@ from daskmeans.buckets.buckets import index_facts
 from daskmeans.cli import options
 from daskmeans.cli.config_file import from_yaml
 from daskmeans.cli.jobs import JobCommand
-from daskmeans.cli.main import VERBS
 from daskmeans.cli.options import PLACE, Output, StrictCommand
 from daskmeans.cli.output import hint_apply, print_json, show_advice, show_decisions, show_facts
 from daskmeans.cli.session import open_session
+from daskmeans.cli.verbs import VERBS
 from daskmeans.duplicates.export import EXPORTS
 from daskmeans.duplicates.settings import Deciding
 from daskmeans.errors import UsageError

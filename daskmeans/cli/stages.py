@@ -13,7 +13,6 @@ import click
 
 from daskmeans.cli import options
 from daskmeans.cli.config_file import STAGES, parse_settings, read_settings, refuse_unknown
-from daskmeans.cli.main import LazyCommands
 from daskmeans.cli.options import Output, StrictCommand
 from daskmeans.cli.output import show_facts
 from daskmeans.cli.session import open_session
@@ -107,7 +106,7 @@ def read_stages(file: str, given: Any, root: str, overwrite: bool = False) -> li
 def _parse_stage(
     name: str, kind: str, params: Mapping[Any, Any], where: str, before: Sequence[Stage], root: str, overwrite: bool
 ) -> Stage:
-    command = LazyCommands()[OPERATORS[kind].verb]
+    command = _find_command(OPERATORS[kind].verb)
     if session := [key for key in params if str(key).replace("-", "_") in OF_THE_JOB]:
         remedy = f"write it beside `{STAGES}:`, not in `params:`"
         raise UsageError(f"the key {session[0]!r} is for all stages", where=where, remedy=remedy)
@@ -128,6 +127,13 @@ def _parse_stage(
     except click.UsageError as error:
         raise UsageError(error.format_message().rstrip("."), where=where) from None
     return Stage(name, kind, ctx.params | {"overwrite": overwrite or ctx.params["overwrite"]}, where)
+
+
+def _find_command(verb: str) -> click.Command:
+    """The command `verb` of the group that `run` is one of."""
+    parent = click.get_current_context().parent
+    assert parent and isinstance(parent.command, click.Group)  # `run` is called by its group only
+    return parent.command.commands[verb]
 
 
 def _option(key: str) -> str:

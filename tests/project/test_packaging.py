@@ -56,7 +56,8 @@ def test_importing_every_module_brings_in_no_library_of_an_extra() -> None:
 def test_the_list_of_commands_takes_no_library() -> None:
     script = """
 import sys
-from daskmeans.cli.main import VERBS, main
+from daskmeans.cli.main import main
+from daskmeans.cli.verbs import VERBS
 main(["--help"], standalone_mode=False)
 print(*{"dask", "distributed", "numba", "numpy", "pandas", "pyarrow"} & sys.modules.keys(), file=sys.stderr)
 """
