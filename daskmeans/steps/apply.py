@@ -37,7 +37,6 @@ from daskmeans.vectors.files import (
     open_path,
     public_name,
     refuse_overlap,
-    stat_file,
 )
 from daskmeans.vectors.formats import format_of
 from daskmeans.vectors.listing import find_files
@@ -45,6 +44,7 @@ from daskmeans.vectors.looks import SURVEY_THREADS, SURVEYS
 from daskmeans.vectors.numbering import FIELD, ROW, Numbering
 from daskmeans.vectors.rejects import write_rejects
 from daskmeans.vectors.source import open_source
+from daskmeans.vectors.stamps import Stamp, stamp_files
 
 # More rows than any file has, so that a survey need not cut it.
 MOST_ROWS = 2**62
@@ -122,8 +122,8 @@ def apply(
     if on_bad_row not in ("error", "skip"):
         raise UsageError(f"unknown choice {on_bad_row!r}", where="--on-bad-row", expected="error or skip")
     folder, target = open_path(decisions, storage_options), open_path(out, storage_options)
-    decided = _read_decided(folder)
-    id_field = find_id_field(folder, id_field)
+    decided = read_decided(folder)
+    id_field = find_id_field(folder, decided, id_field)
     files = find_files(inputs, storage_options, format)
     format = format_of(files[0], format)
     id_from = decided.get("id_from", FIELD)
@@ -140,8 +140,9 @@ def apply(
     if decided["step"] == "dedup":
         refuse_dropped_references(folder, client, storage_options)
     settings = {"id_field": id_field, "on_bad_row": on_bad_row}
-    described = apply_inputs(folder, files)
-    need = sum(stat_file(file)[0] for file in files) * decided["kept"] // max(1, decided["rows"])
+    stamps = stamp_files(files)
+    described = apply_inputs(folder, files, stamps)
+    need = sum(size for _, size, _ in stamps) * decided["kept"] // max(1, decided["rows"])
     with open_step(target, "apply", settings, described, overwrite=overwrite, need=need, client=client) as step:
         lookup = read_leak_index(folder) if decided["step"] == "leak" else read_decision_index(folder)
         free_bytes = check_apply(lookup.nbytes, str(folder), client)
@@ -171,7 +172,7 @@ def apply(
     return StepResult(target, summary)
 
 
-def _read_decided(folder: UPath) -> dict[str, Any]:
+def read_decided(folder: UPath) -> dict[str, Any]:
     """The manifest of the decisions in `folder`; that of leaks has the same entries, of the test set."""
     found = manifest.read_manifest(folder, "dedup", "leak")
     if found["step"] == "dedup":
@@ -181,18 +182,19 @@ def _read_decided(folder: UPath) -> dict[str, Any]:
     return found | of_test | {"id_field": found["settings"]["id_field"]}
 
 
-def apply_inputs(folder: UPath, files: list[UPath]) -> dict[str, Any]:
+def apply_inputs(folder: UPath, files: Sequence[UPath], stamps: Sequence[Stamp]) -> dict[str, Any]:
     """Identity of what the kept rows are made from: the decisions in `folder`, and the original `files`."""
     made = manifest.identity_hash(manifest.read_manifest(folder, "dedup", "leak"))
-    stamps = {public_name(file): stat_file(file) for file in files}
-    given = {name: f"{size} bytes of version {version or 'unknown'}" for name, (size, version) in stamps.items()}
+    given = {
+        public_name(file): f"{size} bytes of version {version or 'unknown'}"
+        for file, (_, size, version) in zip(files, stamps, strict=True)
+    }
     fingerprint = manifest.checksum(json.dumps(list(given.items())).encode())
     return {"decisions": str(folder), "made": made, "fingerprint": fingerprint, "files": given}
 
 
-def find_id_field(folder: UPath, given: str | None) -> str:
+def find_id_field(folder: UPath, decided: Mapping[str, Any], given: str | None) -> str:
     """The column of ids that the decisions in `folder` were made with; if one is `given`, it must be the same."""
-    decided = _read_decided(folder)
     known = decided.get("id_field")
     if known is None:  # an earlier version did not store it; the clusters may still tell
         made = decided["inputs"]

@@ -25,7 +25,7 @@ from daskmeans.kmeans.engine.seeding import resolve_init
 from daskmeans.kmeans.estimator import KMeans
 from daskmeans.kmeans.model import refuse_pickle
 from daskmeans.pairs.plan import n_pairs
-from daskmeans.steps.apply import apply, apply_inputs, find_id_field
+from daskmeans.steps.apply import apply, apply_inputs, find_id_field, read_decided
 from daskmeans.steps.assign import assign_files, assign_inputs
 from daskmeans.steps.dedup import dedup_step
 from daskmeans.steps.embed import embed, embed_settings
@@ -40,6 +40,7 @@ from daskmeans.vectors.files import as_list, open_path
 from daskmeans.vectors.listing import find_files
 from daskmeans.vectors.options import ReadOptions
 from daskmeans.vectors.source import open_source
+from daskmeans.vectors.stamps import stamp_files
 
 Values = Mapping[str, Any]
 # Whether an earlier stage will make what lies at a path, so that it cannot be checked yet.
@@ -240,13 +241,14 @@ def _check_apply(values: Values, is_made: IsMade) -> None:
 def _plan_apply(values: Values, client: Client | None) -> Iterator[Planned]:
     options, on_bad_row = values["storage_options"], values["on_bad_row"]
     decisions, path = open_path(values["decisions"], options), open_path(values["out"], options)
-    settings = {"id_field": find_id_field(decisions, values["id_field"]), "on_bad_row": on_bad_row}
+    id_field = find_id_field(decisions, read_decided(decisions), values["id_field"])
+    settings = {"id_field": id_field, "on_bad_row": on_bad_row}
     work = partial(
         apply, decisions, values["inputs"], path, id_field=values["id_field"], storage_options=options,
         on_bad_row=on_bad_row, format=values["format"], overwrite=values["overwrite"], client=client,
     )  # fmt: skip
     files = find_files(values["inputs"], options, values["format"])
-    yield Planned(path, "apply", settings, apply_inputs(decisions, files), work)
+    yield Planned(path, "apply", settings, apply_inputs(decisions, files, stamp_files(files)), work)
 
 
 # --- Leak ---
